@@ -1,0 +1,1 @@
+"""Records of whole runs: cluster specs, schedules, benchmark and training jobs."""

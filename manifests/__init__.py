@@ -1,0 +1,1 @@
+"""Manifests shipped with the package: one TOML per data set and per view."""

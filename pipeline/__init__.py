@@ -1,0 +1,1 @@
+"""rdmpipe: retrieval databases from art collections, and retrieval-augmented diffusion over prompt lists."""

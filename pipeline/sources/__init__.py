@@ -1,0 +1,1 @@
+"""Source readers: one small module per kind of source."""

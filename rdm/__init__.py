@@ -1,0 +1,1 @@
+"""The retrieval-augmented diffusion model (RDM): pure torch and diffusers, no disk layout, no Ray."""
