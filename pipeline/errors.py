@@ -1,0 +1,108 @@
+"""The exceptions of rdmpipe. Every message says what was expected, what was found, and what to do.
+
+RdmpipeError                  anything we raise on purpose; the CLI prints its text and exits with `exit_code`
+|- ConfigError                a TOML file, flag or environment variable that cannot be used
+|  |- ManifestError           a manifest: unknown name, unknown key, bad view
+|  '- PromptError             a prompt list with bad rows
+|- SourceError                a source that cannot be read: unreachable, wrong checksum, missing column
+|- EncoderError               weights that cannot be reached, or an encoder that does not match the database
+|- ModelError                 an RDM that cannot be loaded, or that does not fit the database or the request
+|- DatabaseError              a database that is missing, damaged, or not what was asked for
+|  |- BusyError               somebody else is writing it
+|  '- ConflictError           somebody else published first
+|- FilterError                a WHERE expression that is wrong or that tries to leave its sandbox
+|- IndexBuildError            an index that cannot be built, or whose recall is too low
+|- BudgetError                memory or disk that will not suffice, found out before work starts
+|- DiskFullError              the disk filled up in the middle of work
+|- JobError                   a cluster job that cannot be submitted, found or followed
+'- StageFailed                shards that failed after their retries; carries the failures
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.stage import Failure
+
+
+class RdmpipeError(Exception):
+    exit_code = 1
+
+
+class ConfigError(RdmpipeError):
+    exit_code = 2
+
+
+class ManifestError(ConfigError):
+    pass
+
+
+class PromptError(ConfigError):
+    pass
+
+
+class SourceError(RdmpipeError):
+    pass
+
+
+class EncoderError(RdmpipeError):
+    pass
+
+
+class ModelError(RdmpipeError):
+    pass
+
+
+class DatabaseError(RdmpipeError):
+    pass
+
+
+class BusyError(DatabaseError):
+    exit_code = 75  # EX_TEMPFAIL: trying again later is the fix
+
+
+class ConflictError(DatabaseError):
+    exit_code = 75
+
+
+class FilterError(ConfigError):
+    pass
+
+
+class IndexBuildError(RdmpipeError):
+    pass
+
+
+class BudgetError(RdmpipeError):
+    pass
+
+
+class DiskFullError(RdmpipeError):
+    pass
+
+
+class JobError(RdmpipeError):
+    pass
+
+
+class StageFailed(RdmpipeError):
+    """Some shards failed after all retries. `failures` lists them; running the same command again retries only those."""
+
+    def __init__(self, failures: tuple[Failure, ...]) -> None:
+        self.failures = failures
+        first = failures[0]
+        lines = first.error.strip().splitlines()
+        super().__init__(
+            f"{len(failures)} shard(s) failed in stage {first.stage!r} after {first.attempts} attempt(s); "
+            f"first: shard {first.shard}: {lines[-1] if lines else 'no message'}. "
+            "Finished shards are kept: mend the cause and run the same command again."
+        )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
