@@ -168,6 +168,7 @@ def test_inline_and_ray_write_the_same_bytes(tmp_path: Path, ray_backend: Backen
     found = []
     for kind in ("inline", "ray"):
         root = tmp_path / kind
+        root.mkdir()
         run((stage(root, "only"),), shards(5), replace(ray_backend, kind=kind), quiet(), total=5)
         found.append({path.name: path.read_bytes() for path in sorted((root / "only").iterdir())})
     assert found[0] == found[1]
