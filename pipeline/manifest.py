@@ -1,7 +1,7 @@
 """Manifests: one strict TOML file per data set and per view.
 
-Reads: the manifests shipped with the package, those added to the home, or a file by path. A view is a base and a WHERE clause and stores
-nothing. Does not reach the network: whether the source can be read is the source reader's business.
+Reads: the manifests shipped with the package, those added to the home, or a file by path. A view is a base and a
+WHERE clause and stores nothing. Does not reach the network: whether a source can be read is its reader's business.
 """
 
 from __future__ import annotations
