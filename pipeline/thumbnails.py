@@ -35,7 +35,7 @@ def picture_files(database: RetrievalDatabase, keys: Iterable[int]) -> dict[int,
                 continue
             with handle, tarfile.open(fileobj=handle, mode="r:") as archive:
                 while wanted and (member := archive.next()) is not None:
-                    archive.members = []  # tarfile would keep every header it has seen
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                     path = PurePosixPath(member.name)
                     if path.suffix in (".json", ".txt") or not path.stem.isdigit() or int(path.stem) not in wanted:
                         continue
@@ -54,7 +54,7 @@ def thumbnails(database: RetrievalDatabase, keys: Iterable[int], side: int = SID
 
     made = {}
     for key, data in picture_files(database, keys).items():
-        picture = decode(data)
+        picture = decode(data, side).image
         picture.thumbnail((side, side))
         made[key] = picture
     return made
