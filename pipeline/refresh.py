@@ -7,7 +7,7 @@ tombstone, and new and changed rows go to new shards. Shards whose input is what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.plan import Plan, listed, plan_shards, save_plan
 from pipeline.schema import SHARD_ROWS, shard_of
 from pipeline.sources import Source
 from pipeline.stage import Shard
+from pipeline.storage import Artifact
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,20 @@ def _new_shards(
         spec = {"picked": [{"spec": specs[number], "items": items} for number, items in parts.items()]}
         fingerprint = digest(["picked", [(item, row_digest) for _, item, row_digest in group]], 32)
         yield Shard(first + start // rows, len(group), fingerprint, spec)
+
+
+def write_gone(db: RetrievalDatabase, before: Artifact | None, more: Iterable[Gone]) -> Artifact:
+    """Tombstones of a version: those there were and new ones, as Parquet (key, why) in order of key."""
+    import pyarrow as pa
+
+    entries = {} if before is None else {row["key"]: row["why"] for row in db.read_table(before.path).to_pylist()}
+    entries.update({entry.key: entry.why for entry in more})
+    keys = sorted(entries)
+    table = pa.table({"key": pa.array(keys, pa.int64()), "why": pa.array([entries[key] for key in keys], pa.string())})
+    name = digest([[key, entries[key]] for key in keys], 12)
+    return db.write_table(f"gone/{name}.parquet", table)
+
+
+def gone_keys(db: RetrievalDatabase, gone: Artifact | None) -> list[int]:
+    """The keys in a version's tombstones, ascending."""
+    return [] if gone is None else [int(key) for key in db.read_table(gone.path, ["key"])["key"].to_pylist()]
