@@ -23,8 +23,8 @@ from pipeline.errors import FilterError, nearest
 from pipeline.schema import arrow_type
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 TIMEOUT_S = 30.0
 MEMORY = 1 << 30
@@ -55,7 +55,19 @@ CASTS = {"BOOLEAN", "INTEGER", "BIGINT", "HUGEINT", "UBIGINT", "FLOAT", "DOUBLE"
 FUNCTIONS = {
     *("~~", "!~~", "~~*", "!~~*", "~~~", "like_escape", "not_like_escape", "ilike_escape", "not_ilike_escape"),
     *("regexp_matches", "regexp_full_match", "contains", "starts_with", "ends_with", "prefix", "suffix", "^@"),
-    *("lower", "upper", "trim", "ltrim", "rtrim", "strip_accents", "substring", "substr", "left", "right", "split_part"),
+    *(
+        "lower",
+        "upper",
+        "trim",
+        "ltrim",
+        "rtrim",
+        "strip_accents",
+        "substring",
+        "substr",
+        "left",
+        "right",
+        "split_part",
+    ),
     *("length", "strlen", "position", "instr", "strpos", "hamming"),
     *("concat", "||", "nullif", "least", "greatest"),
     *("+", "-", "*", "/", "//", "%", "abs", "sign", "round", "floor", "ceil", "ceiling", "sqrt", "ln", "log10", "mod"),
@@ -81,7 +93,7 @@ def conjunction(*expressions: str, columns: Mapping[str, str]) -> str:
     return " AND ".join(check_filter(text, columns).sql for text in expressions if text.strip())
 
 
-def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) -> np.ndarray:
+def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
     """Which rows of an Arrow table match: bool (rows,). Columns of other than plain types cannot be named in the filter."""
     import numpy as np
     import pyarrow.types as kinds
@@ -92,9 +104,7 @@ def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) 
         "float64": lambda t: kinds.is_float32(t) or kinds.is_float64(t),
         "bool": kinds.is_boolean,
     }
-    columns = {
-        field.name: name for field in table.schema for name, is_kind in tests.items() if is_kind(field.type)
-    }
+    columns = {field.name: name for field in table.schema for name, is_kind in tests.items() if is_kind(field.type)}
     checked = check_filter(expression, columns)
     if not table.num_rows:
         return np.zeros(0, bool)
@@ -121,11 +131,11 @@ class MetadataFilter:
         self._columns = dict(columns)
         self._load = load
         self._connection = sandbox(memory, threads)
-        self._loaded: tuple[str, ...] = ()
+        self._loaded: tuple[str, ...] | None = None
         self._ordinal = "ordinal"
         while self._ordinal in self._columns:
             self._ordinal += "_"
-        self._cache: dict[str, np.ndarray] = {}
+        self._cache: dict[str, NDArray[Any]] = {}
         self._cached = cached
 
     def close(self) -> None:
@@ -134,7 +144,7 @@ class MetadataFilter:
     def check(self, expression: str) -> Filter:
         return check_filter(expression, self._columns)
 
-    def ordinals(self, expression: str, timeout_s: float = TIMEOUT_S) -> np.ndarray:
+    def ordinals(self, expression: str, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
         """Ascending ordinals of the matching rows, int64, not to be written to. The last few answers are kept."""
         import numpy as np
 
@@ -155,7 +165,7 @@ class MetadataFilter:
         import numpy as np
         import pyarrow as pa
 
-        wanted = tuple(dict.fromkeys((*self._loaded, *names)))
+        wanted = tuple(dict.fromkeys((*(self._loaded or ()), *names)))
         if wanted == self._loaded:
             return
         table = self._load(list(wanted))
@@ -314,13 +324,13 @@ def _render(connection: Any, tree: dict[str, Any]) -> str:
     return f"({text.removeprefix('SELECT ')})"
 
 
-def _run(connection: Any, sql: str, expression: str, timeout_s: float) -> np.ndarray:
+def _run(connection: Any, sql: str, expression: str, timeout_s: float) -> NDArray[Any]:
     """The query's one column, with an interrupt after timeout_s. DuckDB's errors become FilterErrors."""
     import duckdb
 
     with _deadline(connection, timeout_s):
         try:
-            column: np.ndarray = next(iter(connection.execute(sql).fetchnumpy().values()))
+            column: NDArray[Any] = next(iter(connection.execute(sql).fetchnumpy().values()))
             return column
         except duckdb.InterruptException:
             raise FilterError(
