@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,10 +110,10 @@ def download_shard(
         part = scratch / "images.tar"
         with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
             first = 0
-            for batch in _batches(source.read(shard.spec)):
+            for batch in _batches(read_spec(source, shard.spec)):
                 keys = [key_of(shard.id, first + i) for i in range(len(batch))]
                 first += len(batch)
-                rows = [_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
+                rows = [image_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
                 if config.where and row_filter is not None:
                     named = list(filter_columns(config.columns))
                     keep = row_filter(config.where, pa.Table.from_pylist(rows, schema).select(named))
@@ -133,6 +134,19 @@ def download_shard(
         )
     counts = count_statuses(table.column("status").to_pylist(), table.column("error").to_pylist())
     return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
+
+
+def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source."""
+    if "picked" not in spec:
+        yield from source.read(spec)
+        return
+    for part in spec["picked"]:
+        wanted = Counter(part["items"])
+        for sample in source.read(part["spec"]):
+            if wanted[sample.item_id] > 0:
+                wanted[sample.item_id] -= 1
+                yield sample
 
 
 def read_images(db: RetrievalDatabase, shard: int) -> Iterator[tuple[dict[str, Any], bytes | None]]:
@@ -184,7 +198,7 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
+def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
     """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
     error = sample.error
     status = sample.status or (FAILED if error else OK)

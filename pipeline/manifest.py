@@ -1,7 +1,7 @@
 """Manifests: one strict TOML file per data set and per view.
 
-Reads: the manifests shipped with the package, or a file by path. A view is a base and a WHERE clause and stores
-nothing. Does not reach the network: whether the source can be read is the source reader's business.
+Reads: the manifests shipped with the package, those added to the home, or a file by path. A view is a base and a
+WHERE clause and stores nothing. Does not reach the network: whether a source can be read is its reader's business.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import digest, from_mapping, read_toml
+from pipeline.config import default_home, digest, from_mapping, read_toml
 from pipeline.errors import ManifestError, nearest
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*$")
@@ -108,8 +108,26 @@ def parse(table: Mapping[str, Any], where: str) -> Manifest | View:
     return made
 
 
-def load(name_or_path: str) -> Manifest | View:
-    """A shipped manifest by name, or any manifest file by path."""
+def known(home: str | None = None) -> dict[str, Path]:
+    """Manifest files by name: those shipped with the package and those added to a home on this machine (manifests/*.toml)."""
+    own = Path(home or default_home()) / "manifests"
+    return {**shipped(), **{path.stem: path for path in sorted(own.glob("*.toml"))}}
+
+
+def add(path: Path, home: str | None = None) -> Path:
+    """Copy a checked manifest into the home, so that its name can be used. Raises ManifestError."""
+    made = load(str(path), home)
+    if made.name in shipped():
+        raise ManifestError(f"{path}: a manifest called {made.name!r} comes with the package; give yours another name")
+    folder = Path(home or default_home()) / "manifests"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{made.name}.toml"
+    target.write_bytes(path.read_bytes())
+    return target
+
+
+def load(name_or_path: str, home: str | None = None) -> Manifest | View:
+    """A manifest by name (shipped, or added to the home), or any manifest file by path. Raises ManifestError."""
     path = Path(name_or_path)
     if path.suffix == ".toml":
         if not path.is_file():
@@ -117,13 +135,13 @@ def load(name_or_path: str) -> Manifest | View:
                 f"no manifest file at {name_or_path}; give a path to a .toml file or one of the shipped names"
             )
         return parse(read_toml(path), path.name)
-    known = shipped()
-    if name_or_path not in known:
+    names = known(home)
+    if name_or_path not in names:
         raise ManifestError(
-            f"no manifest called {name_or_path!r}{nearest(name_or_path, known)}. `rdmpipe manifests` lists them; "
+            f"no manifest called {name_or_path!r}{nearest(name_or_path, names)}. `rdmpipe manifests` lists them; "
             "a folder of pictures is given by its path, as in ./my-pictures"
         )
-    return parse(read_toml(known[name_or_path]), known[name_or_path].name)
+    return parse(read_toml(names[name_or_path]), names[name_or_path].name)
 
 
 def for_folder(path: Path, name: str = "", encoder: str = "vit-l-14") -> Manifest:

@@ -1,0 +1,378 @@
+"""Run a chain of stages over shards: in this process, or on Ray. One contract, two backends.
+
+Both go through `run_shard_once`, so a shard is skipped when its receipt is valid, retried when it fails, and reported as a
+`Failure` value when it keeps failing; other shards go on. On Ray every stage has a pool of actors (set up once each), shards
+move on to the next stage as soon as they are through one, work in flight is bounded, a dead actor is replaced, and one that
+is over its stage's time limit is killed and replaced. Reads and writes nothing itself; only shard ids and receipts
+cross processes. Does not promise order between shards, nor a time limit inline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline import errors
+from pipeline.errors import ConfigError, DatabaseError, DiskFullError, EncoderError, JobError, ModelError, RdmpipeError
+from pipeline.progress import Progress
+from pipeline.stage import Failure, Receipt, Shard, Stage, describe_exception, run_shard_once
+
+# Errors that every other shard would meet too: the run stops at once instead of failing shard by shard.
+FATAL = (ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the work runs. `workers` is per stage; 0 lets each stage and the cluster decide."""
+
+    kind: Literal["inline", "ray"] = "inline"
+    address: str = ""  # Ray cluster; empty: RAY_ADDRESS, else a cluster of our own on this machine
+    workers: int = 0
+    retries: int = 2  # further attempts for a failed shard
+    max_failures: int = 100  # give up after so many failed shards
+    start_timeout_s: float = 180.0  # for the first worker of a stage to get its resources and set up
+
+
+@dataclass
+class Outcome:
+    """What a run did. `ran` and `skipped` count shards per stage; `failures` are what is left to do."""
+
+    ran: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # summed over workers
+    failures: list[Failure] = field(default_factory=list)
+
+    def count(self, stage: Stage, seconds: float) -> None:
+        bucket = self.ran if seconds > 0 else self.skipped
+        bucket[stage.name] = bucket.get(stage.name, 0) + 1
+        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + seconds
+
+
+def run(
+    chain: tuple[Stage, ...],
+    shards: Iterable[Shard],
+    backend: Backend | None = None,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Outcome:
+    """Take every shard through `chain`. A shard whose last stage is done is skipped whole.
+
+    Returns the outcome, failures included; raises at once for what no shard can survive (FATAL).
+    """
+    backend, progress = backend or Backend(), progress or Progress()
+    outcome = Outcome()
+    todo = _unfinished(chain, shards, outcome, progress, total)
+    if backend.kind == "inline":
+        _run_inline(chain, todo, backend, progress, outcome)
+    else:
+        _RayRun(chain, backend, progress, outcome).run(todo)
+    return outcome
+
+
+def _unfinished(
+    chain: tuple[Stage, ...], shards: Iterable[Shard], outcome: Outcome, progress: Progress, total: int
+) -> Iterator[Shard]:
+    """The shards whose last stage is not done yet, found by one listing and then their receipts."""
+    last = chain[-1]
+    written = set(last.storage.list(last.folder, ".json"))
+    for stage in chain:
+        progress.begin(stage.name, total)
+    for shard in shards:
+        if f"{shard.name}.json" in written and (receipt := last.receipt(shard)) is not None:
+            for stage in chain:
+                outcome.count(stage, 0.0)
+                progress.advance(stage.name, shard.id, 0, 0.0)
+            del receipt
+            continue
+        yield shard
+
+
+# ---- in this process
+
+
+def _run_inline(
+    chain: tuple[Stage, ...], shards: Iterator[Shard], backend: Backend, progress: Progress, outcome: Outcome
+) -> None:
+    contexts = [_Context(stage.setup) for stage in chain]
+    for shard in shards:
+        for stage, context in zip(chain, contexts, strict=True):
+            failure = None
+            for attempt in range(1, backend.retries + 2):
+                try:
+                    receipt, seconds = run_shard_once(stage, context, shard)
+                except FATAL:
+                    raise
+                except Exception as error:
+                    failure = Failure(stage.name, shard.id, describe_exception(error), attempt)
+                    progress.say(f"{stage.name}: shard {shard.name}: attempt {attempt}: {error}")
+                    continue
+                failure = None
+                outcome.count(stage, seconds)
+                progress.advance(stage.name, shard.id, receipt.rows, seconds)
+                break
+            if failure is not None:
+                outcome.failures.append(failure)
+                progress.advance(stage.name, shard.id, 0, 0.0, problem=_last_line(failure.error))
+                break
+        if len(outcome.failures) >= backend.max_failures:
+            return
+
+
+class _Context:
+    """A worker's set-up result, made when the first shard needs it."""
+
+    def __init__(self, setup: Callable[[], Any]) -> None:
+        self.setup = setup
+        self.made: list[Any] = []
+
+    def __call__(self) -> Any:
+        if not self.made:
+            self.made.append(self.setup())
+        return self.made[0]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "no message"
+
+
+# ---- on Ray
+
+
+class _Worker:
+    """The actor: one stage's set-up, kept over shards. Errors come back as values, so that only its death raises."""
+
+    def __init__(self, stage: Stage, nonce: str) -> None:
+        self.stage = stage
+        self.context = _Context(stage.setup)
+        self.nonce = nonce
+
+    def ready(self) -> tuple[str, str]:
+        """("", "") where this node sees the home the driver wrote to and the set-up works; else error class and text."""
+        import socket
+
+        try:
+            found = self.stage.storage.read_text("nonce")
+            if found != self.nonce:
+                return "ConfigError", (
+                    f"node {socket.gethostname()} does not share the home {self.stage.storage.url} (it reads "
+                    f"{found!r} where this run wrote {self.nonce!r}). Several nodes need one home: a network disk "
+                    "mounted at the same path everywhere, or RDMPIPE_HOME=s3://..."
+                )
+            self.context()
+        except Exception as error:
+            return _error_class(error), str(error) if isinstance(error, RdmpipeError) else describe_exception(error)
+        return "", ""
+
+    def run(self, shard: Shard) -> tuple[Receipt | None, float, str, str]:
+        """(receipt, seconds, error text, error class where no other shard could do better)"""
+        try:
+            receipt, seconds = run_shard_once(self.stage, self.context, shard)
+        except Exception as error:
+            if isinstance(error, FATAL):
+                return None, 0.0, str(error), _error_class(error)
+            return None, 0.0, describe_exception(error), ""
+        return receipt, seconds, "", ""
+
+
+def _error_class(error: BaseException) -> str:
+    return type(error).__name__ if isinstance(error, RdmpipeError) else "JobError"
+
+
+def _revive(name: str, text: str) -> RdmpipeError:
+    """The error a worker met, as the same class here."""
+    kind = getattr(errors, name, RdmpipeError)
+    made: RdmpipeError = kind(text) if kind is not errors.StageFailed else RdmpipeError(text)
+    return made
+
+
+@dataclass
+class _Flight:
+    stage: int
+    actor: Any
+    shard: Shard | None  # None: the actor is setting up
+    since: float
+
+
+class _RayRun:
+    """One run on Ray: pools of actors, a queue per stage, and the loop that moves shards along."""
+
+    def __init__(self, chain: tuple[Stage, ...], backend: Backend, progress: Progress, outcome: Outcome) -> None:
+        self.chain, self.backend, self.progress, self.outcome = chain, backend, progress, outcome
+        self.queues: list[deque[Shard]] = [deque() for _ in chain]
+        self.idle: list[list[Any]] = [[] for _ in chain]
+        self.flights: dict[Any, _Flight] = {}
+        self.attempts: dict[tuple[int, int], int] = {}
+        self.wanted = [self._pool_size(stage) for stage in chain]
+        self.alive = [0 for _ in chain]
+        self.setup_failures = 0
+        self.exhausted = False
+
+    def _pool_size(self, stage: Stage) -> int:
+        return self.backend.workers or stage.workers or 1
+
+    def run(self, shards: Iterator[Shard]) -> None:
+        first = next(shards, None)
+        if first is None:
+            return
+        self.queues[0].append(first)
+        with connect(self.backend.address):
+            import ray
+
+            self.ray = ray
+            self.nonce = os.urandom(8).hex()
+            for storage in {stage.storage.url: stage.storage for stage in self.chain}.values():
+                storage.write_text("nonce", self.nonce)
+            self.actor = ray.remote(_Worker)
+            try:
+                for stage in reversed(range(len(self.chain))):  # later stages first: they must never wait for room
+                    for _ in range(self.wanted[stage]):
+                        self._start_actor(stage)
+                while self._step(shards):
+                    pass
+            finally:
+                for flight in self.flights.values():
+                    self._kill(flight.actor)
+                for pool in self.idle:
+                    for actor in pool:
+                        self._kill(actor)
+
+    def _start_actor(self, stage: int) -> None:
+        need = self.chain[stage].resources
+        options: dict[str, Any] = {
+            "num_cpus": need.cpus,
+            "num_gpus": need.gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        if need.memory:
+            options["memory"] = need.memory
+        actor = self.actor.options(**options).remote(self.chain[stage], self.nonce)
+        self.alive[stage] += 1
+        self.flights[actor.ready.remote()] = _Flight(stage, actor, None, time.monotonic())
+
+    def _kill(self, actor: Any) -> None:
+        with contextlib.suppress(Exception):  # it may be dead already, which is what we want
+            self.ray.kill(actor)
+
+    def _feed(self, shards: Iterator[Shard]) -> None:
+        """Take new shards in while the stages behind the first have room for what it makes."""
+        busy = sum(1 for flight in self.flights.values() if flight.shard is not None)
+        behind = sum(len(queue) for queue in self.queues[1:])
+        room = 2 * sum(self.wanted) + 2
+        while (
+            not self.exhausted and len(self.queues[0]) < self.wanted[0] and busy + behind + len(self.queues[0]) < room
+        ):
+            shard = next(shards, None)
+            if shard is None:
+                self.exhausted = True
+            else:
+                self.queues[0].append(shard)
+
+    def _step(self, shards: Iterator[Shard]) -> bool:
+        """One turn of the loop. False when all is done or given up."""
+        self._feed(shards)
+        for stage, queue in enumerate(self.queues):
+            while queue and self.idle[stage]:
+                actor, shard = self.idle[stage].pop(), queue.popleft()
+                self.flights[actor.run.remote(shard)] = _Flight(stage, actor, shard, time.monotonic())
+        working = any(flight.shard is not None for flight in self.flights.values())
+        if not working and not any(self.queues) and self.exhausted:
+            return False
+        if len(self.outcome.failures) >= self.backend.max_failures:
+            return False
+        done, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=1.0)
+        for ref in done:
+            self._land(ref, self.flights.pop(ref))
+        self._watch(working)
+        return True
+
+    def _land(self, ref: Any, flight: _Flight) -> None:
+        """A call came back: a set-up, a finished shard, an error, or an actor's death."""
+        stage = self.chain[flight.stage]
+        try:
+            result = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            self.alive[flight.stage] -= 1
+            if flight.shard is None:
+                self.setup_failures += 1
+                if self.setup_failures > 3 + sum(self.wanted):
+                    raise JobError(f"workers of stage {stage.name!r} die while they are set up: {error}") from error
+            else:
+                self._failed(flight.stage, flight.shard, f"worker died: {_last_line(str(error))}")
+            self._start_actor(flight.stage)
+            return
+        if flight.shard is None:
+            if result[0]:
+                raise _revive(*result)
+            self.idle[flight.stage].append(flight.actor)
+            return
+        self.idle[flight.stage].append(flight.actor)
+        receipt, seconds, error_text, fatal = result
+        if fatal:
+            raise _revive(fatal, error_text)
+        if receipt is None:
+            self._failed(flight.stage, flight.shard, error_text)
+            return
+        self.outcome.count(stage, seconds)
+        self.progress.advance(stage.name, flight.shard.id, receipt.rows, seconds)
+        if flight.stage + 1 < len(self.chain):
+            self.queues[flight.stage + 1].append(flight.shard)
+
+    def _failed(self, stage: int, shard: Shard, error: str) -> None:
+        attempt = self.attempts.get((stage, shard.id), 0) + 1
+        self.attempts[stage, shard.id] = attempt
+        name = self.chain[stage].name
+        if attempt <= self.backend.retries:
+            self.progress.say(f"{name}: shard {shard.name}: attempt {attempt}: {_last_line(error)}")
+            self.queues[stage].append(shard)
+        else:
+            self.outcome.failures.append(Failure(name, shard.id, error, attempt))
+            self.progress.advance(name, shard.id, 0, 0.0, problem=_last_line(error))
+
+    def _watch(self, working: bool) -> None:
+        """Replace actors that are over their time; give up when no worker can be had at all."""
+        now = time.monotonic()
+        for ref, flight in list(self.flights.items()):
+            limit = self.chain[flight.stage].resources.timeout_s
+            if flight.shard is not None and now - flight.since > limit:
+                del self.flights[ref]
+                self._kill(flight.actor)
+                self.alive[flight.stage] -= 1
+                self._failed(flight.stage, flight.shard, f"timeout: no result after {limit:.0f} s")
+                self._start_actor(flight.stage)
+            elif flight.shard is None and not working and now - flight.since > self.backend.start_timeout_s:
+                need, has = self.chain[flight.stage].resources, self.ray.cluster_resources()
+                raise JobError(
+                    f"no worker for stage {self.chain[flight.stage].name!r} after {self.backend.start_timeout_s:.0f} s: "
+                    f"one needs {need.cpus:g} CPUs and {need.gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and "
+                    f"{has.get('GPU', 0):g}. Free some, ask for fewer (--workers), or use --backend inline."
+                )
+
+
+@contextlib.contextmanager
+def connect(address: str = "") -> Iterator[None]:
+    """A connection to Ray for the length of the block: the one that is open already, the cluster at `address` (or
+    RAY_ADDRESS), or a cluster of our own that ends with the block."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own = {"include_dashboard": False} if where == "local" else {}
+    try:
+        ray.init(address=where, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise JobError(
+            f"no Ray cluster answers at {where}: {error}. Check the address, or leave it out for a local one."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

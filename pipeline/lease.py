@@ -1,0 +1,120 @@
+"""One writer at a time: a lease in the home, held while a build works.
+
+Reads and writes `<root>/lease`, a small JSON file changed by compare-and-swap alone. The holder renews it every third of its
+term. It saves wasted work; it is not the fence: publishing is compare-and-swap on `current`, so a holder that
+comes back late cannot publish over another's version whatever happens here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from pipeline.errors import BusyError
+from pipeline.storage import Storage
+
+TERM_S = 60.0
+
+
+def _alive_here(holder: dict[str, object]) -> bool | None:
+    """Whether the holder's process lives, if it is one of this machine's; None where that cannot be told."""
+    if holder.get("host") != socket.gethostname():
+        return None
+    pid = int(str(holder["pid"]))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _started(pid) == holder.get("started")
+
+
+def _started(pid: int) -> str:
+    """Start time of a process, in clock ticks since boot, so that a reused pid is told apart (Linux; else empty)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as handle:  # noqa: PTH123
+            return handle.read().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+def _expired(text: str, first_seen: float, term: float) -> bool:
+    """A lease is over when its process is known to be gone, or when it was not renewed for a term of *our* clock."""
+    holder = json.loads(text)
+    alive = _alive_here(holder)
+    if alive is not None:
+        return not alive
+    return time.monotonic() - first_seen > max(term, float(holder["term"]))
+
+
+@contextlib.contextmanager
+def lease(
+    storage: Storage,
+    purpose: str,
+    wait_s: float = 0.0,
+    term_s: float = TERM_S,
+    notify: Callable[[str], None] = lambda text: None,
+) -> Iterator[None]:
+    """Hold `storage`'s lease for the length of the block.
+
+    wait_s: how long to wait for another holder. Raises BusyError if it is still held then. A holder on
+    another machine is believed for a term after its last renewal, measured on this machine's clock.
+    """
+    me = {
+        "holder": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "purpose": purpose,
+        "term": term_s,
+    }
+    deadline = time.monotonic() + wait_s
+    seen, since, told = "", time.monotonic(), False
+    while True:
+        text = storage.read_text("lease")
+        mine = json.dumps({**me, "beat": 0})
+        if text is None or not text.strip() or _expired(text, since if text == seen else time.monotonic(), term_s):
+            if storage.swap("lease", text, mine):
+                break
+            continue
+        if text != seen:
+            seen, since = text, time.monotonic()
+        if time.monotonic() >= deadline:
+            holder = json.loads(text)
+            raise BusyError(
+                f"{storage.url} is being written by process {holder['pid']} on {holder['host']} ({holder['purpose']}). "
+                "Wait for it (--wait SECONDS), or stop it, and run the same command again."
+            )
+        if not told:
+            notify(f"waiting for another writer of {storage.url}")
+            told = True
+        time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
+
+    stop = threading.Event()
+    current = [mine]
+
+    def renew() -> None:
+        beat = 0
+        while not stop.wait(term_s / 3):
+            beat += 1
+            following = json.dumps({**me, "beat": beat})
+            with contextlib.suppress(OSError):  # a store that does not answer: the next beat tries again
+                if not storage.swap("lease", current[0], following):
+                    return  # somebody took over; publishing will find that out
+                current[0] = following
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        storage.swap("lease", current[0], "")

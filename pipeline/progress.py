@@ -1,0 +1,141 @@
+"""Progress of long work: a rich bar on a terminal, plain lines in a log, JSON lines for machines.
+
+Writes to standard error only, so that standard output stays for results; and, where it is given a storage, `progress.json` in
+it every few seconds, which is what `rdmpipe status` shows of a running job from anywhere that sees the home.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
+
+LogFormat = Literal["text", "json"]
+
+
+class Progress:
+    """Counts shards and rows per stage. Use as a context manager; `advance` may be called from the driver only."""
+
+    def __init__(self, log_format: LogFormat = "text", stream: IO[str] | None = None, every_s: float = 10.0) -> None:
+        self.stream = stream or sys.stderr
+        self.log_format = log_format
+        self.every_s = every_s
+        self.start = time.monotonic()
+        self._bars: dict[str, tuple[int, int, int]] = {}  # stage -> (done, total, rows)
+        self._since: dict[str, tuple[float, int]] = {}  # stage -> (first advance with work, done then)
+        self._spoke: dict[str, float] = {}
+        self._rich: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._failed: dict[str, int] = {}
+        self._storage: Storage | None = None
+        self._recorded = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.log_format == "text" and self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._rich = RichProgress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self.stream),
+            )
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def record_in(self, storage: Storage) -> None:
+        """Keep `progress.json` in this storage up to date from now on."""
+        self._storage = storage
+        self._record(force=True)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is known now, by stage: shards done, failed and in all, rows, rows a second, seconds left."""
+        now, stages = time.monotonic(), {}
+        for stage, (done, total, rows) in self._bars.items():
+            began, before = self._since.get(stage, (now, done))
+            rate = (done - before) / max(now - began, 1e-9)
+            stages[stage] = {
+                "done": done,
+                "failed": self._failed.get(stage, 0),
+                "shards": total,
+                "rows": rows,
+                "rows_per_second": round(rows / max(now - began, 1e-9), 2) if rows else 0.0,
+                "seconds_left": round((total - done) / rate, 1) if rate > 0 else None,
+            }
+        return {"updated": round(time.time(), 1), "running_for": round(now - self.start, 1), "stages": stages}
+
+    def _record(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._storage is not None and (force or now - self._recorded > (2.0 if self._storage.is_local else 15.0)):
+            self._recorded = now
+            self._storage.write_text("progress.json", json.dumps(self.snapshot()))
+
+    def say(self, text: str, **fields: object) -> None:
+        """One line that is not a count: a phase, a warning."""
+        if self.log_format == "json":
+            record = {"t": round(time.time(), 3), "message": text, **fields}
+            print(json.dumps(record, default=str), file=self.stream, flush=True)
+        elif self._rich is not None:
+            self._rich.console.print(text, highlight=False, markup=False)
+        else:
+            print(f"[{time.monotonic() - self.start:7.1f} s] {text}", file=self.stream, flush=True)
+
+    def begin(self, stage: str, total: int, done: int = 0) -> None:
+        """Announce a stage of `total` shards, `done` of them finished by an earlier run."""
+        self._bars[stage] = (done, total, 0)
+        if self._rich is not None:
+            self._tasks[stage] = self._rich.add_task(stage, total=total, completed=done, note="")
+        elif self.log_format == "json":
+            self.say("stage", stage=stage, shards=total, done=done)
+        else:
+            self.say(f"{stage}: {total} shard(s){f', {done} done before' if done else ''}")
+
+    def advance(self, stage: str, shard: int, rows: int, seconds: float, problem: str = "") -> None:
+        """One shard of a stage is over."""
+        done, total, all_rows = self._bars.get(stage, (0, 0, 0))
+        done, all_rows = done + 1, all_rows + rows
+        self._bars[stage] = (done, total, all_rows)
+        now = time.monotonic()
+        if rows:
+            self._since.setdefault(stage, (now - seconds, done - 1))
+        if problem:
+            self._failed[stage] = self._failed.get(stage, 0) + 1
+        self._record(force=done == total)
+        began, _ = self._since.get(stage, (now, 0))
+        rate = all_rows / max(now - began, 1e-9)
+        if self.log_format == "json":
+            self.say(
+                "shard",
+                stage=stage,
+                shard=shard,
+                rows=rows,
+                seconds=round(seconds, 3),
+                done=done,
+                of=total,
+                error=problem,
+            )
+            return
+        if problem:
+            self.say(f"{stage}: shard {shard:06d}: {problem}")
+        if self._rich is not None:
+            self._rich.update(self._tasks[stage], completed=done, note=f"{rate:,.0f} rows/s")
+        elif now - self._spoke.get(stage, 0.0) >= self.every_s or done == total:
+            self._spoke[stage] = now
+            left = self.snapshot()["stages"][stage]["seconds_left"]
+            self.say(f"{stage}: {done}/{total} shards, {rate:,.1f} rows/s" + (f", {left:,.0f} s left" if left else ""))
