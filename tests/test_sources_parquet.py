@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,27 @@ def test_ten_thousand_rows_in_small_groups_are_read_in_order(tmp_path: Path, hom
     found = samples(local(tmp_path))
     assert [s.metadata["number"] for s in found] == list(range(12_000))
     assert found[11_999].data == b"\xff\xd8\xff11999"
+
+
+READ_ALL = """
+import sys
+import pyarrow as pa
+from pipeline.manifest import Manifest, SourceSpec
+from pipeline.sources import open_source
+source = open_source(Manifest("x", "t", SourceSpec(kind="parquet", path=sys.argv[1]), "CC0-1.0", "t", "o"))
+rows = sum(1 for spec in source.plan() for sample in source.read(spec.spec))
+print(rows, pa.default_memory_pool().max_memory())
+"""
+
+
+def test_memory_does_not_grow_with_the_row_group(tmp_path: Path, home: Path) -> None:
+    table = pa.table({"image": pa.array([os.urandom(200_000) for _ in range(500)], pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=5)
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    rows, peak = map(int, done.stdout.split())
+    assert rows == 500
+    assert peak < 40 << 20, "the file is 100 MB in one row group; a batch of 32 rows is 6.4 MB"
 
 
 def test_rows_without_bytes_are_failed_rows_and_labels_without_names_are_empty(tmp_path: Path, home: Path) -> None:

@@ -6,7 +6,8 @@ The image column is bytes, or a struct with a field `bytes` as the Hub's image t
 schema metadata (or the data set's dataset_infos.json) calls class labels become their names.
 
 A shard is a range of rows of one file, cut at row groups where they fit. Does not promise random access: a range that begins
-inside a row group reads that group from its start.
+inside a row group reads that group from its start. Memory: a small batch and about three times the largest Parquet page (some
+writers put a whole row group in one page).
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ class ParquetSource:
             else:
                 handle = stack.enter_context(self.hub.stream(file.path, revision, file.size))
             try:
-                parquet = stack.enter_context(pq.ParquetFile(handle, buffer_size=4 << 20))
+                # pre_buffer, the default, would hold a whole row group: half a gigabyte in WikiArt's files
+                parquet = stack.enter_context(pq.ParquetFile(handle, buffer_size=4 << 20, pre_buffer=False))
             except _unreadable() as error:
                 raise SourceError(
                     f"{file.path}: not a readable Parquet file ({file.size} bytes): {error}. It is damaged or cut short: "
