@@ -59,8 +59,8 @@ def shard_name(shard: int) -> str:
 
 
 def column_name(name: str) -> str:
-    """The column a source's column is stored under: its own name unless that is reserved."""
-    return f"source_{name}" if name in RESERVED and name not in FROM_SOURCE else name
+    """The column a source's column is stored under: its own name unless that, capitals aside (SQL's rule), is reserved."""
+    return f"source_{name}" if name.lower() in RESERVED and name not in FROM_SOURCE else name
 
 
 def arrow_type(name: str) -> pa.DataType:

@@ -102,7 +102,11 @@ class Stage:
         return f"{self.folder}/{shard.name}.json"
 
     def receipt(self, shard: Shard) -> Receipt | None:
-        """The shard's valid receipt, or None where it has to be run (again)."""
+        """The shard's valid receipt, or None where it has to be run (again).
+
+        A receipt is valid when it matches config and input and its files are there. In a chain of stages a shard is done
+        when the last one's receipt is valid: files that only led there may be gone.
+        """
         text = self.storage.read_text(self.receipt_path(shard))
         if text is None:
             return None
@@ -112,6 +116,8 @@ class Stage:
             return None
         if (found.stage, found.config, found.input) != (self.name, self.config, shard.fingerprint):
             return None
+        if any(self.storage.size(artifact.path) != artifact.bytes for artifact in found.artifacts):
+            return None  # what it names was removed (pictures, once embedded) or is damaged
         return found
 
 
