@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 # Importing these modules registers the subjects; their order is the order of SUBJECTS.
-from pipeline.atelier import subjects_animals, subjects_places, subjects_plants, subjects_things
+from pipeline.atelier import (
+    subjects_animals,
+    subjects_buildings,
+    subjects_plants,
+    subjects_things,
+    subjects_vehicles,
+    subjects_wings,
+)
 from pipeline.atelier.palette import COLOURS, INK, WHITE, mix, times, vary
 from pipeline.atelier.pen import Pen
 from pipeline.atelier.scene import Place, Scene, chance
@@ -11,7 +18,15 @@ from pipeline.atelier.settings import SETTINGS, Ground, View
 from pipeline.atelier.sky import falling
 from pipeline.atelier.subjects import REGISTRY
 
-__all__ = ["compose", "subjects_animals", "subjects_places", "subjects_plants", "subjects_things"]
+__all__ = [
+    "compose",
+    "subjects_animals",
+    "subjects_buildings",
+    "subjects_plants",
+    "subjects_things",
+    "subjects_vehicles",
+    "subjects_wings",
+]
 
 
 def compose(scene: Scene) -> Pen:
@@ -49,16 +64,20 @@ def _stand(pen: Pen, scene: Scene, spot: Place, ground: Ground, *, airborne: boo
         _reflection(pen, spot.x, y, half, mix(times(ground.water, 0.5), times(colour, 0.5), 0.35))
     pen.thing(0.15 + 0.15 * (1 - near), subject=True)
     pen.main = colour
-    pen.subject_frame(
-        spot.x, y - subject.lift * height, height, flip=spot.flip, stretch=spot.stretch, lean=spot.lean
-    )
+    pen.subject_frame(spot.x, y - subject.lift * height, height, flip=spot.flip, stretch=spot.stretch, lean=spot.lean)
     subject.draw(pen)
     if ground.water is not None:
         pen.picture_frame()
         pen.thing(0.14)
         foam = mix(ground.water, WHITE if not pen.light.lamps else mix(WHITE, INK, 0.5), 0.55)
         for dx, w in ((-0.75, 0.35), (0.05, 0.5), (0.75, 0.3)):
-            pen.line([(spot.x + half * (dx - w), y + 0.006), (spot.x + half * (dx + w), y + 0.004)], 0.010, foam, ink=0.0, haze=0.0)
+            pen.line(
+                [(spot.x + half * (dx - w), y + 0.006), (spot.x + half * (dx + w), y + 0.004)],
+                0.010,
+                foam,
+                ink=0.0,
+                haze=0.0,
+            )
 
 
 def _reflection(pen: Pen, x: float, y: float, half: float, colour: tuple[float, float, float]) -> None:

@@ -1,10 +1,13 @@
 """The pen that subjects and settings draw with: shapes in unit coordinates, each with a paint.
 
-A paint says what a shape is made of (its colour in light and in shade, where the light falls on it, how far away it
-is, which object it belongs to, how its surface runs), not how it looks on paper: that is for a style to decide.
+A paint says what a shape is made of (its colour in light and in shade, where the light falls on it,
+    how far away it
+is, which object it belongs to, how its surface runs),
+    not how it looks on paper: that is for a style to decide.
 Nothing is rasterised here.
 
-Subjects draw in their own frame: x to the right, y *up*, standing on y = 0 and about one unit tall, centred on x = 0.
+Subjects draw in their own frame: x to the right, y *up*, standing on y = 0 and about one unit tall,
+    centred on x = 0.
 Settings draw in the frame of the picture: x to the right, y *down*, 0..1.
 """
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from pipeline.atelier.palette import INK, Colour, Light, Palette, mix, tint
 
+Array = np.ndarray[Any, Any]
 Points = Sequence[tuple[float, float]]
 #: Paints of one picture; ids are one byte, and 0 is the bare ground of the plate.
 MAX_PAINTS = 255
@@ -31,12 +35,14 @@ class Paint:
 
     lit: Colour
     dark: Colour
-    # Light on the surface, 0 (dark) .. 1 (lit): t = l0 + lx x + ly y + qx x^2 + qy y^2, clipped
-    l0: float
-    lx: float
-    ly: float
-    qx: float
-    qy: float
+    # Light on the surface, 0 (dark) .. 1 (lit): t = base + gx u + gy v - curve (u^2 + v^2), clipped, where u and v run
+    # from -1 to 1 over the box of the shape numbered `over` (none for flat paints)
+    base: float
+    gx: float
+    gy: float
+    curve: float
+    over: int
+    blend: bool  # a gradient that the drawing asked for, rather than light
     depth: float  # 0 near .. 1 far
     thing: int  # object that the region is part of; outlines between two things are the strong ones
     subject: bool
@@ -44,6 +50,7 @@ class Paint:
     grain: float  # strength of surface texture
     flow: float  # direction in which its surface runs, radians from the x axis, y down
     glow: bool
+    halo: bool  # the glow of the sky around sun or moon
 
 
 @dataclass(frozen=True)
@@ -51,19 +58,19 @@ class Shape:
     """One drawing instruction: a filled polygon, a polyline or a set of dots, in picture coordinates."""
 
     kind: str  # "poly", "line" or "dots"
-    points: np.ndarray  # (n, 2) float64
+    points: Array  # (n, 2) float64
     paint: int
     width: float = 0.0  # of a line, or radius of dots, as a fraction of the picture's side
 
 
 @lru_cache(maxsize=4096)
-def _circle(n: int) -> np.ndarray:
+def _circle(n: int) -> Array:
     a = np.arange(n) * (2 * math.pi / n)
     return np.stack([np.cos(a), np.sin(a)], axis=1)
 
 
 @lru_cache(maxsize=64)
-def _spline(n: int, closed: bool, steps: int = 5) -> np.ndarray:
+def _spline(n: int, closed: bool, steps: int = 5) -> Array:
     """Matrix (m, n) that turns n control points into points of the Catmull-Rom curve through them."""
     t = np.arange(steps) / steps
     w = np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -(t**2) + t**3], 1) / 2
@@ -114,7 +121,6 @@ class Pen:
     def paint(
         self,
         colour: Colour,
-        box: tuple[float, float, float, float] | None = None,
         *,
         to: Colour | None = None,
         way: tuple[float, float] = (0.0, 1.0),
@@ -125,37 +131,39 @@ class Pen:
         grain: float = 0.25,
         flow: float = 0.0,
         haze: float | None = None,
+        halo: bool = False,
     ) -> int:
-        """A paint and its number. With `to`, a gradient from `colour` to `to` along `way` (y down) over `box`
-        (centre x, centre y, half width, half height); else the light of the scene falls on it: `shade` says how
-        strongly the colour turns from light to shadow, `round` how much it falls off to the edges.
+        """A paint for the next shape, and its number. With `to`, a gradient from `colour` to `to` along `way` (y down)
+        over that shape; else the light of the scene falls on it: `shade` says how strongly the colour turns from light
+        to shadow, `round` how much it falls off to the edges. Equal flat paints of one thing share a number.
         """
         shaded = shade > 0.0 or round > 0.0 or to is not None
         key = (colour, glow, ink, grain, flow, haze, self._thing)
         if not shaded and key in self._flat:
             return self._flat[key]
         light = self.light
-        end = colour if to is None else to
-        lit, dark = (colour, end) if glow or to is not None else (tint(colour, light.lit), tint(colour, light.shade))
+        lit = dark = colour
+        if to is not None:
+            dark = to
+        elif not glow:
+            lit, dark = tint(colour, light.lit), tint(colour, light.shade)
         amount = self.palette.haze_amount * self._depth**1.3 if haze is None else haze
         if amount and not glow:
             lit, dark = mix(lit, self.palette.haze, amount), mix(dark, self.palette.haze, amount)
-        l0, lx, ly, qx, qy = 0.86, 0.0, 0.0, 0.0, 0.0
-        if shaded and box is not None:
-            cx, cy, rx, ry = box
-            if to is not None:
-                gx, gy, base, curve = -0.5 * way[0], -0.5 * way[1], 0.5, 0.0
-            else:
-                k = shade * (0.35 + 0.35 * light.contrast)
-                gx, gy, base, curve = k * light.direction[0], k * light.direction[1], 0.80 - 0.2 * shade, 0.30 * round
-            lx, ly, qx, qy = gx / rx, gy / ry, -curve / (rx * rx), -curve / (ry * ry)
-            l0 = base + 0.12 * round - lx * cx - ly * cy + qx * cx * cx + qy * cy * cy
-            lx, ly = lx - 2 * qx * cx, ly - 2 * qy * cy
+        base, gx, gy, curve = 0.86, 0.0, 0.0, 0.0
+        if to is not None:
+            base, gx, gy = 0.5, -0.5 * way[0], -0.5 * way[1]
+        elif shaded:
+            k = shade * (0.35 + 0.35 * light.contrast)
+            base, gx, gy = 0.80 - 0.2 * shade + 0.12 * round, k * light.direction[0], k * light.direction[1]
+            curve = 0.30 * round
         self.paints.append(
             Paint(
-                lit, dark, l0, lx, ly, qx, qy, self._depth, self._thing, self._subject, ink, grain, flow, glow
+                lit, dark, base, gx, gy, curve, len(self.shapes) if shaded else -1, to is not None,
+                    self._depth,
+                self._thing, self._subject, ink, grain, flow, glow, halo,
             )
-        )
+        )  # fmt: skip
         number = len(self.paints)
         if number > MAX_PAINTS:
             raise ValueError(
@@ -166,22 +174,17 @@ class Pen:
             self._flat[key] = number
         return number
 
-    def _put(self, points: np.ndarray, colour: Colour, shade: float, round: float, look: dict[str, Any]) -> None:
-        placed = points @ self._matrix + self._origin
-        low, high = placed.min(axis=0).tolist(), placed.max(axis=0).tolist()
-        box = (
-            (low[0] + high[0]) / 2,
-            (low[1] + high[1]) / 2,
-            max(1e-3, (high[0] - low[0]) / 2),
-            max(1e-3, (high[1] - low[1]) / 2),
-        )
-        self.shapes.append(Shape("poly", placed, self.paint(colour, box, shade=shade, round=round, **look)))
+    def _put(self, points: Array, colour: Colour, shade: float, round: float, look: dict[str, Any]) -> None:
+        number = self.paint(colour, shade=shade, round=round, **look)
+        self.shapes.append(Shape("poly", points @ self._matrix + self._origin, number))
 
     def poly(self, points: Points, colour: Colour, *, shade: float = 0.6, **look: Any) -> None:
         """A filled polygon. `look` is passed on to `paint`."""
         self._put(np.asarray(points, dtype=np.float64), colour, shade, look.pop("round", 0.0), look)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, *, shade: float = 0.6, **look: Any) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, *, shade: float = 0.6, **look: Any
+    ) -> None:
         """A rectangle between two corners."""
         self.poly(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour, shade=shade, **look)
 
@@ -191,7 +194,15 @@ class Pen:
         self._put(pts, colour, shade, look.pop("round", 0.5), look)
 
     def oval(
-        self, x: float, y: float, rx: float, ry: float, colour: Colour, *, tilt: float = 0.0, shade: float = 0.8,
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        colour: Colour,
+        *,
+        tilt: float = 0.0,
+        shade: float = 0.8,
         **look: Any,
     ) -> None:
         """An ellipse around (x, y), turned by `tilt` radians."""
@@ -199,7 +210,7 @@ class Pen:
         if tilt:
             c, s = math.cos(tilt), math.sin(tilt)
             pts = pts @ np.array([[c, s], [-s, c]])
-        self._put(pts + (x, y), colour, shade, look.pop("round", 0.7), look)
+        self._put(pts + np.array((x, y)), colour, shade, look.pop("round", 0.7), look)
 
     def line(self, points: Points, width: float, colour: Colour, *, curve: bool = False, **look: Any) -> None:
         """A stroke of `width` through the points, straight or curved; flat."""
@@ -210,7 +221,7 @@ class Pen:
         number = self.paint(colour, **look)
         self.shapes.append(Shape("line", pts @ self._matrix + self._origin, number, width * self._scale))
 
-    def dots(self, points: Points | np.ndarray, radius: float, colour: Colour, **look: Any) -> None:
+    def dots(self, points: Points | Array, radius: float, colour: Colour, **look: Any) -> None:
         """Discs of one size and one paint: eyes, berries, stars, snow; flat."""
         look.setdefault("ink", 0.3)
         pts = np.asarray(points, dtype=np.float64) @ self._matrix + self._origin

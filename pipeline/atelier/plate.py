@@ -1,12 +1,13 @@
 """From shapes to a plate: which paint every pixel belongs to, and what follows from that.
 
-Reads the shapes and paints of a `Pen`; the plate is what styles work from: the scene in plain colours, light, depth,
+Reads the shapes and paints of a `Pen`; the plate is what styles work from: the scene in plain colours,
+    light, depth,
 outlines, the run of surfaces. It promises nothing about beauty: a plate is an underpainting.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,15 +22,17 @@ Array = np.ndarray[Any, Any]
 _SHIFT = 4  # fractional bits of cv2's integer coordinates
 
 
-def rasterise(shapes: list[Shape], side: int) -> Array:
-    """(side, side) uint8: the number of the topmost paint at each pixel, 0 where there is none."""
+def rasterise(shapes: list[Shape], side: int) -> tuple[Array, Array]:
+    """(side, side) uint8: the number of the topmost paint at each pixel, 0 where there is none; and the shapes' boxes,
+    (n, 4) float64: centre x, centre y, half width, half height."""
     ids = np.zeros((side, side), np.uint8)
     every = np.concatenate([s.points for s in shapes])
+    starts = np.cumsum([0, *(len(s.points) for s in shapes[:-1])])
+    low, high = np.minimum.reduceat(every, starts, axis=0), np.maximum.reduceat(every, starts, axis=0)
+    boxes = np.concatenate([(low + high) / 2, np.maximum((high - low) / 2, 1e-3)], axis=1)
     fixed = np.rint(every * (side << _SHIFT) - (1 << _SHIFT - 1)).astype(np.int32)
-    start = 0
-    for shape in shapes:
-        stop = start + len(shape.points)
-        points = fixed[start:stop]
+    for shape, start in zip(shapes, starts.tolist(), strict=True):
+        points = fixed[start : start + len(shape.points)]
         if shape.kind == "poly":
             cv2.fillPoly(ids, [points], shape.paint, cv2.LINE_8, _SHIFT)
         elif shape.kind == "line":
@@ -39,8 +42,7 @@ def rasterise(shapes: list[Shape], side: int) -> Array:
             radius = max(8, round(shape.width * (side << _SHIFT)))
             for x, y in points.tolist():
                 cv2.circle(ids, (x, y), radius, shape.paint, -1, cv2.LINE_8, _SHIFT)
-        start = stop
-    return ids
+    return ids, boxes
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,20 @@ class Plate:
     size: int
     factor: int
     fine: Array
+    boxes: Array  # (shapes, 4): centre x, centre y, half width, half height
     paints: list[Paint]
     light: Light
     palette: Palette
     rng: np.random.Generator  # the style's own chance
+
+    def without_halo(self) -> Plate:
+        """The plate with plain sky (the first paint out of doors) where the glow around sun or moon is: for styles
+        that do not blend."""
+        keep = np.arange(256, dtype=np.uint8)
+        for number, p in enumerate(self.paints, 1):
+            if p.halo:
+                keep[number] = 1
+        return replace(self, fine=cv2.LUT(self.fine, keep))
 
     def table(self, name: str) -> Array:
         """Look-up table (256,) float32 of one attribute of the paints, by paint number."""
@@ -72,9 +84,15 @@ class Plate:
 
     @cached_property
     def _geometry(self) -> Array:
-        rows = [(p.l0, p.lx, p.ly, p.qx, p.qy, p.grain, *p.lit, *p.dark) for p in self.paints]
+        # Rows: t = 0 + 1 x + 2 y + 3 x^2 + 4 y^2, then 5 grain, 6..8 lit, 9..11 dark
+        rows = np.array([(p.base, p.gx, p.gy, p.curve, p.over, p.grain, *p.lit, *p.dark) for p in self.paints]).T
+        base, gx, gy, curve, over = rows[:5]
+        cx, cy, rx, ry = self.boxes[over.astype(np.int64)].T
+        gx, gy, qx, qy = gx / rx, gy / ry, -curve / (rx * rx), -curve / (ry * ry)
+        rows[0] = base - gx * cx - gy * cy + qx * cx * cx + qy * cy * cy
+        rows[1], rows[2], rows[3], rows[4] = gx - 2 * qx * cx, gy - 2 * qy * cy, qx, qy
         out = np.zeros((12, 256), np.float32)
-        out[:, 1 : len(rows) + 1] = np.array(rows, np.float32).T
+        out[:, 1 : len(self.paints) + 1] = rows
         return out
 
     def _light_on(self, ids: Array) -> Array:
@@ -96,7 +114,7 @@ class Plate:
         t = self._light_on(ids)
         table = self._geometry
         grain = cv2.LUT(ids, table[5]) * np.roll(noise(ids.shape[0], 64), int(self.fine[0, 0]), axis=1)
-        value = 1.0 + 0.10 * grain
+        value = 1.0 + 0.06 * grain
         planes = []
         for c in range(3):
             dark = cv2.LUT(ids, table[9 + c])
@@ -134,6 +152,12 @@ class Plate:
             edge = np.where(objects[a] == objects[b], owner >> 1, owner) * differ
             np.maximum(out[a], edge, out=out[a])
         return out
+
+    def tone(self) -> Array:
+        """(size, size) float32 in 0..1: `grey` stretched to the whole range, so that a night has lights too."""
+        mean, spread = (float(v[0, 0]) for v in cv2.meanStdDev(self.grey))
+        low, high = max(0.0, mean - 1.9 * spread), min(1.0, mean + 1.9 * spread)
+        return np.asarray(np.clip((self.grey - low) * (1.0 / max(0.2, high - low)), 0.0, 1.0))
 
     def outline(self, width: float, *, inner: float = 1.0) -> Array:
         """(size, size) float32 in 0..1: antialiased outlines `width` wide (fraction of the side); `inner` scales the
@@ -176,4 +200,5 @@ class Plate:
 def make_plate(pen: Pen, size: int, rng: np.random.Generator) -> Plate:
     """Rasterise what the pen drew; small pictures at twice their size, for smooth edges."""
     factor = 2 if size <= 256 else 1
-    return Plate(size, factor, rasterise(pen.shapes, size * factor), pen.paints, pen.light, pen.palette, rng)
+    ids, boxes = rasterise(pen.shapes, size * factor)
+    return Plate(size, factor, ids, boxes, pen.paints, pen.light, pen.palette, rng)

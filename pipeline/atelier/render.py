@@ -1,7 +1,9 @@
 """Pictures by number: `picture(index)` is a pure function of index, seed, size and style.
 
-Reads nothing, writes nothing, keeps no state but small caches of textures. The same arguments give the same bytes on
-another day, in another order and in any number of processes; not promised: the same bytes from another version of OpenCV
+Reads nothing, writes nothing,
+    keeps no state but small caches of textures. The same arguments give the same bytes on
+another day,
+    in another order and in any number of processes; not promised: the same bytes from another version of OpenCV
 or NumPy, or from another kind of processor.
 """
 
@@ -56,7 +58,9 @@ def _known_style(style: str) -> str:
     return style
 
 
-def cell(index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid") -> tuple[int, str]:
+def cell(
+    index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid"
+) -> tuple[int, str]:
     """(content id, style) of an index.
 
     A `style` given: the content is the index itself. Else layout "grid" runs through content x style,
@@ -64,7 +68,9 @@ def cell(index: int, *, seed: int = 0, style: str | None = None, layout: Literal
     chance from (seed, index).
     """
     if index < 0 or seed < 0:
-        raise ConfigError(f"atelier: index and seed count from 0, found index {index} and seed {seed}: use numbers >= 0")
+        raise ConfigError(
+            f"atelier: index and seed count from 0, found index {index} and seed {seed}: use numbers >= 0"
+        )
     if style is not None:
         return index, _known_style(style)
     if layout == "grid":
@@ -94,7 +100,9 @@ def describe(scene: Scene, style: str) -> dict[str, str | int]:
     }
 
 
-def metadata(index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid") -> dict[str, str | int]:
+def metadata(
+    index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid"
+) -> dict[str, str | int]:
     """What `picture` of the same arguments says of its picture, without drawing it."""
     content, style = cell(index, seed=seed, style=style, layout=layout)
     return describe(sample(seed, content), style)

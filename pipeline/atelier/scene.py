@@ -1,6 +1,7 @@
 """A scene: what a picture shows, as one small description that every style renders.
 
-`sample(seed, content_id)` is a pure function: the same two numbers give the same scene on any day, in any process, in any
+`sample(seed, content_id)` is a pure function: the same two numbers give the same scene on any day,
+    in any process, in any
 order. Nothing here draws; `compose` in render.py does.
 """
 
@@ -64,7 +65,7 @@ def chance(seed: int, content_id: int, purpose: int) -> np.random.Generator:
 
 
 def split_of(content_id: int) -> str:
-    """"held_out" for a share HELD_OUT_FRACTION of contents, else "train": a function of the content's number alone
+    """ "held_out" for a share HELD_OUT_FRACTION of contents, else "train": a function of the content's number alone
     (SplitMix64, Steele et al. 2014), so that every style and every seed splits alike."""
     z = (content_id + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -87,8 +88,8 @@ def _weighted(rng: np.random.Generator, options: tuple[str, ...], odds: tuple[fl
 
 def _places(rng: np.random.Generator, name: str, number: int) -> tuple[Place, ...]:
     subject = REGISTRY[name]
-    height = subject.size * _SCALE[number] * float(rng.uniform(0.86, 1.10))
-    room = 0.88 if number == 1 else 0.98 / number * 1.18
+    height = subject.size * _SCALE[number] * float(rng.uniform(0.96, 1.20))
+    room = 0.92 if number == 1 else 1.08 / number
     height = min(height, room / subject.width)
     half = height * subject.width / 2
     flip = bool(rng.random() < 0.5)
@@ -134,7 +135,19 @@ def sample(seed: int, content_id: int) -> Scene:
     places = _places(rng, subject.name, number)
     light, palette = sample_light(rng, time_of_day, weather)
     return Scene(
-        seed, content_id, subject.name, colour, number, setting, weather, time_of_day, caption, horizon, places, light, palette
+        seed,
+        content_id,
+        subject.name,
+        colour,
+        number,
+        setting,
+        weather,
+        time_of_day,
+        caption,
+        horizon,
+        places,
+        light,
+        palette,
     )
 
 

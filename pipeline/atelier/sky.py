@@ -13,7 +13,9 @@ from pipeline.atelier.palette import LAMP, WHITE, Colour, mix, times
 from pipeline.atelier.pen import Pen
 
 
-def ridge(rng: np.random.Generator, y: float, height: float, rough: float = 1.0, n: int = 26) -> list[tuple[float, float]]:
+def ridge(
+    rng: np.random.Generator, y: float, height: float, rough: float = 1.0, n: int = 26
+) -> list[tuple[float, float]]:
     """A line of hills from left to right around `y`: points from (-0.02, ..) to (1.02, ..)."""
     x = np.linspace(-0.02, 1.02, n)
     line = np.zeros(n)
@@ -23,7 +25,9 @@ def ridge(rng: np.random.Generator, y: float, height: float, rough: float = 1.0,
     return list(zip(x.tolist(), line.tolist(), strict=True))
 
 
-def land(pen: Pen, line: list[tuple[float, float]], colour: Colour, to: Colour | None = None, *, grain: float = 0.5) -> None:
+def land(
+    pen: Pen, line: list[tuple[float, float]], colour: Colour, to: Colour | None = None, *, grain: float = 0.5
+) -> None:
     """Fill from a line down to the foot of the picture, `to` being the colour in the foreground."""
     pts = [*line, (1.02, 1.02), (-0.02, 1.02)]
     lit = pen.light.lit
@@ -61,17 +65,39 @@ def _sun(pen: Pen, y: float, weather: str, time_of_day: str) -> None:
     strength = 0.30 if weather == "clear" else 0.15
     halos = ((2.3, strength * 0.45), (1.6, strength)) if weather in ("clear", "fog") else ((1.5, strength),)
     for reach, amount in halos:
-        pen.oval(x, y, radius * reach, radius * reach, mix(behind, p.sun, amount), shade=0, round=0, glow=True, ink=0.0)
+        pen.oval(
+            x,
+            y,
+            radius * reach,
+            radius * reach,
+            mix(behind, p.sun, amount),
+            shade=0,
+            round=0,
+            glow=True,
+            halo=True,
+            ink=0.0,
+        )
     disc = p.sun if weather == "clear" else mix(p.sun, behind, 0.4 if weather == "cloudy" else 0.65)
     pen.oval(x, y, radius, radius, disc, shade=0, round=0, glow=True, ink=0.5, grain=0.05)
     if time_of_day == "night" and rng.random() < 0.5:
-        pen.oval(x + radius * 0.45, y - radius * 0.1, radius * 0.85, radius * 0.9, mix(behind, p.sun, 0.2),
-                 shade=0, round=0, glow=True, ink=0.0)
+        pen.oval(
+            x + radius * 0.45,
+            y - radius * 0.1,
+            radius * 0.85,
+            radius * 0.9,
+            mix(behind, p.sun, 0.2),
+            shade=0,
+            round=0,
+            glow=True,
+            ink=0.0,
+        )
 
 
 def _clouds(pen: Pen, horizon: float, weather: str) -> None:
     p, rng = pen.palette, pen.rng
-    low, high = {"clear": (0, 4), "cloudy": (5, 8), "rain": (5, 7), "snow": (3, 5), "fog": (0, 2), "storm": (6, 9)}[weather]
+    low, high = {"clear": (0, 4), "cloudy": (5, 8), "rain": (5, 7), "snow": (3, 5), "fog": (0, 2), "storm": (6, 9)}[
+        weather
+    ]
     base = times(p.cloud, 0.7) if weather == "storm" else p.cloud
     for _ in range(int(rng.integers(low, high))):
         pen.thing(0.95)
@@ -99,8 +125,15 @@ def _birds(pen: Pen, horizon: float) -> None:
     x, y = float(rng.uniform(0.1, 0.8)), float(rng.uniform(0.08, horizon * 0.6))
     dark = mix((0.15, 0.15, 0.2), pen.palette.horizon, 0.25)
     for _ in range(int(rng.integers(2, 5))):
-        bx, by, s = x + float(rng.uniform(-0.1, 0.12)), y + float(rng.uniform(-0.05, 0.05)), float(rng.uniform(0.012, 0.02))
-        wing = [(bx - s, by - s * 0.5), (bx - s * 0.4, by - s * 0.6), (bx, by), (bx + s * 0.4, by - s * 0.6), (bx + s, by - s * 0.5)]
+        bx, by = x + float(rng.uniform(-0.1, 0.12)), y + float(rng.uniform(-0.05, 0.05))
+        s = float(rng.uniform(0.012, 0.02))
+        wing = [
+            (bx - s, by - s * 0.5),
+            (bx - s * 0.4, by - s * 0.6),
+            (bx, by),
+            (bx + s * 0.4, by - s * 0.6),
+            (bx + s, by - s * 0.5),
+        ]
         pen.line(wing, 0.006, dark, ink=0.0)
 
 

@@ -1,6 +1,7 @@
 """What a picture can be made in: the registry of styles.
 
-A style is one short function from a `Plate` to colours, (size, size, 3) float32 in 0..1. It must hold at any size from 64
+A style is one short function from a `Plate` to colours, (size, size,
+    3) float32 in 0..1. It must hold at any size from 64
 to 1024: every width is a fraction of `plate.size`, and all chance comes from `plate.rng`.
 """
 

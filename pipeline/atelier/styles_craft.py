@@ -13,8 +13,9 @@ from pipeline.atelier.texture import Turn, cell_means, cells, noise
 
 def _pieces(plate: Plate, label: Array, across: int, rgb: Array) -> tuple[Array, Array]:
     """Pieces cut by cells and by the drawing: (number of the piece (H, W), mean colours (n, 3))."""
-    piece = label * 256 + plate.ids
-    return piece, cell_means(rgb, piece, across * across * 256)
+    paints = len(plate.paints) + 1
+    piece = label * paints + plate.ids
+    return piece, cell_means(rgb, piece, across * across * paints)
 
 
 @style("mosaic", "a mosaic of {}", "{}, as a Roman mosaic", "{}, made of small coloured tiles")
@@ -23,7 +24,7 @@ def mosaic(plate: Plate) -> Array:
     lay = Turn(rng, size)
     label, edge, _ = cells(size, across, 0.28, True, int(rng.integers(2)))
     label, edge = lay(label), lay(edge)
-    piece, colour = _pieces(plate, label, across, vivid(plate.rgb, 1.2))
+    piece, colour = _pieces(plate, label, across, np.clip(vivid(plate.rgb, 1.45) * 1.08, 0, 1))
     colour = np.round(colour * 14) / 14  # stone comes in so many colours
     worn = rng.normal(1.0, 0.085, across * across).astype(np.float32)[label]
     out = colour[piece] * worn[..., None]
@@ -32,10 +33,10 @@ def mosaic(plate: Plate) -> Array:
     out = out * (1 + 0.9 * (bevel - np.roll(bevel, (step, step), (0, 1))))[..., None]
     out = out * (1 + 0.035 * lay(noise(size, 128)))[..., None]
     pixel = across / size
-    grout = 1.0 - between(0.10, 0.10 + 1.6 * pixel, edge)
-    grout = np.maximum(grout * 0.85, between(0.25, 0.8, plate.outline(0.010, inner=0.25)) * 0.75)
-    lime = np.array([0.80, 0.76, 0.68], np.float32) if plate.light.lamps else np.array([0.36, 0.33, 0.30], np.float32)
-    lime = lime * (0.45 if plate.light.lamps else 1.0)
+    # Joints take up less of a tile where a tile is only a few pixels
+    grout = (1.0 - between(0.07, 0.07 + 1.8 * pixel, edge)) * (0.42 + 0.45 * min(1.0, 0.06 / pixel))
+    grout = np.maximum(grout, between(0.25, 0.8, plate.outline(0.010, inner=0.25)) * 0.7)
+    lime = (0.34, 0.32, 0.31) if plate.light.lamps else (0.38, 0.34, 0.30)
     return over(out, lime, grout)
 
 
@@ -62,7 +63,7 @@ def stained_glass(plate: Plate) -> Array:
     rim = between(0.955, 0.97, np.maximum(np.abs(at)[None, :], np.abs(at)[:, None]))
     lead = np.maximum(lead, rim)
     shine = 0.10 * np.clip(lead - np.roll(lead, (1, 1), (0, 1)), 0, 1)
-    return over(out, (0.055, 0.055, 0.07), lead) + shine[..., None]
+    return np.asarray(over(out, (0.055, 0.055, 0.07), lead) + shine[..., None])
 
 
 @style("cubist", "a cubist painting of {}", "{}, in cubist facets", "{}, in the style of cubism")
@@ -73,10 +74,10 @@ def cubist(plate: Plate) -> Array:
     code = np.zeros((size, size), np.uint8)
     crease = np.full((size, size), 9.0, np.float32)
     nearest = np.zeros((size, size), np.float32)
-    for k in range(8):
-        a = (k + float(rng.uniform(-0.35, 0.35))) * np.pi / 8 * 3
+    for k in range(7):
+        a = (k + float(rng.uniform(-0.35, 0.35))) * np.pi / 7 * 3
         side = np.float32(np.cos(a)) * x + np.float32(np.sin(a)) * y - np.float32(rng.uniform(-0.30, 0.30))
-        code |= (side > 0).astype(np.uint8) << k
+        code += (side > 0).astype(np.uint8) * np.uint8(1 << k)
         closer = np.abs(side) < np.abs(crease)
         crease = np.where(closer, side, crease)
     nearest = np.abs(crease)
@@ -86,23 +87,22 @@ def cubist(plate: Plate) -> Array:
     dx = cv2.LUT(code, move[0]) - turn * y * size
     dy = cv2.LUT(code, move[1]) + turn * x * size
     lines = plate.outline(0.011, inner=0.8)
-    out = warped(over(vivid(plate.rgb, 0.95), (0.12, 0.09, 0.08), lines * 0.8), dx, dy)
+    out = warped(over(vivid(plate.rgb**0.9, 1.25), (0.12, 0.09, 0.08), lines * 0.8), dx, dy)
     # A palette of earths and slate, one per facet, and a shadow along one side of every crease
     earths = np.array(
         [[0.72, 0.56, 0.36], [0.50, 0.38, 0.28], [0.44, 0.48, 0.52], [0.80, 0.74, 0.60], [0.40, 0.44, 0.36]], np.float32
     )
     tone = earths[rng.integers(0, 5, 256)]
-    out = out * 0.70 + tone[code] * 0.30
+    out = out * 0.78 + tone[code] * 0.22
     slope = np.where(crease > 0, 1.0, -1.0) * np.exp(-nearest / 0.085)
-    out = out * (1.0 + 0.24 * slope + cv2.LUT(code, rng.normal(0, 0.07, 256).astype(np.float32)))[..., None]
-    out = over(out, (0.14, 0.11, 0.10), (1.0 - between(0.002, 0.002 + 1.4 / size, nearest)) * 0.75)
+    out = out * (1.03 + 0.27 * slope + cv2.LUT(code, rng.normal(0, 0.07, 256).astype(np.float32)))[..., None]
+    out = over(out, (0.14, 0.11, 0.10), (1.0 - between(0.002, 0.002 + 1.4 / size, nearest)) * 0.5)
     lay = Turn(rng, size)
-    return out * (1 + 0.045 * lay(noise(size, 36, 110)) + 0.03 * lay(noise(size, 110, 36)))[..., None]
+    weave = 1 + 0.045 * lay(noise(size, 36, 110)) + 0.03 * lay(noise(size, 110, 36))
+    return np.asarray(out * weave[..., None])
 
 
-_BAYER = (
-    np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.float32) / 16.0 - 0.46875
-)
+_BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.float32) / 16.0 - 0.46875
 
 
 @style("pixel_art", "pixel art of {}", "{}, as pixel art", "{}, in the style of an old video game")
@@ -118,7 +118,7 @@ def pixel_art(plate: Plate) -> Array:
     tile = np.tile(_BAYER, (n // 4 + 1, n // 4 + 1))[:n, :n, None]
     levels = 5.0
     small = np.clip((small - 0.5) * 1.12 + 0.5, 0, 1)
-    small = np.clip(np.round(small * levels + 0.55 * tile), 0, levels) / levels
+    small = np.clip(np.round(small * levels + 0.36 * tile), 0, levels) / levels
     subject = cv2.LUT(ids, plate.table("subject")) > 0
     inside = cv2.erode(subject.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
     rim = subject & ~inside

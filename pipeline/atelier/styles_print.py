@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from pipeline.atelier.plate import Plate
-from pipeline.atelier.styles import Array, between, over, style
+from pipeline.atelier.styles import Array, between, over, style, vivid
 from pipeline.atelier.texture import Turn, noise
 
 _PIGMENTS = np.array(
@@ -18,28 +18,30 @@ _PIGMENTS = np.array(
     ],
     np.float32,
 )  # fmt: skip
+_CHROMA = _PIGMENTS - _PIGMENTS.mean(-1, keepdims=True)
 
 
 def _pigment(colours: Array, keep: float) -> Array:
     """Each colour as the nearest pigment, a share `keep` of its own left."""
     weights = np.array([0.9, 1.2, 0.7], np.float32)
-    chroma = lambda c: c - c.mean(-1, keepdims=True)  # noqa: E731
     d = (((colours[:, None] - _PIGMENTS[None]) * weights) ** 2).sum(-1)
-    d = d + 1.5 * ((chroma(colours)[:, None] - chroma(_PIGMENTS)[None]) ** 2).sum(-1)
+    chroma = colours - colours.mean(-1, keepdims=True)
+    d = d + 3.0 * ((chroma[:, None] - _CHROMA[None]) ** 2).sum(-1)
     return np.asarray(_PIGMENTS[d.argmin(1)] * (1 - keep) + colours * keep)
 
 
 @style("ukiyo_e", "an ukiyo-e print of {}", "{}, as a Japanese woodblock print", "{}, in the style of ukiyo-e")
 def ukiyo_e(plate: Plate) -> Array:
+    plate = plate.without_halo()
     size, rng = plate.size, plate.rng
     n = len(plate.paints)
     lit = np.array([p.lit for p in plate.paints], np.float32)
     dark = np.array([p.dark for p in plate.paints], np.float32)
     # Night and storm are printed lighter than they are: the block prints colour, not darkness
-    lift = 0.80 + 0.20 * (lit.mean() < 0.35)
-    lit, dark = lit**lift, dark**lift
+    lift = float(np.clip(np.log(0.52) / np.log(np.clip(lit.mean(), 0.05, 0.9)), 0.55, 1.0))
+    lit, dark = vivid(lit**lift, 1.3), vivid(dark**lift, 1.3)
     # One flat colour a block; where the drawing blends (sky, water, land) a wiped gradient, bokashi
-    blends = np.array([p.lit != p.dark and p.depth >= 0.3 and (p.ink < 0.5 or abs(p.ly) > 0.4) for p in plate.paints])
+    blends = np.array([p.blend for p in plate.paints])
     tables = np.zeros((2, 256, 3), np.float32)
     tables[0, 1 : n + 1] = _pigment(np.where(blends[:, None], lit, 0.72 * lit + 0.28 * dark), 0.22)
     tables[1, 1 : n + 1] = np.where(blends[:, None], _pigment(dark, 0.22), tables[0, 1 : n + 1] * 0.80)
@@ -82,7 +84,8 @@ def _seal(out: Array, rng: np.random.Generator) -> Array:
     for k, (a, b, c, _) in enumerate(marks.tolist()):
         y = u[2] + (u[3] - u[2]) * (k + 0.5) / 5
         w = u[1] - u[0]
-        p, q = (round(u[0] + w * (0.25 + 0.15 * a)), round(y + w * 0.2 * (b - 0.5))), (round(u[1] - w * 0.25), round(y + w * 0.3 * (c - 0.5)))
+        p = (round(u[0] + w * (0.25 + 0.15 * a)), round(y + w * 0.2 * (b - 0.5)))
+        q = (round(u[1] - w * 0.25), round(y + w * 0.3 * (c - 0.5)))
         cv2.line(out, p, q, (0.2, 0.17, 0.17), max(1, round(size / 120)))
     cv2.rectangle(out, (u[0], u[4]), (u[1], u[5]), (0.75, 0.20, 0.15), -1)
     return out
@@ -90,10 +93,9 @@ def _seal(out: Array, rng: np.random.Generator) -> Array:
 
 @style("woodcut", "a woodcut of {}", "{}, cut in wood and printed in black", "{}, as a linocut print")
 def woodcut(plate: Plate) -> Array:
+    plate = plate.without_halo()
     size, rng = plate.size, plate.rng
-    grey = plate.grey
-    low, high = (float(v) for v in np.quantile(grey, (0.02, 0.98)))
-    tone = np.clip((grey - low) / max(0.2, high - low), 0, 1)
+    tone = plate.tone()
     subject = plate.map("subject")
     lay = Turn(rng, size)
     # Cuts follow the surface: stripes across `flow`, wider where it is lighter
@@ -101,9 +103,9 @@ def woodcut(plate: Plate) -> Array:
     bend = lay(noise(size, 4)) * 0.010 + lay(noise(size, 18)) * 0.0022
     at = np.linspace(0, 1, size, dtype=np.float32)
     across = at[:, None] * np.cos(flow) - at[None, :] * np.sin(flow) + bend
-    pitch = 1.0 / 21
+    pitch = 1.0 / 23
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * across / pitch)
-    cut = 0.06 + 0.88 * between(0.10, 0.86, tone)
+    cut = 0.06 + 0.88 * between(0.06, 0.88, tone) ** 0.8
     edge = 0.5 * 3.2 / (size * pitch)
     white = between(-edge, edge, cut - wave)
     white = np.where(tone > 0.90, 1.0, np.where(tone < 0.10, 0.0, white))

@@ -1,6 +1,7 @@
 """What can be in a picture: the registry of subjects.
 
-A subject is one short function that draws with a `Pen` in its own frame: x right, y *up*, standing on y = 0, one unit tall,
+A subject is one short function that draws with a `Pen` in its own frame: x right, y *up*, standing on y = 0,
+    one unit tall,
 `width` wide around x = 0. `pen.main` is the colour that the caption names; it should be most of what one sees.
 """
 
@@ -9,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# Importing these modules registers the settings that subjects name.
+from pipeline.atelier import settings_indoors, settings_land, settings_water
 from pipeline.atelier.pen import Pen
 from pipeline.atelier.settings import SETTINGS
+
+__all__ = ["REGISTRY", "TABLE", "Subject", "settings_indoors", "settings_land", "settings_water", "subject"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,6 @@ class Subject:
 
 
 REGISTRY: dict[str, Subject] = {}
-LAND = "meadow, hill, village, field, mountains"
 TABLE = "wooden table, tablecloth, window sill, shelf"
 
 
@@ -57,7 +61,17 @@ def subject(
 
     def register(draw: Callable[[Pen], None]) -> Callable[[Pen], None]:
         REGISTRY[name] = Subject(
-            name, genre, noun, plural, tuple(c.strip() for c in colours.split(",")), places, most, width, size, lift, draw
+            name,
+            genre,
+            noun,
+            plural,
+            tuple(c.strip() for c in colours.split(",")),
+            places,
+            most,
+            width,
+            size,
+            lift,
+            draw,
         )
         return draw
 

@@ -1,7 +1,9 @@
 """Surfaces that styles share: paper, smooth noise, cells. Pure functions of their arguments, kept in small caches.
 
-Everything is tileable, so that a style can shift, turn and mirror one texture into as many as it needs (`Turn`): the
-texture of a picture then costs a few microseconds at 64 px. Textures are seeded by their name, never by global state.
+Everything is tileable, so that a style can shift,
+    turn and mirror one texture into as many as it needs (`Turn`): the
+texture of a picture then costs a few microseconds at 64 px. Textures are seeded by their name,
+    never by global state.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ def noise(size: int, detail: int, across: int = 0, variant: int = 0) -> Array:
     )
     out = (out - out.mean()) / max(1e-6, float(out.std()))
     out.setflags(write=False)
-    return out
+    return np.asarray(out)
 
 
 @lru_cache(maxsize=12)
 def paper(size: int, variant: int = 0) -> Array:
     """The tooth of drawing paper: noise of several sizes, mean 0 and deviation 1, read-only."""
-    out = noise(size, 96, variant=variant) + 0.8 * noise(size, 190, variant=variant + 1)
-    out = out + 0.5 * noise(size, 24, variant=variant + 2) + 0.6 * noise(size, 380, variant=variant + 3)
+    out = noise(size, 190, variant=variant) + 0.8 * noise(size, 110, variant=variant + 1)
+    out = out + 0.25 * noise(size, 40, variant=variant + 2) + 0.45 * noise(size, 380, variant=variant + 3)
     out = (out / out.std()).astype(np.float32)
     out.setflags(write=False)
-    return out
+    return np.asarray(out)
 
 
 @lru_cache(maxsize=16)
@@ -54,8 +56,10 @@ def cells(
 ) -> tuple[Array, Array, Array]:
     """A tileable pavement of about `across` x `across` cells around jittered grid points.
 
-    Returns (label, edge, centre), each (size, size): the cell's number in 0..across^2 (int32), how far the nearest other
-    cell is (0 on the border) and how far the cell's own point is (float32, in cell widths). Squares (`square`) are
+    Returns (label, edge, centre), each (size, size): the cell's number in 0..across^2 (int32),
+        how far the nearest other
+    cell is (0 on the border) and how far the cell's own point is (float32,
+        in cell widths). Squares (`square`) are
     turned a little each.
     """
     rng = np.random.Generator(np.random.PCG64([across, variant, int(square), int(100 * jitter)]))
@@ -113,4 +117,4 @@ def cell_means(image: Array, label: Array, count: int) -> Array:
     flat = label.ravel()
     number = np.maximum(np.bincount(flat, minlength=count), 1)
     sums = [np.bincount(flat, weights=image[..., c].ravel(), minlength=count) / number for c in range(3)]
-    return np.stack(sums, axis=1).astype(np.float32)
+    return np.asarray(np.stack(sums, axis=1), np.float32)
