@@ -130,10 +130,6 @@ def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim
             f"{shard.artifact.path}: vectors have {width} dimensions, the encoder's have {dim}. "
             f"Shard {shard_name(shard.id)} was made by another encoder: remove the folder it lies in and embed again"
         )
-    if column.null_count:
-        raise IndexBuildError(
-            f"{shard.artifact.path}: {column.null_count} row(s) are ok and have no vector; embed again"
-        )
     flat = column.flatten().to_numpy(zero_copy_only=False)
     vectors: NDArray[Any] = flat.reshape(table.num_rows, dim).astype(np.float16, copy=False)
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)

@@ -101,11 +101,16 @@ def embedding_schema(columns: Mapping[str, str], dim: int) -> pa.Schema:
     where status is not ok, vector is all zeros and norm is null (a null in a fixed-size list is written to Parquet by pyarrow
     25 and cannot be read back). norm is the L2 norm before normalising.
     """
+    return with_vectors(image_schema(columns), dim)
+
+
+def with_vectors(images: pa.Schema, dim: int) -> pa.Schema:
+    """The embedding schema that belongs to an image table's own schema."""
     import pyarrow as pa
 
     return pa.schema(
         [
-            *image_schema(columns),
+            *images,
             ("phash", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
