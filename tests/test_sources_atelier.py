@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("pipeline.atelier", reason="needs the drawing package")
-
 from pipeline.atelier import STYLES
-
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.manifest import Manifest, View, load, shipped
 from pipeline.sources import SourceOptions, open_source
