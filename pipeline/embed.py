@@ -240,7 +240,7 @@ class _Found:
             for name in schema.names
             if name not in ("vector", "norm")
         ]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.ravel()), dim, mask=pa.array(absent))
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.ravel()), dim)
         norms = pa.array(self.norms, mask=absent)
         return pa.table([*columns, vectors, norms], schema=schema).combine_chunks()
 
