@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError
 
 app = typer.Typer(
     name="rdmpipe",
-    help="Build CLIP retrieval databases from art collections, and run a retrieval-augmented diffusion model over prompt lists.",
+    help="Build CLIP retrieval databases from art collections; run a retrieval-augmented diffusion model on them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -168,6 +168,7 @@ def _known_arch(spec: EncoderSpec) -> None:
 def model_config(spec: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """(model config, preprocess config) as open_clip writes them. Reaches the Hub for the kind `hub`."""
     if spec.kind == "hub":
+        w.check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
         path = w.fetch(spec.name, spec.repo, CONFIG_FILE, spec.revision)
     elif spec.config is not None:
         path = spec.config

@@ -102,7 +102,7 @@ class Encoder:
 
     def encode_images(self, batch: NDArray[Any]) -> NDArray[Any]:
         """(B, size, size, 3) prepared pictures into (B, dim) float32, not normalised."""
-        return to_numpy(self.submit(np.ascontiguousarray(batch)))
+        return to_numpy(self.submit(np.require(batch, requirements=["C", "W"])))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[Any]:
         """Texts into (B, dim) float32 unit rows. What is beyond the context length is cut off, with a warning.
@@ -208,13 +208,13 @@ def require_match(record: EncoderRecord, encoder: Encoder) -> None:
     """Raise EncoderError where vectors of `encoder` cannot be compared with those of `record`. Precision may differ."""
     found = encoder.record
     differing = [
-        f"{what} {theirs} here, {ours} there"
-        for what, ours, theirs in (
+        f"{what} {theirs} in the database, {ours} now"
+        for what, theirs, ours in (
             ("weights", record.weights[:12], found.weights[:12]),
             ("preprocessing", record.preprocess, found.preprocess),
             ("dimensions", record.dim, found.dim),
         )
-        if ours != theirs
+        if theirs != ours
     ]
     if differing:
         raise EncoderError(

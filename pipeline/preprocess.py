@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["openclip", "compvis"]
 KINDS: tuple[Kind, ...] = ("openclip", "compvis")
+_LONGEST = 8  # of `openclip`: a picture longer than this many times its width is resized inside the crop alone
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,23 @@ def of_model(kind: str, size: Any, config: Mapping[str, Any]) -> Preprocess:
 
 
 def _openclip(image: Image, size: int, interpolation: str, mode: str) -> NDArray[Any]:
-    """open_clip's inference transform up to uint8; the crop is taken during the resize, which gives the same pixels."""
+    """open_clip's inference transform up to uint8: torchvision's Resize(size) and CenterCrop(size), rounded as they do."""
     from PIL import Image
 
-    width, height = image.size
-    box: tuple[float, float, float, float] = (0.0, 0.0, float(width), float(height))
-    if mode == "shortest":  # torchvision's Resize(size) and CenterCrop(size), sizes rounded as they do
-        short, long = min(width, height), max(width, height)
-        resized = int(size * long / short)
-        start = round((resized - size) / 2.0) * long / resized
-        end = start + size * long / resized
-        box = (0.0, start, float(width), end) if height > width else (start, 0.0, end, float(height))
     resample = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-    return np.asarray(image.resize((size, size), resample, box=box))
+    if mode == "squash":
+        return np.asarray(image.resize((size, size), resample))
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    resized = int(size * long / short)
+    start = round((resized - size) / 2.0)
+    upright = height > width
+    if long > _LONGEST * short:  # what the crop leaves out is not computed: it could be any size
+        first, last = start * long / resized, (start + size) * long / resized
+        box = (0.0, first, width, last) if upright else (first, 0.0, last, height)
+        return np.asarray(image.resize((size, size), resample, box=box))
+    whole = np.asarray(image.resize((size, resized) if upright else (resized, size), resample))
+    return whole[start : start + size] if upright else whole[:, start : start + size]
 
 
 @lru_cache(maxsize=256)

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase
 from pipeline.errors import ConfigError, IndexBuildError
 from pipeline.index import IndexConfig, build_index
 from pipeline.schema import metadata_columns
 from pipeline.search import open_search
+from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 DIM = 32
 CONFIG = IndexConfig(queries=10)
@@ -178,7 +178,7 @@ def test_a_build_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path: P
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
         from pathlib import Path
-        from vectors import *
+        from tests.vectors import *
         from pipeline.index import IndexConfig, build_index
         import pipeline.recall, pyarrow.parquet, json
         db = home_database(Path({str(tmp_path)!r}))

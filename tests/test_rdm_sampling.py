@@ -157,7 +157,7 @@ def test_times_are_as_many_as_asked_descending_and_within_the_schedule(steps: in
     for times in (SCHEDULE.leading(steps), SCHEDULE.multistep(steps)):
         assert len(times) == steps
         assert all(later < earlier for earlier, later in zip(times, times[1:], strict=False))
-        assert 0 <= times[-1] and times[0] <= 999
+        assert times[-1] >= 0 and times[0] <= 999
 
 
 @pytest.mark.parametrize("steps", COUNTS)

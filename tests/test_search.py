@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 from pipeline.errors import ConfigError, DatabaseError, FilterError
 from pipeline.exact import MANY_QUERIES, ExactScan
 from pipeline.index import IndexConfig, build_index
 from pipeline.search import Searcher, open_search
+from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 ROWS, DIM = 3000, 32
 COPIES = {5: 2, 700: 2, 2999: 100}
