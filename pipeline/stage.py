@@ -87,6 +87,9 @@ class Stage:
 
     setup() -> context      once per worker (opens a source, loads a model)
     run(context, shard)     all the work of one shard; writes only through `Storage`; returns the receipt's contents
+    finish(shard)           tidying up that is safe once the receipt is written (removing what led there). Called after every
+                            run and whenever a done shard is met again, so that a kill in between leaves nothing behind;
+                            quick, and nothing where there is nothing to do
     """
 
     name: str
@@ -97,9 +100,15 @@ class Stage:
     run: Callable[[Any, Shard], Receipt]
     resources: Resources = field(default_factory=Resources)
     workers: int = 0  # 0: as many as the backend has room for
+    finish: Callable[[Shard], None] | None = None
 
     def receipt_path(self, shard: Shard) -> str:
         return f"{self.folder}/{shard.name}.json"
+
+    def tidy(self, shard: Shard) -> None:
+        """Call `finish`, where the stage has one. Only for a shard whose receipt is valid."""
+        if self.finish is not None:
+            self.finish(shard)
 
     def receipt(self, shard: Shard) -> Receipt | None:
         """The shard's valid receipt, or None where it has to be run (again).
@@ -128,6 +137,7 @@ def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tu
     """
     done = stage.receipt(shard)
     if done is not None:
+        stage.tidy(shard)
         return done, 0.0
     start = time.monotonic()
     receipt = stage.run(context(), shard)
@@ -137,6 +147,7 @@ def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tu
             f"{receipt.failed} failed = {receipt.rows} out"
         )
     stage.storage.write_text(stage.receipt_path(shard), receipt.to_json())
+    stage.tidy(shard)
     return receipt, time.monotonic() - start
 
 
