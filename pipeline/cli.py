@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline import cli_jobs
 from pipeline.console import (
     Address,
     BackendOption,
@@ -294,6 +295,9 @@ def encoders(as_json: Json = False) -> None:
             print_json(rows)
         else:
             print_table(("name", "what"), [(row["name"], row["what"]) for row in rows])
+
+
+cli_jobs.register(app)
 
 
 def main() -> None:
