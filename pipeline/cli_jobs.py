@@ -150,7 +150,7 @@ def render_command(
     """Print a job file as a schedule: for Kubernetes, cron or systemd."""
     with reported_errors():
         from pipeline.jobfile import load_job, with_home
-        from pipeline.render import render
+        from pipeline.schedules import render
 
         print(render(with_home(load_job(job), home), target), end="")
 

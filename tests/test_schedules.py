@@ -21,7 +21,7 @@ from pipeline.cron import parse_cron
 from pipeline.errors import ConfigError, JobError
 from pipeline.jobfile import load_job, shipped, with_home
 from pipeline.kubernetes import create_and_wait
-from pipeline.render import render
+from pipeline.schedules import render
 
 KUBERNETES = "1.33"
 JOBS = sorted(shipped())

@@ -18,7 +18,7 @@ from pipeline.jobfile import LoadedJob, Schedule
 
 def render(loaded: LoadedJob, target: str) -> str:
     """The text for a target: cronjob, rayjob, raycronjob, crontab or systemd. Raises ConfigError."""
-    from pipeline.render_kubernetes import cronjob, raycronjob, rayjob
+    from pipeline.schedules_kubernetes import cronjob, raycronjob, rayjob
 
     known: dict[str, Callable[[LoadedJob], str]] = {
         "cronjob": cronjob,

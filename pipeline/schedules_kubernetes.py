@@ -14,8 +14,8 @@ import shlex
 from pipeline.config import parse_size
 from pipeline.errors import ConfigError
 from pipeline.jobfile import JobFile, LoadedJob, parse_duration
-from pipeline.render import scheduled
-from pipeline.render_objects import Object, binding, config_map, documents, job_volume, labels, metadata, ray_account
+from pipeline.schedules import scheduled
+from pipeline.schedules_objects import Object, binding, config_map, documents, job_volume, labels, metadata, ray_account
 
 MOUNT = "/etc/rdmpipe"
 START_S = 1800  # for a cluster to start, on top of the job's own timeout
