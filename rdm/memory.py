@@ -35,11 +35,11 @@ class MemoryCount:
         return self.weights + max(self.denoiser, self.decoder)
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operators make, until they are freed."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.most = 0
         self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())  # views of weights are free
 

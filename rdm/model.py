@@ -179,6 +179,7 @@ class RDM:
             x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
         self._check_latents(x_T, context)
         guided = guidance_scale != 1
+        mask = None if mask is None else mask.to(context.device)
         tokens, bias = context, self._bias(context, mask)
         if guided and null_context is not None:
             tokens, bias = self._with_null(Context(context, mask), null_context, null_mask)

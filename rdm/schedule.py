@@ -11,7 +11,6 @@ import torch
 
 from rdm.errors import RequestError
 
-
 _RHO = 7.0
 
 

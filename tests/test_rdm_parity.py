@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rdm_reference import noise, reference_model, reference_tensors, relative, tiny_model, unit
+from rdm_reference import lively, noise, reference_model, reference_tensors, relative, tiny_config, tiny_model, unit
 
 from rdm import RDM
 from rdm.checkpoint import denoiser_entries, first_stage_entries
@@ -86,10 +87,20 @@ def test_arranged_forward_pass_equals_diffusers_own(size: tuple[int, int]) -> No
     assert relative(model.denoise(x, t, context), expected) < 1e-5
 
 
+def late_attention() -> RDM:
+    """The first level sees no context (as in the ImageNet model), and transformers have two blocks."""
+    config = tiny_config()
+    config["unet"] |= {"attention_resolutions": [2], "transformer_depth": 2}
+    return lively(RDM.from_config(config))
+
+
+@pytest.mark.parametrize("make", [tiny_model, late_attention])
 @pytest.mark.parametrize("null_tokens", [None, 1, 4])
-def test_guided_sampling_equals_two_plain_denoiser_calls_a_step(null_tokens: int | None) -> None:
+def test_guided_sampling_equals_two_plain_denoiser_calls_a_step(
+    make: Callable[[], RDM], null_tokens: int | None
+) -> None:
     """A null branch of zeros is never computed as attention, and one of any tokens is padded and masked."""
-    model = tiny_model()
+    model = make()
     x, context, schedule = noise(2, 4, 8, 8), unit(2, 3, 12), model.schedule
     null = torch.zeros(2, 3, 12) if null_tokens is None else unit(2, null_tokens, 12, seed=5)
     found = model.sample(
