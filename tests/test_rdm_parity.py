@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +122,18 @@ def test_guidance_scale_one_leaves_the_null_branch_out() -> None:
     one = model.sample(context, x_T=x, steps=3, guidance_scale=1.0)
     nearly = model.sample(context, x_T=x, steps=3, guidance_scale=1.0 + 1e-7)
     assert relative(one, nearly) < 1e-5
+
+
+def test_the_benchmarks_transcription_is_the_original(shared: Path) -> None:
+    """What our speed is measured against gives the original's latents."""
+    path = Path(__file__).parent.parent / "jobs" / "bench_sampling.py"
+    spec = importlib.util.spec_from_file_location("bench_sampling", path)
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    z = reference_tensors(shared)
+    model = RDM.from_compvis(shared / "reference" / "rdm" / "model.ckpt", shared / "reference" / "rdm" / "config.json")
+    bench.plain_attention(model, fused=False)
+    latents = bench.published_sampling(model, z["context"], z["x_T"], 10, 5.0)
+    assert relative(latents, z["ddim10_latent"]) < TOLERANCE
+    assert (bench.published_decoding(model, latents) - z["ddim10_image"]).abs().max() < 1e-3
