@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from multiprocessing import get_context
 
 import cv2
@@ -33,7 +33,7 @@ def digest(index: int, **options: object) -> str:
     return hashlib.sha256(made.image.tobytes() + json.dumps(made.metadata).encode()).hexdigest()
 
 
-@lru_cache(maxsize=None)
+@cache
 def content_of(subject: str) -> int:
     return next(i for i in itertools.count() if sample(0, i).subject == subject)
 
