@@ -240,7 +240,9 @@ class _Found:
             for name in schema.names
             if name not in ("vector", "norm")
         ]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.ravel()), dim)
+        # Parquet readers of Arrow refuse a fixed-size list with nulls in it: a row without a vector holds zeros.
+        filled = np.where(absent[:, None], np.float16(0), self.vectors)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), dim)
         norms = pa.array(self.norms, mask=absent)
         return pa.table([*columns, vectors, norms], schema=schema).combine_chunks()
 
