@@ -87,7 +87,7 @@ function layOut() {
     for (const [at, columns] of cells) {
       const prompt = data.prompts[at];
       const line = [prompt.id, prompt.negative && `without ${prompt.negative}`, ...Object.entries(prompt.extra).map(([name, value]) => `${name}: ${value}`)].filter(Boolean).join(" · ");
-      const strip = element("div", { class: data.databases.length < 3 ? "strip few" : "strip" }, ...columns.map((made) => element("div", { class: "cell" }, ...made)));
+      const strip = element("div", { class: data.databases.length < 3 ? "strip few" : "strip" }, ...columns.map((made) => element("div", { class: `cell of-${Math.min(made.length, 3)}` }, ...made)));
       const count = columns.flat().length;
       grid.append(element("section", { class: count === 1 ? "prompt lone" : "prompt", "aria-label": prompt.text || "picture prompt" },
         element("div", { class: "words-part" }, element("h2", {}, prompt.text || "(a picture as prompt)"), line ? element("p", { class: "line" }, line) : null), strip));
@@ -190,11 +190,13 @@ function neighbour([at, score]) {
   }
   const terms = element("p", { class: "terms" });
   const parts = [from.licence ? document.createTextNode(from.licence) : null, from.url ? link(from.url, from.source || "source") : from.source ? document.createTextNode(from.source) : null].filter(Boolean);
+  const bar = element("span", { class: "bar", "aria-hidden": true }, element("span"));
+  bar.firstChild.style.width = `${100 * Math.max(0, Math.min(1, score))}%`;
   parts.forEach((part, i) => terms.append(i ? " · " : "", part));
   return element("li", {}, thumb, element("div", {},
     element("p", { class: "title" }, name), from.by ? element("p", { class: "by" }, from.by) : null,
-    from.caption && from.caption !== name ? element("p", { class: "by" }, from.caption) : null, parts.length ? terms : null,
-    element("p", { class: "score" }, element("meter", { min: 0, max: 1, value: Math.max(0, Math.min(1, score)), "aria-label": "similarity" }), score.toFixed(3))));
+    from.caption && !from.caption.includes(name) ? element("p", { class: "by" }, from.caption) : null, parts.length ? terms : null,
+    element("p", { class: "score" }, bar, `similarity ${score.toFixed(3)}`)));
 }
 
 function open(index) {
@@ -207,6 +209,8 @@ function open(index) {
   if (picture.thumb >= 0) {
     shown.onerror = () => { shown.onerror = null; shown.src = data.urls[picture.thumb]; };
     shown.alt = describe(picture);
+    shown.style.maxWidth = `${3 * picture.width}px`; // larger would only be blurred
+    shown.style.maxHeight = `${3 * picture.height}px`;
     shown.src = picture.file || data.urls[picture.thumb];
   }
   byId("detail-place").textContent = database.name || "text alone";
@@ -230,7 +234,7 @@ function open(index) {
   const at = state.shown.indexOf(index);
   byId("before").disabled = at <= 0;
   byId("after").disabled = at < 0 || at >= state.shown.length - 1;
-  if (!byId("detail").open) byId("detail").showModal();
+  if (!byId("detail").open) { byId("detail").showModal(); byId("panel").focus({ preventScroll: true }); }
   byId("panel").scrollTop = 0;
   byId("detail").scrollTop = 0;
   try { history.replaceState(null, "", `#${picture.key}-${index}`); } catch { /* some browsers refuse it for files */ }
