@@ -1,6 +1,7 @@
 """What every command shares: options, error handling, and how results are printed.
 
-Results go to standard output, everything else to standard error. With --json the last line of standard output is one JSON document.
+Results go to standard output, everything else to standard error. With --json the last line of standard output is one
+JSON document.
 """
 
 from __future__ import annotations

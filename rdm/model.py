@@ -25,9 +25,6 @@ from rdm.sampling import Step, sampler_steps
 from rdm.schedule import Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-# Pictures are decoded in groups of at most this many pixels: one at a time at 768 x 768, where the first stage's
-# activations are the peak of memory, and many at a time where they are small.
-_DECODE_PIXELS = 1024 * 1024
 
 
 class RDM:
@@ -260,10 +257,12 @@ class RDM:
         return latents.float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, pixels_at_once: int = 1024 * 1024) -> Tensor:
         """Images (B, 3, H, W), float32, of latents as sampled; in [-1, 1] but for overshoot: clamp before use.
 
-        A VQ first stage quantises first: each latent becomes its nearest codebook entry.
+        A VQ first stage quantises first: each latent becomes its nearest codebook entry. Pictures are decoded in
+        groups of at most `pixels_at_once` (but at least one picture): at 768 x 768 one at a time, where the first
+        stage's activations are the peak of memory, and many at a time where they are small.
         """
         if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
             raise RequestError(
@@ -272,7 +271,7 @@ class RDM:
         parameter = next(self.first_stage.parameters())
         z = (latents.float() / self.config.scale_factor).to(parameter.device, parameter.dtype)
         pixels = z.shape[2] * z.shape[3] * self.config.downsample_factor**2
-        groups = torch.split(z, max(1, _DECODE_PIXELS // pixels))
+        groups = torch.split(z, max(1, pixels_at_once // pixels))
         return torch.cat([self.first_stage.decode(group).sample.float() for group in groups])
 
 
