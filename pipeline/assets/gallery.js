@@ -87,7 +87,7 @@ function layOut() {
     for (const [at, columns] of cells) {
       const prompt = data.prompts[at];
       const line = [prompt.id, prompt.negative && `without ${prompt.negative}`, ...Object.entries(prompt.extra).map(([name, value]) => `${name}: ${value}`)].filter(Boolean).join(" · ");
-      const strip = element("div", { class: data.databases.length < 3 ? "strip few" : "strip" }, ...columns.map((made) => element("div", { class: `cell of-${Math.min(made.length, 3)}` }, ...made)));
+      const strip = element("div", { class: data.databases.length < 3 ? "strip few" : "strip" }, ...columns.map((made) => element("div", { class: `cell of-${made.length === 4 ? 2 : Math.min(made.length, 3)}` }, ...made)));
       const count = columns.flat().length;
       grid.append(element("section", { class: count === 1 ? "prompt lone" : "prompt", "aria-label": prompt.text || "picture prompt" },
         element("div", { class: "words-part" }, element("h2", {}, prompt.text || "(a picture as prompt)"), line ? element("p", { class: "line" }, line) : null), strip));
