@@ -203,7 +203,7 @@ def _layout(
                 "height": row["height"],
                 "status": row["status"],
                 "error": row["error"] or "",
-                "note": _shortfall(row),
+                "note": row["note"] or "",
                 "neighbours": [
                     [places[row["db"], key], round(score, 4)]
                     for key, score in zip(row["neighbour_keys"], row["neighbour_scores"], strict=True)
@@ -216,13 +216,6 @@ def _layout(
         "databases": [{"name": name} for name in databases],
         "settings": [json.loads(text) for text in settings],
     }
-
-
-def _shortfall(row: Mapping[str, Any]) -> str:
-    found = len(row["neighbour_keys"])
-    if row["status"] == OK and found < row["k"]:
-        return f"Only {found} of the {row['k']} neighbours asked for: no more match the filter."
-    return ""
 
 
 def _about(rows: list[dict[str, Any]], data: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class Picture:
 
     def shape(self) -> tuple[Any, ...]:
         """What pictures of one batch have in common."""
-        return (self.width, self.height, self.sampler, self.steps, self.scale, self.eta)
+        return (self.width, self.height, self.sampler, self.steps, self.scale, self.eta, bool(self.negative))
 
     @staticmethod
     def from_dict(table: Mapping[str, Any]) -> Picture:

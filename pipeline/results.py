@@ -35,6 +35,7 @@ COLUMNS = {
     "file": "string",  # relative to results.parquet
     "status": "string",  # ok | failed | pending
     "error": "string",
+    "note": "string",  # what to know of a finished picture: fewer neighbours than asked for, a prompt cut off
     "seconds": "float64",  # of the worker, shared evenly by the pictures of a batch
     "neighbour_keys": "list<int64>",
     "neighbour_scores": "list<float64>",
@@ -128,6 +129,7 @@ def _row(
         "file": request.file if made else "",
         "status": status,
         "error": None if made else log.get("error"),
+        "note": "; ".join(made["notes"]) if made else "",
         "seconds": log.get("seconds"),
         "neighbour_keys": [neighbour["key"] for neighbour in neighbours],
         "neighbour_scores": [neighbour["score"] for neighbour in neighbours],
@@ -148,6 +150,7 @@ def _row(
         "height": picture.height,
         "text_weight": picture.text_weight,
         "use": picture.use,
+        "encoder": made["encoder"] if made else "",
         "rdmpipe": made["rdmpipe"] if made else version(),
         **common,
     }

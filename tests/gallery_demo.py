@@ -47,7 +47,9 @@ def make_run(
     for line, prompt in enumerate(prompts, 2):
         for db in databases:
             for copy in range(n):
-                picture = Picture(prompt, "", "", "both", 1.0, 7 + copy, Source(db, "v0"), k, "ddim", 50, 5.0, 0.0, 256, 256)
+                picture = Picture(
+                    prompt, "", "", "both", 1.0, 7 + copy, Source(db, "v0"), k, "ddim", 50, 5.0, 0.0, 256, 256
+                )
                 row = PromptRow(line, prompt, extra=extra or {})
                 requests.append(Request(row, copy, db, picture, picture.key(MAKER)))
     for i, request in enumerate(requests):
@@ -69,7 +71,14 @@ def make_run(
             }
             for j, at in enumerate(near)
         ]
-        record = {"key": request.key, "prompt": request.picture.prompt, "rdmpipe": "0.1.0", "neighbours": neighbours}
+        record = {
+            "key": request.key,
+            "prompt": request.picture.prompt,
+            "rdmpipe": "0.1.0",
+            "neighbours": neighbours,
+            "notes": [],
+            "encoder": MAKER.encoder,
+        }
         with Image.open(shared / "data" / "paintings" / works[near[0]]["file_name"]) as image:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 3
