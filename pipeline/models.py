@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,3 +122,63 @@ def _available() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def list_models(home: str | None = None) -> list[dict[str, Any]]:
+    """Models by name: those in the home, and the published ones: encoder, most neighbours, pixels, and where they are."""
+    from rdm.config import model_names, read_config
+    from rdm.errors import RDMError
+    from rdm.folder import read_folder_config
+
+    own = Path(home or default_home()) / "models"
+    rows = []
+    for folder in sorted(path.parent for path in own.glob("*/unet")):
+        try:
+            rows.append(_row(folder.name, read_folder_config(folder), str(folder)))
+        except RDMError as error:
+            rows.append({"name": folder.name, "encoder": None, "neighbours": None, "size": None, "where": str(error)})
+    here = {row["name"] for row in rows}
+    for name in model_names():
+        where = (
+            f"Hub: {HUB[name]}" if name in HUB else f"convert its checkpoint: rdmpipe convert model.ckpt {own / name}"
+        )
+        if name not in here:
+            rows.append(_row(name, read_config(name), where))
+    return rows
+
+
+def _row(name: str, config: RDMConfig, where: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "encoder": config.encoder,
+        "neighbours": config.max_neighbours,
+        "size": config.default_size,
+        "where": where,
+    }
+
+
+def convert_checkpoint(checkpoint: Path, folder: Path, config: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """An original checkpoint as a diffusers folder of safetensors. Returns what was loaded and what was left aside.
+
+    `config` is a model's name or the path of a JSON description. Raises ModelError.
+    """
+    from pipeline.torch_setup import prepare_torchvision
+
+    prepare_torchvision()
+    from rdm import RDM
+    from rdm.errors import RDMError
+
+    if not checkpoint.is_file():
+        raise ModelError(f"no checkpoint at {checkpoint}; give the path of the original release's model.ckpt")
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} exists and is not empty; give a new folder")
+    say(f"reading {checkpoint} ({checkpoint.stat().st_size / 1e9:,.2f} GB)")
+    try:
+        model = RDM.from_compvis(checkpoint, config, dtype=None)
+        say(f"writing {folder}")
+        model.save_pretrained(folder)
+    except RDMError as error:
+        raise ModelError(str(error)) from error
+    assert model.report is not None
+    left = dict(model.report.ignored)
+    return {"folder": str(folder), "weights": model.report.weights, "tensors": model.report.loaded, "left aside": left}
