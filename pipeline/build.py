@@ -159,7 +159,9 @@ class _Build:
 
     def _download_stage(self, plan: Plan) -> Stage:
         stage = download_stage(self.database, self._download_config(plan), filter_mask)
-        return replace(stage, resources=replace(stage.resources, cpus=0.1))  # it waits for disk and network
+        return replace(
+            stage, resources=replace(stage.resources, cpus=0.0)
+        )  # it waits for disk and network; CPUs are for models
 
     def _embed_stage(self, plan: Plan) -> Stage:
         backend = self.request.backend

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pipeline import cli_jobs
+from pipeline import cli_generate, cli_jobs
 from pipeline.console import (
     Address,
     BackendOption,
@@ -17,8 +17,10 @@ from pipeline.console import (
     LogFormatOption,
     Workers,
     command,
+    one_of,
     print_json,
     print_table,
+    which_backend,
 )
 from pipeline.errors import ConfigError
 
@@ -104,13 +106,13 @@ def _build(
             name=name,
             home=home,
             encoder=encoder,
-            precision=_one_of("--precision", precision, ("", "fp32", "fp16", "bf16")),
-            preprocess=_one_of("--preprocess", preprocess, ("", "openclip", "compvis")),
-            images=_one_of("--images", images, ("", "keep", "thumbnail", "drop")),
+            precision=one_of("--precision", precision, ("", "fp32", "fp16", "bf16")),
+            preprocess=one_of("--preprocess", preprocess, ("", "openclip", "compvis")),
+            images=one_of("--images", images, ("", "keep", "thumbnail", "drop")),
             where=where,
             source=SourceOptions(base_url=base_url, limit=limit, shards=_range(shards)),
             index=IndexConfig(memory=parse_size(memory), key=index_key, min_recall=min_recall),
-            backend=Backend(kind=_backend(backend, address), address=address, workers=workers, retries=retries),
+            backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
             batch=batch,
             device=device,
             wait_s=wait,
@@ -122,23 +124,6 @@ def _build(
         print_json(asdict(summary))
     else:
         print(summary.text())
-
-
-def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ConfigError(f"{flag} {value!r}: use one of {', '.join(word for word in allowed if word)}")
-    return value
-
-
-def _backend(value: str, address: str) -> Literal["inline", "ray"]:
-    """auto is Ray where an address is given (or RAY_ADDRESS is set), else this process."""
-    import os
-
-    _one_of("--backend", value, ("auto", "inline", "ray"))
-    if value == "inline" and address:
-        raise ConfigError("--backend inline does not use --address; leave one of them out")
-    wants_ray = value == "ray" or (value == "auto" and bool(address or os.environ.get("RAY_ADDRESS")))
-    return "ray" if wants_ray else "inline"
 
 
 def _range(text: str) -> tuple[int, int] | None:
@@ -297,6 +282,7 @@ def encoders(as_json: Json = False) -> None:
             print_table(("name", "what"), [(row["name"], row["what"]) for row in rows])
 
 
+cli_generate.register(app)
 cli_jobs.register(app)
 
 

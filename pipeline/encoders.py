@@ -109,6 +109,10 @@ class Encoder:
 
         Raises EncoderError where the encoder has no text tower.
         """
+        return self.text_vectors(texts)[0]
+
+    def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Unit rows as `encode_texts`, and the lengths (B,) they had before: some models take vectors as they were."""
         import torch
 
         if not self.has_text:
@@ -116,7 +120,7 @@ class Encoder:
                 f"encoder {self.record.name!r} has no text tower: query by picture (--image) or by key (--key) instead"
             )
         if not texts:
-            return np.zeros((0, self.dim), np.float32)
+            return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
         cut = self.overlong(texts)
         if cut:
             log.warning(
@@ -130,7 +134,7 @@ class Encoder:
             for start in range(0, len(texts), _TEXT_BATCH):
                 tokens = self._tokenizer(list(texts[start : start + _TEXT_BATCH])).to(self.device)
                 parts.append(to_numpy(self.model.encode_text(tokens)))  # type: ignore[operator]
-        return unit_rows(np.concatenate(parts))[0]
+        return unit_rows(np.concatenate(parts))
 
     def overlong(self, texts: Sequence[str]) -> list[int]:
         """Positions of the texts that the tokenizer cuts off."""

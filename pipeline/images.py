@@ -160,12 +160,14 @@ def _cosines() -> NDArray[Any]:
 def perceptual_hash(image: Image) -> str:
     """64-bit perceptual hash as 16 hex digits: near-equal pictures differ in few bits.
 
-    Luma (ITU-R 601) averaged over 32 x 32 boxes, two-dimensional DCT-II, the 8 x 8 lowest frequencies in row order (most
-    significant bit first), each 1 where it is above their median (pHash; Zauner 2010, with boxes in place of a filter).
+    Box averages down to 32 x 32 (by a whole factor first, in colour, as long as 64 pixels a side are left), luma (ITU-R
+    601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row order (most significant bit first), each 1 where it is
+    above their median (pHash; Zauner 2010, with boxes in place of a filter).
     """
     from PIL import Image
 
-    small = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+    factor = min(image.size) // 64
+    small = (image.reduce(factor) if factor > 1 else image).convert("L").resize((32, 32), Image.Resampling.BOX)
     cosines = _cosines()
     low = cosines @ np.asarray(small, dtype=np.float64) @ cosines.T
     return np.packbits(low.ravel() > np.median(low)).tobytes().hex()
@@ -175,11 +177,13 @@ def thumbnail(image: Image, side: int = THUMBNAIL_SIDE) -> bytes:
     """The picture as a JPEG of at most `side` pixels a side (never enlarged). The same picture gives the same bytes."""
     from PIL import Image
 
+    from pipeline.preprocess import resize
+
     small = image
     if max(image.size) > side:
         scale = side / max(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
-        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = Image.fromarray(resize(np.array(image), width, height, "bilinear"))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -86,7 +86,9 @@ def build_index(
         counts = write_rows(db, shards, absent, columns, encoder.dim, scratch)
         rows = counts["rows"]
         if not config.key and rows <= config.exact_rows:
-            kind, key, params, build = "exact", "Flat", {}, {}
+            kind, key = "exact", "Flat"
+            params: dict[str, Any] = {}
+            build: dict[str, Any] = {}
             recall = measure_recall(scratch / FILES["vectors"], config, text)
         else:
             from pipeline.faiss_build import build_faiss

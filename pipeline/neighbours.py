@@ -8,7 +8,7 @@ results; only those of an exact scan are certainly the best.
 from __future__ import annotations
 
 import dataclasses
-import mmap
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.exact import ExactScan
+from pipeline.exact import ExactScan, score_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,14 +43,25 @@ class Plan:
 
 
 class SearchIndex:
-    """The vectors of an index and, above the exact size, its faiss index: top-k among all rows or among some."""
+    """The vectors of an index and, above the exact size, its faiss index: top-k among all rows or among some.
+
+    mapped=False reads the rows to re-rank instead of mapping them: slower, but they do not count as this process's memory.
+    """
 
     def __init__(
-        self, vectors: Path, faiss_index: Path | None = None, params: Mapping[str, Any] | None = None, threads: int = 0
+        self,
+        vectors: Path,
+        faiss_index: Path | Any = None,
+        params: Mapping[str, Any] | None = None,
+        threads: int = 0,
+        exact_subset: int = EXACT_SUBSET,
+        mapped: bool = True,
     ) -> None:
         self._map = np.load(vectors, mmap_mode="r")
         self.vectors = np.asarray(self._map)
         self.exact = ExactScan(self.vectors, threads)
+        self.exact_subset = exact_subset
+        self._file = None if mapped else vectors.open("rb")
         self.approximate: ApproximateIndex | None = None
         if faiss_index is not None:
             from pipeline.approximate import ApproximateIndex
@@ -60,10 +71,18 @@ class SearchIndex:
     def close(self) -> None:
         self.exact.close()
         self.approximate = None
+        if self._file is not None:
+            self._file.close()
 
-    def release_pages(self) -> None:
-        """Stop counting the mapped pages read so far as this process's memory; the system's cache keeps them."""
-        self._map._mmap.madvise(mmap.MADV_DONTNEED)
+    def _rows(self, ordinals: NDArray[Any]) -> NDArray[Any]:
+        """Some rows' vectors, float16."""
+        if self._file is None:
+            return np.asarray(self.vectors[ordinals])
+        rows = np.empty((len(ordinals), self.vectors.shape[1]), np.float16)
+        data = int(self._map.offset)
+        for row, ordinal in zip(rows, ordinals.tolist(), strict=True):
+            os.preadv(self._file.fileno(), [row.data], data + ordinal * row.nbytes)
+        return rows
 
     def top(
         self, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None = None, exact: bool = False
@@ -73,7 +92,7 @@ class SearchIndex:
         rows = total if ordinals is None else len(ordinals)
         plan = Plan("", total, rows, len(queries))
         start = time.perf_counter()
-        if exact or self.approximate is None or rows <= EXACT_SUBSET:
+        if exact or self.approximate is None or rows <= self.exact_subset:
             scores, found = self.exact.top(queries, k, ordinals)
             words = "exact scan of all rows" if ordinals is None else "exact scan of the matching rows"
             return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
@@ -99,12 +118,13 @@ class SearchIndex:
             search_s += time.perf_counter() - start
             start = time.perf_counter()
             for place, row in zip(left[enough], candidates[enough], strict=True):
-                best, order = self.exact.top(queries[place : place + 1], k, np.unique(row[row >= 0]))
-                scores[place], found[place] = best[0], order[0]
+                wanted = np.unique(row[row >= 0])
+                scores[place], order = score_rows(self._rows(wanted), queries[place], k)
+                found[place] = wanted[order]
             rerank_s += time.perf_counter() - start
             start = time.perf_counter()
             left = left[~enough]
-            if len(left) and (index.exhausted(share, effort) or effort > 1000):
+            if len(left) and (index.exhausted(min(count, plan.matched), share, effort) or effort > 1000):
                 scores[left], found[left] = self.exact.top(queries[left], k, ordinals)
                 scanned, left = len(left), left[:0]
                 search_s += time.perf_counter() - start

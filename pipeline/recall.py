@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.neighbours import SearchIndex
 
 TOLERANCE = 1e-3
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 2048
 BATCH = 8  # queries searched at once: few enough that an exact index takes the path of single queries
 NO_TEXT = "none: the encoder has no text tower"
 
@@ -179,7 +179,6 @@ class Probe:
             counted = np.where(found == self.own[part, None], -np.inf, scores)
             counted = -np.sort(-counted, axis=1)[:, :k]
             hits += int((counted >= self.kth[part, None] - TOLERANCE).sum())
-            index.release_pages()
         value = hits / (len(self.queries) * k)
         low, high = wilson(value, len(self.queries))
         return {"value": value, "low": low, "high": high, "queries": len(self.queries), "origin": self.origin}

@@ -196,5 +196,5 @@ def _npy_header(handle: BinaryIO, dtype: Any, shape: tuple[int, ...]) -> None:
     """Begin a .npy file whose data follow in pieces."""
     import numpy as np
 
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(handle, header)
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(handle, header)  # type: ignore[no-untyped-call]

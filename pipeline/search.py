@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, DatabaseError, nearest
 from pipeline.filters import MetadataFilter, conjunction
-from pipeline.neighbours import Plan, SearchIndex
+from pipeline.neighbours import EXACT_SUBSET, Plan, SearchIndex
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -40,7 +40,14 @@ class Results:
 class Searcher:
     """An open version of a database, warm: vectors mapped, filters' columns in memory once they were used."""
 
-    def __init__(self, db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0) -> None:
+    def __init__(
+        self,
+        db: RetrievalDatabase,
+        version: Version,
+        where: str = "",
+        threads: int = 0,
+        exact_subset: int = EXACT_SUBSET,
+    ) -> None:
         self.version = version
         self.columns = metadata_columns(version.columns)
         entry = version.index
@@ -50,7 +57,7 @@ class Searcher:
             raise DatabaseError(
                 f"database {db.name!r}: {missing[0]} is missing; `rdmpipe index {db.name}` builds the index again"
             )
-        self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads)
+        self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset)
         self.keys: NDArray[Any] = np.load(paths["keys"], mmap_mode="r")
         self._norms: NDArray[Any] = np.load(paths["norms"], mmap_mode="r")
         self._metadata = paths["metadata"]
@@ -175,7 +182,7 @@ class Searcher:
         wanted = np.unique(np.asarray(keys, np.int64))
         places = np.searchsorted(self.keys, wanted)
         places = places[(places < len(self.keys)) & (self.keys[np.minimum(places, len(self.keys) - 1)] == wanted)]
-        return places if ordinals is None else places[np.isin(places, ordinals)]
+        return np.asarray(places if ordinals is None else places[np.isin(places, ordinals)])
 
     def _distinct(self, ordinals: NDArray[Any] | None) -> NDArray[Any] | None:
         """Leave out every matching row whose picture another matching row before it has."""
@@ -197,6 +204,11 @@ class Searcher:
         return np.asarray(within[keep])
 
 
-def open_search(db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0) -> Searcher:
-    """Open a version for searching. `where` is a view's filter, which every search in it obeys. Close it afterwards."""
-    return Searcher(db, version, where, threads)
+def open_search(
+    db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0, exact_subset: int = EXACT_SUBSET
+) -> Searcher:
+    """Open a version for searching. `where` is a view's filter, which every search in it obeys. Close it afterwards.
+
+    `exact_subset`: up to so many matching rows are scanned exactly whatever the index.
+    """
+    return Searcher(db, version, where, threads, exact_subset)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import FilterError
-from pipeline.filters import MetadataFilter, check_filter, conjunction, filter_mask, sandbox
+from pipeline.expressions import sandbox
+from pipeline.filters import MetadataFilter, check_filter, conjunction, filter_mask
 
 COLUMNS = {
     "style": "string",

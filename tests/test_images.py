@@ -186,7 +186,7 @@ def test_jpeg_reduction_keeps_at_least_the_pixels_asked_for(side: int, expected:
 def test_perceptual_hash_is_the_dct_of_box_averages(shared: Path) -> None:
     for path in sorted((shared / "data" / "paintings").glob("*.jpg"))[:10]:
         with Image.open(path) as image:
-            grey = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+            grey = image.reduce(min(image.size) // 64).convert("L").resize((32, 32), Image.Resampling.BOX)
         low = scipy.fft.dctn(np.asarray(grey, dtype=np.float64), type=2)[:8, :8]
         bits = "".join("1" if value > np.median(low) else "0" for value in low.ravel())
         assert perceptual_hash(decode(path.read_bytes()).image) == f"{int(bits, 2):016x}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rdm_reference import noise, reference_model, reference_tensors, relative, tiny_model, unit
+from rdm_reference import lively, noise, reference_model, reference_tensors, relative, tiny_config, tiny_model, unit
 
 from rdm import RDM
 from rdm.checkpoint import denoiser_entries, first_stage_entries
@@ -86,10 +88,20 @@ def test_arranged_forward_pass_equals_diffusers_own(size: tuple[int, int]) -> No
     assert relative(model.denoise(x, t, context), expected) < 1e-5
 
 
+def late_attention() -> RDM:
+    """The first level sees no context (as in the ImageNet model), and transformers have two blocks."""
+    config = tiny_config()
+    config["unet"] |= {"attention_resolutions": [2], "transformer_depth": 2}
+    return lively(RDM.from_config(config))
+
+
+@pytest.mark.parametrize("make", [tiny_model, late_attention])
 @pytest.mark.parametrize("null_tokens", [None, 1, 4])
-def test_guided_sampling_equals_two_plain_denoiser_calls_a_step(null_tokens: int | None) -> None:
+def test_guided_sampling_equals_two_plain_denoiser_calls_a_step(
+    make: Callable[[], RDM], null_tokens: int | None
+) -> None:
     """A null branch of zeros is never computed as attention, and one of any tokens is padded and masked."""
-    model = tiny_model()
+    model = make()
     x, context, schedule = noise(2, 4, 8, 8), unit(2, 3, 12), model.schedule
     null = torch.zeros(2, 3, 12) if null_tokens is None else unit(2, null_tokens, 12, seed=5)
     found = model.sample(
@@ -110,3 +122,18 @@ def test_guidance_scale_one_leaves_the_null_branch_out() -> None:
     one = model.sample(context, x_T=x, steps=3, guidance_scale=1.0)
     nearly = model.sample(context, x_T=x, steps=3, guidance_scale=1.0 + 1e-7)
     assert relative(one, nearly) < 1e-5
+
+
+def test_the_benchmarks_transcription_is_the_original(shared: Path) -> None:
+    """What our speed is measured against gives the original's latents."""
+    path = Path(__file__).parent.parent / "jobs" / "bench_sampling.py"
+    spec = importlib.util.spec_from_file_location("bench_sampling", path)
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    z = reference_tensors(shared)
+    model = RDM.from_compvis(shared / "reference" / "rdm" / "model.ckpt", shared / "reference" / "rdm" / "config.json")
+    bench.plain_attention(model, fused=False)
+    latents = bench.published_sampling(model, z["context"], z["x_T"], 10, 5.0)
+    assert relative(latents, z["ddim10_latent"]) < TOLERANCE
+    assert (bench.published_decoding(model, latents) - z["ddim10_image"]).abs().max() < 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_leading_times_are_the_originals_where_steps_divide_a_thousand(steps: in
 def test_times_are_as_many_as_asked_descending_and_within_the_schedule(steps: int) -> None:
     for times in (SCHEDULE.leading(steps), SCHEDULE.multistep(steps)):
         assert len(times) == steps
-        assert all(later < earlier for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later < earlier for earlier, later in pairwise(times))
         assert times[-1] >= 0 and times[0] <= 999
 
 
