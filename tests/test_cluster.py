@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,6 +180,7 @@ def test_a_killed_driver_is_a_failure_and_the_next_attempt_goes_on(
     same(tmp_path, undisturbed, client, finished(client, second))
 
 
+@pytest.mark.cluster  # the executor's own tests hang a worker on one machine
 def test_a_worker_that_hangs_is_replaced(client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     order(tmp_path, "second", 3, "hang")
     found = client.submit(job(tmp_path, "hang", pause=0.0, timeout_s=4.0), "s1", ENTRY)
@@ -223,6 +225,81 @@ def test_nodes_that_do_not_share_the_home_are_found_out_at_the_start(
         assert not RetrievalDatabase("db", str(tmp_path / "home")).exists()
     finally:
         nodes.kill(stranger)
+
+
+MISHAPS = ("node", "driver", "hang", "cable", "twice")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("seed", range(int(os.environ.get("RDMPIPE_TEST_MISHAPS", "12"))))
+def test_any_two_mishaps_at_any_moment_change_nothing(
+    seed: int,
+    nodes: Cluster,
+    client: JobsClient,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a disk or on a store that fails now and then; the job is submitted again until it succeeds."""
+    rng = random.Random(SEED + seed)
+    chosen = [rng.choice([mishap for mishap in MISHAPS if nodes.isolated or mishap != "cable"]) for _ in range(2)]
+    moments = sorted(rng.randrange(1, 2 * SHARDS) for _ in chosen)
+    with s3_server() as server:
+        proxy = Proxy(server, nodes.host)
+        home = f"s3://{BUCKET}/{seed}" if rng.random() < 0.5 else str(tmp_path / "home")
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": proxy.address}.items():
+            monkeypatch.setenv(name, value)
+        for method in ("GET", "PUT"):
+            proxy.order(method, *(rng.choice(["500", "503", "lost", "cut", *[""] * 12]) for _ in range(100)))
+        loaded = job(tmp_path, f"mishap{seed}", timeout_s=15.0, home=home, AWS_ENDPOINT_URL=proxy.address)
+        print(
+            f"seed {seed}: {home.split(':')[0]}, "
+            + ", ".join(f"{m} at {t}" for m, t in zip(chosen, moments, strict=True))
+        )
+        found, attempts = client.submit(loaded, "s1", ENTRY), 1
+        for mishap, moment in zip(chosen, moments, strict=True):
+            deadline = time.monotonic() + 120
+            while runs(tmp_path) < moment and not client.get(found.id).is_over and time.monotonic() < deadline:
+                time.sleep(0.05)
+            _mishap(mishap, nodes, client, loaded, tmp_path, rng)
+        while (ended := finished(client, found, 300)).status != "SUCCEEDED":
+            assert "driver" in chosen and attempts < 5, client.logs(found.id)[-8000:]
+            found, attempts = client.submit(loaded, "s1", ENTRY), attempts + 1
+        same(tmp_path, undisturbed, client, ended, home)
+        proxy.close()
+    while len(nodes.nodes) < 3:
+        nodes.add()
+
+
+def _mishap(
+    kind: str, nodes: Cluster, client: JobsClient, loaded: LoadedJob, tmp_path: Path, rng: random.Random
+) -> None:
+    if kind == "node":
+        nodes.kill(nodes.nodes[rng.randrange(1, len(nodes.nodes))])
+        nodes.add()
+    elif kind == "driver" and (tmp_path / "drivers").exists():
+        driver = int((tmp_path / "drivers").read_text().split()[-1])
+        if Path(f"/proc/{driver}").exists():
+            os.kill(driver, signal.SIGKILL)
+    elif kind == "hang":
+        order(tmp_path, rng.choice(STAGES), rng.randrange(SHARDS), "hang")
+    elif kind == "cable":
+        lost = nodes.nodes[rng.randrange(1, len(nodes.nodes))]
+        nodes.cable(lost, plugged=False)
+        time.sleep(rng.uniform(1.0, 15.0))  # noticed as lost after about eight seconds, or not at all
+        nodes.cable(lost, plugged=True)
+        time.sleep(3.0)
+        if lost.address not in {node["node_ip"] for node in alive(client)}:
+            nodes.kill(lost)
+            nodes.add()
+    elif kind == "twice":
+        again = client.submit(loaded, "s1", ENTRY)
+        assert again.id.startswith(f"{loaded.job.name}-s1-")
+
+
+def alive(client: JobsClient) -> list[dict[str, Any]]:
+    answer = client.client._do_request("GET", "/api/v0/nodes").json()
+    return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
 
 # ---- submitting, following, stopping
