@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_generate
+from pipeline import cli_generate, cli_jobs
 from pipeline.console import (
     Address,
     BackendOption,
@@ -283,6 +283,7 @@ def encoders(as_json: Json = False) -> None:
 
 
 cli_generate.register(app)
+cli_jobs.register(app)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pipeline import errors
 from pipeline.errors import ConfigError, DatabaseError, DiskFullError, EncoderError, JobError, ModelError, RdmpipeError
+from pipeline.metrics import Metrics
 from pipeline.progress import Progress
 from pipeline.stage import Failure, Receipt, Shard, Stage, describe_exception, run_shard_once
 
@@ -35,7 +36,9 @@ class Backend:
     workers: int = 0
     retries: int = 2  # further attempts for a failed shard
     max_failures: int = 100  # give up after so many failed shards
-    start_timeout_s: float = 180.0  # for the first worker of a stage to get its resources and set up
+    start_timeout_s: float = float(
+        os.environ.get("RDMPIPE_START_TIMEOUT_S") or 180.0
+    )  # for the first worker of a stage to get its resources and set up
 
 
 @dataclass
@@ -222,8 +225,9 @@ class _RayRun:
         self.queues[0].append(first)
         with connect(self.backend.address):
             import ray
+            import ray.util.metrics
 
-            self.ray = ray
+            self.ray, self.metrics = ray, Metrics(ray.util.metrics)
             self.nonce = os.urandom(8).hex()
             for storage in {stage.storage.url: stage.storage for stage in self.chain}.values():
                 storage.write_text("nonce", self.nonce)
@@ -281,6 +285,8 @@ class _RayRun:
             while queue and self.idle[stage]:
                 actor, shard = self.idle[stage].pop(), queue.popleft()
                 self.flights[actor.run.remote(shard)] = _Flight(stage, actor, shard, time.monotonic())
+                self.metrics.busy(self.chain[stage], actor)
+        self.metrics.queues(self.chain, [len(queue) for queue in self.queues])
         working = any(flight.shard is not None for flight in self.flights.values())
         if not working and not any(self.queues) and self.exhausted:
             return False
@@ -311,8 +317,10 @@ class _RayRun:
             if result[0]:
                 raise _revive(*result)
             self.idle[flight.stage].append(flight.actor)
+            self.metrics.idle(flight.actor)
             return
         self.idle[flight.stage].append(flight.actor)
+        self.metrics.idle(flight.actor)
         receipt, seconds, error_text, fatal = result
         if fatal:
             raise _revive(fatal, error_text)
@@ -320,6 +328,7 @@ class _RayRun:
             self._failed(flight.stage, flight.shard, error_text)
             return
         self.outcome.count(stage, seconds)
+        self.metrics.shard(stage, receipt)
         self.progress.advance(stage.name, flight.shard.id, receipt.rows, seconds)
         if flight.stage + 1 < len(self.chain):
             self.queues[flight.stage + 1].append(flight.shard)
@@ -328,6 +337,7 @@ class _RayRun:
         attempt = self.attempts.get((stage, shard.id), 0) + 1
         self.attempts[stage, shard.id] = attempt
         name = self.chain[stage].name
+        self.metrics.failed(self.chain[stage], _last_line(error))
         if attempt <= self.backend.retries:
             self.progress.say(f"{name}: shard {shard.name}: attempt {attempt}: {_last_line(error)}")
             self.queues[stage].append(shard)
