@@ -1,0 +1,185 @@
+"""The original code's terms: its configuration and the names of its weights, translated to diffusers' and back.
+
+Reads and writes nothing. Source of the names: the original's UNetModel and Autoencoder, as listed for the full-size
+model; source of the sizes: its YAML configurations. Weights' numbers are never changed: only names, and 1x1
+convolutions that diffusers holds as matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rdm.errors import ConfigError, nearest
+
+DENOISER = "model.diffusion_model."
+FIRST_STAGE = "first_stage_model."
+EMA = "model_ema."
+
+_UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks",
+               "channel_mult", "context_dim")  # fmt: skip
+_UNET_FIXED = {"use_scale_shift_norm": False, "resblock_updown": False, "use_spatial_transformer": True,
+               "conv_resample": True, "dims": 2, "num_classes": None, "n_embed": None, "dropout": 0}  # fmt: skip
+_UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # no effect on the weights or the result
+_AUTOENCODER = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
+                "attn_resolutions", "dropout")  # fmt: skip
+_TOP = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "train_steps"}
+_OURS = ("name", "scale_factor", "context_norm", "null_context", "encoder", "max_neighbours", "default_k",
+         "default_size", "default_guidance")  # fmt: skip
+
+
+def translate_config(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with the original's `unet` and `ddconfig` sections, in our terms (the fields of RDMConfig)."""
+    known = ("unet", "ddconfig", "model_channels", "first_stage_ch", "embed_dim", "n_embed", *_TOP, *_OURS)
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in a description with ddconfig{nearest(key, known)}")
+    unet, autoencoder = dict(content.get("unet", {})), dict(content["ddconfig"])
+    for section, key, copy in (("unet", "model_channels", "model_channels"), ("ddconfig", "ch", "first_stage_ch")):
+        inner = (unet if section == "unet" else autoencoder).get(key)
+        if copy in content and content[copy] != inner:
+            raise ConfigError(f"{copy} is {content[copy]} but {section}.{key} is {inner}: make them agree")
+    ours = {key: content[key] for key in _OURS if key in content}
+    ours |= {new: content[old] for old, new in _TOP.items() if old in content}
+    ours["unet"] = _translate_unet(unet)
+    ours["first_stage"] = _translate_autoencoder(
+        autoencoder, content.get("embed_dim"), content.get("n_embed"), float(content.get("scale_factor", 1.0))
+    )
+    factor = 2 ** (len(autoencoder["ch_mult"]) - 1)
+    ours.setdefault("default_size", int(ours["unet"]["sample_size"] or 32) * factor)
+    return ours
+
+
+def _check(section: str, content: Mapping[str, Any], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise ConfigError(f"{section} lacks {', '.join(missing)}")
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in {section}{nearest(key, known)}")
+
+
+def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
+    heads_keys = ("num_head_channels", "num_heads")
+    _check("unet", unet, _UNET_SIZES,
+           (*_UNET_SIZES, *_UNET_FIXED, *_UNET_MOOT, *heads_keys, "image_size", "transformer_depth"))  # fmt: skip
+    for key, only in _UNET_FIXED.items():
+        if unet.get(key, only) != only:
+            raise ConfigError(f"unet.{key} is {unet[key]!r}; only {only!r} is supported")
+    widths = [int(unet["model_channels"]) * int(factor) for factor in unet["channel_mult"]]
+    attention = [2**level in unet["attention_resolutions"] for level in range(len(widths))]
+    if unet.get("num_head_channels", -1) > 0:
+        heads = [width // int(unet["num_head_channels"]) for width in widths]
+    elif unet.get("num_heads", -1) > 0:
+        heads = [int(unet["num_heads"])] * len(widths)
+    else:
+        raise ConfigError("unet wants num_head_channels (channels per head) or num_heads")
+    return {
+        "sample_size": unet.get("image_size"),
+        "in_channels": unet["in_channels"],
+        "out_channels": unet["out_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": unet["num_res_blocks"],
+        "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)],
+        "cross_attention_dim": unet["context_dim"],
+        "attention_head_dim": heads,  # diffusers' name for the number of heads
+        "transformer_layers_per_block": unet.get("transformer_depth", 1),
+    }
+
+
+def _translate_autoencoder(
+    dd: Mapping[str, Any], embed_dim: int | None, n_embed: int | None, scale_factor: float
+) -> dict[str, Any]:
+    _check("ddconfig", dd, tuple(key for key in _AUTOENCODER if key != "dropout"), _AUTOENCODER)
+    if bool(dd["double_z"]) == (n_embed is not None):
+        raise ConfigError(
+            "ddconfig.double_z goes with a KL first stage (no n_embed), its absence with a VQ one (n_embed)"
+        )
+    if dd.get("dropout", 0) or (n_embed is None and (embed_dim or dd["z_channels"]) != dd["z_channels"]):
+        raise ConfigError("ddconfig: dropout must be 0 and a KL first stage's embed_dim equal z_channels")
+    widths = [int(dd["ch"]) * int(factor) for factor in dd["ch_mult"]]
+    attention = [int(dd["resolution"]) // 2**level in dd["attn_resolutions"] for level in range(len(widths))]
+    if n_embed is not None and any(attention):
+        raise ConfigError("ddconfig.attn_resolutions must be empty for a VQ first stage")
+    shared = {
+        "in_channels": dd["in_channels"],
+        "out_channels": dd["out_ch"],
+        "block_out_channels": widths,
+        "layers_per_block": dd["num_res_blocks"],
+        "latent_channels": dd["z_channels"],
+        "sample_size": dd["resolution"],
+        "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attention],
+        "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attention)],
+        "scaling_factor": scale_factor,
+    }
+    if n_embed is None:
+        return {"_class_name": "AutoencoderKL", **shared}
+    return {"_class_name": "VQModel", **shared, "num_vq_embeddings": n_embed,
+            "vq_embed_dim": embed_dim or dd["z_channels"]}  # fmt: skip
+
+
+_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+           "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+_UNET_ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
+              "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+_AUTOENCODER_INNER = {"conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
+                      "to_out.0": "proj_out"}  # fmt: skip
+
+
+def unet_key(key: str, unet: Mapping[str, Any]) -> str:
+    """The original's name (below `model.diffusion_model.`) of diffusers' UNet weight `key`."""
+    head, _, leaf = key.rpartition(".")
+    if head in _UNET_ENDS:
+        return f"{_UNET_ENDS[head]}.{leaf}"
+    parts = key.split(".")
+    layers = int(unet["layers_per_block"])
+    if parts[0] == "mid_block":
+        slot = 1 if parts[1] == "attentions" else 2 * int(parts[2])
+        return f"middle_block.{slot}." + _inner(parts[1], parts[3:])
+    block, kind, j = int(parts[1]), parts[2], int(parts[3])
+    if parts[0] == "down_blocks":
+        if kind == "downsamplers":
+            return f"input_blocks.{(block + 1) * (layers + 1)}.0.op.{leaf}"
+        place = f"input_blocks.{1 + block * (layers + 1) + j}"
+    else:
+        place = f"output_blocks.{block * (layers + 1) + (layers if kind == 'upsamplers' else j)}"
+        if kind == "upsamplers":
+            slot = 2 if unet["up_block_types"][block].startswith("CrossAttn") else 1
+            return f"{place}.{slot}.conv.{leaf}"
+    return f"{place}.{1 if kind == 'attentions' else 0}." + _inner(kind, parts[4:])
+
+
+def _inner(kind: str, rest: list[str]) -> str:
+    if kind == "resnets":
+        return ".".join([_RESNET[rest[0]], *rest[1:]])
+    return ".".join(rest)  # transformers have the same names in both
+
+
+def first_stage_key(key: str, first_stage: Mapping[str, Any]) -> str:
+    """The original's name (below `first_stage_model.`) of diffusers' autoencoder weight `key`."""
+    parts = key.split(".")
+    if parts[0] not in ("encoder", "decoder"):
+        return key  # quant_conv, post_quant_conv, quantize.embedding
+    if parts[1] in ("conv_in", "conv_out"):
+        return key
+    if parts[1] == "conv_norm_out":
+        return f"{parts[0]}.norm_out.{parts[2]}"
+    if parts[1] == "mid_block":
+        place = f"mid.attn_{int(parts[3]) + 1}" if parts[2] == "attentions" else f"mid.block_{int(parts[3]) + 1}"
+        rest = parts[4:]
+    else:
+        levels = len(first_stage["block_out_channels"])
+        block = int(parts[2])
+        level = block if parts[1] == "down_blocks" else levels - 1 - block  # the original counts from the outside
+        kind = {"resnets": f"block.{parts[4]}", "attentions": f"attn.{parts[4]}", "downsamplers": "downsample",
+                "upsamplers": "upsample"}[parts[3]]  # fmt: skip
+        place = f"{'down' if parts[1] == 'down_blocks' else 'up'}.{level}.{kind}"
+        rest = parts[5:]
+    inner = ".".join(rest[:-1])
+    return f"{parts[0]}.{place}.{_AUTOENCODER_INNER.get(inner, inner)}.{rest[-1]}"
+
+
+def ema_key(key: str) -> str:
+    """Where the original keeps the moving average of denoiser weight `key` (with its `model.` prefix)."""
+    return EMA + key.removeprefix("model.").replace(".", "")

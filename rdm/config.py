@@ -1,0 +1,155 @@
+"""What a model is: its networks' sizes, its noise schedule, and how it wants to be conditioned.
+
+Reads the shipped `configs/*.json`, a JSON file, or a dict. A description is either ours (`unet` and `first_stage` hold
+the arguments of diffusers' networks) or in the original code's terms (`unet` with `model_channels`, and `ddconfig`);
+the second is translated by `rdm.compvis`. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rdm.errors import ConfigError, nearest
+
+CONFIG_FILE = "rdm.json"  # beside unet/ and vae/ in a saved model
+_SHIPPED = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class RDMConfig:
+    """A model's description. Sizes are in pixels unless they say otherwise.
+
+    unet, first_stage   arguments of diffusers' UNet2DConditionModel and of the class `first_stage["_class_name"]`
+    scale_factor        latents = scale_factor * first-stage latents
+    beta_start, _end    betas = linspace(sqrt(start), sqrt(end), train_steps)**2, as in latent diffusion
+    context_norm        "unit": context tokens are unit vectors; "raw": as the CLIP encoder gave them
+    null_context        what stands for "no condition": "zeros"
+    encoder             name of the CLIP encoder whose vectors the model takes
+    max_neighbours      most neighbours it takes beside the prompt's token; default_k: how many when nobody says
+    """
+
+    name: str
+    unet: Mapping[str, Any]
+    first_stage: Mapping[str, Any]
+    scale_factor: float = 1.0
+    beta_start: float = 0.0015
+    beta_end: float = 0.015
+    train_steps: int = 1000
+    context_norm: str = "unit"
+    null_context: str = "zeros"
+    encoder: str = "vit-l-14"
+    max_neighbours: int = 20
+    default_k: int = 19
+    default_size: int = 768
+    default_guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.context_norm not in ("unit", "raw"):
+            raise ConfigError(f"context_norm is {self.context_norm!r}; it must be 'unit' or 'raw'")
+        if self.null_context != "zeros":
+            raise ConfigError(f"null_context is {self.null_context!r}; only 'zeros' is known")
+        if not 0 <= self.default_k <= self.max_neighbours:
+            raise ConfigError(
+                f"default_k is {self.default_k}; it must lie in 0..{self.max_neighbours} (max_neighbours)"
+            )
+        if not 0 < self.beta_start < self.beta_end < 1:
+            raise ConfigError(f"betas run from {self.beta_start} to {self.beta_end}; want 0 < start < end < 1")
+        if self.scale_factor <= 0 or self.train_steps < 1:
+            raise ConfigError("scale_factor must be positive and train_steps at least 1")
+        for part in ("unet", "first_stage"):
+            object.__setattr__(self, part, json.loads(json.dumps(dict(getattr(self, part)))))
+        missing = [key for key in _UNET_KEYS if key not in self.unet]
+        missing += [f"first_stage.{key}" for key in _FIRST_STAGE_KEYS if key not in self.first_stage]
+        if missing:
+            raise ConfigError(f"the description of {self.name!r} lacks {', '.join(missing)}")
+        if self.default_size % self.image_factor:
+            raise ConfigError(f"default_size is {self.default_size}; it must be a multiple of {self.image_factor}")
+
+    @property
+    def context_dim(self) -> int:
+        """Length of a context token."""
+        return int(self.unet["cross_attention_dim"])
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet["in_channels"])
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return int(2 ** (len(self.first_stage["block_out_channels"]) - 1))
+
+    @property
+    def image_factor(self) -> int:
+        """Pictures' sides must be multiples of this many pixels (the denoiser itself takes any latent size)."""
+        return self.downsample_factor
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Latent height and width for a picture of height x width pixels."""
+        for side, length in (("height", height), ("width", width)):
+            if length < self.image_factor or length % self.image_factor:
+                below = max(length // self.image_factor, 1) * self.image_factor
+                raise ConfigError(
+                    f"{side} is {length} pixels; {self.name} wants a multiple of {self.image_factor}, such as {below}"
+                )
+        return height // self.downsample_factor, width // self.downsample_factor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON would hold it; `read_config` reads it back."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+_UNET_KEYS = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
+              "layers_per_block", "cross_attention_dim", "attention_head_dim")  # fmt: skip
+_FIRST_STAGE_KEYS = ("_class_name", "block_out_channels", "latent_channels")
+
+
+def model_names() -> list[str]:
+    """Names of the models whose descriptions are shipped."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.json"))
+
+
+def read_config(config: str | Path | Mapping[str, Any] | RDMConfig) -> RDMConfig:
+    """A model's description from its name, a JSON file, a dict, or itself.
+
+    Raises ConfigError naming an unknown model (with the known ones), file, key or value.
+    """
+    if isinstance(config, RDMConfig):
+        return config
+    if isinstance(config, Mapping):
+        return _from_dict(dict(config))
+    if str(config) in model_names():
+        path = _SHIPPED / f"{config}.json"
+    else:
+        path = Path(config)
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(model_names())
+        hint = nearest(str(config), model_names())
+        raise ConfigError(f"no model and no JSON file is called {str(config)!r}{hint}; models: {known}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path} is not a JSON description of a model: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; a description is a JSON object")
+    return _from_dict(content)
+
+
+def _from_dict(content: dict[str, Any]) -> RDMConfig:
+    if "ddconfig" in content:
+        from rdm.compvis import translate_config
+
+        content = translate_config(content)
+    known = [f.name for f in dataclasses.fields(RDMConfig)]
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in a model's description{nearest(key, known)}")
+    for key in ("unet", "first_stage"):
+        if not isinstance(content.get(key), Mapping):
+            raise ConfigError(f"a model's description wants {key!r} (an object); it has {', '.join(sorted(content))}")
+    return RDMConfig(**{"name": "rdm", **content})

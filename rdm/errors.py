@@ -1,0 +1,41 @@
+"""The exceptions of rdm. Every message says what was expected, what was found, and what to do.
+
+RDMError                 anything raised here on purpose
+|- ConfigError           a model description that cannot be used: unknown name or key, unsupported network
+|- CheckpointError       weights that cannot be read, or that are not the described model's
+'- RequestError          arguments that do not fit the model: shapes, step counts, sampler names
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RDMError(ValueError):
+    pass
+
+
+class ConfigError(RDMError):
+    pass
+
+
+class CheckpointError(RDMError):
+    pass
+
+
+class RequestError(RDMError):
+    pass
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names, sorted, and how many more there are."""
+    names = sorted(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

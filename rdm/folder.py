@@ -1,0 +1,189 @@
+"""A model as a folder, in diffusers' layout: unet/, vae/ or vqvae/, scheduler/, and rdm.json for what is ours.
+
+Reads: folders that `save_folder` wrote, and plain diffusers copies without rdm.json, such as the Hub's of the
+768-pixel model (its clip/, tokenizer/ and feature_extractor/ are left alone). Writes: `save_folder`, each file whole or
+not at all. Weights are memory-mapped safetensors; `.bin` files are read without running what is pickled in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdm.checkpoint import LoadReport, fill
+from rdm.config import CONFIG_FILE, RDMConfig, model_names, read_config
+from rdm.errors import CheckpointError, ConfigError, some
+from rdm.networks import diffusers
+from rdm.pickles import load_tensors
+
+_WEIGHTS = "diffusion_pytorch_model"
+_PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae"}
+_HUB_FILES = ["rdm.json", "model_index.json", "unet/*", "vae/*", "vqvae/*", "scheduler/*"]
+# Names of attention weights in autoencoders that diffusers wrote before 0.14.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The local folder, or a download of the Hub's copy (only the parts that are ours to read)."""
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    name = str(folder_or_hub_id)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"no folder at {folder}, and {name!r} is no Hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: {path.parent} is no saved model, or not all of it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; an object was expected")
+    return content
+
+
+def _first_stage_folder(folder: Path) -> Path:
+    for name in _PARTS.values():
+        if (folder / name).is_dir():
+            return folder / name
+    raise CheckpointError(f"{folder} has neither vae/ nor vqvae/: it is no saved RDM, or not all of it")
+
+
+def read_folder_config(folder: Path) -> RDMConfig:
+    """The model's description. Without rdm.json: a published model's, where the sizes are its; else from the parts."""
+    unet = _arguments(_read_json(folder / "unet" / "config.json"))
+    first_stage_folder = _first_stage_folder(folder)
+    first_stage = _arguments(raw := _read_json(first_stage_folder / "config.json"))
+    default = "AutoencoderKL" if first_stage_folder.name == "vae" else "VQModel"
+    first_stage["_class_name"] = raw.get("_class_name", default)
+    parts = {"unet": unet, "first_stage": first_stage}
+    if (folder / CONFIG_FILE).is_file():
+        return read_config({**_read_json(folder / CONFIG_FILE), **parts})
+    for name in model_names():
+        published = read_config(name)
+        if _sizes(published.unet) == _sizes(unet) and _sizes(published.first_stage) == _sizes(first_stage):
+            # Early copies were written with defaults in places (number of heads, scaling factor) that load and give
+            # wrong pictures: the published description is the truth.
+            return published
+    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
+    if schedule.get("beta_schedule") != "scaled_linear":
+        raise ConfigError(
+            f"{folder}: beta_schedule is {schedule.get('beta_schedule')!r}; a latent diffusion model's 'scaled_linear' "
+            "was expected"
+        )
+    if "scaling_factor" not in raw:
+        raise ConfigError(
+            f"{first_stage_folder}/config.json lacks scaling_factor: add the one the model was trained with"
+        )
+    factor = 2 ** (len(first_stage["block_out_channels"]) - 1)
+    return read_config({
+        "name": folder.resolve().name, **parts, "scale_factor": raw["scaling_factor"],
+        "beta_start": schedule["beta_start"], "beta_end": schedule["beta_end"],
+        "train_steps": schedule.get("num_train_timesteps", 1000),
+        "default_size": int(unet.get("sample_size") or 32) * factor,
+    })  # fmt: skip
+
+
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if not key.startswith("_")}
+
+
+def _sizes(part: Mapping[str, Any]) -> list[Any]:
+    keys = ("block_out_channels", "in_channels", "out_channels", "latent_channels", "cross_attention_dim",
+            "down_block_types", "up_block_types", "layers_per_block")  # fmt: skip
+    return [list(value) if isinstance(value := part.get(key), tuple) else value for key in keys]
+
+
+def load_folder(
+    folder: Path, config: RDMConfig, unet: nn.Module, first_stage: nn.Module, *, dtype: torch.dtype | None
+) -> LoadReport:
+    """Put the folder's weights into networks built on the meta device; see rdm.checkpoint.load_compvis for `dtype`."""
+    count = 0
+    for part, network in ((folder / "unet", unet), (_first_stage_folder(folder), first_stage)):
+        state = _read_weights(part)
+        if part.name != "unet":
+            state = {_modern(name): value for name, value in state.items()}
+        expected = network.state_dict()
+        for problem, names in (
+            ("lacks", expected.keys() - state.keys()),
+            ("has unknown", state.keys() - expected.keys()),
+        ):
+            if names:
+                raise CheckpointError(f"{part} {problem} {len(names)} of {len(expected)} weights: {some(names)}")
+        for name, value in state.items():
+            shape = expected[name].shape
+            if value.numel() != shape.numel() or [n for n in value.shape if n > 1] != [n for n in shape if n > 1]:
+                raise CheckpointError(f"{part}: {name} has shape {tuple(value.shape)}, not {tuple(shape)}")
+        count += len(state)
+        fill(network, {name: value.reshape(expected[name].shape) for name, value in state.items()}, dtype)
+    return LoadReport(str(folder), "saved", count, {})
+
+
+def _modern(name: str) -> str:
+    parts = name.split(".")
+    if "attentions" in parts and parts[-2] in _OLD_ATTENTION:
+        parts[-2] = _OLD_ATTENTION[parts[-2]]
+    return ".".join(parts)
+
+
+def _read_weights(part: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = part / f"{_WEIGHTS}.safetensors.index.json"
+    single = part / f"{_WEIGHTS}.safetensors"
+    if index.is_file() and not single.is_file():
+        files = [part / Path(name).name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+    elif single.is_file():
+        files = [single]
+    elif (old := part / f"{_WEIGHTS}.bin").is_file():
+        content = load_tensors(old)
+        if strange := [name for name, value in content.items() if not isinstance(value, Tensor)]:
+            raise CheckpointError(f"{old} holds things that are no tensors: {some(strange)}")
+        return content
+    else:
+        raise CheckpointError(f"{part} has no weights: {single.name} (or .bin) was expected")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}; fetch or convert it again") from error
+    return state
+
+
+def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) -> None:
+    """Write the model. Existing files of the same names are replaced one by one; mapped ones stay readable."""
+    library = diffusers()
+    scheduler = library.DDIMScheduler(
+        num_train_timesteps=config.train_steps, beta_start=config.beta_start, beta_end=config.beta_end,
+        beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    ours = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    del ours["unet"], ours["first_stage"]  # they are in the parts' own config.json
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        fresh = Path(temporary)
+        for network in (unet, first_stage):
+            network.to(memory_format=torch.contiguous_format)
+        unet.save_pretrained(fresh / "unet", max_shard_size="50GB")
+        first_stage.save_pretrained(fresh / _PARTS[type(first_stage).__name__], max_shard_size="50GB")
+        scheduler.save_pretrained(fresh / "scheduler")
+        (fresh / CONFIG_FILE).write_text(json.dumps(ours, indent=2) + "\n")
+        for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
+            target = folder / source.relative_to(fresh)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)

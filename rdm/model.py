@@ -1,0 +1,288 @@
+"""RDM: denoiser, first stage and noise schedule in one place.
+
+Reads checkpoints and saved folders through rdm.checkpoint and rdm.folder; writes only in `save_pretrained`. Holds the
+weights once. Does not encode prompts, search neighbours, or turn images into files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdm import denoiser
+from rdm.checkpoint import LoadReport, load_compvis
+from rdm.conditioning import Context, join, mask_bias
+from rdm.config import RDMConfig, read_config
+from rdm.errors import RequestError
+from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
+from rdm.networks import build
+from rdm.sampling import Step, sampler_steps
+from rdm.schedule import Schedule
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+# Pictures are decoded in groups of at most this many pixels: one at a time at 768 x 768, where the first stage's
+# activations are the peak of memory, and many at a time where they are small.
+_DECODE_PIXELS = 1024 * 1024
+
+
+class RDM:
+    """A retrieval-augmented diffusion model. `unet` and `first_stage` are diffusers' networks, free to be trained."""
+
+    def __init__(self, config: RDMConfig, unet: Any, first_stage: Any, report: LoadReport | None = None) -> None:
+        self.config = config
+        self.unet = unet
+        self.first_stage = first_stage
+        self.report = report
+        self.schedule = Schedule(config.beta_start, config.beta_end, config.train_steps)
+        self._forward: Callable[..., Tensor] = denoiser.forward
+
+    @classmethod
+    def from_config(
+        cls, config: str | Path | Mapping[str, Any] | RDMConfig, *, device: str | torch.device = "cpu"
+    ) -> RDM:
+        """A model with fresh weights, to be trained; on device "meta" with none."""
+        description = read_config(config)
+        return cls(description, *build(description, device))
+
+    @classmethod
+    def from_compvis(
+        cls,
+        ckpt_path: str | Path,
+        config: str | Path | Mapping[str, Any] | RDMConfig,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> RDM:
+        """The original release's checkpoint, on the CPU; `report` says what was loaded and what was left aside.
+
+        config is a model name ("rdm-768"), a description, or the path of one. Nothing pickled in the file is run. EMA
+        weights are preferred. `dtype` None keeps the file's. Raises CheckpointError naming missing, misshapen or
+        unknown keys.
+        """
+        model = cls.from_config(config, device="meta")
+        model.report = load_compvis(ckpt_path, model.config, model.unet, model.first_stage, dtype=dtype)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, *, dtype: torch.dtype | None = torch.float32, revision: str | None = None
+    ) -> RDM:
+        """A folder that `save_pretrained` wrote, or the diffusers layout of the Hub's copies (local, or by Hub id).
+
+        Raises CheckpointError for what is missing or does not fit.
+        """
+        folder = find_folder(folder_or_hub_id, revision)
+        description = read_folder_config(folder)
+        unet, first_stage = build(description, "meta")
+        report = load_folder(folder, description, unet, first_stage, dtype=dtype)
+        return cls(description, unet, first_stage, report)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write unet/, vae/ (or vqvae/), scheduler/ and rdm.json: safetensors that plain diffusers loads too.
+
+        The same weights give the same files.
+        """
+        save_folder(Path(folder), self.config, self.unet, self.first_stage)
+
+    def to(
+        self,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        first_stage_dtype: torch.dtype | None = None,
+    ) -> RDM:
+        """Move in place, and return self. `dtype` is the denoiser's.
+
+        The first stage stays in single precision unless told: it is a twentieth of the weights, and half precision has
+        given people blank pictures.
+        """
+        self.unet.to(device=device, dtype=dtype)
+        self.first_stage.to(device=device, dtype=first_stage_dtype)
+        return self
+
+    def weights_hash(self) -> str:
+        """SHA-256 over names, shapes, types and numbers of all weights: the same for the same model, however stored."""
+        digest = hashlib.sha256()
+        for part, network in (("unet", self.unet), ("first_stage", self.first_stage)):
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.conv_in.weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's precision."""
+        return self.unet.conv_in.weight.dtype  # type: ignore[no-any-return]
+
+    def _bias(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
+        if context.dim() != 3 or context.shape[2] != self.config.context_dim:
+            raise RequestError(
+                f"context has shape {tuple(context.shape)}; (B, T, {self.config.context_dim}) was expected"
+            )
+        return mask_bias(context, mask)
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, t: Tensor | int, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The noise that the model sees in latents x (B, C, h, w) at time t (one, or B of them): float32, like x.
+
+        context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train through `unet`.
+        """
+        self._check_latents(x, context)
+        prepared = denoiser.prepare(self.unet, context, self._bias(context, mask), guided=False)
+        times = torch.as_tensor(t, device=self.device).reshape(-1)
+        if len(times) not in (1, len(x)):
+            raise RequestError(f"t holds {len(times)} times for {len(x)} latents; one, or one each, was expected")
+        return self._forward(self.unet, x.to(self.device, self.dtype), times, prepared).float()
+
+    def _check_latents(self, x: Tensor, context: Tensor) -> None:
+        channels = self.config.latent_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise RequestError(f"latents have shape {tuple(x.shape)}; (B, {channels}, h, w) was expected")
+        if len(x) != len(context):
+            raise RequestError(f"{len(x)} latents but {len(context)} rows of context; as many were expected")
+
+    def steps(
+        self,
+        context: Tensor,
+        *,
+        x_T: Tensor | None = None,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance_scale: float = 5.0,
+        mask: Tensor | None = None,
+        generator: Generators = None,
+        null_context: Tensor | None = None,
+        null_mask: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Iterator[Step]:
+        """The sampling run as a generator of Steps: progress and previews are a `for` loop. Arguments as in `sample`."""
+        if x_T is None:
+            size = self.config.default_size
+            latent = self.config.latent_size(height or size, width or size)
+            x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
+        self._check_latents(x_T, context)
+        guided = guidance_scale != 1
+        tokens, bias = context, self._bias(context, mask)
+        if guided and null_context is not None:
+            tokens, bias = self._with_null(Context(context, mask), null_context, null_mask)
+        silent = guided and null_context is None
+        with torch.inference_mode():
+            prepared = denoiser.prepare(self.unet, tokens, bias, guided=guided, silent_null=silent)
+        shape = tuple(x_T.shape)
+
+        @torch.inference_mode()
+        def model(x: Tensor, t: int) -> Tensor:
+            times = torch.tensor([t], device=self.device)
+            eps = self._forward(self.unet, x.to(self.dtype), times, prepared).float()
+            if not guided:
+                return eps
+            eps_null, eps_context = eps.chunk(2)
+            return eps_null + guidance_scale * (eps_context - eps_null)
+
+        def noise() -> Tensor:
+            return noise_like(shape, generator).to(self.device)
+
+        x = x_T.to(self.device, torch.float32)
+        return sampler_steps(sampler, model, x, self.schedule, steps, eta=eta, noise=noise)
+
+    def _with_null(self, context: Context, null: Tensor, null_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens and bias of both branches, null rows first, the shorter ones masked."""
+        self._bias(null, null_mask)  # for its complaints
+        rows = len(context.tokens)
+        if len(null) not in (1, rows):
+            raise RequestError(f"null_context has {len(null)} rows; 1 or {rows} were expected")
+        null = null.to(context.tokens).expand(rows, -1, -1)
+        mask = None if null_mask is None else null_mask.to(null.device).expand(rows, -1)
+        both = join([Context(null, mask), context])
+        return both.tokens, mask_bias(both.tokens, both.mask)
+
+    def sample(
+        self,
+        context: Tensor,
+        *,
+        x_T: Tensor | None = None,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance_scale: float = 5.0,
+        mask: Tensor | None = None,
+        generator: Generators = None,
+        null_context: Tensor | None = None,
+        null_mask: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Latents (B, C, h, w), float32, scaled as `decode` takes them.
+
+        context         (B, T, D), and mask (B, T), bool or weights: see rdm.conditioning
+        x_T             starting noise; else drawn for height x width pixels (default: the model's size)
+        generator       CPU generator(s) for x_T and eta: one each makes a picture independent of its batch
+        sampler, steps  "ddim", "plms", "dpmpp_2m" or "unipc"; 1 to 1000 steps
+        guidance_scale  eps_null + scale * (eps_context - eps_null); 1 leaves the null branch out
+        null_context    (1 or B, T', D) and null_mask: a negative prompt in place of zeros
+        callback        called with every Step
+        """
+        x: Tensor | None = None
+        for step in self.steps(
+            context, x_T=x_T, steps=steps, sampler=sampler, eta=eta, guidance_scale=guidance_scale, mask=mask,
+            generator=generator, null_context=null_context, null_mask=null_mask, height=height, width=width,
+        ):  # fmt: skip
+            x = step.x
+            if callback is not None:
+                callback(step)
+        assert x is not None  # samplers take at least one step
+        return x
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """First-stage latents of images (B, 3, H, W) in [-1, 1]: the posterior's mean, unscaled, float32.
+
+        Of a VQ first stage: what the encoder gives, before quantisation. Sampling and training use
+        `config.scale_factor` times this.
+        """
+        if images.dim() != 4:
+            raise RequestError(f"images have shape {tuple(images.shape)}; (B, 3, H, W) was expected")
+        self.config.latent_size(*images.shape[-2:])
+        parameter = next(self.first_stage.parameters())
+        encoded = self.first_stage.encode(images.to(parameter.device, parameter.dtype))
+        latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), float32, of latents as sampled; in [-1, 1] but for overshoot: clamp before use.
+
+        A VQ first stage quantises first: each latent becomes its nearest codebook entry.
+        """
+        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
+            raise RequestError(
+                f"latents have shape {tuple(latents.shape)}; (B, {self.config.latent_channels}, h, w) was expected"
+            )
+        parameter = next(self.first_stage.parameters())
+        z = (latents.float() / self.config.scale_factor).to(parameter.device, parameter.dtype)
+        pixels = z.shape[2] * z.shape[3] * self.config.downsample_factor**2
+        groups = torch.split(z, max(1, _DECODE_PIXELS // pixels))
+        return torch.cat([self.first_stage.decode(group).sample.float() for group in groups])
+
+
+def noise_like(shape: Sequence[int], generator: Generators = None) -> Tensor:
+    """Standard normal noise of `shape` (B, C, h, w), float32, drawn on the CPU so that every device gets the same.
+
+    With a sequence of B generators each image's noise comes from its own.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator)
+    if len(generator) != shape[0]:
+        raise RequestError(f"{len(generator)} generators for {shape[0]} images; one, or one each, was expected")
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in generator])

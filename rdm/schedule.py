@@ -1,0 +1,64 @@
+"""The noise schedule of latent diffusion, and the time steps a sampler visits.
+
+Pure numbers (float64, on the CPU); reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rdm.errors import RequestError
+
+
+class Schedule:
+    """alphas_cumprod of `train_steps` betas linspace(sqrt(start), sqrt(end))**2 (diffusers: `scaled_linear`).
+
+    For time step t: x_t = alpha(t) x_0 + sigma(t) noise, log-SNR half lambda(t) = log(alpha / sigma).
+    """
+
+    def __init__(self, beta_start: float, beta_end: float, train_steps: int = 1000) -> None:
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64) ** 2
+        self.train_steps = train_steps
+        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        self._alphas_cumprod: list[float] = self.alphas_cumprod.tolist()
+
+    def alpha_cumprod(self, t: int) -> float:
+        return self._alphas_cumprod[t]
+
+    def alpha(self, t: int) -> float:
+        return math.sqrt(self._alphas_cumprod[t])
+
+    def sigma(self, t: int) -> float:
+        return math.sqrt(1 - self._alphas_cumprod[t])
+
+    def log_snr_half(self, t: int) -> float:
+        return 0.5 * math.log(self._alphas_cumprod[t] / (1 - self._alphas_cumprod[t]))
+
+    def check(self, steps: int) -> None:
+        """Raise RequestError unless 1 <= steps <= train_steps."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_steps:
+            raise RequestError(f"steps is {steps!r}; a whole number from 1 to {self.train_steps} was expected")
+
+    def leading(self, steps: int) -> list[int]:
+        """Time steps of DDIM and PLMS, descending; after the last comes the level of t = 0.
+
+        floor(i * train_steps / steps) + 1. Where `steps` divides train_steps this is the original's
+        range(0, 1000, 1000 // steps) + 1; elsewhere the original takes another number of steps than asked, or reads
+        past the end of its tables. For steps = train_steps the 1 is dropped, and the last step changes nothing.
+        """
+        self.check(steps)
+        offset = 1 if steps < self.train_steps else 0
+        return [i * self.train_steps // steps + offset for i in reversed(range(steps))]
+
+    def linspace(self, steps: int) -> list[int]:
+        """Time steps of the multistep solvers: evenly from the noisiest, descending; then the level of t = 0.
+
+        For steps = train_steps the last step changes nothing (there are only train_steps - 1 intervals).
+        """
+        self.check(steps)
+        if steps == self.train_steps:
+            return list(reversed(range(steps)))
+        last = self.train_steps - 1
+        return [round(last * i / steps) for i in range(steps, 0, -1)]
