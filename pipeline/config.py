@@ -129,7 +129,8 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any, length: int = 16) -> str:
     """Hex sha256 of `canonical_json(value)`, cut to `length` characters."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+    encoded = canonical_json(value).encode("utf-8", "surrogatepass")  # file names need not be valid UTF-8
+    return hashlib.sha256(encoded).hexdigest()[:length]
 
 
 def parse_size(text: str) -> int:

@@ -5,6 +5,7 @@ RdmpipeError                  anything we raise on purpose; the CLI prints its t
 |  |- ManifestError           a manifest: unknown name, unknown key, bad view
 |  '- PromptError             a prompt list with bad rows
 |- SourceError                a source that cannot be read: unreachable, wrong checksum, missing column
+|- PictureError               a picture file that cannot be decoded; `reason` is a slug, as in a row's error column
 |- EncoderError               weights that cannot be reached, or an encoder that does not match the database
 |- ModelError                 an RDM that cannot be loaded, or that does not fit the database or the request
 |- DatabaseError              a database that is missing, damaged, or not what was asked for
@@ -46,6 +47,17 @@ class PromptError(ConfigError):
 
 class SourceError(RdmpipeError):
     pass
+
+
+class PictureError(RdmpipeError):
+    """A picture that cannot be decoded. Its text is `reason: detail`, what a failed row's error column holds."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}: {detail}")
+
+    def __reduce__(self) -> tuple[type[PictureError], tuple[str, str]]:
+        return PictureError, (self.reason, str(self).removeprefix(f"{self.reason}: "))
 
 
 class EncoderError(RdmpipeError):

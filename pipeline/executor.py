@@ -83,11 +83,11 @@ def _unfinished(
     for stage in chain:
         progress.begin(stage.name, total)
     for shard in shards:
-        if f"{shard.name}.json" in written and (receipt := last.receipt(shard)) is not None:
+        if f"{shard.name}.json" in written and last.receipt(shard) is not None:
+            last.tidy(shard)
             for stage in chain:
                 outcome.count(stage, 0.0)
                 progress.advance(stage.name, shard.id, 0, 0.0)
-            del receipt
             continue
         yield shard
 

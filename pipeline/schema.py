@@ -59,8 +59,8 @@ def shard_name(shard: int) -> str:
 
 
 def column_name(name: str) -> str:
-    """The column a source's column is stored under: its own name unless that is reserved."""
-    return f"source_{name}" if name in RESERVED and name not in FROM_SOURCE else name
+    """The column a source's column is stored under: its own name unless that, capitals aside (SQL's rule), is reserved."""
+    return f"source_{name}" if name.lower() in RESERVED and name not in FROM_SOURCE else name
 
 
 def arrow_type(name: str) -> pa.DataType:
@@ -100,11 +100,16 @@ def embedding_schema(columns: Mapping[str, str], dim: int) -> pa.Schema:
     phash is the 64-bit perceptual hash as 16 hex digits; width and height are pixels after EXIF orientation;
     vector is null and norm is null where status is not ok. norm is the L2 norm before normalising.
     """
+    return with_vectors(image_schema(columns), dim)
+
+
+def with_vectors(images: pa.Schema, dim: int) -> pa.Schema:
+    """The embedding schema that belongs to an image table's own schema."""
     import pyarrow as pa
 
     return pa.schema(
         [
-            *image_schema(columns),
+            *images,
             ("phash", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),

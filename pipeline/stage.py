@@ -87,6 +87,9 @@ class Stage:
 
     setup() -> context      once per worker (opens a source, loads a model)
     run(context, shard)     all the work of one shard; writes only through `Storage`; returns the receipt's contents
+    finish(shard)           tidying up that is safe once the receipt is written (removing what led there). Called after every
+                            run and whenever a done shard is met again, so that a kill in between leaves nothing behind;
+                            quick, and nothing where there is nothing to do
     """
 
     name: str
@@ -97,12 +100,22 @@ class Stage:
     run: Callable[[Any, Shard], Receipt]
     resources: Resources = field(default_factory=Resources)
     workers: int = 0  # 0: as many as the backend has room for
+    finish: Callable[[Shard], None] | None = None
 
     def receipt_path(self, shard: Shard) -> str:
         return f"{self.folder}/{shard.name}.json"
 
+    def tidy(self, shard: Shard) -> None:
+        """Call `finish`, where the stage has one. Only for a shard whose receipt is valid."""
+        if self.finish is not None:
+            self.finish(shard)
+
     def receipt(self, shard: Shard) -> Receipt | None:
-        """The shard's valid receipt, or None where it has to be run (again)."""
+        """The shard's valid receipt, or None where it has to be run (again).
+
+        A receipt is valid when it matches config and input and its files are there. In a chain of stages a shard is done
+        when the last one's receipt is valid: files that only led there may be gone.
+        """
         text = self.storage.read_text(self.receipt_path(shard))
         if text is None:
             return None
@@ -112,6 +125,8 @@ class Stage:
             return None
         if (found.stage, found.config, found.input) != (self.name, self.config, shard.fingerprint):
             return None
+        if any(self.storage.size(artifact.path) != artifact.bytes for artifact in found.artifacts):
+            return None  # what it names was removed (pictures, once embedded) or is damaged
         return found
 
 
@@ -122,6 +137,7 @@ def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tu
     """
     done = stage.receipt(shard)
     if done is not None:
+        stage.tidy(shard)
         return done, 0.0
     start = time.monotonic()
     receipt = stage.run(context(), shard)
@@ -131,6 +147,7 @@ def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tu
             f"{receipt.failed} failed = {receipt.rows} out"
         )
     stage.storage.write_text(stage.receipt_path(shard), receipt.to_json())
+    stage.tidy(shard)
     return receipt, time.monotonic() - start
 
 

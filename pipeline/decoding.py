@@ -1,0 +1,59 @@
+"""What a decode thread does with one picture file: the encoder's pixels, the perceptual hash, the thumbnail.
+
+Reads and writes nothing. Hash and thumbnail come from the same decoded picture whatever the encoder, so that two encoders'
+shards agree on them.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import images
+from pipeline.errors import PictureError
+from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LARGE = 50_000_000  # pixels after a JPEG's reduction; larger pictures are decoded one at a time, which bounds memory
+_one_large_picture = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Prepared pixels and what is known of the picture; or, with no pixels, the row's error (`reason: detail`)."""
+
+    pixels: NDArray[Any] | None
+    error: str | None = None
+    phash: str = ""
+    width: int = 0
+    height: int = 0
+    thumbnail: bytes | None = None
+
+
+def decode_row(
+    preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, item: tuple[int, dict[str, Any], bytes | None]
+) -> Decoded:
+    """(row, its columns, picture bytes or None: nothing to do) -> what embedding needs of it. Raises no PictureError."""
+    data = item[2]
+    if data is None:
+        return Decoded(None)
+    try:
+        if images.decoded_pixels(data, images.DRAFT_SIDE) > _LARGE:
+            with _one_large_picture:
+                return _decode(preprocess, with_thumbnail, max_pixels, data)
+        return _decode(preprocess, with_thumbnail, max_pixels, data)
+    except PictureError as error:
+        return Decoded(None, str(error))
+
+
+def _decode(preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, data: bytes) -> Decoded:
+    picture = images.decode(data, images.DRAFT_SIDE, max_pixels)
+    phash = images.perceptual_hash(picture.image)
+    small = images.thumbnail(picture.image) if with_thumbnail else None
+    width, height = picture.width, picture.height
+    if picture.reduced and (preprocess.side == 0 or min(picture.image.size) < preprocess.side):
+        picture = images.decode(data, preprocess.side, max_pixels)
+    return Decoded(preprocess(picture.image), None, phash, width, height, small)

@@ -1,0 +1,232 @@
+"""The download stage: one shard of a source into pictures and rows.
+
+Reads: the source. Writes images/<shard>.tar (img2dataset's layout: {key:012d}.jpg|png|..., .json, .txt, sorted, without
+times or owners, so that the same shard gives the same bytes), then images/<shard>.parquet (one row a sample). A bad sample is
+a row with status and error, never an exception. Does not decode: bytes that begin like a picture are `ok` here, and embedding
+finds those that are cut short.
+
+A finished shard whose tar was removed (thumbnails were kept instead) is not done: the pictures would be needed again.
+Chains therefore ask the last stage first: a shard that is embedded is never downloaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import canonical_json, digest
+from pipeline.database import RetrievalDatabase
+from pipeline.errors import DatabaseError, SourceError
+from pipeline.manifest import Manifest
+from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, OK, image_schema, key_of
+from pipeline.sources import Sample, Source, SourceOptions, open_source
+from pipeline.sources.pictures import sniff
+from pipeline.stage import Receipt, Resources, Shard, Stage, count_statuses
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Rows (image_schema's columns, status and error still empty) -> a boolean for each: False is `filtered`.
+RowFilter = Callable[["pa.Table"], Any]
+# (expression, columns by type name) -> RowFilter. Module-level, so that workers can be told of it.
+FilterMaker = Callable[[str, Mapping[str, str]], RowFilter]
+
+STAGE = "download"
+_BATCH_ROWS, _BATCH_BYTES = 64, 32 << 20
+_FORMAT = 1  # raise it when the same source would give other files
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """All that decides what the stage writes, and how to reach the source."""
+
+    manifest: Manifest
+    columns: Mapping[str, str]  # the source's own, by type name: from the plan, so that all workers agree
+    options: SourceOptions = field(default_factory=SourceOptions)
+    where: str = ""  # rows outside it are `filtered`
+
+    def fingerprint(self) -> str:
+        """Hash of what changes the output. Addresses, checksums, tokens and the encoder do not: fingerprints of the
+        shards stand for the input."""
+        source = self.manifest.source
+        meaning = [source.kind, source.item_id, source.image, source.caption, source.licence, source.source_url]
+        told = [self.manifest.name, self.manifest.licence, list(source.columns), dict(source.options)]
+        return digest([_FORMAT, meaning, told, list(self.columns.items()), self.where])
+
+
+def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """What a row filter can name at download: the row's origin and the source's own columns, by type name."""
+    fixed = dict.fromkeys(("item_id", "source", "url", "licence", "caption"), "string")
+    return {"key": "int64", **fixed, **{name: kind for name, kind in columns.items() if name not in FROM_SOURCE}}
+
+
+def download_stage(
+    db: RetrievalDatabase, config: DownloadConfig, make_filter: FilterMaker | None = None, workers: int = 0
+) -> Stage:
+    """The stage for a database. `make_filter` is needed where `config.where` is not empty."""
+    if config.where and make_filter is None:
+        raise ValueError("a row filter needs something that compiles it")
+    return Stage(
+        name=STAGE,
+        folder="images",
+        storage=db.storage,
+        config=config.fingerprint(),
+        setup=partial(_set_up, config, make_filter),
+        run=partial(_run, db, config),
+        resources=Resources(cpus=1.0),
+        workers=workers,
+    )
+
+
+def _set_up(config: DownloadConfig, make_filter: FilterMaker | None) -> tuple[Source, RowFilter | None]:
+    row_filter = make_filter(config.where, filter_columns(config.columns)) if config.where and make_filter else None
+    return open_source(config.manifest, config.options), row_filter
+
+
+def _run(
+    db: RetrievalDatabase, config: DownloadConfig, context: tuple[Source, RowFilter | None], shard: Shard
+) -> Receipt:
+    source, row_filter = context
+    return download_shard(db, config, source, shard, row_filter)
+
+
+def download_shard(
+    db: RetrievalDatabase,
+    config: DownloadConfig,
+    source: Source,
+    shard: Shard,
+    row_filter: RowFilter | None = None,
+) -> Receipt:
+    """Read one shard and write its files. Holds a batch of pictures at a time.
+
+    Raises SourceError where the shard cannot be read or is not what was planned, DiskFullError.
+    """
+    import pyarrow as pa
+
+    schema = image_schema(config.columns)
+    tables: list[pa.Table] = []
+    with db.storage.scratch() as scratch:
+        part = scratch / "images.tar"
+        with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            first = 0
+            for batch in _batches(source.read(shard.spec)):
+                keys = [key_of(shard.id, first + i) for i in range(len(batch))]
+                first += len(batch)
+                rows = [_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
+                if row_filter is not None:
+                    _apply(row_filter, rows, pa.Table.from_pylist(rows, schema))
+                for row, sample in zip(rows, batch, strict=True):
+                    if row["status"] == OK and sample.data is not None:
+                        _add_sample(archive, row, sample.data)
+                tables.append(pa.Table.from_pylist(rows, schema))
+        if shard.rows not in (first, -1):
+            raise SourceError(
+                f"shard {shard.name}: planned {shard.rows} rows, found {first}: the source changed since the plan was "
+                "made; run the same command again to plan anew"
+            )
+        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        artifacts = (
+            db.storage.publish(part, db.image_tar(shard.id)),
+            db.write_table(db.image_table(shard.id), table.combine_chunks()),
+        )
+    counts = count_statuses(table.column("status").to_pylist(), table.column("error").to_pylist())
+    return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
+
+
+def read_images(db: RetrievalDatabase, shard: int) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok.
+
+    Reads the tar once, front to back. Raises DatabaseError where it is absent or does not hold what the rows say.
+    """
+    name = db.image_tar(shard)
+    rows = db.read_table(db.image_table(shard)).to_pylist()
+    mend = "run `rdmpipe download` for this database again"
+    try:
+        with db.storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+            pictures = _pictures(archive)
+            for row in rows:
+                if row["status"] != OK:
+                    yield row, None
+                    continue
+                key, data = next(pictures, (-1, b""))
+                if key != row["key"]:
+                    raise DatabaseError(f"{db.name}: {name} does not hold the picture of key {row['key']}; {mend}")
+                yield row, data
+    except FileNotFoundError as error:
+        raise DatabaseError(f"{db.name}: no pictures in {name}; {mend}") from error
+    except tarfile.TarError as error:
+        raise DatabaseError(f"{db.name}: {name} is damaged: {error}; remove it and {mend}") from error
+
+
+def _pictures(archive: tarfile.TarFile) -> Iterator[tuple[int, bytes]]:
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        path = PurePosixPath(member.name)
+        if path.suffix in (".json", ".txt"):
+            continue
+        handle = archive.extractfile(member)
+        if handle is not None:
+            yield int(path.stem), handle.read()
+
+
+def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    size = 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.data or b"")
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
+    """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
+    error = sample.error
+    status = sample.status or (FAILED if error else OK)
+    if status == OK:
+        error = sniff(sample.data or b"")[1]
+        status = FAILED if error else OK
+    return {
+        **{name: sample.metadata.get(name) for name in config.columns if name not in FROM_SOURCE},
+        "key": key,
+        "item_id": sample.item_id,
+        "status": status,
+        "error": error,
+        "source": config.manifest.name,
+        "url": sample.url,
+        "licence": sample.licence or config.manifest.licence,
+        "caption": sample.caption,
+        "sha256": hashlib.sha256(sample.data).hexdigest() if sample.data else None,
+    }
+
+
+def _apply(row_filter: RowFilter, rows: list[dict[str, Any]], table: pa.Table) -> None:
+    """Mark the rows that the filter leaves out. A failed row inside the filter stays failed."""
+    for row, keep in zip(rows, row_filter(table).to_pylist(), strict=True):
+        if not keep:
+            row["status"], row["error"] = FILTERED, "where: outside the filter"
+
+
+def _add_sample(archive: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:
+    name = f"{row['key']:012d}"
+    about = {column: value for column, value in row.items() if column != "error"}
+    members = {
+        sniff(data)[0]: data,
+        "json": canonical_json({**about, "key": name}).encode(),
+    }
+    if row["caption"] is not None:
+        members["txt"] = row["caption"].encode()
+    for extension in sorted(members):
+        info = tarfile.TarInfo(f"{name}.{extension}")
+        info.size = len(members[extension])
+        info.mode = 0o644
+        archive.addfile(info, io.BytesIO(members[extension]))

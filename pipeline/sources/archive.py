@@ -1,0 +1,204 @@
+"""Tar archives read in place: where each member's bytes lie, found once; members read by seeking.
+
+Reads: a local archive, or one at a URL (fetched into the cache, checked). Writes: into the cache alone: the list of
+members, and an unpacked .tar where the archive is compressed. No member is ever written to disk under its own name, so none
+can escape; links, devices and sparse files are listed with an error and never followed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.config import cache_dir, digest
+from pipeline.errors import SourceError
+from pipeline.sources import SourceOptions
+from pipeline.sources.fetch import fetch, locked
+from pipeline.sources.pictures import MAX_PICTURE_BYTES, is_junk, printable, safe_path
+from pipeline.storage import disk_full_is_an_error
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK = 1 << 20
+_UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: beyond this a .gz is a bomb
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A tar archive on this machine. `identity` names its content, wherever it lies."""
+
+    path: Path
+    identity: str
+    name: str  # as people know it: the last part of its address
+
+    def members(self) -> pa.Table:
+        """Regular files in archive order (name, offset, bytes, error); of equal names the last, as unpacking would leave.
+
+        Junk is left out. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
+        SourceError where the archive is damaged or cut short.
+        """
+        import pyarrow.parquet as pq
+
+        folder = cache_dir() / "members"
+        cached = folder / f"{digest([self.name, self.identity, str(self.path)], 24)}.parquet"
+        with locked(folder):
+            if not cached.exists():
+                table = _scan(self.path, self.name)
+                part = cached.with_suffix(".part")
+                with disk_full_is_an_error(str(part)):
+                    pq.write_table(table, part)
+                part.replace(cached)
+        return pq.read_table(cached)
+
+    def read(self, rows: list[dict[str, Any]]) -> Iterator[bytes | None]:
+        """The bytes of each row of `members()`; None for rows with an error."""
+        with self.path.open("rb") as handle:
+            for row in rows:
+                if row["error"]:
+                    yield None
+                    continue
+                handle.seek(row["offset"])
+                data = handle.read(row["bytes"])
+                if len(data) != row["bytes"]:
+                    raise SourceError(f"{self.name}: cut short at {row['name']}; fetch it again")
+                yield data
+
+
+def open_archive(
+    *, path: str = "", url: str = "", md5: str = "", sha256: str = "", identity: str = "", options: SourceOptions
+) -> Archive:
+    """A local or fetched archive, checked against its checksum and, where it is compressed, unpacked to a plain tar."""
+    if url:
+        cached = fetch(
+            url, md5=md5, sha256=sha256, identity=identity, base_url=options.base_url, offline=options.offline
+        )
+        found, name = Archive(cached.path, cached.identity, cached.path.name), cached.path.name
+    else:
+        local = Path(path).expanduser()
+        if not local.is_file():
+            raise SourceError(f"no archive at {path!r}; check `path` in the manifest")
+        name = local.name
+        found = Archive(local, _local_identity(local, md5, sha256), name)
+        if identity and identity != found.identity:
+            raise SourceError(f"{path}: changed since the plan was made; run the same command again to plan anew")
+    with found.path.open("rb") as handle:
+        magic = handle.read(6)
+    for beginning, opener in _COMPRESSED.items():
+        if magic.startswith(beginning):
+            return Archive(_unpacked(found, opener), found.identity, name)
+    return found
+
+
+def _local_identity(path: Path, md5: str, sha256: str) -> str:
+    """The checksum, verified once for a file of this size and time; else size and time."""
+    status = path.stat()
+    seen = f"{status.st_size}-{status.st_mtime_ns}"
+    if not (md5 or sha256):
+        return seen
+    algorithm, expected = ("sha256", sha256.lower()) if sha256 else ("md5", md5.lower())
+    wanted = f"{algorithm}:{expected}"
+    note = cache_dir() / "checked" / f"{digest([str(path.resolve()), seen, wanted], 24)}.json"
+    if not note.exists():
+        with path.open("rb") as handle:
+            actual = hashlib.file_digest(handle, algorithm).hexdigest()
+        if actual != expected:
+            raise SourceError(
+                f"{path}: wrong checksum: expected {algorithm} {expected}, found {actual} over {status.st_size} bytes. "
+                "Fetch the file again, or put the new checksum in the manifest."
+            )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"path": str(path), "identity": wanted}))
+    return wanted
+
+
+def _unpacked(archive: Archive, opener: Any) -> Path:
+    """The plain tar of a compressed one, made once in the cache. Refuses what grows beyond all measure."""
+    folder = cache_dir() / "unpacked"
+    target = folder / f"{digest([archive.name, archive.identity, str(archive.path)], 24)}.tar"
+    with locked(folder):
+        if target.exists():
+            return target
+        size = archive.path.stat().st_size
+        most = min(size * _UNPACK_RATIO + (64 << 20), shutil.disk_usage(folder).free - _UNPACK_FREE)
+        part = target.with_suffix(".part")
+        written = 0
+        try:
+            with opener(archive.path, "rb") as packed, part.open("wb") as out, disk_full_is_an_error(str(part)):
+                while chunk := packed.read(_CHUNK):
+                    written += len(chunk)
+                    if written > most:
+                        raise SourceError(
+                            f"{archive.name}: {size} bytes unpack to more than {most}: more than the disk has room for, or "
+                            "not an archive of pictures"
+                        )
+                    out.write(chunk)
+            part.replace(target)
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError) as error:
+            raise SourceError(f"{archive.name}: damaged or cut short: {error}. Fetch it again.") from error
+        finally:
+            part.unlink(missing_ok=True)
+    return target
+
+
+def _scan(path: Path, name: str) -> pa.Table:
+    """Read all headers of a plain tar, once, in order."""
+    import pyarrow as pa
+
+    rows: dict[str, tuple[int, int, str | None]] = {}
+    try:
+        with path.open("rb") as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                error = _member_error(member)
+                if member.isdir() or (is_junk(member.name) and error != "unsafe_name"):
+                    continue
+                key = printable(member.name) if error else printable(safe_path(member.name) or member.name)
+                rows.pop(key, None)
+                rows[key] = (member.offset_data, member.size, f"{error}: {key}" if error else None)
+            _check_end(handle, archive.offset, name)
+    except (tarfile.TarError, EOFError) as error:
+        with path.open("rb") as handle:
+            head = handle.read(256).lstrip().lower()
+        found = "an HTML page" if head.startswith((b"<!doctype html", b"<html")) else str(error)
+        raise SourceError(
+            f"{name}: not a whole tar archive ({path.stat().st_size} bytes): {found}. Fetch it again, or check its address."
+        ) from error
+    return pa.table(
+        {
+            "name": pa.array(list(rows), pa.string()),
+            "offset": pa.array([row[0] for row in rows.values()], pa.int64()),
+            "bytes": pa.array([row[1] for row in rows.values()], pa.int64()),
+            "error": pa.array([row[2] for row in rows.values()], pa.string()),
+        }
+    )
+
+
+def _check_end(handle: IO[bytes], offset: int, name: str) -> None:
+    """tarfile takes a damaged or cut header for the end; the true end is a block of zeros."""
+    handle.seek(offset)
+    block = handle.read(tarfile.BLOCKSIZE)
+    if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+        return
+    raise SourceError(
+        f"{name}: damaged or cut short: no end mark at byte {offset}. Members behind it would be lost in silence: fetch "
+        "the archive again."
+    )
+
+
+def _member_error(member: tarfile.TarInfo) -> str | None:
+    if safe_path(member.name) is None:
+        return "unsafe_name"
+    if not member.isreg() or member.issparse():
+        return "not_a_file"
+    return "too_large" if member.size > MAX_PICTURE_BYTES else None

@@ -1,0 +1,181 @@
+"""Which of a source's columns become what: item id, caption, licence, url, or a metadata column of its own.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import SourceError, nearest
+from pipeline.manifest import SourceSpec
+from pipeline.schema import FROM_SOURCE, column_name
+from pipeline.sources import Sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    source: str  # its name in the source
+    stored: str  # its name in the database
+    kind: str  # one of schema.TYPES
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A source's columns by what they become. An empty role means that no column has it."""
+
+    own: tuple[Column, ...]
+    item_id: str = ""
+    caption: str = ""
+    licence: str = ""
+    url: str = ""
+
+    def stored(self) -> dict[str, str]:
+        """The metadata columns by type name, as a source's `columns()` gives them."""
+        return {column.stored: column.kind for column in self.own}
+
+    def needed(self) -> list[str]:
+        """Every column to read, by its name in the source."""
+        roles = [self.item_id, self.caption, self.licence, self.url]
+        return list(dict.fromkeys([name for name in roles if name] + [column.source for column in self.own]))
+
+    def sample(
+        self, row: Mapping[str, Any], item_id: str, data: bytes | None = None, error: str | None = None
+    ) -> Sample:
+        """A sample from a row of the source. `item_id` is used where no column names the row."""
+        named = text(row.get(self.item_id)) if self.item_id else None
+        return Sample(
+            item_id=named or item_id,
+            data=None if error else data,
+            error=error,
+            metadata={column.stored: plain(row.get(column.source), column.kind) for column in self.own},
+            caption=text(row.get(self.caption)) if self.caption else None,
+            url=text(row.get(self.url)) if self.url else None,
+            licence=text(row.get(self.licence)) if self.licence else None,
+        )
+
+
+def choose(spec: SourceSpec, available: Mapping[str, str | None], where: str) -> Columns:
+    """Give each available column its part. `available` is by type name; None where a column holds no plain values.
+
+    Where the manifest does not say, `caption`, `licence` and `url` columns take those parts. Names that every row
+    already has (width, key, ...) become source_<name>. Raises SourceError naming the nearest column.
+    """
+    roles = {"item_id": spec.item_id, "caption": spec.caption, "licence": spec.licence, "url": spec.source_url}
+    for role, name in roles.items():
+        if name:
+            _require(name, available, where, role)
+        elif role in FROM_SOURCE and available.get(role) == "string":
+            roles[role] = role
+    for name in spec.columns:
+        _require(name, available, where, "columns")
+        if available[name] is None:
+            plain_ones = [column for column, kind in available.items() if kind is not None]
+            raise SourceError(
+                f"{where}: column {name!r} holds nested values or bytes and cannot be metadata; "
+                f"columns with plain values: {', '.join(plain_ones) or 'none'}"
+            )
+    taken: set[str] = set()
+    own = []
+    for name in spec.columns or [name for name in available if name not in roles.values()]:
+        kind = available[name]
+        if kind is not None:
+            own.append(Column(name, _stored_name(name, taken), kind))
+    return Columns(tuple(own), **roles)
+
+
+def _require(name: str, available: Mapping[str, str | None], where: str, role: str) -> None:
+    if name not in available:
+        raise SourceError(
+            f"{where}: no column {name!r}{nearest(name, available)}, which the manifest names under {role!r}; "
+            f"columns: {', '.join(available) or 'none'}"
+        )
+
+
+def _stored_name(name: str, taken: set[str]) -> str:
+    """`name`, or what it is stored under where it is reserved or, capitals aside, already taken."""
+    wanted = column_name(name)
+    if wanted.lower() in FROM_SOURCE:
+        wanted = f"source_{name}"
+    stored, number = wanted, 2
+    while stored.lower() in taken:
+        stored, number = f"{wanted}_{number}", number + 1
+    taken.add(stored.lower())
+    return stored
+
+
+def plain(value: Any, kind: str) -> Any:
+    """`value` as the column's type; None where it does not fit (and for NaN, which is how tables write a gap)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        if kind == "string":
+            return text(value)
+        if kind == "int64":
+            return int(value) if -(2**63) <= int(value) < 2**63 and int(value) == value else None
+        if kind == "float64":
+            return float(value)
+        return value if isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def text(value: Any) -> str | None:
+    """Any plain value as valid UTF-8 text; dates in ISO form; empty text is no text."""
+    if value is None or value == "":
+        return None
+    written = value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return str(written).encode("utf-8", "replace").decode("utf-8")
+
+
+def kind_of(type_: pa.DataType) -> str | None:
+    """The type name under which a database keeps an Arrow column, or None for nested values and bytes."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(type_):
+        return kind_of(type_.value_type)
+    if types.is_boolean(type_):
+        return "bool"
+    if types.is_integer(type_):
+        return "int64"
+    if types.is_floating(type_) or types.is_decimal(type_):
+        return "float64"
+    if types.is_string(type_) or types.is_large_string(type_) or types.is_null(type_):
+        return "string"
+    if types.is_temporal(type_):
+        return "string"
+    return None
+
+
+def kinds_of_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Type names of the columns in JSON rows, in order of appearance; numbers of both kinds are float64, a mixture text."""
+    found: dict[str, str | None] = {}
+    nested: set[str] = set()
+    for row in rows:
+        for name, value in row.items():
+            kind = _kind_of_value(value)
+            if isinstance(value, list | dict):
+                nested.add(name)
+            before = found.setdefault(name, kind)
+            if before is None:
+                found[name] = kind
+            elif kind is not None and kind != before:
+                found[name] = "float64" if {kind, before} == {"int64", "float64"} else "string"
+    return {name: None if name in nested else kind or "string" for name, kind in found.items()}
+
+
+def _kind_of_value(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64"
+    if isinstance(value, float):
+        return "float64"
+    return "string" if isinstance(value, str) else None

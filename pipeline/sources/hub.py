@@ -1,0 +1,168 @@
+"""Files of a Hugging Face data set at one commit: listed, streamed by range, or fetched into the cache.
+
+Reads: the Hub (HF_ENDPOINT, or `base_url` for a mirror or a local server) through huggingface_hub, with its token.
+Writes: `<cache>/hub`, in the Hub client's own layout (resumed, checked by ETag, shared by all databases).
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pipeline.config import cache_dir
+from pipeline.errors import SourceError, nearest
+from pipeline.sources import SourceOptions
+from pipeline.sources.fetch import TRANSIENT_STATUS, Broken, Patience, patiently
+from pipeline.storage import disk_full_is_an_error
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    path: str
+    size: int
+    identity: str  # sha256 of a large file, git blob id of a small one
+
+
+class HubDataset:
+    """One data set repository. Holds a client; opens no connection before the first question."""
+
+    def __init__(self, repo: str, revision: str, options: SourceOptions, patience: Patience | None = None) -> None:
+        self.repo = repo
+        self.revision = revision or "main"
+        self.options = options
+        self.patience = patience or Patience()
+        self.endpoint = options.base_url or None
+        self.token: str | None = options.token or None
+
+    def commit(self) -> str:
+        """The commit that the manifest's revision names now. Offline: the one the cache knows."""
+        if len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef"):
+            return self.revision
+        if self.options.offline:
+            ref = self._cache / f"datasets--{self.repo.replace('/', '--')}" / "refs" / self.revision
+            if not ref.exists():
+                raise SourceError(f"{self.repo}: revision {self.revision!r} is not in the cache; run without --offline")
+            return ref.read_text().strip()
+        info = self._ask(lambda: self._api.dataset_info(self.repo, revision=self.revision))
+        return str(info.sha)
+
+    def files(self, commit: str, patterns: tuple[str, ...], required: bool = True) -> list[HubFile]:
+        """The files that match one of the glob patterns, sorted by path. None at all is an error where `required`."""
+        found, known = (self._cached_files if self.options.offline else self._listed_files)(commit, patterns)
+        if required and not found:
+            raise SourceError(
+                f"data set {self.repo}: no file matches {' or '.join(patterns)}{nearest(patterns[0], known)}; it holds "
+                f"{', '.join(known[:8]) or 'nothing'}{' ...' if len(known) > 8 else ''}"
+            )
+        return found
+
+    def _listed_files(self, commit: str, patterns: tuple[str, ...]) -> tuple[list[HubFile], list[str]]:
+        from huggingface_hub.hf_api import RepoFile
+
+        entries = self._ask(
+            lambda: list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset"))
+        )
+        every = [entry for entry in entries if isinstance(entry, RepoFile)]
+        found = [
+            HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            for entry in every
+            if any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in patterns)
+        ]
+        return sorted(found, key=lambda file: file.path), [entry.path for entry in every]
+
+    def local(self, path: str, commit: str) -> Path:
+        """The file as a local path, fetched into the cache at the first call."""
+        from huggingface_hub import hf_hub_download
+
+        with disk_full_is_an_error(str(self._cache)):
+            return Path(
+                self._ask(
+                    lambda: hf_hub_download(
+                        self.repo,
+                        path,
+                        repo_type="dataset",
+                        revision=commit,
+                        cache_dir=self._cache,
+                        endpoint=self.endpoint,
+                        token=self.token,
+                        local_files_only=self.options.offline,
+                    )
+                )
+            )
+
+    def stream(self, path: str, commit: str, size: int) -> BinaryIO:
+        """The file as a seekable stream of range requests. Nothing is kept."""
+        from huggingface_hub import HfFileSystem
+
+        fs = HfFileSystem(endpoint=self.endpoint, token=self.token)
+        handle: BinaryIO = self._ask(
+            lambda: fs.open(f"datasets/{self.repo}/{path}", "rb", revision=commit, size=size, block_size=4 << 20)
+        )
+        return handle
+
+    @property
+    def _cache(self) -> Path:
+        return cache_dir() / "hub"
+
+    @property
+    def _api(self) -> Any:
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint, token=self.token)
+
+    def _cached_files(self, commit: str, patterns: tuple[str, ...]) -> tuple[list[HubFile], list[str]]:
+        folder = self._cache / f"datasets--{self.repo.replace('/', '--')}" / "snapshots" / commit
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        found = [
+            HubFile(path, (folder / path).stat().st_size, (folder / path).resolve().name)
+            for path in paths
+            if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+        ]
+        return found, paths
+
+    def _ask(self, action: Callable[[], T]) -> T:
+        """Run one client call: passing failures are tried again, lasting ones become SourceErrors with the fix."""
+
+        def attempt() -> T:
+            try:
+                return action()
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                lasting = self._lasting(error)
+                if lasting:
+                    raise SourceError(lasting) from error
+                raise Broken(f"{type(error).__name__}: {error}") from error
+
+        return patiently(attempt, f"data set {self.repo}", self.patience)
+
+    def _lasting(self, error: Exception) -> str:
+        """What a failure that trying again cannot mend should say; empty for the others."""
+        from huggingface_hub import errors
+
+        name = f"data set {self.repo}"
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            if not self.options.offline:
+                return ""
+            return f"{name}: a file is not in the cache ({self._cache}); run once without --offline"
+        if isinstance(error, errors.GatedRepoError):
+            return (
+                f"{name}: access has to be asked for: accept its terms at https://huggingface.co/datasets/{self.repo}, "
+                "then give a token (HF_TOKEN or `hf auth login`)"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return f"{name}: there is no such data set, or the token may not see it; check `repo` and HF_TOKEN"
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"{name}: no revision {self.revision!r}; check `revision` in the manifest"
+        if isinstance(error, errors.EntryNotFoundError):
+            return f"{name}: a file is gone: {error}"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and 400 <= status < 500 and status not in TRANSIENT_STATUS:
+            return f"{name}: HTTP {status}: {error}"
+        return ""

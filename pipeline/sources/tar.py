@@ -1,0 +1,178 @@
+"""A tar archive of pictures with, where there is one, a CSV that describes them.
+
+[source] keys: url (with md5 or sha256) or path; csv (with csv_md5), a URL or a path; columns, caption, licence, source_url,
+item_id, shard_rows. options:
+
+    path       what the directories of a member mean, as in "{split}/{style}/{name}", matched from the end; all but name are columns
+    csv_name   the CSV's column with the file names (else file_name, filename, name, file or path)
+
+Rows are the archive's pictures in its order, then one failed row (missing_file) for each CSV line whose picture is not
+there. A CSV line belongs to the picture whose path, file name or stem it gives; equal names are told apart by the columns
+that agree with the path. Pictures without a line have no metadata. A column that the path gives hides the CSV's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.config import digest, from_mapping
+from pipeline.errors import SourceError
+from pipeline.manifest import Manifest
+from pipeline.sources import Sample, ShardSpec, SourceOptions
+from pipeline.sources.archive import Archive, open_archive
+from pipeline.sources.columns import Columns, choose
+from pipeline.sources.csvfile import MetadataCsv
+from pipeline.sources.fetch import fetch, remote_size
+from pipeline.sources.pictures import is_picture
+
+_CSV_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class TarOptions:
+    path: str = ""
+    csv_name: str = ""
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """All rows of the source: members by position in the archive's list, then CSV lines without a picture."""
+
+    members: list[dict[str, Any]]
+    lines: list[int | None]  # the CSV row of each member
+    missing: list[int]
+
+
+class TarSource:
+    rereadable = True
+
+    def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
+        self.spec = manifest.source
+        self.where = f"{manifest.name} [source]"
+        self.expected_rows = manifest.expected_rows
+        self.options = options
+        self.own = from_mapping(TarOptions, self.spec.options, f"{self.where} options")
+        self.fields = re.findall(r"{(\w+)}", self.own.path)
+        if bool(self.spec.url) == bool(self.spec.path):
+            raise SourceError(f"{self.where}: a tar source needs either `url` or `path`")
+        if self.own.path and self.fields != [part.strip("{}") for part in self.own.path.split("/")]:
+            raise SourceError(
+                f'{self.where} options: path {self.own.path!r}: expected names such as "{{split}}/{{name}}"'
+            )
+
+    # ---- the Source protocol
+
+    def columns(self) -> dict[str, str]:
+        return self._columns.stored()
+
+    def plan(self) -> Iterator[ShardSpec]:
+        listing, identity = self._listing, self._archive.identity
+        total = len(listing.members) + len(listing.missing)
+        total = min(total, self.options.limit or total)
+        for start in range(0, total, self.spec.shard_rows):
+            stop = min(start + self.spec.shard_rows, total)
+            yield ShardSpec(
+                rows=stop - start,
+                fingerprint=digest(["tar", identity, self._csv_identity, self.own.path, start, stop]),
+                spec={"start": start, "stop": stop, "identity": identity, "csv": self._csv_identity},
+            )
+
+    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+        if (spec["identity"], spec["csv"]) != (self._archive.identity, self._csv_identity):
+            raise SourceError(f"{self._archive.name}: changed since the plan was made; run the same command again")
+        listing, (start, stop) = self._listing, (spec["start"], spec["stop"])
+        members = listing.members[start:stop]
+        lines = self._csv.rows(listing.lines[start:stop]) if self._csv else [{} for _ in members]
+        for member, line, data in zip(members, lines, self._archive.read(members), strict=True):
+            row = {**line, **self._path_fields(member["name"])}
+            yield self._columns.sample(row, member["name"], data, member["error"])
+        if self._csv:
+            count = len(listing.members)
+            missing = listing.missing[max(start - count, 0) : max(stop - count, 0)]
+            for number, line in zip(missing, self._csv.rows(missing), strict=True):
+                name = self._csv.names[number] or f"line {number + 2} of the CSV"
+                yield self._columns.sample(line, name, error=f"missing_file: {name} is not in the archive")
+
+    def estimate(self) -> tuple[int, int]:
+        if "_archive" not in self.__dict__ and self.spec.url and not self.options.offline:
+            rows, size = self.expected_rows, remote_size(self.spec.url, self.options.base_url)
+        else:
+            rows = len(self._listing.members) + len(self._listing.missing)
+            size = sum(member["bytes"] for member in self._listing.members if not member["error"])
+        if self.options.limit and rows > self.options.limit:
+            return self.options.limit, size * self.options.limit // rows
+        return rows, size
+
+    def revision(self) -> str:
+        return self._archive.identity
+
+    # ---- the archive and its CSV
+
+    @cached_property
+    def _archive(self) -> Archive:
+        spec = self.spec
+        return open_archive(path=spec.path, url=spec.url, md5=spec.md5, sha256=spec.sha256, options=self.options)
+
+    @cached_property
+    def _csv_file(self) -> tuple[Path, str] | None:
+        """Where the CSV lies on this machine, and what names its content."""
+        if not self.spec.csv:
+            return None
+        options = self.options
+        if self.spec.csv.startswith(("http://", "https://")):
+            found = fetch(
+                self.spec.csv,
+                md5=self.spec.csv_md5,
+                base_url=options.base_url,
+                offline=options.offline,
+                max_bytes=_CSV_BYTES,
+            )
+            return found.path, found.identity
+        path = Path(self.spec.csv).expanduser()
+        if not path.is_file():
+            raise SourceError(f"{self.where}: no CSV at {self.spec.csv!r}")
+        status = path.stat()
+        return path, f"{status.st_size}-{status.st_mtime_ns}"
+
+    @property
+    def _csv_identity(self) -> str:
+        return self._csv_file[1] if self._csv_file else ""
+
+    @cached_property
+    def _csv(self) -> MetadataCsv | None:
+        return MetadataCsv(self._csv_file[0], self.spec.csv, self.own.csv_name) if self._csv_file else None
+
+    @cached_property
+    def _columns(self) -> Columns:
+        kinds = self._csv.kinds() if self._csv else {}
+        given = {field: "string" for field in self.fields if field != "name"}
+        return choose(self.spec, {**kinds, **given}, self.where)
+
+    @cached_property
+    def _listing(self) -> _Listing:
+        members = [row for row in self._archive.members().to_pylist() if is_picture(row["name"])]
+        if not members:
+            raise SourceError(f"{self._archive.name}: holds no pictures")
+        if self._csv is None:
+            return _Listing(members, [None] * len(members), [])
+        lines = [self._csv.find(_names(row["name"]), list(self._path_fields(row["name"]).values())) for row in members]
+        there = set(lines)
+        return _Listing(members, lines, [row for row in range(len(self._csv.names)) if row not in there])
+
+    def _path_fields(self, name: str) -> dict[str, str]:
+        """Values that a member's directories give, by column."""
+        parts = PurePosixPath(name).parts[-len(self.fields) :] if self.fields else ()
+        if len(parts) < len(self.fields):
+            return {}
+        return {field: part for field, part in zip(self.fields, parts, strict=True) if field != "name"}
+
+
+def _names(path: str) -> list[str]:
+    """What a CSV may call a file: its path, any end of it, its name, its stem."""
+    parts = PurePosixPath(path).parts
+    return ["/".join(parts[i:]) for i in range(len(parts))] + [PurePosixPath(path).stem]
