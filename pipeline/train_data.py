@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class DataConfig:
     """What to train on.
 
-    parquet     files or glob patterns, relative to `root` when given on the command line
+    parquet     files or glob patterns
+    atelier     contents of the atelier (seed 0), each drawn in every style; its own held-out contents are held out
     contents    share of the contents held out, in all styles; only such whose every word remains in another caption or
                 tag, because a text tower trained from nothing cannot know a word that it never read
     styles      styles held out whole
@@ -35,6 +36,7 @@ class DataConfig:
 
     parquet: tuple[str, ...] = ()
     databases: tuple[str, ...] = ()
+    atelier: int = 0
     held_out_contents: float = 0.1
     held_out_styles: tuple[str, ...] = ()
     size: int = 64
@@ -62,25 +64,29 @@ class Pictures:
         return Pictures(self.pixels[list(rows)], *(pick(values) for values in texts))
 
 
-def read_pictures(config: DataConfig, root: Path, home: str | None = None) -> Pictures:
-    """All pictures of the sources, held out or not, on white ground. Raises SourceError naming what is missing."""
+def read_pictures(config: DataConfig, cache: Path | None = None, home: str | None = None) -> Pictures:
+    """All pictures of the sources, held out or not, on white ground. Raises SourceError naming what is missing.
+
+    The atelier's are drawn once and kept in `cache`, a folder.
+    """
     import torch
 
     rows: list[tuple[Any, ...]] = []
     for pattern in config.parquet:
-        rows += _parquet_rows(pattern, root, config.size)
+        rows += _parquet_rows(Path(pattern), config.size)
     for name in config.databases:
         rows += _database_rows(name, home, config.size)
+    if config.atelier:
+        rows += _atelier_rows(config.atelier, config.size, cache)
     if not rows:
-        raise ConfigError("no pictures to train on: give [data] parquet = [...] or databases = [...]")
+        raise ConfigError("no pictures to train on: give [data] parquet = [...] or databases = [...], or atelier = 1000")
     pixels, captions, tags, contents, styles, licences = zip(*rows, strict=True)
     return Pictures(torch.stack(pixels), captions, tags, contents, styles, licences)
 
 
-def _parquet_rows(pattern: str, root: Path, size: int) -> Iterator[tuple[Any, ...]]:
+def _parquet_rows(path: Path, size: int) -> Iterator[tuple[Any, ...]]:
     import pyarrow.parquet as pq
 
-    path = root / pattern
     files = sorted(path.parent.glob(path.name))
     if not files:
         raise SourceError(f"no file matches {path}: give the path of a Parquet collection")
@@ -122,6 +128,32 @@ def _database_rows(name: str, home: str | None, size: int) -> Iterator[tuple[Any
                 )  # fmt: skip
 
 
+ATELIER = "atelier:"  # how the atelier's contents are named
+
+
+def _atelier_rows(contents: int, size: int, cache: Path | None) -> Iterator[tuple[Any, ...]]:
+    import numpy as np
+    import torch
+
+    from pipeline.atelier import STYLES, metadata, picture
+
+    count = contents * len(STYLES)
+    kept = cache / f"atelier-{contents}x{len(STYLES)}-{size}.npy" if cache else None
+    if kept is not None and kept.exists():
+        drawn = np.load(kept)
+    else:
+        drawn = np.stack([picture(i, seed=0, size=size).image for i in range(count)])
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with kept.with_suffix(".part").open("wb") as handle:
+                np.save(handle, drawn)
+            kept.with_suffix(".part").replace(kept)
+    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2)
+    for i in range(count):
+        row = metadata(i, seed=0)
+        yield pixels[i], row["caption"], "", f"{ATELIER}{row['content_id']}", row["style"], "MIT"
+
+
 def decode(data: bytes, size: int) -> Tensor:
     """Picture bytes as (3, size, size) uint8 on white ground."""
     import numpy as np
@@ -142,6 +174,13 @@ def words(text: str) -> list[str]:
 
 def held_out_contents(pictures: Pictures, share: float) -> frozenset[str]:
     """The contents to hold out: `share` of all, in the order of their hashes, each word of theirs kept elsewhere."""
+    if any(name.startswith(ATELIER) for name in pictures.contents):
+        from pipeline.atelier.scene import split_of
+
+        own_split = {n for n in set(pictures.contents) if n.startswith(ATELIER)}
+        rest = [i for i, name in enumerate(pictures.contents) if name not in own_split]
+        held_there = {n for n in own_split if split_of(int(n.removeprefix(ATELIER))) == "held_out"}
+        return frozenset(held_there) | (held_out_contents(pictures.take(rest), share) if rest else frozenset())
     texts: dict[str, set[str]] = {}
     own: dict[str, set[str]] = {}
     for content, caption, tags in zip(pictures.contents, pictures.captions, pictures.tags, strict=True):

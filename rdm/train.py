@@ -65,10 +65,11 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Report:
-    """Means over the steps since the last report. seconds is the time they took."""
+    """Means over the `count` steps since the last report. seconds is the time they took."""
 
     step: int
     steps: int
+    count: int
     values: Mapping[str, float]
     rate: float
     seconds: float
@@ -142,14 +143,14 @@ def fit(
             sums[name] = sums.get(name, 0) + part.detach()
         last = step + 1 == config.steps
         if last or (step + 1) % config.report_steps == 0:
-            count = (step % config.report_steps) + 1
-            means = {name: float(total) / min(count, step + 1 - start) for name, total in sums.items()}
+            count = min(step % config.report_steps, step - start) + 1
+            means = {name: float(total) / count for name, total in sums.items()}
             if not math.isfinite(means["loss"]):
                 raise FloatingPointError(
                     f"the loss is {means['loss']} at step {step + 1}: resume from the last save with a smaller rate"
                 )
             now = time.monotonic()
-            report = Report(step + 1, config.steps, means, config.rate(step), now - began)
+            report = Report(step + 1, config.steps, count, means, config.rate(step), now - began)
             began, sums = now, {}
             if writes:
                 _extend_curve(folder / CURVE, report)
