@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,10 +79,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures)."""
+    """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures).
+
+    decoder     where set, the decoder goes on alone for so long after `train`: latents stay as they are, so that this can
+                run while the denoiser trains on them
+    """
 
     model: Mapping[str, Any]
     train: Steps
+    decoder: Steps | None = None
     crop: int = 0
     kl: float = 1e-4
     perceptual: float = 0.0
@@ -92,6 +97,7 @@ class AutoencoderConfig:
 class DenoiserConfig:
     """The denoiser: arguments of diffusers' UNet2DConditionModel, and how it is conditioned in training.
 
+    base            a published model's name or description, whose networks and numbers are taken in place of `model`
     neighbours      most neighbours a picture is trained with; each batch draws how many from `counts`
     counts          numbers of neighbours to draw from, with equal chance
     p_null          share of the pictures whose whole context is dropped, for guidance
@@ -101,9 +107,10 @@ class DenoiserConfig:
     """
 
     name: str
-    model: Mapping[str, Any]
     train: Steps
-    encoder: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
+    encoder: str = "mini"
     neighbours: int = 20
     counts: tuple[int, ...] = tuple(range(1, 21))
     p_null: float = 0.1
@@ -111,6 +118,12 @@ class DenoiserConfig:
     snr_limit: float = 0.0
     default_k: int = 8
     default_guidance: float = 2.0
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.base):
+            raise ConfigError("[rdm] wants the denoiser's sizes: either a table [rdm.model] or base = \"rdm-768\"")
+        if not self.counts or not 1 <= min(self.counts) <= max(self.counts) <= self.neighbours:
+            raise ConfigError(f"[rdm] counts = {list(self.counts)}: they must lie in 1..{self.neighbours} (neighbours)")
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ def embed_texts(network: nn.Module, tokenizer: Any, texts: Sequence[str], device
 
 
 def evaluate_encoder(
-    network: nn.Module, tokenizer: Any, pictures: Pictures, trained: set[int], device: torch.device, most: int = 6000
+    network: nn.Module, tokenizer: Any, pictures: Pictures, trained: set[int], device: torch.device, most: int = 2500
 ) -> dict[str, float]:
     """Recall of pictures by caption within the caption's own style, for contents trained on and held out, and more.
 

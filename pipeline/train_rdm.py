@@ -24,6 +24,7 @@ from pipeline.train import DenoiserConfig, TrainConfig, load_average, say_report
 from pipeline.train_autoencoder import to_model
 from pipeline.train_data import Pictures, read_pictures, training_rows
 from pipeline.train_encoder import embed_pictures, embed_texts, load_encoder, with_style
+from pipeline.weights import sha256_of_state
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +73,10 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
     part = config.rdm
     assert part is not None
     run = config.folder()
-    weights = [sha256_file(path) for path in sorted(run.glob("*/model/*.safetensors"))]
-    identity = digest([config.data, weights, part.neighbours, pictures.captions, _TEXTS])
+    encoder_file = run / "encoder" / "model" / "open_clip_model.safetensors"
+    first_stage = load_first_stage(run / "autoencoder" / "model")
+    latents_by = sha256_of_state(first_stage.encoder.state_dict() | first_stage.quant_conv.state_dict())
+    identity = digest([config.data, sha256_file(encoder_file), latents_by, part.neighbours, pictures.captions, _TEXTS])
     kept = folder / "cache.pt"
     if kept.exists():
         content: dict[str, Any] = torch.load(kept, weights_only=True)
@@ -81,7 +84,7 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
             return Cache(**content)
     progress.say("rdm: encoding pictures and captions, finding neighbours (once)")
     encoder, tokenizer = load_encoder(run / "encoder" / "model")
-    first_stage = load_first_stage(run / "autoencoder" / "model").to(device)
+    first_stage.to(device)
     encoder.to(device)
     vectors = embed_pictures(encoder, pictures.pixels, device)
     plain = embed_texts(encoder, tokenizer, pictures.captions, device)
@@ -115,17 +118,20 @@ def load_first_stage(folder: Path) -> Any:
 def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     """The model with a fresh denoiser and the trained first stage's shape (its weights come from its folder)."""
     from rdm import RDM
+    from rdm.config import read_config
 
     part = config.rdm
     assert part is not None
-    first_stage = json.loads((config.folder() / "autoencoder" / "model" / "config.json").read_text())
-    description = {
+    if part.base:
+        description = {**read_config(part.base).to_dict(), "name": part.name}
+    else:
+        first_stage = json.loads((config.folder() / "autoencoder" / "model" / "config.json").read_text())
+        arguments = {key: value for key, value in first_stage.items() if not key.startswith("_")}
+        description = {"unet": part.model, "first_stage": {**arguments, "_class_name": "AutoencoderKL"}}
+    description |= {
         "name": part.name,
-        "unet": part.model,
-        "first_stage": {key: value for key, value in first_stage.items() if not key.startswith("_")}
-        | {"_class_name": "AutoencoderKL"},
         "scale_factor": scale,
-        "encoder": part.encoder or "mini",
+        "encoder": part.encoder,
         "max_neighbours": part.neighbours,
         "default_k": part.default_k,
         "default_size": config.data.size,
@@ -169,7 +175,7 @@ def train_rdm(config: TrainConfig, folder: Path, progress: Progress, crew: Crew,
     cache = prepare(config, pictures, folder, progress, device)
     torch.manual_seed(part.train.seed)
     model = build_rdm(config, cache.scale)
-    model.first_stage = load_first_stage(config.folder() / "autoencoder" / "model")
+    first_stage_folder = config.folder() / "autoencoder" / "model"
     network = model.unet
     scale_context_weights(network, model.config.context_dim)
     network.to(device, memory_format=torch.channels_last)
@@ -189,6 +195,7 @@ def train_rdm(config: TrainConfig, folder: Path, progress: Progress, crew: Crew,
 
     def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
         twin = load_average(live, weights)
+        model.first_stage = load_first_stage(first_stage_folder)  # its decoder may have gone on training
         save_rdm(model, twin, folder / "model")
         curve_picture(folder / CURVE, folder / "curve.png", ("loss", "error"))
         sample_sheet(model, twin, cache, pictures, part, folder / "sheets" / f"{step:07d}.png")

@@ -20,15 +20,24 @@ Features = Callable[[Tensor], list[Tensor]]
 
 
 def autoencoder_loss(
-    autoencoder: Any, images: Tensor, noise: Tensor, *, kl: float, features: Features | None = None, perceptual: float = 0.0
+    autoencoder: Any,
+    images: Tensor,
+    noise: Tensor,
+    *,
+    kl: float,
+    features: Features | None = None,
+    perceptual: float = 0.0,
+    decoder_only: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Absolute and squared error of the reconstruction, `kl` times the latent's mean KL, `perceptual` times features'.
 
     images (B, 3, H, W) in [-1, 1]; noise like the latents, standard normal. `features` gives a frozen network's
-    activations, each compared by squared error relative to its own mean square.
+    activations, each compared by squared error relative to its own mean square. decoder_only leaves the encoder without
+    a gradient and decodes the posterior's mean, which is what a sampler's end is compared with.
     """
-    posterior = autoencoder.encode(images).latent_dist
-    restored = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+    with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
+        posterior = autoencoder.encode(images).latent_dist
+    restored = autoencoder.decode(posterior.mean + (0 if decoder_only else 1) * posterior.std * noise).sample
     difference = restored - images
     square = difference.square().mean()
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
