@@ -81,13 +81,15 @@ class EncoderConfig:
 class AutoencoderConfig:
     """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures).
 
-    decoder     where set, the decoder goes on alone for so long after `train`: latents stay as they are, so that this can
-                run while the denoiser trains on them
+    patches     make the encoder's half the principal components of the patches (rdm/patches.py) and train the decoder
+                alone: latents are final from the first save on, so that the denoiser can train at the same time
+    noise       the latents' spread then, of an overall deviation of 1: what the decoder learns to bear
     """
 
     model: Mapping[str, Any]
     train: Steps
-    decoder: Steps | None = None
+    patches: bool = False
+    noise: float = 0.15
     crop: int = 0
     kl: float = 1e-4
     perceptual: float = 0.0
@@ -100,6 +102,8 @@ class DenoiserConfig:
     base            a published model's name or description, whose networks and numbers are taken in place of `model`
     neighbours      most neighbours a picture is trained with; each batch draws how many from `counts`
     counts          numbers of neighbours to draw from, with equal chance
+    p_own_style     share of the batches whose neighbours are sought in the picture's own style alone, as in a database that
+                    was swapped in; 0 seeks among all pictures, as the paper does
     p_null          share of the pictures whose whole context is dropped, for guidance
     p_text          share of the batches whose first token is the caption's vector; 0 trains on pictures alone, as the
                     paper does
@@ -113,6 +117,7 @@ class DenoiserConfig:
     encoder: str = "mini"
     neighbours: int = 20
     counts: tuple[int, ...] = tuple(range(1, 21))
+    p_own_style: float = 0.0
     p_null: float = 0.1
     p_text: float = 0.0
     snr_limit: float = 0.0
@@ -148,13 +153,16 @@ def read_train_config(path: Path) -> TrainConfig:
 
 
 def train(part: Part, config: TrainConfig, progress: Progress, *, resume: bool = False, crew: Crew | None = None) -> Path:
-    """Train one part; the folder of its finished model. `crew` is set where this is one worker of several."""
+    """Train one part; the folder of its finished model. `crew` is this worker's place among several.
+
+    Without one it is alone, or where torchrun's variables say.
+    """
     from pipeline.workers import Crew
 
     table = getattr(config, part)
     if table is None:
         raise ConfigError(f"no [{part}] in the run's TOML: add the table, or train another part")
-    crew = crew or Crew(config.device, config.threads)
+    crew = crew or Crew.of_environment(config.device, config.threads)
     folder = config.folder() / part
     if not resume and (folder / "state.pt").exists():
         raise ConfigError(f"{folder} holds a run already: go on with --resume, or name another folder in `run`")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.sheets import curve_picture, sheet
 from pipeline.storage import Storage
-from pipeline.train import AutoencoderConfig, Steps, TrainConfig, load_average, say_report
+from pipeline.train import AutoencoderConfig, TrainConfig, load_average, say_report
 from pipeline.train_data import read_pictures, training_rows
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def train_autoencoder(config: TrainConfig, folder: Path, progress: Progress, cre
 
     from rdm.networks import diffusers
     from rdm.objectives import autoencoder_loss
-    from rdm.train import CURVE, fit, read_average
+    from rdm.patches import start_as_patches
+    from rdm.train import CURVE, fit
 
     part = config.autoencoder
     assert part is not None
@@ -49,43 +50,41 @@ def train_autoencoder(config: TrainConfig, folder: Path, progress: Progress, cre
     network = diffusers().AutoencoderKL(**part.model).to(device, memory_format=torch.channels_last)
     features = _features(config, device) if part.perceptual else None
 
-    def phase(where: Path, steps: Steps, frozen: bool) -> None:
-        def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
-            crops, noise = draw_crops(pixels, part, network, steps.batch, generator, crew)
-            images = to_model(crops).to(device, memory_format=torch.channels_last)
-            return autoencoder_loss(
-                network, images, noise.to(device), kl=part.kl, features=features, perceptual=part.perceptual,
-                decoder_only=frozen,
-            )  # fmt: skip
+    if part.patches:
+        some = torch.linspace(0, len(pixels) - 1, min(len(pixels), 2000)).long()
+        start_as_patches(network, to_model(pixels[some]).to(device), noise=part.noise)
 
-        def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
-            twin: Any = load_average(live, weights)
-            psnr, shown = evaluate_autoencoder(twin, aside, device)
-            progress.say(f"{where.name}: step {step}, held-out pictures restored at {psnr:.2f} dB")
-            Storage(str(where)).write_text("figures.json", json.dumps({"step": step, "psnr": psnr}))
-            sheet(shown, where / "sheets" / f"{step:07d}.png", columns=16)
-            curve_picture(where / CURVE, where / "curve.png", ("loss", "psnr"))
-            twin.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
-
-        fit(
-            network, loss, steps.loop(), where, resume=resume, average=crew.average, writes=crew.first,
-            on_report=say_report(progress, where.name, steps.batch) if crew.first else None, on_save=on_save,
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        crops, noise = draw_crops(pixels, part, network, generator, crew)
+        images = to_model(crops).to(device, memory_format=torch.channels_last)
+        return autoencoder_loss(
+            network, images, noise.to(device), kl=part.kl, features=features, perceptual=part.perceptual,
+            decoder_only=part.patches,
         )  # fmt: skip
 
-    phase(folder, part.train, frozen=False)
-    if part.decoder is not None:
-        network.load_state_dict(read_average(folder)[1])
-        phase(folder / "decoder", part.decoder, frozen=True)
+    def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        twin: Any = load_average(live, weights)
+        psnr, shown = evaluate_autoencoder(twin, aside, device)
+        progress.say(f"autoencoder: step {step}, held-out pictures restored at {psnr:.2f} dB")
+        Storage(str(folder)).write_text("figures.json", json.dumps({"step": step, "psnr": psnr}))
+        sheet(shown, folder / "sheets" / f"{step:07d}.png", columns=16)
+        curve_picture(folder / CURVE, folder / "curve.png", ("loss", "psnr"))
+        twin.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
+
+    fit(
+        network, loss, part.train.loop(), folder, resume=resume, average=crew.average, writes=crew.first,
+        on_report=say_report(progress, "autoencoder", part.train.batch) if crew.first else None, on_save=on_save,
+    )  # fmt: skip
     return folder / "model"
 
 
 def draw_crops(
-    pixels: Tensor, part: AutoencoderConfig, network: Any, batch: int, generator: torch.Generator, crew: Crew
+    pixels: Tensor, part: AutoencoderConfig, network: Any, generator: torch.Generator, crew: Crew
 ) -> tuple[Tensor, Tensor]:
     """This worker's crops of a batch (b, 3, side, side) uint8, half of them mirrored, and noise for their latents."""
     import torch
 
-    side = part.crop or pixels.shape[-1]
+    side, batch = part.crop or pixels.shape[-1], part.train.batch
     shrink = 2 ** (len(network.config.block_out_channels) - 1)
     chosen = crew.mine(torch.randint(len(pixels), (batch,), generator=generator))
     corner = crew.mine(torch.randint(pixels.shape[-1] - side + 1, (batch, 2), generator=generator))

@@ -23,7 +23,7 @@ from pipeline.storage import sha256_file
 from pipeline.train import DenoiserConfig, TrainConfig, load_average, say_report
 from pipeline.train_autoencoder import to_model
 from pipeline.train_data import Pictures, read_pictures, training_rows
-from pipeline.train_encoder import embed_pictures, embed_texts, load_encoder, with_style
+from pipeline.train_encoder import Names, embed_pictures, embed_texts, load_encoder, with_style
 from pipeline.weights import sha256_of_state
 
 if TYPE_CHECKING:
@@ -42,22 +42,34 @@ class Cache:
     """What is computed once of N training pictures.
 
     latents (N, C, h, w), first-stage units; vectors (N, D) unit rows of the pictures; texts (N, 3, D) of their captions;
-    near (N, k) rows of the nearest others, nearest first; scale: one over the latents' standard deviation.
+    near (N, k) rows of the nearest others, nearest first, and near_own (N, k) of those in the picture's own style; scale:
+    one over the latents' standard deviation.
     """
 
     latents: Tensor
     vectors: Tensor
     texts: Tensor
     near: Tensor
+    near_own: Tensor
     scale: float
 
 
-def nearest_others(vectors: Tensor, k: int) -> Tensor:
-    """(N, k) rows of the k nearest other rows of (N, D) unit vectors by exact inner product, nearest first."""
+def nearest_others(vectors: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
+    """(N, k) rows of the k nearest other rows of (N, D) unit vectors by exact inner product, nearest first.
+
+    groups (N,) keeps the search within a row's own group; a group of k or fewer gives its members again and again.
+    """
     import torch
 
     if k >= len(vectors):
         raise ConfigError(f"{k} neighbours of {len(vectors)} pictures: ask for fewer, or train on more")
+    if groups is not None:
+        within = torch.empty(len(vectors), k, dtype=torch.long)
+        for group in groups.unique():
+            members = (groups == group).nonzero()[:, 0]
+            others = nearest_others(vectors[members], min(k, len(members) - 1))
+            within[members] = members[others[:, torch.arange(k) % others.shape[1]]]
+        return within
     found = []
     for start in range(0, len(vectors), 512):
         likeness = vectors[start : start + 512] @ vectors.T
@@ -96,7 +108,9 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
         for group in torch.split(pictures.pixels, 64):
             latents.append(first_stage.encode(to_model(group).to(device)).latent_dist.mean.float().cpu())
     stacked = torch.cat(latents).clone()
-    cache = Cache(stacked, vectors, texts, nearest_others(vectors, part.neighbours), 1 / float(stacked.std()))
+    near = nearest_others(vectors, part.neighbours)
+    near_own = nearest_others(vectors, part.neighbours, Names.of(pictures).styles)
+    cache = Cache(stacked, vectors, texts, near, near_own, 1 / float(stacked.std()))
     same = [
         sum(pictures.styles[j] == pictures.styles[i] for j in row) / part.neighbours
         for i, row in enumerate(cache.near.tolist())
@@ -151,7 +165,8 @@ def draw_context(cache: Cache, part: DenoiserConfig, rows: Tensor, generator: to
 
     count = part.counts[int(torch.randint(len(part.counts), (1,), generator=generator))]
     worded = float(torch.rand(1, generator=generator)) < part.p_text
-    tokens = cache.vectors[cache.near[rows, :count]]
+    own = float(torch.rand(1, generator=generator)) < part.p_own_style
+    tokens = cache.vectors[(cache.near_own if own else cache.near)[rows, :count]]
     which = torch.randint(_TEXTS, (len(rows),), generator=generator)
     gone = torch.rand(len(rows), generator=generator) < part.p_null
     if worded:

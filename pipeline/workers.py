@@ -1,12 +1,13 @@
 """One worker among those that train together: its device, its rows of a batch, and the mean of all gradients.
 
-Reads and writes nothing. A crew of one needs no process group; a larger one uses torch.distributed's default group, which
-Ray Train (pipeline/raytrain.py) or torchrun has made. Each worker takes every `size`-th row of the same global batch, so
+Reads RANK and WORLD_SIZE where torchrun has set them; writes nothing. A crew of one needs no process group; a larger one
+uses torch.distributed's default group, made by Ray Train (pipeline/raytrain.py) or from torchrun's variables. Each worker takes every `size`-th row of the same global batch, so
 that the crew's gradient is the one that a single worker would have had with all rows.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,21 @@ class Crew:
     threads: int = 0
     rank: int = 0
     size: int = 1
+
+    @staticmethod
+    def of_environment(device: str, threads: int) -> Crew:
+        """This process's place as torchrun's variables tell it, its process group joined; alone where there are none."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return Crew(device, threads)
+        import torch
+        import torch.distributed as dist
+
+        gpu = device != "cpu" and torch.cuda.is_available()
+        dist.init_process_group("nccl" if gpu else "gloo")
+        if gpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return Crew(device, threads, dist.get_rank(), size)
 
     @property
     def first(self) -> bool:

@@ -37,7 +37,7 @@ def autoencoder_loss(
     """
     with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
         posterior = autoencoder.encode(images).latent_dist
-    restored = autoencoder.decode(posterior.mean + (0 if decoder_only else 1) * posterior.std * noise).sample
+    restored = autoencoder.decode(posterior.mean + posterior.std * noise).sample
     difference = restored - images
     square = difference.square().mean()
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()

@@ -265,8 +265,8 @@ def test_dropped_rows_are_the_null_context_and_as_many_as_asked() -> None:
 
     count = 4000
     cache = Cache(torch.zeros(count, 4, 2, 2), torch.ones(count, 8), torch.ones(count, 3, 8),
-                  torch.zeros(count, 4, dtype=torch.long), 1.0)  # fmt: skip
-    part = DenoiserConfig("x", Steps(1, 1), {"a": 1}, neighbours=4, counts=(3,), p_null=0.1)
+                  *torch.zeros(2, count, 4, dtype=torch.long), 1.0)  # fmt: skip
+    part = DenoiserConfig("x", Steps(1, 1), model={"a": 1}, neighbours=4, counts=(3,), p_null=0.1)
     context = draw_context(cache, part, torch.arange(count), torch.Generator().manual_seed(0))
     gone = (context == 0).all(dim=2).all(dim=1)
     assert context.shape == (count, 3, 8)
