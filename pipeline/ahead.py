@@ -5,11 +5,9 @@ Reads and writes nothing itself.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,13 +22,11 @@ def ahead(
     depth: int,
     weigh: Callable[[T], int] = lambda item: 0,
     most: int = 256 << 20,
-    niceness: int = 0,
-) -> Iterator[tuple[T, R]]:
+) -> Generator[tuple[T, R], None, None]:
     """`(item, work(item))` for each item, in order, worked out by `threads` threads ahead of the consumer.
 
     At most `depth` items and (above one item) `most` bytes, as `weigh` counts them, wait at a time. `items` is iterated in a
-    thread of its own. An exception of either comes out here, at its item. `niceness` lowers the threads' priority (Linux):
-    without spare cores they then fill gaps and do not stall the model's threads.
+    thread of its own. An exception of either comes out here, at its item.
     """
     waiting: deque[tuple[T, int, Future[R]] | BaseException | None] = deque()
     changed = threading.Condition()
@@ -59,7 +55,7 @@ def ahead(
     def _has_room(count: int, held: int, weight: int) -> bool:
         return count == 0 or (count < depth and held + weight <= most)
 
-    with ThreadPoolExecutor(threads, "decode", initializer=_lower_priority, initargs=(niceness,)) as pool:
+    with ThreadPoolExecutor(threads, "decode") as pool:
         feeder = threading.Thread(target=feed, args=(pool,), name="feed", daemon=True)
         feeder.start()
         try:
@@ -84,9 +80,3 @@ def ahead(
                 changed.notify_all()
             pool.shutdown(wait=False, cancel_futures=True)
             feeder.join()
-
-
-def _lower_priority(niceness: int) -> None:
-    """On Linux a thread has a niceness of its own; elsewhere the whole process would be slowed, so nothing is done."""
-    if niceness and sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

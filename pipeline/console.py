@@ -1,6 +1,7 @@
 """What every command shares: options, error handling, and how results are printed.
 
-Results go to standard output, everything else to standard error. With --json the last line of standard output is one JSON document.
+Results go to standard output, everything else to standard error. With --json the last line of standard output is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.errors import RdmpipeError
+from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.progress import LogFormat, Progress
 
 Home = Annotated[str | None, typer.Option("--home", help="Where databases live [env: RDMPIPE_HOME].")]
@@ -72,3 +73,19 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     for row in rows:
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     Console().print(table)
+
+
+def one_of(flag: str, value: str, allowed: Sequence[str]) -> str:
+    """`value`, or a ConfigError that names the flag and what it takes."""
+    if value not in allowed:
+        raise ConfigError(f"{flag} {value!r}: use one of {', '.join(word for word in allowed if word)}")
+    return value
+
+
+def which_backend(value: str, address: str) -> Literal["inline", "ray"]:
+    """auto is Ray where an address is given (or RAY_ADDRESS is set), else this process."""
+    one_of("--backend", value, ("auto", "inline", "ray"))
+    if value == "inline" and address:
+        raise ConfigError("--backend inline does not use --address; leave one of them out")
+    wants_ray = value == "ray" or (value == "auto" and bool(address or os.environ.get("RAY_ADDRESS")))
+    return "ray" if wants_ray else "inline"

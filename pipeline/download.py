@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,15 +31,15 @@ from pipeline.sources.pictures import sniff
 from pipeline.stage import Receipt, Resources, Shard, Stage, count_statuses
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-# Rows (image_schema's columns, status and error still empty) -> a boolean for each: False is `filtered`.
-RowFilter = Callable[["pa.Table"], Any]
-# (expression, columns by type name) -> RowFilter. Module-level, so that workers can be told of it.
-FilterMaker = Callable[[str, Mapping[str, str]], RowFilter]
+# (expression, rows with `filter_columns`) -> a boolean for each row; False is `filtered`. A module-level function, so that
+# workers can be told of it: pipeline.filters.filter_mask.
+RowFilter = Callable[[str, "pa.Table"], "np.ndarray[Any, Any]"]
 
 STAGE = "download"
-_BATCH_ROWS, _BATCH_BYTES = 64, 32 << 20
+_BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
 _FORMAT = 1  # raise it when the same source would give other files
 
 
@@ -67,32 +68,26 @@ def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def download_stage(
-    db: RetrievalDatabase, config: DownloadConfig, make_filter: FilterMaker | None = None, workers: int = 0
+    db: RetrievalDatabase, config: DownloadConfig, row_filter: RowFilter | None = None, workers: int = 0
 ) -> Stage:
-    """The stage for a database. `make_filter` is needed where `config.where` is not empty."""
-    if config.where and make_filter is None:
-        raise ValueError("a row filter needs something that compiles it")
+    """The stage for a database. `row_filter` is needed where `config.where` is not empty."""
+    if config.where and row_filter is None:
+        raise ValueError("where: a row filter needs a function that applies it")
     return Stage(
         name=STAGE,
         folder="images",
         storage=db.storage,
         config=config.fingerprint(),
-        setup=partial(_set_up, config, make_filter),
-        run=partial(_run, db, config),
+        setup=partial(open_source, config.manifest, config.options),
+        run=partial(_run, db, config, row_filter),
         resources=Resources(cpus=1.0),
         workers=workers,
     )
 
 
-def _set_up(config: DownloadConfig, make_filter: FilterMaker | None) -> tuple[Source, RowFilter | None]:
-    row_filter = make_filter(config.where, filter_columns(config.columns)) if config.where and make_filter else None
-    return open_source(config.manifest, config.options), row_filter
-
-
 def _run(
-    db: RetrievalDatabase, config: DownloadConfig, context: tuple[Source, RowFilter | None], shard: Shard
+    db: RetrievalDatabase, config: DownloadConfig, row_filter: RowFilter | None, source: Source, shard: Shard
 ) -> Receipt:
-    source, row_filter = context
     return download_shard(db, config, source, shard, row_filter)
 
 
@@ -115,12 +110,14 @@ def download_shard(
         part = scratch / "images.tar"
         with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
             first = 0
-            for batch in _batches(source.read(shard.spec)):
+            for batch in _batches(read_spec(source, shard.spec)):
                 keys = [key_of(shard.id, first + i) for i in range(len(batch))]
                 first += len(batch)
-                rows = [_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
-                if row_filter is not None:
-                    _apply(row_filter, rows, pa.Table.from_pylist(rows, schema))
+                rows = [image_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
+                if config.where and row_filter is not None:
+                    named = list(filter_columns(config.columns))
+                    keep = row_filter(config.where, pa.Table.from_pylist(rows, schema).select(named))
+                    _leave_out(rows, keep.tolist())
                 for row, sample in zip(rows, batch, strict=True):
                     if row["status"] == OK and sample.data is not None:
                         _add_sample(archive, row, sample.data)
@@ -137,6 +134,19 @@ def download_shard(
         )
     counts = count_statuses(table.column("status").to_pylist(), table.column("error").to_pylist())
     return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
+
+
+def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source."""
+    if "picked" not in spec:
+        yield from source.read(spec)
+        return
+    for part in spec["picked"]:
+        wanted = Counter(part["items"])
+        for sample in source.read(part["spec"]):
+            if wanted[sample.item_id] > 0:
+                wanted[sample.item_id] -= 1
+                yield sample
 
 
 def read_images(db: RetrievalDatabase, shard: int) -> Iterator[tuple[dict[str, Any], bytes | None]]:
@@ -188,7 +198,7 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
+def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
     """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
     error = sample.error
     status = sample.status or (FAILED if error else OK)
@@ -209,10 +219,10 @@ def _row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _apply(row_filter: RowFilter, rows: list[dict[str, Any]], table: pa.Table) -> None:
-    """Mark the rows that the filter leaves out. A failed row inside the filter stays failed."""
-    for row, keep in zip(rows, row_filter(table).to_pylist(), strict=True):
-        if not keep:
+def _leave_out(rows: list[dict[str, Any]], keep: list[bool]) -> None:
+    """Mark the rows outside the filter, whatever else is wrong with them."""
+    for row, wanted in zip(rows, keep, strict=True):
+        if not wanted:
             row["status"], row["error"] = FILTERED, "where: outside the filter"
 
 

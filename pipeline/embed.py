@@ -16,10 +16,11 @@ import io
 import logging
 import os
 import tarfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,15 +30,15 @@ import numpy as np
 from pipeline.ahead import ahead
 from pipeline.config import digest
 from pipeline.database import EncoderRecord, RetrievalDatabase
-from pipeline.decoding import decode_row
+from pipeline.decoding import Decoded, decode_row
 from pipeline.download import read_images
-from pipeline.encoders import Encoder, load, require_match, resolve, to_numpy, unit_rows
+from pipeline.embedded import EmbeddedRows
+from pipeline.encoders import Encoder, load, require_match, resolve, to_numpy
 from pipeline.images import MAX_PIXELS
-from pipeline.schema import FAILED, OK, with_vectors
+from pipeline.schema import OK
 from pipeline.stage import Receipt, Resources, Shard, Stage, count_statuses
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
     from numpy.typing import NDArray
 
@@ -74,8 +75,7 @@ class EmbedConfig:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        on_gpu = device.startswith("cuda")
+        on_gpu, cores = device.startswith("cuda"), _cores()
         return replace(
             self,
             device=device,
@@ -83,6 +83,10 @@ class EmbedConfig:
             torch_threads=self.torch_threads or (1 if on_gpu else cores),
             decode_threads=self.decode_threads or (min(cores, 16) if on_gpu else cores),
         )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -162,7 +166,7 @@ def embed_shard(
     timing = Timing(shard=shard.id)
     start = time.monotonic()
     table = db.read_table(db.image_table(shard.id))
-    found = _Found(table.num_rows, encoder.dim, table["status"].to_pylist(), table["error"].to_pylist())
+    found = EmbeddedRows(table.num_rows, encoder.dim, table["status"].to_pylist(), table["error"].to_pylist())
     artifacts = []
     with db.storage.scratch() as scratch:
         thumbnails = scratch / "thumbnails.tar"
@@ -171,7 +175,7 @@ def embed_shard(
         begun = time.monotonic()
         if config.images == "thumbnail":
             artifacts.append(db.storage.publish(thumbnails, db.thumbnail_tar(shard.id)))
-        made = found.table(table, encoder.dim)
+        made = found.table(table)
         artifacts.append(db.write_table(db.embedding_table(encoder.record, shard.id), made))
     counts = count_statuses(found.status, found.error)
     timing.writing += time.monotonic() - begun
@@ -189,116 +193,70 @@ def embed_shard(
     )
 
 
-@dataclass
-class _Found:
-    """The columns that embedding adds or changes, by row."""
-
-    rows: int
-    dim: int
-    status: list[str]
-    error: list[str | None]
-    phash: list[str | None] = field(init=False)
-    width: list[int | None] = field(init=False)
-    height: list[int | None] = field(init=False)
-    vectors: NDArray[np.float16] = field(init=False)
-    norms: NDArray[np.float32] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.phash = [None] * self.rows
-        self.width, self.height = [None] * self.rows, [None] * self.rows
-        self.vectors = np.zeros((self.rows, self.dim), np.float16)
-        self.norms = np.zeros(self.rows, np.float32)
-
-    def fail(self, row: int, error: str) -> None:
-        self.status[row], self.error[row] = FAILED, error
-
-    def add_vectors(self, rows: list[int], made: NDArray[np.float32]) -> None:
-        """Vectors as the model gave them. One that has no direction is a failed row."""
-        unit, norms = unit_rows(made)
-        good = np.isfinite(norms) & (norms > 0) & np.isfinite(unit).all(axis=1)
-        for row, vector, norm, is_good in zip(rows, unit, norms, good, strict=True):
-            if is_good:
-                self.vectors[row], self.norms[row] = vector, norm
-            else:
-                self.fail(row, f"not_finite: the vector's norm is {norm}")
-
-    def table(self, images_table: pa.Table, dim: int) -> pa.Table:
-        """The embedding table (schema.embedding_schema)."""
-        import pyarrow as pa
-
-        schema = with_vectors(images_table.schema, dim)
-        absent = np.array([status != OK for status in self.status], dtype=bool)
-        made: dict[str, Any] = {
-            "status": self.status,
-            "error": self.error,
-            "phash": self.phash,
-            "width": self.width,
-            "height": self.height,
-        }
-        columns = [
-            pa.array(made[name], schema.field(name).type) if name in made else images_table[name]
-            for name in schema.names
-            if name not in ("vector", "norm")
-        ]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.ravel()), dim, mask=pa.array(absent))
-        norms = pa.array(self.norms, mask=absent)
-        return pa.table([*columns, vectors, norms], schema=schema).combine_chunks()
-
-
 def _embed(
     db: RetrievalDatabase,
     config: EmbedConfig,
     encoder: Encoder,
     shard: Shard,
-    found: _Found,
+    found: EmbeddedRows,
     archive: tarfile.TarFile | None,
     timing: Timing,
 ) -> None:
-    """Decode ahead, run the model batch by batch, and fill `found`. One batch is on its way while the next is decoded."""
-    todo = found.status.count(OK)
-    # Fixed shapes: a picture's vector does not depend on how many came with it.
-    size = min(config.batch, -(-todo // 8) * 8)
+    """Decode ahead, run the model batch by batch, and fill `found`. A GPU works on one batch while the next is gathered."""
+    # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
+    size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
     rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id)))
-    work = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels)
-    niceness = 10 if encoder.device.type == "cpu" else 0
+    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels)
+    may_decode = threading.Event()
+    may_decode.set()
+    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()
     running: deque[tuple[list[int], torch.Tensor]] = deque()
     batch: list[int] = []
     pixels: NDArray[Any] | None = None
 
+    def when_allowed(item: tuple[int, dict[str, Any], bytes | None]) -> Decoded:
+        may_decode.wait()
+        return decode(item)
+
     def collect(left: int) -> None:
         while len(running) > left:
-            waiting_rows, made = running.popleft()
-            found.add_vectors(waiting_rows, to_numpy(made)[: len(waiting_rows)])
+            these, made = running.popleft()
+            found.add_vectors(these, to_numpy(made)[: len(these)])
 
     def flush() -> None:
         nonlocal batch, pixels
         assert pixels is not None
         pixels[len(batch) :] = 0
-        running.append((batch, encoder.submit(pixels)))
+        if takes_turns:  # one stalled thread of the model stalls them all: decoding waits where there is no core for it
+            may_decode.clear()
+        try:
+            running.append((batch, encoder.submit(pixels)))
+        finally:
+            may_decode.set()
         timing.pictures += len(batch)
         batch, pixels = [], None
         collect(1)
 
     since = time.monotonic()
-    for (i, row, _), decoded in ahead(
-        rows, work, config.decode_threads, 2 * size + 8, lambda item: len(item[2] or b""), niceness=niceness
-    ):
-        timing.waiting += time.monotonic() - since
-        if decoded.error is not None:
-            found.fail(i, decoded.error)
-        if decoded.pixels is not None:
-            found.phash[i], found.width[i], found.height[i] = decoded.phash, decoded.width, decoded.height
-            if archive is not None and decoded.thumbnail is not None:
-                _add(archive, f"{row['key']:012d}.jpg", decoded.thumbnail)
-            begun = time.monotonic()
-            if pixels is None:
-                pixels = np.empty((size, *decoded.pixels.shape), decoded.pixels.dtype)
-            pixels[len(batch)] = decoded.pixels
-            batch.append(i)
-            if len(batch) == size:
-                flush()
-            timing.forward += time.monotonic() - begun
-        since = time.monotonic()
+    stream = ahead(rows, when_allowed, config.decode_threads, 2 * size + 8, lambda item: len(item[2] or b""))
+    with contextlib.closing(stream):
+        for (i, row, _), decoded in stream:
+            timing.waiting += time.monotonic() - since
+            if decoded.error is not None:
+                found.fail(i, decoded.error)
+            if decoded.pixels is not None:
+                found.phash[i], found.width[i], found.height[i] = decoded.phash, decoded.width, decoded.height
+                if archive is not None and decoded.thumbnail is not None:
+                    _add(archive, f"{row['key']:012d}.jpg", decoded.thumbnail)
+                begun = time.monotonic()
+                if pixels is None:
+                    pixels = np.empty((size, *decoded.pixels.shape), decoded.pixels.dtype)
+                pixels[len(batch)] = decoded.pixels
+                batch.append(i)
+                if len(batch) == size:
+                    flush()
+                timing.forward += time.monotonic() - begun
+            since = time.monotonic()
     begun = time.monotonic()
     if batch:
         flush()

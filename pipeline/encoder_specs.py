@@ -87,6 +87,20 @@ def list_encoders() -> list[str]:
     return [*shipped, *SHORT_NAMES]
 
 
+def describe_encoders() -> list[dict[str, str]]:
+    """The plain names and the forms a name can have, each with what it stands for."""
+    plain = {name: f"{arch} with {tag}'s weights, QuickGELU" for name, (arch, tag) in SHORT_NAMES.items()}
+    forms = {
+        "open_clip:ARCH/TAG": "any model and weights that open_clip knows by name",
+        "hf-hub:OWNER/REPO[@REVISION]": "a model on the Hub in open_clip's format",
+        "local:FOLDER": f"a folder with {CONFIG_FILE} and its weights, as open_clip saves them",
+        "local:MODEL.json:WEIGHTS": "a model config and a checkpoint",
+        "random:ARCH?seed=0": "untrained, for tests: its results carry no meaning (ARCH may be a model.json)",
+    }
+    shipped = {name: "ships with the package" for name in list_encoders() if name not in plain}
+    return [{"name": name, "what": what} for name, what in {**shipped, **plain, **forms}.items()]
+
+
 def _folder(name: str, folder: Path) -> EncoderSpec:
     folder = folder.absolute()
     found = [folder / file for file in w.HUB_WEIGHTS if (folder / file).is_file()]
@@ -154,6 +168,7 @@ def _known_arch(spec: EncoderSpec) -> None:
 def model_config(spec: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """(model config, preprocess config) as open_clip writes them. Reaches the Hub for the kind `hub`."""
     if spec.kind == "hub":
+        w.check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
         path = w.fetch(spec.name, spec.repo, CONFIG_FILE, spec.revision)
     elif spec.config is not None:
         path = spec.config

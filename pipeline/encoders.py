@@ -102,13 +102,17 @@ class Encoder:
 
     def encode_images(self, batch: NDArray[Any]) -> NDArray[Any]:
         """(B, size, size, 3) prepared pictures into (B, dim) float32, not normalised."""
-        return to_numpy(self.submit(np.ascontiguousarray(batch)))
+        return to_numpy(self.submit(np.require(batch, requirements=["C", "W"])))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[Any]:
         """Texts into (B, dim) float32 unit rows. What is beyond the context length is cut off, with a warning.
 
         Raises EncoderError where the encoder has no text tower.
         """
+        return self.text_vectors(texts)[0]
+
+    def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Unit rows as `encode_texts`, and the lengths (B,) they had before: some models take vectors as they were."""
         import torch
 
         if not self.has_text:
@@ -116,7 +120,7 @@ class Encoder:
                 f"encoder {self.record.name!r} has no text tower: query by picture (--image) or by key (--key) instead"
             )
         if not texts:
-            return np.zeros((0, self.dim), np.float32)
+            return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
         cut = self.overlong(texts)
         if cut:
             log.warning(
@@ -130,7 +134,7 @@ class Encoder:
             for start in range(0, len(texts), _TEXT_BATCH):
                 tokens = self._tokenizer(list(texts[start : start + _TEXT_BATCH])).to(self.device)
                 parts.append(to_numpy(self.model.encode_text(tokens)))  # type: ignore[operator]
-        return unit_rows(np.concatenate(parts))[0]
+        return unit_rows(np.concatenate(parts))
 
     def overlong(self, texts: Sequence[str]) -> list[int]:
         """Positions of the texts that the tokenizer cuts off."""
@@ -208,13 +212,13 @@ def require_match(record: EncoderRecord, encoder: Encoder) -> None:
     """Raise EncoderError where vectors of `encoder` cannot be compared with those of `record`. Precision may differ."""
     found = encoder.record
     differing = [
-        f"{what} {theirs} here, {ours} there"
-        for what, ours, theirs in (
+        f"{what} {theirs} in the database, {ours} now"
+        for what, theirs, ours in (
             ("weights", record.weights[:12], found.weights[:12]),
             ("preprocessing", record.preprocess, found.preprocess),
             ("dimensions", record.dim, found.dim),
         )
-        if ours != theirs
+        if theirs != ours
     ]
     if differing:
         raise EncoderError(

@@ -229,9 +229,10 @@ class _RayRun:
                 storage.write_text("nonce", self.nonce)
             self.actor = ray.remote(_Worker)
             try:
-                for stage in reversed(range(len(self.chain))):  # later stages first: they must never wait for room
-                    for _ in range(self.wanted[stage]):
-                        self._start_actor(stage)
+                for nth in range(max(self.wanted)):  # one of each stage before a second of any: none may starve another
+                    for stage in reversed(range(len(self.chain))):
+                        if nth < self.wanted[stage]:
+                            self._start_actor(stage)
                 while self._step(shards):
                     pass
             finally:

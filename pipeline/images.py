@@ -26,7 +26,7 @@ DRAFT_SIDE = 512  # a JPEG is decoded at 1/2, 1/4 or 1/8 as long as its shorter 
 THUMBNAIL_SIDE = 256
 
 # Formats without an interpreter behind them (EPS would start Ghostscript) and with a signature to know them by.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # as far as Pillow has them
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _ORIENTATION = 0x0112
 # EXIF orientation -> name of the PIL.Image.Transpose that undoes it
@@ -62,7 +62,7 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
     if not data:
         raise PictureError("empty", "zero bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
         size = image.size
         if size[0] * size[1] > max_pixels:
             raise PictureError("too_large", f"{size[0]} x {size[1]} pixels; at most {max_pixels} are decoded")
@@ -92,12 +92,20 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
     return Picture(upright, size[0], size[1], reduced)
 
 
+@lru_cache(maxsize=1)
+def _formats() -> list[str]:
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def decoded_pixels(data: bytes, side: int = 0) -> int:
     """How many pixels `decode` with the same `side` would hold, from the header alone; 0 where that cannot be read."""
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
         if side and hasattr(image, "draft"):
             image.draft(None, (side, side))
     except Exception:  # `decode` says what is wrong with it
@@ -152,12 +160,14 @@ def _cosines() -> NDArray[Any]:
 def perceptual_hash(image: Image) -> str:
     """64-bit perceptual hash as 16 hex digits: near-equal pictures differ in few bits.
 
-    Luma (ITU-R 601) averaged over 32 x 32 boxes, two-dimensional DCT-II, the 8 x 8 lowest frequencies in row order (most
-    significant bit first), each 1 where it is above their median (pHash; Zauner 2010, with boxes in place of a filter).
+    Box averages down to 32 x 32 (by a whole factor first, in colour, as long as 64 pixels a side are left), luma (ITU-R
+    601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row order (most significant bit first), each 1 where it is
+    above their median (pHash; Zauner 2010, with boxes in place of a filter).
     """
     from PIL import Image
 
-    small = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+    factor = min(image.size) // 64
+    small = (image.reduce(factor) if factor > 1 else image).convert("L").resize((32, 32), Image.Resampling.BOX)
     cosines = _cosines()
     low = cosines @ np.asarray(small, dtype=np.float64) @ cosines.T
     return np.packbits(low.ravel() > np.median(low)).tobytes().hex()
@@ -167,11 +177,13 @@ def thumbnail(image: Image, side: int = THUMBNAIL_SIDE) -> bytes:
     """The picture as a JPEG of at most `side` pixels a side (never enlarged). The same picture gives the same bytes."""
     from PIL import Image
 
+    from pipeline.preprocess import resize
+
     small = image
     if max(image.size) > side:
         scale = side / max(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
-        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = Image.fromarray(resize(np.array(image), width, height, "bilinear"))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

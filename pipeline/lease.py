@@ -24,7 +24,7 @@ TERM_S = 60.0
 
 def _alive_here(holder: dict[str, object]) -> bool | None:
     """Whether the holder's process lives, if it is one of this machine's; None where that cannot be told."""
-    if holder.get("host") != socket.gethostname():
+    if (holder.get("host"), holder.get("pids")) != (socket.gethostname(), _process_ids()):
         return None
     pid = int(str(holder["pid"]))
     try:
@@ -34,6 +34,14 @@ def _alive_here(holder: dict[str, object]) -> bool | None:
     except PermissionError:
         return True
     return _started(pid) == holder.get("started")
+
+
+def _process_ids() -> str:
+    """Which numbering of processes this is: containers can share a host name and not their process ids (Linux; else empty)."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str:
@@ -70,6 +78,7 @@ def lease(
     me = {
         "holder": uuid.uuid4().hex,
         "host": socket.gethostname(),
+        "pids": _process_ids(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "purpose": purpose,
@@ -98,17 +107,19 @@ def lease(
         time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
 
     stop = threading.Event()
-    current = [mine]
+
+    def replace_mine(following: str) -> bool:
+        """Change the lease if it is still ours, read anew: the answer to an earlier change may have been lost on the way."""
+        now = storage.read_text("lease")
+        return now is not None and f'"{me["holder"]}"' in now and storage.swap("lease", now, following)
 
     def renew() -> None:
         beat = 0
         while not stop.wait(term_s / 3):
             beat += 1
-            following = json.dumps({**me, "beat": beat})
             with contextlib.suppress(OSError):  # a store that does not answer: the next beat tries again
-                if not storage.swap("lease", current[0], following):
+                if not replace_mine(json.dumps({**me, "beat": beat})):
                     return  # somebody took over; publishing will find that out
-                current[0] = following
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
@@ -117,4 +128,5 @@ def lease(
     finally:
         stop.set()
         thread.join(timeout=5)
-        storage.swap("lease", current[0], "")
+        with contextlib.suppress(OSError):  # the block's own error matters more, and the term frees the lease
+            replace_mine("")

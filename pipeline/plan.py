@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.config import canonical_json
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.schema import SHARD_ROWS
-from pipeline.sources import ShardSpec, Source, SourceOptions
+from pipeline.sources import Source, SourceOptions
 from pipeline.stage import Shard
 
 _GROUP = 1000  # shards in memory at a time
@@ -32,48 +32,57 @@ class Plan:
     rows: int
     columns: Mapping[str, str]  # the source's metadata columns by type name
     revision: str  # what the source looked like
-    options: Mapping[str, Any] = field(default_factory=dict)  # limit and shards
+    options: Mapping[str, Any] = field(default_factory=dict)  # limit, shards; after a refresh the next free shard id
 
 
 def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) -> Plan:
     """List the source's shards into the database. Raises SourceError where the source is empty or cannot be listed."""
+    asked = {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
+    return save_plan(db, listed(source, options), source.columns(), source.revision(), asked)
+
+
+def listed(source: Source, options: SourceOptions) -> Iterator[Shard]:
+    """The source's shards by their place in its list, or those of them that `options.shards` asks for."""
+    first, behind = options.shards or (0, None)
+    for number, spec in enumerate(source.plan()):
+        if behind is not None and number >= behind:
+            break
+        if number >= first:
+            yield Shard(number, spec.rows, spec.fingerprint, spec.spec)
+
+
+def save_plan(
+    db: RetrievalDatabase,
+    shards: Iterable[Shard],
+    columns: Mapping[str, str],
+    revision: str,
+    options: Mapping[str, Any],
+) -> Plan:
+    """Write a plan, streaming, its header last. Raises SourceError where there are no shards."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema(
         [("shard", pa.int64()), ("rows", pa.int64()), ("fingerprint", pa.string()), ("spec", pa.string())]
     )
-    columns = source.columns()
-    first, behind = options.shards or (0, None)
     hasher = hashlib.sha256(canonical_json(columns).encode())
-    shards = rows = 0
+    count = rows = 0
     with db.storage.scratch() as scratch:
         part = scratch / "plan.parquet"
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:
             group: list[dict[str, Any]] = []
-            for number, spec in enumerate(source.plan()):
-                if behind is not None and number >= behind:
-                    break
-                if number < first:
-                    continue
-                group.append(_line(number, spec))
-                hasher.update(f"{number} {spec.rows} {spec.fingerprint}\n".encode())
-                shards, rows = shards + 1, rows + spec.rows
+            for shard in shards:
+                group.append(_line(shard))
+                hasher.update(f"{shard.id} {shard.rows} {shard.fingerprint}\n".encode())
+                count, rows = count + 1, rows + shard.rows
                 if len(group) == _GROUP:
                     writer.write_table(pa.Table.from_pylist(group, schema))
                     group = []
             if group:
                 writer.write_table(pa.Table.from_pylist(group, schema))
-        if not shards:
-            raise SourceError(f"{db.name}: the source has no rows" + (f" in shards {first}:{behind}" if first else ""))
-        plan = Plan(
-            id=hasher.hexdigest()[:16],
-            shards=shards,
-            rows=rows,
-            columns=columns,
-            revision=source.revision(),
-            options={"limit": options.limit, "shards": list(options.shards) if options.shards else None},
-        )
+        if not count:
+            raise SourceError(f"{db.name}: the source has no rows (asked for: {dict(options)})")
+        plan = Plan(hasher.hexdigest()[:16], count, rows, columns, revision, options)
         db.storage.publish(part, _table(plan.id))
     db.storage.write_text(f"plan/{plan.id}.json", canonical_json(asdict(plan)) + "\n")
     return plan
@@ -101,12 +110,12 @@ def _table(plan_id: str) -> str:
     return f"plan/{plan_id}.parquet"
 
 
-def _line(number: int, spec: ShardSpec) -> dict[str, Any]:
-    if spec.rows > SHARD_ROWS:
-        raise SourceError(f"shard {number} has {spec.rows} rows; a shard holds at most {SHARD_ROWS}")
+def _line(shard: Shard) -> dict[str, Any]:
+    if shard.rows > SHARD_ROWS:
+        raise SourceError(f"shard {shard.id} has {shard.rows} rows; a shard holds at most {SHARD_ROWS}")
     return {
-        "shard": number,
-        "rows": spec.rows,
-        "fingerprint": spec.fingerprint,
-        "spec": json.dumps(spec.spec, sort_keys=True),  # ASCII: file names need not be valid UTF-8
+        "shard": shard.id,
+        "rows": shard.rows,
+        "fingerprint": shard.fingerprint,
+        "spec": json.dumps(shard.spec, sort_keys=True),  # ASCII: file names need not be valid UTF-8
     }

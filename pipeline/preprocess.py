@@ -5,8 +5,9 @@
     compvis    what CompVis's RDM databases were made with: bicubic straight to the model's size, align_corners, no
                antialias, no crop (retrieval-augmented-diffusion-models, FrozenClipImageEmbedder)
 
-Reads and writes nothing; numpy and Pillow only, so that it runs in threads beside a model. Mean and standard deviation are
-applied by the encoder.
+Reads and writes nothing; runs in threads beside a model. `openclip` differs from open_clip's own pixels by at most 2 steps
+of 255, in fewer than one value of 100: torch's resize of 8-bit pictures is four times as quick as Pillow's and rounds a little
+otherwise. Mean and standard deviation are applied by the encoder.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["openclip", "compvis"]
 KINDS: tuple[Kind, ...] = ("openclip", "compvis")
+_LONGEST = 8  # of `openclip`: a picture longer than this many times its width is resized inside the crop alone
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,37 @@ def of_model(kind: str, size: Any, config: Mapping[str, Any]) -> Preprocess:
 
 
 def _openclip(image: Image, size: int, interpolation: str, mode: str) -> NDArray[Any]:
-    """open_clip's inference transform up to uint8; the crop is taken during the resize, which gives the same pixels."""
+    """open_clip's inference transform up to uint8: torchvision's Resize(size) and CenterCrop(size), rounded as they do."""
+    width, height = image.size
+    if mode == "squash":  # Pillow picks the order of the two passes by the shape, which only Pillow can repeat
+        return _pillow(image, size, interpolation, (0.0, 0.0, width, height))
+    short, long = min(width, height), max(width, height)
+    resized = int(size * long / short)
+    start = round((resized - size) / 2.0)
+    if long > _LONGEST * short:  # most is outside the crop; its pixels are not worth computing
+        first, last = start * long / resized, (start + size) * long / resized
+        box = (0.0, first, width, last) if height > width else (first, 0.0, last, height)
+        return _pillow(image, size, interpolation, box)
+    if height > width:
+        return resize(np.array(image), size, resized, interpolation)[start : start + size]
+    return resize(np.array(image), resized, size, interpolation)[:, start : start + size]
+
+
+def _pillow(image: Image, size: int, interpolation: str, box: tuple[float, float, float, float]) -> NDArray[Any]:
     from PIL import Image
 
-    width, height = image.size
-    box: tuple[float, float, float, float] = (0.0, 0.0, float(width), float(height))
-    if mode == "shortest":  # torchvision's Resize(size) and CenterCrop(size), sizes rounded as they do
-        short, long = min(width, height), max(width, height)
-        resized = int(size * long / short)
-        start = round((resized - size) / 2.0) * long / resized
-        end = start + size * long / resized
-        box = (0.0, start, float(width), end) if height > width else (start, 0.0, end, float(height))
     resample = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-    return np.asarray(image.resize((size, size), resample, box=box))
+    return np.array(image.resize((size, size), resample, box=box))
+
+
+def resize(pixels: NDArray[Any], width: int, height: int, interpolation: str) -> NDArray[Any]:
+    """(H, W, 3) uint8 resized with antialias, as Pillow does it up to rounding; in the calling thread alone."""
+    import torch
+
+    values = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last, which has the quick kernel
+    made = torch.nn.functional.interpolate(values, size=(height, width), mode=interpolation, antialias=True)
+    found: NDArray[Any] = made[0].permute(1, 2, 0).numpy()
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -35,8 +35,9 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
         return Selection(name, database, database.version(pinned), view.where)
     published = list_databases(home)
     names = [*published, *(other for other in known(home) if other not in published)]
-    if base in names:
-        database.version(pinned)  # says how to build it
+    begun = RetrievalDatabase(base, home).storage.exists("plan")
+    if base in names or begun:
+        RetrievalDatabase(base, home).version(pinned)  # says how to build it, or to go on
     raise DatabaseError(
         f"no database {base!r} in {database.home}{nearest(base, names)}. Published: {', '.join(published) or 'none yet'}; "
         f"build one with `rdmpipe build-index NAME`"

@@ -98,7 +98,8 @@ def embedding_schema(columns: Mapping[str, str], dim: int) -> pa.Schema:
     """Rows of embeddings/<encoder>/<shard>.parquet: the image rows, what decoding found, and the unit vector.
 
     phash is the 64-bit perceptual hash as 16 hex digits; width and height are pixels after EXIF orientation;
-    vector is null and norm is null where status is not ok. norm is the L2 norm before normalising.
+    where status is not ok, vector is all zeros and norm is null (a null in a fixed-size list is written to Parquet by pyarrow
+    25 and cannot be read back). norm is the L2 norm before normalising.
     """
     return with_vectors(image_schema(columns), dim)
 

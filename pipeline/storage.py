@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.config import cache_dir
-from pipeline.errors import ConfigError, DatabaseError, DiskFullError
+from pipeline.errors import DatabaseError, DiskFullError
+from pipeline.object_store import explained, open_store, swap_object
 
 TEMPORARY = ".tmp"
 
@@ -63,16 +64,15 @@ class Storage:
 
     @property
     def fs(self) -> Any:
-        import fsspec
-
         if self.is_local:
+            import fsspec
+
             return fsspec.filesystem("file")
-        try:
-            return fsspec.core.url_to_fs(self.url)[0]
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"{self.url}: no file system for this kind of address: {error}. For s3:// install `rdmpipe[s3]`."
-            ) from error
+        return open_store(self.url)
+
+    def _asking(self) -> contextlib.AbstractContextManager[None]:
+        """Errors of an object store in our words; a disk's are clear enough."""
+        return contextlib.nullcontext() if self.is_local else explained(self.url)
 
     def child(self, relative: str) -> Storage:
         return Storage(f"{self.url}/{relative}")
@@ -86,18 +86,21 @@ class Storage:
     # ---- reading
 
     def exists(self, relative: str) -> bool:
-        return bool(self.fs.exists(self.full(relative)))
+        with self._asking():
+            return bool(self.fs.exists(self.full(relative)))
 
     def size(self, relative: str) -> int | None:
         """Bytes in the file, or None where there is none."""
         try:
-            return int(self.fs.info(self.full(relative))["size"])
+            with self._asking():
+                return int(self.fs.info(self.full(relative))["size"])
         except FileNotFoundError:
             return None
 
     def read_bytes(self, relative: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self.full(relative)))
+        with self._asking():
+            return bytes(self.fs.cat_file(self.full(relative)))
 
     def read_text(self, relative: str) -> str | None:
         """The whole file as text, or None where there is none."""
@@ -107,7 +110,8 @@ class Storage:
             return None
 
     def open(self, relative: str) -> BinaryIO:
-        handle: BinaryIO = self.fs.open(self.full(relative), "rb")
+        with self._asking():
+            handle: BinaryIO = self.fs.open(self.full(relative), "rb")
         return handle
 
     def list(self, relative: str = "", suffix: str = "") -> list[str]:
@@ -115,10 +119,12 @@ class Storage:
         fs = self.fs
         fs.invalidate_cache()
         try:
-            found = fs.ls(self.full(relative), detail=False)
+            with self._asking():
+                found = fs.ls(self.full(relative), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
+        itself = str(fs._strip_protocol(self.full(relative)))  # stores list a file, or a folder's marker, below itself
+        names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found if str(path).rstrip("/") != itself}
         return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY)
 
     def local(self, artifact: Artifact) -> Path:
@@ -129,12 +135,16 @@ class Storage:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-            with disk_full_is_an_error(str(target)):
-                self.fs.get_file(self.full(artifact.path), str(part))
-            if sha256_file(part) != artifact.sha256:
-                part.unlink()
-                raise DatabaseError(f"{self.full(artifact.path)}: checksum differs from the version's; build it again")
-            part.replace(target)
+            try:
+                with disk_full_is_an_error(str(target)), self._asking():
+                    self.fs.get_file(self.full(artifact.path), str(part))
+                if sha256_file(part) != artifact.sha256:
+                    raise DatabaseError(
+                        f"{self.full(artifact.path)}: checksum differs from the version's; build it again"
+                    )
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
         return target
 
     # ---- writing
@@ -172,13 +182,15 @@ class Storage:
                     shutil.move(local, part)
                     part.replace(target)
             else:
-                self.fs.put_file(str(local), target)
+                with self._asking():
+                    self.fs.put_file(str(local), target)
                 local.unlink()
         return artifact
 
     def write_bytes(self, relative: str, data: bytes) -> Artifact:
         if not self.is_local:
-            self.fs.pipe_file(self.full(relative), data)
+            with self._asking():
+                self.fs.pipe_file(self.full(relative), data)
             return Artifact(relative, hashlib.sha256(data).hexdigest(), len(data))
         with self.scratch() as scratch:
             part = scratch / "part"
@@ -190,7 +202,7 @@ class Storage:
 
     def remove(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing there is no error."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._asking():
             self.fs.rm(self.full(relative), recursive=True)
 
     def clear_scratch(self) -> None:
@@ -201,7 +213,8 @@ class Storage:
     def swap(self, relative: str, expected: str | None, new: str) -> bool:
         """Set the small text file to `new` if it now reads `expected` (None: if it is absent). True when it was set."""
         if not self.is_local:
-            return _swap_object(self.fs, self.full(relative), expected, new)
+            with self._asking():
+                return swap_object(self.fs, self.full(relative), expected, new)
         target = Path(self.full(relative))
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / f".{target.name}.lock").open("a") as lock:
@@ -210,37 +223,6 @@ class Storage:
                 return False
             self.write_text(relative, new)
             return True
-
-
-def _swap_object(fs: Any, path: str, expected: str | None, new: str) -> bool:
-    """Compare-and-swap by conditional PUT (S3's If-Match / If-None-Match). Raises where the store does not offer it."""
-    if not hasattr(fs, "call_s3"):
-        raise ConfigError(f"{path}: publishing needs an object store with conditional writes; use s3:// or a disk")
-    from botocore.exceptions import ClientError
-
-    bucket, key, _ = fs.split_path(path)
-    if expected is None:
-        condition = {"IfNoneMatch": "*"}
-    else:
-        fs.invalidate_cache()
-        try:
-            head = fs.call_s3("get_object", Bucket=bucket, Key=key)
-            body = fs.cat_file(path).decode("utf-8")
-        except (FileNotFoundError, ClientError):
-            return False
-        if body != expected or hashlib.md5(body.encode()).hexdigest() != head["ETag"].strip('"'):
-            return False
-        condition = {"IfMatch": head["ETag"]}
-    try:
-        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=new.encode("utf-8"), **condition)
-    except Exception as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code", "") or str(error)
-        if any(word in code for word in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")):
-            return False
-        if isinstance(error, OSError) and "Precondition" in str(error):
-            return False
-        raise
-    return True
 
 
 def sha256_file(path: Path) -> str:

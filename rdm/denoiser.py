@@ -128,7 +128,7 @@ class _Run:
             tokens = self._cross(block, tokens)
             tokens = tokens + block.ff(block.norm3(tokens))
         tokens = _apply_linear(transformer.proj_out, tokens)
-        return tokens.reshape(len(x), height, width, -1).permute(0, 3, 1, 2) + x
+        return x + tokens.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)  # in the layout of x
 
     def _cross(self, block: Any, tokens: Tensor) -> Tensor:
         attention, layer = block.attn2, self.prepared.layers[self.met]

@@ -25,7 +25,11 @@ from rdm.pickles import load_tensors
 
 _WEIGHTS = "diffusion_pytorch_model"
 _PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae"}
-_HUB_FILES = ["rdm.json", "model_index.json", "unet/*", "vae/*", "vqvae/*", "scheduler/*"]
+_HUB_FILES = ["rdm.json", "scheduler/scheduler_config.json"] + [
+    f"{part}/{file}"
+    for part in ("unet", *_PARTS.values())
+    for file in ("config.json", f"{_WEIGHTS}.safetensors*", f"{_WEIGHTS}-*.safetensors", f"{_WEIGHTS}.bin")
+]
 # Names of attention weights in autoencoders that diffusers wrote before 0.14.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -40,7 +44,12 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Pa
         raise CheckpointError(f"no folder at {folder}, and {name!r} is no Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} cannot be fetched from the Hub ({error}); check the name and the network, or give a local folder"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ _FEW = 15
 
 def dpmpp_2m(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
     """DPM-Solver++(2M): second-order exponential integrator on the predicted end, one call a step."""
-    times = schedule.linspace(steps)
+    times = schedule.multistep(steps)
     previous: Tensor | None = None
     h_previous = 0.0
     for i, t in enumerate(times):
@@ -113,7 +113,7 @@ def _predict_x0(x: Tensor, eps: Tensor, schedule: Schedule, t: int) -> Tensor:
 
 def unipc(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
     """UniPC of order 2: a second-order predictor, and a corrector of order 3 that reuses the next step's one call."""
-    times = schedule.linspace(steps)
+    times = schedule.multistep(steps)
     x0s: list[Tensor] = []  # newest first, two at most
     lambdas: list[float] = []
     start = x  # where the last predictor step began

@@ -34,9 +34,8 @@ def orders(root: str, name: str, shard: Shard) -> str:
     return text.removeprefix("always").strip()
 
 
-def work(root: str, name: str, before: str, pause: float, context: str, shard: Shard) -> Receipt:
+def work(root: str, name: str, before: str, pause: float, home: Storage, context: str, shard: Shard) -> Receipt:
     assert context == f"context of {name}"
-    storage = Storage(root)
     log(root, f"run {name} {shard.id}")
     order = orders(root, name, shard)
     if order == "raise":
@@ -51,22 +50,30 @@ def work(root: str, name: str, before: str, pause: float, context: str, shard: S
         return Receipt(name, shard.id, "v1", shard.fingerprint, ok=shard.rows - 1, filtered=0, failed=0)
     time.sleep(pause)
     if before:
-        assert storage.exists(f"{before}/{shard.name}.txt"), "the earlier stage is not done"
-        log(root, f"waiting {len(storage.list(before, '.txt')) - len(storage.list(name, '.txt'))}")
-    artifact = storage.write_text(f"{name}/{shard.name}.txt", f"{name} {shard.fingerprint}")
+        assert home.exists(f"{before}/{shard.name}.txt"), "the earlier stage is not done"
+        log(root, f"waiting {len(home.list(before, '.txt')) - len(home.list(name, '.txt'))}")
+    artifact = home.write_text(f"{name}/{shard.name}.txt", f"{name} {shard.fingerprint}")
     return Receipt(name, shard.id, "v1", shard.fingerprint, shard.rows, 0, 0, artifacts=(artifact,))
 
 
 def stage(
-    root: Path, name: str, before: str = "", pause: float = 0.0, timeout_s: float = 60.0, cpus: float = 0.5
+    root: Path,
+    name: str,
+    before: str = "",
+    pause: float = 0.0,
+    timeout_s: float = 60.0,
+    cpus: float = 0.5,
+    storage: Storage | None = None,
 ) -> Stage:
+    """A stage that keeps its log and takes its orders in `root`, and its files in `storage` (else in `root` too)."""
+    home = storage or Storage(str(root))
     return Stage(
         name=name,
         folder=name,
-        storage=Storage(str(root)),
+        storage=home,
         config="v1",
         setup=functools.partial(set_up, str(root), name),
-        run=functools.partial(work, str(root), name, before, pause),
+        run=functools.partial(work, str(root), name, before, pause, home),
         resources=Resources(cpus=cpus, timeout_s=timeout_s),
     )
 

@@ -93,6 +93,9 @@ def _places(rng: np.random.Generator, name: str, number: int) -> tuple[Place, ..
     height = min(height, room / subject.width)
     half = height * subject.width / 2
     flip = bool(rng.random() < 0.5)
+    # A group stands together: not further apart than their own width and a half
+    span = min(0.94 - 1.8 * half, 3.0 * half * (number - 1))
+    left = 0.5 - span / 2 + float(rng.uniform(-1, 1)) * max(0.0, 0.46 - 0.9 * half - span / 2)
     out = []
     for k in range(number):
         h = height * float(rng.uniform(0.90, 1.06))
@@ -100,7 +103,7 @@ def _places(rng: np.random.Generator, name: str, number: int) -> tuple[Place, ..
             side = max(0.0, 0.5 - half - 0.04)
             x = 0.5 + float(rng.uniform(-1, 1)) * min(0.17, side)
         else:
-            x = 0.03 + half * 0.9 + (0.94 - 1.8 * half) * (k / (number - 1)) + float(rng.uniform(-0.025, 0.025))
+            x = left + span * (k / (number - 1)) + float(rng.uniform(-0.025, 0.025))
         out.append(
             Place(
                 x=x,

@@ -140,7 +140,8 @@ def charcoal(plate: Plate) -> Array:
     grain = np.ascontiguousarray(lay(noise(size, 60), keep_direction=True))
     slant = np.full((size, size), -0.9 if rng.random() < 0.5 else -2.2, np.float32)
     hatch = _drawn_out(grain, slant, size * 0.06)
-    dark = (1.0 - tone) ** 1.15 * 0.92
+    # The far is left pale, so that the near stands out from it
+    dark = (1.0 - tone) ** 1.15 * (0.95 - 0.45 * between(0.4, 1.0, plate.map("depth")))
     dark = dark + (0.10 * hatch + 0.14 * tooth) * (0.25 + between(0.0, 0.5, dark)) * (1.15 - dark)
     wobble = size * 0.006
     lines = np.maximum(

@@ -1,22 +1,24 @@
 """Files of a Hugging Face data set at one commit: listed, streamed by range, or fetched into the cache.
 
 Reads: the Hub (HF_ENDPOINT, or `base_url` for a mirror or a local server) through huggingface_hub, with its token.
-Writes: `<cache>/hub`, in the Hub client's own layout (resumed, checked by ETag, shared by all databases).
+Writes: `<cache>/hub`, in the Hub client's own layout (resumed, checked, shared by all databases), and `<cache>/hub-notes`.
 """
 
 from __future__ import annotations
 
 import errno
 import fnmatch
+import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline.config import cache_dir
+from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
 from pipeline.sources import SourceOptions
-from pipeline.sources.fetch import TRANSIENT_STATUS, Broken, Patience, patiently
+from pipeline.sources.patience import TRANSIENT_STATUS, Broken, Patience, patiently
 from pipeline.storage import disk_full_is_an_error
 
 T = TypeVar("T")
@@ -41,40 +43,45 @@ class HubDataset:
         self.token: str | None = options.token or None
 
     def commit(self) -> str:
-        """The commit that the manifest's revision names now. Offline: the one the cache knows."""
+        """The commit that the manifest's revision names now. Offline: the one it named when last asked."""
         if len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef"):
             return self.revision
+        note = self._notes / f"revision-{digest(self.revision)}"
         if self.options.offline:
-            ref = self._cache / f"datasets--{self.repo.replace('/', '--')}" / "refs" / self.revision
-            if not ref.exists():
+            if not note.exists():
                 raise SourceError(f"{self.repo}: revision {self.revision!r} is not in the cache; run without --offline")
-            return ref.read_text().strip()
+            return note.read_text().strip()
         info = self._ask(lambda: self._api.dataset_info(self.repo, revision=self.revision))
+        _write(note, str(info.sha))
         return str(info.sha)
 
     def files(self, commit: str, patterns: tuple[str, ...], required: bool = True) -> list[HubFile]:
         """The files that match one of the glob patterns, sorted by path. None at all is an error where `required`."""
-        found, known = (self._cached_files if self.options.offline else self._listed_files)(commit, patterns)
+        every = self._listing(commit)
+        found = [file for file in every if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in patterns)]
         if required and not found:
+            known = [file.path for file in every]
             raise SourceError(
                 f"data set {self.repo}: no file matches {' or '.join(patterns)}{nearest(patterns[0], known)}; it holds "
                 f"{', '.join(known[:8]) or 'nothing'}{' ...' if len(known) > 8 else ''}"
             )
         return found
 
-    def _listed_files(self, commit: str, patterns: tuple[str, ...]) -> tuple[list[HubFile], list[str]]:
-        from huggingface_hub.hf_api import RepoFile
+    def _listing(self, commit: str) -> list[HubFile]:
+        """All files of a commit, which never change: asked for once, then kept in the cache."""
+        note = self._notes / f"files-{commit}.json"
+        if not note.exists():
+            if self.options.offline:
+                raise SourceError(f"{self.repo}: its list of files is not in the cache; run once without --offline")
+            from huggingface_hub.hf_api import RepoFile
 
-        entries = self._ask(
-            lambda: list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset"))
-        )
-        every = [entry for entry in entries if isinstance(entry, RepoFile)]
-        found = [
-            HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-            for entry in every
-            if any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in patterns)
-        ]
-        return sorted(found, key=lambda file: file.path), [entry.path for entry in every]
+            entries = self._ask(
+                lambda: list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset"))
+            )
+            files = [entry for entry in entries if isinstance(entry, RepoFile)]
+            rows = [[file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id] for file in files]
+            _write(note, json.dumps(sorted(rows)))
+        return [HubFile(*row) for row in json.loads(note.read_text())]
 
     def local(self, path: str, commit: str) -> Path:
         """The file as a local path, fetched into the cache at the first call."""
@@ -116,15 +123,10 @@ class HubDataset:
 
         return HfApi(endpoint=self.endpoint, token=self.token)
 
-    def _cached_files(self, commit: str, patterns: tuple[str, ...]) -> tuple[list[HubFile], list[str]]:
-        folder = self._cache / f"datasets--{self.repo.replace('/', '--')}" / "snapshots" / commit
-        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        found = [
-            HubFile(path, (folder / path).stat().st_size, (folder / path).resolve().name)
-            for path in paths
-            if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-        ]
-        return found, paths
+    @property
+    def _notes(self) -> Path:
+        """What was learnt of this data set from this server."""
+        return cache_dir() / "hub-notes" / digest([self.repo, self.endpoint or ""])
 
     def _ask(self, action: Callable[[], T]) -> T:
         """Run one client call: passing failures are tried again, lasting ones become SourceErrors with the fix."""
@@ -166,3 +168,10 @@ class HubDataset:
         if status is not None and 400 <= status < 500 and status not in TRANSIENT_STATUS:
             return f"{name}: HTTP {status}: {error}"
         return ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part.write_text(text)
+    part.replace(path)

@@ -6,7 +6,8 @@ The image column is bytes, or a struct with a field `bytes` as the Hub's image t
 schema metadata (or the data set's dataset_infos.json) calls class labels become their names.
 
 A shard is a range of rows of one file, cut at row groups where they fit. Does not promise random access: a range that begins
-inside a row group reads that group from its start.
+inside a row group reads that group from its start. Memory: a small batch and about three times the largest Parquet page (some
+writers put a whole row group in one page).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,12 +28,12 @@ from pipeline.manifest import Manifest
 from pipeline.sources import Sample, ShardSpec, SourceOptions
 from pipeline.sources.columns import Columns, choose, kind_of
 from pipeline.sources.hub import HubDataset, HubFile
+from pipeline.sources.rowgroups import cut, rows_between
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_BATCH_ROWS = 32  # WikiArt's pictures are half a megabyte each
 _FOOTERS_AHEAD = 32
 
 
@@ -102,7 +103,7 @@ class ParquetSource:
             labels = self._labels(parquet.schema_arrow)
             position = start
             try:
-                for row in _rows(parquet, start, stop, [self.spec.image, *columns.needed()]):
+                for row in rows_between(parquet, start, stop, [self.spec.image, *columns.needed()]):
                     for name, names in labels.items():
                         row[name] = _label(row.get(name), names)
                     data, error = _picture(row[self.spec.image])
@@ -170,7 +171,8 @@ class ParquetSource:
             else:
                 handle = stack.enter_context(self.hub.stream(file.path, revision, file.size))
             try:
-                parquet = stack.enter_context(pq.ParquetFile(handle, buffer_size=4 << 20))
+                # pre_buffer, the default, would hold a whole row group: half a gigabyte in WikiArt's files
+                parquet = stack.enter_context(pq.ParquetFile(handle, buffer_size=4 << 20, pre_buffer=False))
             except _unreadable() as error:
                 raise SourceError(
                     f"{file.path}: not a readable Parquet file ({file.size} bytes): {error}. It is damaged or cut short: "
@@ -237,49 +239,6 @@ class ParquetSource:
             return {}
         table = json.loads(self.hub.local(files[0].path, self._revision).read_text(encoding="utf-8"))
         return dict(next(iter(table.values())).get("features") or {}) if table else {}
-
-
-def cut(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Half-open row ranges of at most `most` rows that cover all groups: whole groups together while they fit; a group
-    larger than `most` in equal parts."""
-    ranges: list[tuple[int, int]] = []
-    start = position = 0
-    for rows in groups:
-        if position > start and position + rows - start > most:
-            ranges.append((start, position))
-            start = position
-        if rows > most:
-            parts = -(-rows // most)
-            ranges += [(start + rows * i // parts, start + rows * (i + 1) // parts) for i in range(parts)]
-            start = position + rows
-        position += rows
-    if position > start:
-        ranges.append((start, position))
-    return ranges
-
-
-def _rows(parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows start to stop, holding one small batch at a time."""
-    metadata = parquet.metadata
-    groups: list[int] = []
-    first = position = 0
-    for index in range(metadata.num_row_groups):
-        rows = metadata.row_group(index).num_rows
-        if position < stop and position + rows > start:
-            if not groups:
-                first = position
-            groups.append(index)
-        position += rows
-    if not groups:
-        return
-    position = first
-    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
-        begin, end = max(start - position, 0), min(stop - position, len(batch))
-        if begin < end:
-            yield from batch.slice(begin, end - begin).to_pylist()
-        position += len(batch)
-        if position >= stop:
-            return
 
 
 def _picture(value: Any) -> tuple[bytes | None, str | None]:

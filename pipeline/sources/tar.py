@@ -3,7 +3,7 @@
 [source] keys: url (with md5 or sha256) or path; csv (with csv_md5), a URL or a path; columns, caption, licence, source_url,
 item_id, shard_rows. options:
 
-    path       what the directories of a member mean, as in "{split}/{style}/{name}", matched from the end; all but name are columns
+    path       what the directories of a member mean, as in "{split}/{style}/{name}", from the end; all but name are columns
     csv_name   the CSV's column with the file names (else file_name, filename, name, file or path)
 
 Rows are the archive's pictures in its order, then one failed row (missing_file) for each CSV line whose picture is not

@@ -3,7 +3,7 @@
 [source] keys: path (a tar, or a folder of them) with files (globs), or files alone (URLs, with {000..009} ranges); columns,
 caption, licence, source_url, item_id (a JSON field), shard_rows. A shard is a range of one tar's keys. Planning lists the
 members of every tar, so tars at URLs are fetched into the cache then. Columns and their types are those of the first
-tar's first thousand JSON files; the .txt is the caption unless the manifest names another. item id: <tar>/<key>.
+tar's first thousand JSON files; the .txt is the caption unless the manifest names another. item id: <path of the tar>/<key>.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
@@ -71,7 +72,7 @@ class WebdatasetSource:
                 left -= stop - start if left > 0 else 0
                 yield ShardSpec(
                     rows=stop - start,
-                    fingerprint=digest(["webdataset", archive.name, archive.identity, start, stop]),
+                    fingerprint=digest(["webdataset", self._label(name), archive.identity, start, stop]),
                     spec={"tar": name, "identity": archive.identity, "start": start, "stop": stop},
                 )
                 if left == 0:
@@ -80,7 +81,7 @@ class WebdatasetSource:
     def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
         archive, groups = self._groups(spec["tar"], spec["identity"])
         for group in groups[spec["start"] : spec["stop"]]:
-            item_id = f"{PurePosixPath(archive.name).stem}/{group.key}"
+            item_id = f"{self._label(spec['tar'])}/{group.key}"
             fields, error = self._fields(archive, group)
             sample = self._columns.sample(fields, item_id)
             if group.picture is None:
@@ -125,6 +126,15 @@ class WebdatasetSource:
         if not found:
             raise SourceError(f"{self.where}: no file in {self.spec.path!r} matches {' or '.join(patterns)}")
         return [str(root / name) for name in found]
+
+    def _label(self, name: str) -> str:
+        """What item ids call a tar: its path inside the folder or on the server, without .tar."""
+        if "://" in name:
+            label = urlsplit(name).path.lstrip("/")
+        else:
+            root = Path(self.spec.path).expanduser()
+            label = Path(name).name if root.is_file() else Path(name).relative_to(root).as_posix()
+        return label.removesuffix(".tar")
 
     def _open(self, name: str, identity: str = "") -> Archive:
         if "://" in name:

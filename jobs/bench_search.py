@@ -1,0 +1,261 @@
+"""Benchmark: filtered search and index builds on synthetic vectors, at a million rows and at ten.
+
+    python jobs/bench_search.py --out DIR [--rows 1000000] [--budget 4GB --budget 256MB] [--json FILE]
+
+The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), and texts lie apart from pictures as
+CLIP's do: random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an index is built (key,
+seconds, measured peak memory, recall), then searched with filters that pass 100, 10, 1 and 0.1 % of the rows, independently of
+the vectors, and with one that follows the clusters (a style, about 10 %). Every query has a filter of its own, so that no
+filter's result is reused. Beside it: an exact scan of the matching rows (brute force), and post-filtering (the 10 k best
+without a filter, those that match kept). Recall counts scores that reach the exact k-th minus 1e-3.
+
+Resumable: every finished step is kept in DIR/state.json and skipped the next time. Times are of one process on an idle
+machine only if you keep it so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import parse_size
+from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
+from pipeline.faiss_build import build_faiss
+from pipeline.index import IndexConfig
+from pipeline.recall import Queries
+from pipeline.rows import FILES
+from pipeline.search import Searcher
+from pipeline.storage import Artifact
+
+DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19
+COLUMNS = {"share": "float64", "style": "string"}
+SHARES = (1.0, 0.1, 0.01, 0.001)
+OVERFETCH = 10  # post-filtering looks at this many times k
+
+
+class Synthetic:
+    """Clustered unit vectors with an image/text gap; every block is a function of the seed and its number."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        spectrum = 1 / np.sqrt(1 + np.arange(LATENT) / 8)
+        self.spectrum = (spectrum / np.linalg.norm(spectrum)).astype(np.float32)
+        self.map = np.linalg.qr(generator.standard_normal((DIM, LATENT)))[0].T.astype(np.float32)
+        self.centres = (generator.standard_normal((CLUSTERS, LATENT)) * self.spectrum).astype(np.float32)
+        weights = 1 / (1 + np.arange(CLUSTERS)) ** 0.7
+        self.weights = weights / weights.sum()
+        means = generator.standard_normal((2, DIM))
+        self.image_mean, self.text_mean = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+
+    def images(self, count: int, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(count, 768) float32 and each row's cluster."""
+        return self._draw(np.random.default_rng([1, number]), count, 1.2 * self.image_mean, 0.35)
+
+    def texts(self, count: int, number: int) -> NDArray[Any]:
+        mean = 1.2 * self.text_mean + 0.3 * self.image_mean
+        return self._draw(np.random.default_rng([2, number]), count, mean, 0.5)[0]
+
+    def _draw(
+        self, generator: np.random.Generator, count: int, mean: NDArray[Any], noise: float
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        clusters = generator.choice(CLUSTERS, count, p=self.weights)
+        latent = generator.standard_normal((count, LATENT), dtype=np.float32)
+        vectors = (self.centres[clusters] + 0.7 * self.spectrum * latent) @ self.map + mean
+        vectors += noise / np.sqrt(DIM) * generator.standard_normal((count, DIM), dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), clusters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="working folder; 1.6 kB a row and the indexes")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--budget", action="append", help="memory for a build, as 4GB; may be repeated")
+    parser.add_argument("--key", default="", help="a faiss index key instead of the automatic choice")
+    parser.add_argument("--queries", type=int, default=100, help="of each kind (text, image)")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    state = State(options.out / f"state-{options.rows}.json")
+    folder = options.out / f"rows-{options.rows}"
+    write_data(folder, options.rows, state)
+    synthetic = Synthetic()
+    for budget in options.budget or ["4GB", "256MB"]:
+        name = f"{budget}{'-' + options.key.replace(',', '_') if options.key else ''}"
+        index = folder / f"{name}.faiss"
+        if f"build {name}" not in state.done:
+            config = IndexConfig(memory=parse_size(budget), key=options.key)
+            texts = Queries("synthetic texts", tuple(f"text {n}" for n in range(200)), synthetic.texts(200, 0))
+            start = time.monotonic()
+            key, params, recall, build = build_faiss(folder, options.rows, DIM, config, texts)
+            (folder / "index.faiss").replace(index)
+            made = {"key": key, "params": params, "recall": recall, **build, "index_bytes": index.stat().st_size}
+            state.keep(f"build {name}", {**made, "wall_s": round(time.monotonic() - start, 1)})
+        show(f"build {name}", state.done[f"build {name}"])
+        measure(folder, index, name, state, synthetic, options)
+    if options.json:
+        options.json.write_text(json.dumps(state.done, indent=1) + "\n", encoding="utf-8")
+
+
+class State:
+    """What is finished, by step; rewritten whole after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep(self, step: str, figures: dict[str, Any]) -> None:
+        self.done[step] = figures
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.done, indent=1), encoding="utf-8")
+        part.replace(self.path)
+
+
+def write_data(folder: Path, rows: int, state: State) -> None:
+    """The files of an index over synthetic rows. Starts over where it was stopped in the middle."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if "data" in state.done:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    synthetic, start = Synthetic(), time.monotonic()
+    vectors = np.lib.format.open_memmap(folder / FILES["vectors"], "w+", np.float16, (rows, DIM))
+    clusters = np.empty(rows, np.int32)
+    for low in range(0, rows, BLOCK):
+        high = min(low + BLOCK, rows)
+        vectors[low:high], clusters[low:high] = synthetic.images(high - low, low // BLOCK)
+    vectors.flush()
+    np.save(folder / FILES["keys"], np.arange(rows, dtype=np.int64))
+    np.save(folder / FILES["norms"], np.ones(rows, np.float32))
+    columns = {
+        "key": np.arange(rows),
+        "share": (np.random.default_rng(7).permutation(rows) + 0.5) / rows,
+        "style": pa.array([f"style {n}" for n in range(10)]).take(pa.array(clusters % 10)),
+    }
+    pq.write_table(pa.table(columns), folder / FILES["metadata"], row_group_size=5_000)
+    state.keep("data", {"rows": rows, "dim": DIM, "seconds": round(time.monotonic() - start, 1)})
+
+
+def opened(folder: Path, index: Path, build: dict[str, Any]) -> Searcher:
+    """A Searcher over the files in `folder`, as if a database had been published with them."""
+    home = folder / "home"
+    db = RetrievalDatabase("bench", str(home))
+    where = Path(db.storage.url)
+    where.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for role, source in {**{role: folder / name for role, name in FILES.items()}, "faiss": index}.items():
+        link = where / source.name
+        if not link.exists():
+            os.link(source, link)
+        files[role] = Artifact(source.name, "", source.stat().st_size)
+    entry = IndexEntry("bench", "faiss", build["key"], 0, files, build["params"])
+    encoder = EncoderRecord("synthetic", DIM, "0" * 64, "openclip", trained=False)
+    return Searcher(db, Version("bench", {}, encoder, COLUMNS, (), entry, {}, "drop", ""))
+
+
+def measure(
+    folder: Path, index: Path, name: str, state: State, synthetic: Synthetic, options: argparse.Namespace
+) -> None:
+    steps = {f"{share:g}": f"search {name} {100 * share:g} %" for share in SHARES} | {
+        "style": f"search {name} one style"
+    }
+    if all(step in state.done for step in steps.values()):
+        for step in steps.values():
+            show(step, state.done[step])
+        return
+    start = time.monotonic()
+    half = max(1, options.queries)
+    queries = {"text": synthetic.texts(half, 1), "image": synthetic.images(half, 10**9)[0]}
+    with opened(folder, index, state.done[f"build {name}"]) as searcher:
+        searcher.search(queries["text"][:2], K, "share >= 0 AND style IS NOT NULL")  # columns and pages in memory
+        searcher.search(queries["text"][:1], K, exact=True)
+        print(
+            f"open and warm: {time.monotonic() - start:.1f} s, {resident() >> 20} MB without mapped files", flush=True
+        )
+        for what, step in steps.items():
+            if step not in state.done:
+                state.keep(step, {kind: one_kind(searcher, vectors, what) for kind, vectors in queries.items()})
+            show(step, state.done[step])
+
+
+def filter_for(what: str, number: int) -> str:
+    """The number-th filter that passes a share of the rows, or one style; no two are the same text."""
+    if what == "style":
+        return f"style = 'style {number % 10}' AND share > -{number + 1}"
+    share = float(what)
+    low = 0.0 if share == 1.0 else (number * 0.37) % (1.0 - share)
+    return f"share >= {low:.9f} AND share < {low + share:.9f} AND share > -{number + 1}"
+
+
+def one_kind(searcher: Searcher, queries: NDArray[Any], what: str) -> dict[str, Any]:
+    """Recall and times of all three ways for queries of one kind."""
+    own: list[list[float]] = []
+    brute, post, hits, post_hits, post_found, wanted, matched = [], [], 0, 0, 0, 0, 0
+    plans: dict[str, int] = {}
+    for number, query in enumerate(queries):
+        where = filter_for(what, number)
+        results = searcher.search(query[None], K, where)
+        plan = results.plan
+        own.append([plan.filter_s, plan.search_s, plan.rerank_s])
+        plans[plan.plan] = plans.get(plan.plan, 0) + 1
+        matched += plan.matched
+        exact = searcher.search(query[None], K, f"({where}) AND true", exact=True)
+        brute.append(exact.plan.filter_s + exact.plan.search_s)
+        start = time.perf_counter()
+        kept = searcher.matching(f"({where}) AND true AND true")
+        unfiltered = searcher.search(query[None], OVERFETCH * K)
+        passing = unfiltered.scores[0] if kept is None else unfiltered.scores[0][np.isin(unfiltered.ordinals[0], kept)]
+        post.append(time.perf_counter() - start)
+        bar = exact.scores[0, -1] - 1e-3
+        hits += int((results.scores[0] >= bar).sum())
+        post_hits += int((passing[:K] >= bar).sum())
+        post_found += min(K, len(passing))
+        wanted += exact.keys.shape[1]
+    parts = 1000 * np.array(own)
+    total = parts.sum(axis=1)
+    return {
+        "matched": matched // len(queries),
+        "recall": hits / wanted,
+        "p50_ms": float(np.median(total)),
+        "p95_ms": float(np.quantile(total, 0.95)),
+        "filter_p50_ms": float(np.median(parts[:, 0])),
+        "search_p50_ms": float(np.median(parts[:, 1])),
+        "rerank_p50_ms": float(np.median(parts[:, 2])),
+        "brute_p50_ms": float(1000 * np.median(brute)),
+        "brute_p95_ms": float(1000 * np.quantile(brute, 0.95)),
+        "post_recall": post_hits / wanted,
+        "post_found_of_k": post_found / wanted * K,
+        "post_p50_ms": float(1000 * np.median(post)),
+        "plans": plans,
+        "queries": len(queries),
+    }
+
+
+def resident() -> int:
+    """Bytes of this process's own memory, mapped files left out."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def show(step: str, figures: dict[str, Any]) -> None:
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(item) for key, item in value.items()}
+        return round(value, 3) if isinstance(value, float) else value
+
+    print(f"{step}: {json.dumps(short(figures))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""`rdmpipe build-index`: plan -> download -> embed -> index -> publish, under one lease, resumable at any point.
+
+Reads: a manifest and its source. Writes: a database's files and, last of all, its version and `current`. Does not
+publish anything while a shard is missing: what is finished is kept, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from pipeline.config import canonical_json, digest
+from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry, Version
+from pipeline.download import DownloadConfig, download_stage
+from pipeline.embed import EmbedConfig, Images, embed_stage
+from pipeline.encoders import Encoder, check, load, resolve
+from pipeline.errors import BudgetError, DatabaseError, StageFailed
+from pipeline.executor import Outcome, run
+from pipeline.filters import filter_mask
+from pipeline.index import build_index
+from pipeline.lease import lease
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan, plan_shards, read_plan, write_plan
+from pipeline.progress import Progress
+from pipeline.recall import text_queries
+from pipeline.refresh import gone_keys, plan_refresh, write_gone
+from pipeline.request import BuildRequest, BuildSummary, begun, settle
+from pipeline.schema import shard_of
+from pipeline.sources import Source, open_source
+from pipeline.stage import Receipt, Stage
+from pipeline.storage import Artifact
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildSummary:
+    """Build a database, or go on building it. Raises RdmpipeError; what is finished is kept in any case."""
+    start = time.monotonic()
+    manifest, request = settle(request)
+    if "embed" in request.stages or "index" in request.stages:
+        check(resolve(manifest.encoder))
+    database = RetrievalDatabase(manifest.name, request.home)
+    with lease(database.storage, f"build-index {manifest.name}", request.wait_s, notify=progress.say):
+        database.storage.clear_scratch()
+        progress.record_in(database.storage)
+        return _Build(database, manifest, request, progress, start).run()
+
+
+class _Build:
+    """One build under its lease: what was asked for, and what is known so far."""
+
+    def __init__(
+        self, database: RetrievalDatabase, manifest: Manifest, request: BuildRequest, progress: Progress, start: float
+    ) -> None:
+        self.database, self.manifest, self.request, self.progress = database, manifest, request, progress
+        self.start = start
+        self.published = database.version() if database.exists() else None
+        self.gone = self.published.gone if self.published else None
+        self.changes: dict[str, int] = {}
+        self.loaded: list[Encoder] = []
+
+    def run(self) -> BuildSummary:
+        plan = self._plan()
+        outcome = Outcome()
+        stages = self._stages(plan)
+        if stages:
+            outcome = run(stages, plan_shards(self.database, plan.id), self.request.backend, self.progress, plan.shards)
+        failures = [asdict(failure) for failure in outcome.failures]
+        self.database.storage.write_text("failures.json", canonical_json(failures) + "\n")
+        if outcome.failures:
+            raise StageFailed(tuple(outcome.failures))
+        if "index" not in self.request.stages:
+            return self._summary(outcome, totals(self.database, self._receipts(stages[-1], plan)))
+        version = self._index(plan, self._receipts(self._embed_stage(plan), plan))
+        return self._summary(outcome, version.counts, version)
+
+    # ---- which shards
+
+    def _plan(self) -> Plan:
+        """The published plan, the same refreshed, or one made now from the source."""
+        if self.published is not None:
+            plan = read_plan(self.database, self.published.plan)
+            self._same_part(plan)
+            return self._refreshed(plan, self.published) if self.request.refresh else plan
+        if self.request.stages == ("index",):
+            before = begun(self.database.name, self.request.home)
+            if before is None:
+                raise DatabaseError(
+                    f"database {self.database.name!r} has nothing to index; run `rdmpipe embed {self.database.name}` first"
+                )
+            return read_plan(self.database, before["settings"]["plan"])
+        self.progress.say(f"reading the list of {self.manifest.title}")
+        source = open_source(self.manifest, self.request.source)
+        plan = write_plan(self.database, source, self.request.source)
+        images = self.request.images or ("thumbnail" if source.rereadable else "keep")
+        self.request = replace(self.request, images=images)
+        self._check_disk(source, plan)
+        settings = {
+            name: getattr(self.request, name) for name in ("encoder", "precision", "preprocess", "images", "where")
+        }
+        written = {"manifest": asdict(self.manifest), "settings": {**settings, "plan": plan.id}}
+        self.database.storage.write_text("manifest.json", canonical_json(written) + "\n")
+        return plan
+
+    def _same_part(self, plan: Plan) -> None:
+        """A published database stays the part of its source it was built from. Raises DatabaseError."""
+        options = self.request.source
+        asked = {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
+        for name, value in asked.items():
+            if value and value != plan.options.get(name):
+                raise DatabaseError(
+                    f"database {self.database.name!r} was built with {name} {plan.options.get(name) or 'all'}, not {value}; "
+                    f"leave --{name} out, or build another database with --name"
+                )
+        shards = plan.options.get("shards")
+        part = replace(options, limit=plan.options.get("limit") or 0, shards=tuple(shards) if shards else None)
+        self.request = replace(self.request, source=part)
+
+    def _refreshed(self, plan: Plan, version: Version) -> Plan:
+        self.progress.say(f"looking for changes in {self.manifest.title}")
+        source = open_source(self.manifest, self.request.source)
+        before = frozenset(gone_keys(self.database, version.gone))
+        found = plan_refresh(self.database, plan, self._download_config(plan), source, before)
+        self.changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
+        if found.gone:
+            self.gone = write_gone(self.database, version.gone, found.gone)
+        return found.plan
+
+    def _check_disk(self, source: Source, plan: Plan) -> None:
+        """Refuse before work what will not fit on this machine's disk. Raises BudgetError."""
+        if not self.database.storage.is_local:
+            return
+        rows, size = source.estimate()
+        each = {"keep": size / max(rows, 1), "thumbnail": 12_000.0, "drop": 0.0}[self.request.images]
+        waiting = min(plan.shards, 8) * size / max(plan.shards, 1)  # downloaded and not yet embedded
+        need = plan.rows * (each + 4_500) + waiting  # 4,500 bytes: a 768-d float16 vector twice, and metadata
+        done = len(self.database.storage.list("images", ".json")) / max(plan.shards, 1)
+        free = shutil.disk_usage(self.database.storage.full("")).free
+        if need * max(0.0, 1.0 - done) > free:
+            raise BudgetError(
+                f"building {self.database.name!r} needs about {need / 1e9:,.1f} GB in {self.database.storage.url}, where "
+                f"{free / 1e9:,.1f} GB are free. Free some space, point RDMPIPE_HOME at a larger disk, use --images drop, "
+                "or build a part with --limit."
+            )
+
+    # ---- what a shard goes through
+
+    def _stages(self, plan: Plan) -> tuple[Stage, ...]:
+        """The chain a shard goes through. `embed` fetches what is missing: pictures may be gone after embedding."""
+        if "embed" in self.request.stages:
+            return self._download_stage(plan), self._embed_stage(plan)
+        return (self._download_stage(plan),) if "download" in self.request.stages else ()
+
+    def _download_config(self, plan: Plan) -> DownloadConfig:
+        return DownloadConfig(self.manifest, plan.columns, self.request.source, self.request.where)
+
+    def _download_stage(self, plan: Plan) -> Stage:
+        stage = download_stage(self.database, self._download_config(plan), filter_mask)
+        return replace(
+            stage, resources=replace(stage.resources, cpus=0.0)
+        )  # it waits for disk and network; CPUs are for models
+
+    def _embed_stage(self, plan: Plan) -> Stage:
+        backend = self.request.backend
+        threads = (
+            max(1, (os.cpu_count() or 1) // backend.workers) if backend.kind == "ray" and backend.workers > 1 else 0
+        )
+        config = EmbedConfig(
+            encoder=self.manifest.encoder,
+            precision=self.request.precision,
+            preprocess=self.request.preprocess,
+            images=cast("Images", self.request.images),
+            device=self.request.device,
+            batch=self.request.batch,
+            torch_threads=threads,
+        )
+        return embed_stage(self.database, config, self._record(), backend.workers)
+
+    def _record(self) -> EncoderRecord:
+        """Which encoder makes the vectors: as written down by the first build, else found out by loading it."""
+        if self.published is not None:
+            return self.published.encoder
+        text = self.database.storage.read_text("encoder.json")
+        wanted = (self.manifest.encoder, self.request.precision, self.request.preprocess)
+        if text is not None:
+            record = EncoderRecord(**json.loads(text))
+            if (record.name, record.precision, record.preprocess) == wanted:
+                return record
+        record = self._encoder().record
+        self.database.storage.write_text("encoder.json", canonical_json(record) + "\n")
+        return record
+
+    def _encoder(self) -> Encoder:
+        if not self.loaded:
+            self.progress.say(f"loading encoder {self.manifest.encoder}")
+            spec = resolve(self.manifest.encoder)
+            self.loaded.append(load(spec, self.request.device, self.request.precision, self.request.preprocess))
+        return self.loaded[0]
+
+    def _receipts(self, stage: Stage, plan: Plan) -> list[Receipt]:
+        found = []
+        for shard in plan_shards(self.database, plan.id):
+            receipt = stage.receipt(shard)
+            if receipt is None:
+                raise DatabaseError(
+                    f"database {self.database.name!r}: shard {shard.name} is not through {stage.name}; run "
+                    f"`rdmpipe {stage.name} {self.database.name}` first"
+                )
+            found.append(receipt)
+        return found
+
+    # ---- what comes of it
+
+    def _index(self, plan: Plan, receipts: list[Receipt]) -> Version:
+        """Index and publish; where nothing is new, the published version as it is."""
+        wanted = digest(asdict(self.request.index))
+        shards = tuple(ShardEntry(receipt.shard, receipt.ok, _rows_file(receipt)) for receipt in receipts)
+        before = self.published
+        if before and before.shards == shards and before.gone == self.gone and before.index.build["config"] == wanted:
+            return before
+        encoder = load(
+            resolve(self.manifest.encoder), self.request.device, self.request.precision, self.request.preprocess
+        )
+        config = self.request.index
+        text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
+        self.progress.say(f"index: {sum(shard.ok for shard in shards):,} vectors of {encoder.dim} dimensions")
+        gone = gone_keys(self.database, self.gone)
+        entry = build_index(self.database, config, encoder.record, plan.columns, shards, gone, text)
+        entry = replace(entry, build={**entry.build, "config": wanted})
+        version = Version(
+            database=self.database.name,
+            manifest=asdict(self.manifest),
+            encoder=encoder.record,
+            columns=plan.columns,
+            shards=shards,
+            index=entry,
+            counts={**totals(self.database, receipts, gone), "duplicates": int(entry.build["duplicates"])},
+            images=self.request.images,
+            plan=plan.id,
+            gone=self.gone,
+            parent=before.id if before else "",
+        )
+        self.database.publish(version, before.id if before else None)
+        return version
+
+    def _summary(self, outcome: Outcome, counts: Mapping[str, Any], version: Version | None = None) -> BuildSummary:
+        warnings = []
+        trained = version.encoder.trained if version else resolve(self.manifest.encoder).trained
+        if not trained:
+            warnings.append("the encoder is untrained (random weights): search results carry no meaning")
+        expected, part = self.manifest.expected_rows, self.request.source
+        if expected and counts["input"] != expected and not (part.limit or part.shards):
+            warnings.append(f"the source has {counts['input']:,} rows; its manifest expects {expected:,}")
+        names = sorted({*outcome.ran, *outcome.skipped})
+        index = (
+            {name: getattr(version.index, name) for name in ("id", "kind", "key", "rows", "recall")} if version else {}
+        )
+        return BuildSummary(
+            name=self.database.name,
+            version=version.id if version else "",
+            **{name: counts[name] for name in ("input", "ok", "filtered", "failed", "reasons")},
+            duplicates=counts.get("duplicates", 0),
+            encoder=self.manifest.encoder,
+            trained=trained,
+            index=index,
+            shards={name: {"ran": outcome.ran.get(name, 0), "skipped": outcome.skipped.get(name, 0)} for name in names},
+            changes=self.changes,
+            seconds=round(time.monotonic() - self.start, 3),
+            warnings=tuple(warnings),
+        )
+
+
+def _rows_file(receipt: Receipt) -> Artifact:
+    """The Parquet file among what a stage wrote."""
+    return next(artifact for artifact in receipt.artifacts if artifact.path.endswith(".parquet"))
+
+
+def totals(database: RetrievalDatabase, receipts: Iterable[Receipt], gone: Iterable[int] = ()) -> dict[str, Any]:
+    """Counts over all shards: input, ok, filtered, failed and reasons; rows that are gone are in none of them."""
+    receipts = list(receipts)
+    counts = {"ok": 0, "filtered": 0, "failed": 0}
+    reasons: dict[str, int] = {}
+    for receipt in receipts:
+        for name in counts:
+            counts[name] += getattr(receipt, name)
+        for reason, count in receipt.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    tables = {receipt.shard: _rows_file(receipt).path for receipt in receipts}
+    by_shard: dict[int, set[int]] = {}
+    for key in gone:
+        by_shard.setdefault(shard_of(int(key)), set()).add(int(key))
+    for shard, keys in by_shard.items():
+        for row in (
+            database.read_table(tables[shard], ["key", "status", "error"]).to_pylist() if shard in tables else ()
+        ):
+            if row["key"] in keys:
+                counts[row["status"]] -= 1
+                if row["status"] != "ok":
+                    reasons[(row["error"] or "unknown").split(":", 1)[0]] -= 1
+    kept = {reason: count for reason, count in sorted(reasons.items()) if count}
+    return {"input": sum(counts.values()), **counts, "reasons": kept}

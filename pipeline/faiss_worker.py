@@ -1,0 +1,174 @@
+"""The process that builds and tunes a faiss index, alone with its memory: `python -m pipeline.faiss_worker < job.json`.
+
+Reads: a job as JSON on standard input, vectors.npy (by plain reads: mapped pages would count as its own), queries.npy. Writes
+index.faiss; the answer as one line of JSON. Its peak resident size is part of the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import BudgetError, IndexBuildError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ADD_ROWS = 4096
+HNSW_BUILD = 40  # efConstruction
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    try:
+        answer = _choose(job) if job["task"] == "choose" else _build(job)
+    except (BudgetError, IndexBuildError) as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(answer), flush=True)
+
+
+def _choose(job: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.auto_index import choose
+
+    try:
+        return {"key": choose(job["rows"], job["dim"], job["index_bytes"])}
+    except BudgetError:
+        return {"key": ""}  # its smallest is larger than ours: the caller goes on with compressed keys
+
+
+def _build(job: dict[str, Any]) -> dict[str, Any]:
+    import faiss
+
+    from pipeline.exact import usable_cores
+    from pipeline.index import IndexConfig
+
+    folder, sizing, config = Path(job["folder"]), job["sizing"], IndexConfig(**job["config"])
+    vectors = folder / "vectors.npy"
+    start = time.monotonic()
+    faiss.omp_set_num_threads(usable_cores())
+    if job["builder"] == "autofaiss":
+        from pipeline.auto_index import build
+
+        index = build(vectors, sizing["key"], sizing["index"], config.memory, usable_cores(), folder)
+    else:
+        index = _train_and_add(vectors, sizing["key"], sizing["training_rows"], config.seed)
+    faiss.write_index(index, str(folder / "index.faiss"))
+    built = time.monotonic() - start
+    params, recall = _tune(index, vectors, config, job["text"])
+    return {
+        "params": params,
+        "recall": recall,
+        "training_rows": sizing["training_rows"],
+        "peak_bytes": peak_bytes(),
+        "seconds": {"build": round(built, 1), "tune": round(time.monotonic() - start - built, 1)},
+    }
+
+
+def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> Any:
+    import faiss
+    import numpy as np
+
+    rows, dim = _shape(vectors)
+    index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
+    if isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efConstruction = HNSW_BUILD
+        codes = faiss.downcast_index(index.storage).codes
+        codes.resize(rows * dim * 4)  # reserve: growing by doubling would hold the vectors twice
+        codes.clear()
+    for block in _blocks(vectors):
+        index.add(block)
+    return index
+
+
+def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Raise the search parameters until recall is well above the least allowed; IndexBuildError where it cannot be."""
+    import numpy as np
+
+    from pipeline.approximate import ladder
+    from pipeline.neighbours import SearchIndex
+    from pipeline.recall import Queries, describe, probes
+
+    queries = None
+    if text is not None:
+        stored = vectors.with_name("queries.npy")
+        found = np.load(stored) if stored.exists() else np.empty((0, 0), np.float32)
+        queries = Queries(text["origin"], tuple(text["texts"]), found)
+    made, k = probes(vectors, config, queries)
+    opened = SearchIndex(vectors, index, {}, exact_subset=0, mapped=False)
+    assert opened.approximate is not None
+    goal = config.min_recall + 0.4 * (1 - config.min_recall)
+    best: tuple[float, dict[str, Any], dict[str, Any]] = (-1.0, {}, {})
+    try:
+        for params in ladder(index, k):
+            opened.approximate.params = params
+            measured = {probe.kind: probe.recall(opened, k) for probe in made}
+            worst = min((one["value"] for one in measured.values()), default=1.0)
+            if worst > best[0]:
+                best = (worst, params, measured)
+            if worst >= goal:
+                break
+    finally:
+        opened.close()
+    worst, params, measured = best
+    if worst < config.min_recall:
+        found = ", ".join(f"{kind} {one['value']:.3f}" for kind, one in measured.items())
+        raise IndexBuildError(
+            f"recall@{k} stays below {config.min_recall:g} even with {params}: {found}. Give the index more memory "
+            "(--memory), another key (--key), or accept less (--min-recall)"
+        )
+    return params, describe(measured, k, queries)
+
+
+def _shape(vectors: Path) -> tuple[int, int]:
+    import numpy as np
+
+    with vectors.open("rb") as handle:
+        np.lib.format.read_magic(handle)  # type: ignore[no-untyped-call]
+        shape, _, _ = np.lib.format.read_array_header_1_0(handle)  # type: ignore[no-untyped-call]
+    return int(shape[0]), int(shape[1])
+
+
+def _blocks(vectors: Path) -> Iterator[NDArray[np.float32]]:
+    """All rows in order, ADD_ROWS at a time, float32."""
+    import numpy as np
+
+    rows, dim = _shape(vectors)
+    with vectors.open("rb") as handle:
+        handle.seek(-rows * dim * 2, 2)
+        for start in range(0, rows, ADD_ROWS):
+            size = min(ADD_ROWS, rows - start)
+            yield np.fromfile(handle, np.float16, size * dim).reshape(size, dim).astype(np.float32)
+
+
+def _sample(vectors: Path, count: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """`count` rows drawn without replacement, in row order, float32."""
+    import numpy as np
+
+    rows, dim = _shape(vectors)
+    chosen = np.sort(generator.choice(rows, min(count, rows), replace=False))
+    sample = np.empty((len(chosen), dim), np.float32)
+    start = done = 0
+    for block in _blocks(vectors):
+        end = int(np.searchsorted(chosen, start + len(block)))
+        sample[done:end] = block[chosen[done:end] - start]
+        start, done = start + len(block), end
+    return sample
+
+
+def peak_bytes() -> int:
+    """The largest resident size this process ever had (VmHWM: ru_maxrss would start at the parent's)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise IndexBuildError("this system does not tell a process's peak memory (/proc/self/status has no VmHWM)")
+
+
+if __name__ == "__main__":
+    main()

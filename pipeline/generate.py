@@ -1,0 +1,272 @@
+"""`rdmpipe generate`: prompts x databases x copies -> pictures, results and gallery; resumable picture by picture.
+
+Reads: a prompt list, published databases, a model's folder. Writes below the run's folder, each file whole or not at all:
+
+    images/<prompt>-<seed>-<key>.png    a picture and its provenance; it exists = it is finished
+    inputs/<sha256>                     image prompts
+    plan/<id>.json, shards/<id>/        which keys are made together, receipts, seconds and errors
+    results.parquet, index.html, contact.png
+
+The plan is a function of the request: the same request goes on with the same batches after a kill, and so gives the same bytes
+whatever the number of workers. What another request of this home has made already is copied, not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import canonical_json, default_home, digest
+from pipeline.errors import ConfigError, StageFailed
+from pipeline.executor import Backend, run
+from pipeline.expand import Expander, GenerateConfig
+from pipeline.lease import lease
+from pipeline.models import check_memory, find_model
+from pipeline.painter import Rendering
+from pipeline.pictures import RECIPE, Picture, Request, batches, shards, unique
+from pipeline.progress import Progress
+from pipeline.prompts import SUFFIXES, accept, read_prompts
+from pipeline.provenance import read_record
+from pipeline.render import generate_stage
+from pipeline.results import results_table
+from pipeline.stage import Shard, Stage
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True)
+class GenerateSummary:
+    """How a run ended: requested pictures = ok + failed; `pictures` counts different ones (equal keys share a file)."""
+
+    run: str
+    out: str
+    requested: int
+    ok: int
+    failed: int
+    pictures: int
+    made: int
+    copied: int  # from other runs of this home
+    skipped_rows: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """For people: what there is now, and where to look."""
+        before = self.pictures - self.made - self.copied - self.failed
+        lines = [
+            f"{self.run}: {self.requested:,} pictures asked for = {self.ok:,} ok + {self.failed:,} failed; "
+            f"{self.made:,} made now, {max(before, 0):,} before, {self.copied:,} copied from other runs; {self.seconds:,.1f} s"
+        ]
+        lines += [f"note: {warning}" for warning in self.warnings]
+        lines.append(f"look at {self.out}/index.html")
+        return "\n".join(lines)
+
+
+# ---- a run
+
+
+def generate(
+    config: GenerateConfig, progress: Progress, backend: Backend | None = None, wait_s: float = 0.0
+) -> GenerateSummary:
+    """Make every requested picture that is not there yet, then results, gallery and contact sheet.
+
+    Raises PromptError with all bad rows, and any RdmpipeError for a bad flag, before work starts; StageFailed where shards
+    kept failing (results are written even then). After a kill or Ctrl-C the same call goes on.
+    """
+    start, backend = time.monotonic(), backend or Backend()
+    prompts = read_prompts(config.prompts)
+    model = find_model(config.model, config.home)
+    device, precision, batch = _machine(config)
+    expander = Expander(config, model, precision)
+    requests, bad = expander.requests(prompts)
+    rows = accept(prompts, bad, config.skip_bad)
+    skipped = len({row.line for row in (*prompts.bad, *bad)})
+    warnings = [*prompts.warnings, *expander.warnings]
+    if skipped:
+        first = "; ".join(f"{prompts.unit} {row.line}: {row.problem}" for row in (*prompts.bad, *bad)[:5])
+        warnings.append(f"{skipped} row(s) of {prompts.source} cannot be used and were left out: {first}")
+    for warning in warnings:
+        progress.say(f"note: {warning}")
+    pictures = unique(requests)
+    sizes = {(picture.height, picture.width) for picture in pictures.values()}
+    workers = max(1, backend.workers) if backend.kind == "ray" else 1
+    memory = check_memory(model, precision, device, batch, sizes, 0 if backend.address else workers)
+    name = config.run or run_name(config)
+    storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{name}")
+    rendering = Rendering(storage.url, config.home, model.folder, model.config.name, model.hash, precision, device,
+                          _threads(config, workers), expander.text_encoder)  # fmt: skip
+    with lease(storage, f"generate {name}", wait_s, notify=progress.say):
+        storage.clear_scratch()
+        progress.record_in(storage)
+        for key, data in expander.images.items():
+            storage.write_bytes(f"inputs/{key}", data)
+        files = {request.key: request.file for request in requests}
+        copied = _copy_finished(storage, files, config) if not config.out else 0
+        before = _finished(storage, files)
+        failures = []
+        if len(before) < len(pictures):
+            plan_id, plan = _plan(storage, pictures, before, batch)
+            work = shards(pictures, plan, config.shard or max(2 * batch, 4))
+            stage = generate_stage(storage, rendering, plan_id, memory, max(1, rendering.threads), backend.workers)
+            _forget_failures(stage, work)
+            try:
+                failures = run((stage,), work, backend, progress, len(work)).failures
+            except KeyboardInterrupt:
+                done = len(_finished(storage, files))
+                progress.say(f"stopped: {done:,} of {len(pictures):,} pictures are finished and kept in {storage.url}. "
+                             "Run the same command again to go on.")  # fmt: skip
+                raise
+        finished = _finished(storage, files)
+        common = {"model": model.config.name, "model_hash": model.hash, "precision": precision}
+        _write_results(storage, requests, prompts.extra, common, expander, _title(config, name), progress)
+    if failures:
+        raise StageFailed(tuple(failures))
+    return GenerateSummary(
+        run=name,
+        out=storage.url,
+        requested=len(requests),
+        ok=sum(request.key in finished for request in requests),
+        failed=sum(request.key not in finished for request in requests),
+        pictures=len(pictures),
+        made=len(finished) - len(before),
+        copied=copied,
+        skipped_rows=len(prompts.rows) + len(prompts.bad) - len(rows),
+        seconds=round(time.monotonic() - start, 3),
+        warnings=tuple(warnings),
+    )
+
+
+def _machine(config: GenerateConfig) -> tuple[str, str, int]:
+    """(device, precision, batch) where the config says auto."""
+    import torch
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = device.startswith("cuda")
+    if config.precision == "auto":
+        precision: str = "fp16" if on_gpu else "fp32"
+    else:
+        precision = config.precision
+    if precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
+    if config.batch < 0 or config.shard < 0 or config.threads < 0:
+        raise ConfigError("--batch, --shard and --threads are numbers from 1; 0 leaves the choice to rdmpipe")
+    return device, precision, config.batch or (4 if on_gpu else 1)
+
+
+def _threads(config: GenerateConfig, workers: int) -> int:
+    import os
+
+    return config.threads or max(1, (os.cpu_count() or 1) // workers)
+
+
+def run_name(config: GenerateConfig) -> str:
+    """The prompts' name and a mark of the flags: an edited list goes on in its run, other flags make another run."""
+    is_list = config.prompts.lower().endswith(SUFFIXES)
+    source = str(Path(config.prompts).absolute()) if is_list and "://" not in config.prompts else config.prompts
+    stem = Path(source).stem if is_list else source
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:32].strip("-") or "prompt"
+    elsewhere = {"prompts", "home", "out", "run", "skip_bad", "device", "batch", "shard", "threads", "n", "any_encoder"}
+    flags = {name: value for name, value in asdict(config).items() if name not in elsewhere}
+    return f"{slug}-{digest([source, flags], 6)}"
+
+
+def _title(config: GenerateConfig, name: str) -> str:
+    if config.run:
+        return config.run
+    return Path(config.prompts).stem if config.prompts.lower().endswith(SUFFIXES) else config.prompts.strip()[:120]
+
+
+# ---- what is there already
+
+
+def _finished(storage: Storage, files: Mapping[str, str]) -> set[str]:
+    there = set(storage.list("images", ".png"))
+    return {key for key, file in files.items() if file.removeprefix("images/") in there}
+
+
+def _copy_finished(storage: Storage, files: Mapping[str, str], config: GenerateConfig) -> int:
+    """Copy pictures that other runs of this home finished. Returns how many."""
+    home = Storage(f"{(config.home or default_home()).rstrip('/')}/generations")
+    missing = {files[key]: key for key in files.keys() - _finished(storage, files)}
+    copied = 0
+    for other in home.list():
+        if not missing or home.child(other).url == storage.url:
+            continue
+        for name in set(home.list(f"{other}/images", ".png")) & {file.removeprefix("images/") for file in missing}:
+            file = f"images/{name}"
+            with home.open(f"{other}/{file}") as handle:
+                record = read_record(handle)
+            if record is not None and record.get("key") == missing[file]:
+                storage.write_bytes(file, home.read_bytes(f"{other}/{file}"))
+                del missing[file]
+                copied += 1
+    return copied
+
+
+def _plan(
+    storage: Storage, pictures: Mapping[str, Picture], finished: set[str], batch: int
+) -> tuple[str, list[list[str]]]:
+    """The request's plan: the one an earlier, interrupted call wrote, else batches of what is not finished, now written."""
+    plan_id = digest([RECIPE, list(pictures), batch], 16)
+    text = storage.read_text(f"plan/{plan_id}.json")
+    if text is not None:
+        plan: list[list[str]] = json.loads(text)
+        if not (pictures.keys() - finished) - {key for keys in plan for key in keys}:
+            return plan_id, plan
+    plan = batches({key: picture for key, picture in pictures.items() if key not in finished}, batch)
+    storage.write_text(f"plan/{plan_id}.json", canonical_json(plan))
+    return plan_id, plan
+
+
+def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
+    """Pictures that failed are tried again by the next call: take back the receipts that count one."""
+    for shard in work:
+        receipt = stage.receipt(shard)
+        if receipt is not None and receipt.failed:
+            stage.storage.remove(stage.receipt_path(shard))
+
+
+# ---- what comes of it
+
+
+def _write_results(
+    storage: Storage, requests: list[Request], extra: tuple[str, ...], common: Mapping[str, Any], expander: Expander,
+    title: str, progress: Progress,
+) -> None:  # fmt: skip
+    import pyarrow.parquet as pq
+
+    from pipeline.contact import write_contact_sheet
+    from pipeline.gallery import write_gallery
+    from pipeline.thumbnails import picture_files
+
+    progress.say("writing results.parquet, index.html and contact.png")
+    made = {}
+    for key, file in {request.key: request.file for request in requests}.items():
+        if storage.exists(file):
+            with storage.open(file) as handle:
+                record = read_record(handle)
+            if record is None:
+                raise ConfigError(f"{storage.full(file)} is no picture of this program: move it away, and run again")
+            made[key] = record
+    log: dict[str, Any] = {}
+    for plan in storage.list("shards"):
+        for name in storage.list(f"shards/{plan}", ".log"):
+            log.update(json.loads(storage.read_bytes(f"shards/{plan}/{name}")))
+    table = results_table(requests, extra, made, log, common)
+    with storage.scratch() as scratch:
+        part = scratch / "results.parquet"
+        pq.write_table(table, part, compression="zstd")
+        storage.publish(part, "results.parquet")
+
+    def thumbnails(name: str, keys: list[int]) -> Mapping[int, bytes]:
+        selection = expander.selections.get(name)
+        return picture_files(selection.database, keys) if selection is not None else {}
+
+    write_gallery(storage, table, thumbnails, title)
+    write_contact_sheet(storage, table, title)

@@ -1,0 +1,126 @@
+"""The index stage: from finished embedding shards to something that can be searched.
+
+Reads: embedding shards. Writes index/<encoder>/<id>/: keys.npy, norms.npy, vectors.npy and metadata.parquet (see rows.py),
+index.faiss above the exact size, and entry.json, last. The id is the digest of all inputs and parameters, so that a run that
+was killed goes on or starts over with the same id, and a finished index is taken as it is. An exact index is the same
+byte for byte every time; an approximate one has the same inputs, and a recall within its interval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import canonical_json, digest
+from pipeline.database import IndexEntry
+from pipeline.errors import ConfigError
+from pipeline.rows import FILES, write_rows
+from pipeline.storage import Artifact
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry
+    from pipeline.recall import Queries
+
+EXACT_ROWS = 200_000  # up to here an exact scan answers within some ten milliseconds and needs no index
+FORMAT = 1  # part of an index's id: raise it whenever the same inputs would give other files
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    memory: int = 4 << 30  # bytes the process that builds may take at its peak, above the exact size
+    key: str = ""  # a faiss index key; empty: exact up to exact_rows, above it what autofaiss chooses
+    exact_rows: int = EXACT_ROWS
+    min_recall: float = 0.95
+    k: int = 19  # neighbours that recall is measured for: 19 of them and the prompt condition the RDM
+    queries: int = 200  # queries of each kind that recall is measured with
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_recall <= 1.0:
+            raise ConfigError(f"min_recall is {self.min_recall}; it must be above 0 and at most 1")
+        if min(self.k, self.queries, self.memory) < 1 or self.exact_rows < 0:
+            raise ConfigError("k, queries and memory must be above zero, exact_rows not below it")
+
+
+def build_index(
+    db: RetrievalDatabase,
+    config: IndexConfig,
+    encoder: EncoderRecord,
+    columns: Mapping[str, str],
+    shards: Sequence[ShardEntry],
+    gone: NDArray[Any] | Sequence[int] = (),
+    text: Queries | None = None,
+) -> IndexEntry:
+    """Build and publish the index over the ok rows of `shards`, without the keys in `gone`; a finished one is reused.
+
+    `text` holds text queries to measure recall with (see recall.text_queries), None where there are none. Raises
+    IndexBuildError (nothing to index, damaged shards, recall that cannot be reached) and BudgetError (memory too small).
+    """
+    import numpy as np
+
+    from pipeline.recall import measure_recall
+
+    shards = sorted(shards, key=lambda shard: shard.id)
+    absent = np.unique(np.asarray(gone, np.int64))
+    inputs = {
+        "format": FORMAT,
+        "encoder": encoder.id,
+        "dim": encoder.dim,
+        "columns": list(columns.items()),
+        "shards": [(shard.id, shard.artifact.sha256) for shard in shards],
+        "gone": hashlib.sha256(absent.tobytes()).hexdigest(),
+        "config": asdict(config),
+        "text": text.fingerprint() if text is not None else "",
+    }
+    folder = db.index_folder(encoder, digest(inputs, 12))
+    entry = _finished(db, folder)
+    if entry is not None:
+        return entry
+    with db.storage.scratch() as scratch:
+        counts = write_rows(db, shards, absent, columns, encoder.dim, scratch)
+        rows = counts["rows"]
+        if not config.key and rows <= config.exact_rows:
+            kind, key = "exact", "Flat"
+            params: dict[str, Any] = {}
+            build: dict[str, Any] = {}
+            recall = measure_recall(scratch / FILES["vectors"], config, text)
+        else:
+            from pipeline.faiss_build import build_faiss
+
+            kind = "faiss"
+            key, params, recall, build = build_faiss(scratch, rows, encoder.dim, config, text)
+        files = {
+            role: db.storage.publish(scratch / name, f"{folder}/{name}")
+            for role, name in {**FILES, "faiss": "index.faiss"}.items()
+            if (scratch / name).exists()
+        }
+    entry = IndexEntry(
+        id=Path(folder).name,
+        kind=kind,
+        key=key,
+        rows=rows,
+        files=files,
+        params=params,
+        recall=recall,
+        build={**build, "duplicates": counts["duplicates"]},
+    )
+    db.storage.write_text(f"{folder}/entry.json", canonical_json(entry) + "\n")
+    return entry
+
+
+def _finished(db: RetrievalDatabase, folder: str) -> IndexEntry | None:
+    """The entry of an index that was finished before and whose files are all there."""
+    text = db.storage.read_text(f"{folder}/entry.json")
+    if text is None:
+        return None
+    table = json.loads(text)
+    table["files"] = {role: Artifact(**artifact) for role, artifact in table["files"].items()}
+    entry = IndexEntry(**table)
+    whole = all(db.storage.size(artifact.path) == artifact.bytes for artifact in entry.files.values())
+    return entry if whole else None

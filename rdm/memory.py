@@ -1,0 +1,102 @@
+"""How much memory a run will want, counted without running it.
+
+Builds the model on the meta device, passes shapes through the same code that samples and decodes, and counts the bytes
+that are alive at once. Attention counts as its output, as in the fused kernels that torch uses on GPUs and CPUs. Not
+counted: convolution workspaces, the allocator's fragmentation, the CUDA context (together 1 to 2 GiB).
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rdm import denoiser
+from rdm.config import RDMConfig
+from rdm.networks import build
+
+
+@dataclass(frozen=True)
+class MemoryCount:
+    """Bytes: the weights, and the most that is alive beside them in a denoiser call and in decoding."""
+
+    weights: int
+    denoiser: int
+    decoder: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + max(self.denoiser, self.decoder)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages that operators make, until they are freed."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.most = 0
+        self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())  # views of weights are free
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage not in self._known:
+                    size = storage.nbytes()
+                    self._known.add(storage)
+                    self.alive += size
+                    self.most = max(self.most, self.alive)
+                    weakref.finalize(storage, self._free, size)
+        return result
+
+    def _free(self, size: int) -> None:
+        self.alive -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, value = args[0], args[2]
+            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def count_memory(
+    config: RDMConfig,
+    *,
+    batch: int,
+    height: int | None = None,
+    width: int | None = None,
+    tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    guided: bool = True,
+) -> MemoryCount:
+    """Bytes for sampling `batch` pictures of height x width at once, the first stage in single precision.
+
+    tokens: of context a picture (default: as many as the model takes). Decoding counts one picture at a time.
+    """
+    size = config.default_size
+    latent = config.latent_size(height or size, width or size)
+    unet, first_stage = build(config, "meta")
+    nn.Module.to(unet, dtype=dtype)
+    weights = sum(p.numel() * p.element_size() for network in (unet, first_stage) for p in network.parameters())
+    context = torch.empty(batch, tokens or config.max_neighbours + 1, config.context_dim, device="meta", dtype=dtype)
+    shape = (batch, config.latent_channels, *latent)
+    with _FusedAttention(), _LiveBytes(unet) as sampling:
+        x = torch.empty(shape, device="meta")
+        prepared = denoiser.prepare(unet, context, None, guided=guided, silent_null=guided)
+        denoiser.forward(unet, x.to(dtype), torch.empty(1, device="meta"), prepared).float()
+    with _FusedAttention(), _LiveBytes(first_stage) as decoding:
+        z = torch.empty(shape, device="meta")
+        images = torch.empty(batch, 3, height or size, width or size, device="meta")
+        first_stage.decode(z[:1])
+        del images
+    return MemoryCount(weights, sampling.most, decoding.most)

@@ -1,0 +1,88 @@
+"""Builds for tests: small folders of real pictures, a request with a tiny encoder, and what two homes have in common."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.build import build
+from pipeline.executor import Backend
+from pipeline.progress import Progress
+from pipeline.request import BuildRequest, BuildSummary
+from tests.encoders import RANDOM
+
+REPO = Path(__file__).parent.parent
+
+
+def picture(seed: int, size: int = 48, kind: str = "PNG") -> bytes:
+    """A picture that differs from those of other seeds in more than its colour."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    coarse.resize((size, size), Image.Resampling.BICUBIC).save(out, kind)
+    return out.getvalue()
+
+
+def folder_of(path: Path, count: int, first: int = 0) -> Path:
+    """`count` pictures and a metadata.csv with a style and a caption for each."""
+    path.mkdir(parents=True, exist_ok=True)
+    lines = ["file_name,style,caption"]
+    for i in range(first, first + count):
+        (path / f"{i:04d}.png").write_bytes(picture(i))
+        lines.append(f"{i:04d}.png,{'even' if i % 2 == 0 else 'odd'},picture number {i}")
+    (path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def manifest_of(path: Path, folder: Path, name: str = "mine", shard_rows: int = 10, encoder: str = RANDOM) -> str:
+    """A manifest of a folder with small shards."""
+    path.write_text(
+        f'name = "{name}"\ntitle = "Mine"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\n'
+        f'encoder = "{encoder}"\n[source]\nkind = "folder"\npath = "{folder}"\nshard_rows = {shard_rows}\n'
+    )
+    return str(path)
+
+
+def quiet_build(target: str | Path, **options: Any) -> BuildSummary:
+    """A build in this process, with the tiny encoder unless the target is a manifest that names its own."""
+    if not str(target).endswith(".toml"):
+        options.setdefault("encoder", RANDOM)
+    options.setdefault("backend", Backend())
+    return build(BuildRequest(target=str(target), **options), Progress(stream=io.StringIO()))
+
+
+def command(*arguments: str | Path, home: Path, wait: bool = True, **environment: str) -> subprocess.Popen[str]:
+    """`rdmpipe ARGUMENTS` as a process of its own."""
+    env = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": str(REPO), **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=REPO, start_new_session=True,
+    )  # fmt: skip
+    if wait:
+        process.wait(timeout=240)
+    return process
+
+
+def last_json(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def contents(home: Path, name: str = "mine") -> dict[str, bytes]:
+    """All that a published database is made of, by path: what has to be identical after a crash."""
+    root = home / "databases" / name
+    left_out = {"lease", "nonce", "progress.json", "failures.json"}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name not in left_out and not path.name.startswith(".")
+    }

@@ -1,0 +1,175 @@
+"""Killed at any point and run again, a build ends as if nothing had happened, and little is done twice.
+
+Two seeded points a stage run with the other tests; `make test-crash` runs twelve.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
+
+SHARDS, SHARD_ROWS = 12, 10
+STAGES = ("download", "embed", "index")
+
+
+def _points(stage: str, count: int) -> list[int]:
+    """Seeded points: how many receipts of the stage there are when the blow falls."""
+    return random.Random(f"{stage} points").sample(range(1, SHARDS), count)
+
+
+def _cases(count: int) -> list[tuple[str, int]]:
+    return [(stage, point) for stage in STAGES for point in _points(stage, 11)[:count]]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
+    """A manifest, and what an undisturbed build of it gives."""
+    root = tmp_path_factory.mktemp("crash")
+    manifest = manifest_of(root / "mine.toml", folder_of(root / "pictures", SHARDS * SHARD_ROWS), shard_rows=SHARD_ROWS)
+    quiet_build(manifest, home=str(root / "undisturbed"))
+    return manifest, contents(root / "undisturbed")
+
+
+def _receipts(home: Path, stage: str) -> int:
+    pattern = {"download": "images/*.json", "embed": "embeddings/*/*.json"}[stage]
+    return len(list((home / "databases" / "mine").glob(pattern)))
+
+
+def _indexing(home: Path) -> bool:
+    """Every shard is embedded, and the index is being made."""
+    return _receipts(home, "embed") == SHARDS
+
+
+def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "the build never came to that point"
+        assert process.poll() is None, f"the build ended before that point: {process.communicate()[1]}"
+        time.sleep(0.002)
+
+
+def _drain(process: subprocess.Popen[str]) -> None:
+    """Read its output away, so that it never waits for us."""
+    for stream in (process.stdout, process.stderr):
+        threading.Thread(target=stream.read, daemon=True).start()  # type: ignore[union-attr]
+
+
+def _kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the driver alone; Ray's own processes notice and end, or are ended here."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
+
+
+def _after(home: Path, stage: str, point: int) -> Callable[[], bool]:
+    if stage == "index":
+        return lambda: _indexing(home)
+    return lambda: _receipts(home, stage) >= point
+
+
+def _check_torn(home: Path) -> None:
+    """Whatever is visible is whole: every receipt's files have the size and checksum it names."""
+    import hashlib
+    import json
+
+    root = home / "databases" / "mine"
+    for receipt in [*root.glob("images/*.json"), *root.glob("embeddings/*/*.json")]:
+        for artifact in json.loads(receipt.read_text())["artifacts"]:
+            path = root / artifact["path"]
+            if not path.exists():  # pictures go once they are embedded
+                assert path.parent.name == "images"
+                continue
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]
+
+
+def _kill_driver(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int, *flags: str) -> None:
+    manifest, undisturbed = target
+    first = command("build-index", manifest, *flags, home=home, wait=False)
+    _drain(first)
+    _wait_for(_after(home, stage, point), first)
+    if stage == "index":
+        time.sleep(point * 0.04)
+    _kill_tree(first)
+    _check_torn(home)
+    done = _receipts(home, "embed")
+    summary = last_json(command("build-index", manifest, *flags, "--json", home=home))
+    assert summary["shards"]["embed"] == {"ran": SHARDS - done, "skipped": done}
+    assert summary["input"] == summary["ok"] == SHARDS * SHARD_ROWS
+    assert contents(home) == undisturbed
+
+
+@pytest.mark.parametrize(("stage", "point"), _cases(2))
+def test_a_killed_driver_is_run_again(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
+    _kill_driver(target, home, stage, point)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(("stage", "point"), _cases(11)[2:])
+def test_a_killed_driver_is_run_again_at_many_points(
+    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
+) -> None:
+    _kill_driver(target, home, stage, point)
+
+
+RAY = ("--backend", "ray", "--workers", "2")
+
+
+def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
+    manifest, undisturbed = target
+    process = command("build-index", manifest, *RAY, "--json", home=home, wait=False)
+    _wait_for(_after(home, stage, point), process)
+    actors = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("_Worker" in part for part in child.cmdline()[:1])
+    ]
+    if not actors and stage == "embed" and _indexing(home):
+        pytest.fail("the build was over before an actor could be killed: use more shards")
+    victim = random.Random(f"{stage} {point}").choice(actors)
+    os.kill(victim.pid, signal.SIGKILL)
+    summary = last_json(process)
+    assert summary["input"] == summary["ok"] == SHARDS * SHARD_ROWS
+    assert summary["shards"]["embed"]["ran"] + summary["shards"]["embed"]["skipped"] == SHARDS
+    assert _same_but_threads(contents(home), undisturbed)
+
+
+def _same_but_threads(found: dict[str, bytes], expected: dict[str, bytes]) -> bool:
+    """The same files, whole. Workers of one thread round as one process with more threads does on these small models."""
+    return found == expected
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("stage", "point"), [("download", 2), ("embed", 3)])
+def test_a_killed_actor_is_replaced(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
+    _kill_actor(target, home, stage, point)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("stage", "point"), [("embed", 4)])
+def test_a_killed_driver_on_ray_is_run_again(
+    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
+) -> None:
+    _kill_driver(target, home, stage, point, *RAY)
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+@pytest.mark.parametrize(("stage", "point"), [case for case in _cases(11) if case[0] != "index"])
+def test_a_killed_actor_is_replaced_at_many_points(
+    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
+) -> None:
+    _kill_actor(target, home, stage, point)

@@ -1,0 +1,262 @@
+"""Prompt lists: every format, every way a row can be wrong, and the keys of the pictures they ask for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import PromptError
+from pipeline.pictures import Maker, Picture, Source, batches, file_name, shards
+from pipeline.prompts import COLUMNS, SAMPLERS, PromptList, accept, read_prompts
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> str:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def test_a_text_that_is_no_file_is_the_prompt() -> None:
+    (row,) = read_prompts("a castle by the sea").rows
+    assert (row.line, row.prompt) == (1, "a castle by the sea")
+
+
+@pytest.mark.parametrize("blank", ["", "  \n"])
+def test_an_empty_prompt_is_refused(blank: str) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        read_prompts(blank)
+
+
+def test_csv_reads_every_known_column(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "p.csv",
+        ",".join(COLUMNS) + "\n"
+        "a fox,fox-1,9007199254740993,\"wikiart, artbench-baroque\",style = 'x',4,20,2.5,PLMS,3,256,128,blurry,sketch.png\n",
+    )
+    (row,) = read_prompts(path).rows
+    assert row.prompt == "a fox" and row.id == "fox-1" and row.db == ("wikiart", "artbench-baroque")
+    assert row.seed == 9007199254740993, "a seed keeps digits that a float would lose"
+    assert (row.k, row.steps, row.scale, row.sampler, row.n) == (4, 20, 2.5, "plms", 3)
+    assert (row.width, row.height, row.negative, row.image, row.where) == (
+        256,
+        128,
+        "blurry",
+        "sketch.png",
+        "style = 'x'",
+    )
+
+
+def test_blank_cells_leave_the_choice_to_the_flags(tmp_path: Path) -> None:
+    (row,) = read_prompts(write(tmp_path, "p.csv", "prompt,seed,db,scale,where\na fox,, ,,\n")).rows
+    assert row.seed is None and row.db == () and row.scale is None and row.where == ""
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_line_numbers_hold_with_quoted_newlines_blank_lines_and_any_line_ending(
+    tmp_path: Path, ending: str, encoding: str
+) -> None:
+    text = ending.join(["", "prompt,steps", '"a fox', 'in snow",10', "", "ein Fuchs – 狐,20", "bad,many", ""])
+    prompts = read_prompts(write(tmp_path, "p.csv", text, encoding))
+    assert [(row.line, row.steps) for row in prompts.rows] == [(3, 10), (6, 20)]
+    assert prompts.rows[0].prompt.split() == ["a", "fox", "in", "snow"]
+    assert prompts.rows[1].prompt == "ein Fuchs – 狐"
+    assert [row.line for row in prompts.bad] == [7]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_the_separator_is_taken_from_the_header(tmp_path: Path, delimiter: str) -> None:
+    (row,) = read_prompts(write(tmp_path, "p.csv", f"prompt{delimiter}seed\na fox, red{delimiter}3\n")).rows
+    assert (row.prompt, row.seed) == ("a fox, red", 3)
+
+
+def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
+    records = [{"prompt": "a fox", "seed": 3, "mood": "calm"}, {"prompt": "an owl", "seed": None, "mood": "grim"}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "p.parquet")
+    lists = [
+        read_prompts(write(tmp_path, "p.csv", "prompt,seed,mood\na fox,3,calm\nan owl,,grim\n")),
+        read_prompts(write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, records)) + "\n")),
+        read_prompts(str(tmp_path / "p.parquet")),
+    ]
+    assert len({tuple((row.prompt, row.seed, row.extra["mood"]) for row in found.rows) for found in lists}) == 1
+    assert {found.extra for found in lists} == {("mood",)}
+    text = read_prompts(write(tmp_path, "p.txt", "a fox\n\nan owl\n"))
+    assert [(row.line, row.prompt) for row in text.rows] == [(1, "a fox"), (3, "an owl")]
+
+
+def test_unknown_columns_are_carried_and_misspelt_ones_are_named(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", "prompt,sedd,style,negative_prompt\na fox,3,oil,blur\n"))
+    assert prompts.rows[0].extra == {"sedd": "3", "style": "oil", "negative_prompt": "blur"}
+    assert prompts.rows[0].seed is None
+    assert len(prompts.warnings) == 2
+    assert "'sedd'" in prompts.warnings[0] and "'seed'" in prompts.warnings[0]
+    assert "'negative_prompt'" in prompts.warnings[1] and "'negative'" in prompts.warnings[1]
+
+
+def test_case_and_blanks_around_column_names_do_not_matter(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", "Prompt , SEED\na fox,3\n"))
+    assert prompts.rows[0].seed == 3 and not prompts.warnings
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [("promt,seed", "did you mean 'promt'"), ("prompt,seed,Seed", "twice"), ("prompt,mood,mood", "twice")],
+)
+def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, header: str, says: str) -> None:
+    with pytest.raises(PromptError, match=says):
+        read_prompts(write(tmp_path, "p.csv", f"{header}\na,1,2\n"))
+
+
+BAD_ROWS = [
+    (",,,,", None),
+    ("a,-1,,,", "seed"),
+    ("a,1.5,,,", "seed"),
+    ("a,,0,,", "steps"),
+    ("a,,1001,,", "steps"),
+    ("a,,,nan,", "scale"),
+    ("a,,,-1,", "scale"),
+    ("a,,,,dimm", "did you mean 'ddim'"),
+    ("a,,,,,surplus", "6 cells"),
+    ("a,x,y,z,w", "seed is 'x'.*steps is 'y'.*scale is 'z'.*sampler is 'w'"),
+    (",3,,,", "no prompt"),
+]
+
+
+@pytest.mark.parametrize(("row", "says"), BAD_ROWS)
+def test_a_bad_row_is_named_with_its_line_before_anything_starts(tmp_path: Path, row: str, says: str | None) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", f"prompt,seed,steps,scale,sampler\ngood,1,1,1,ddim\n{row}\n"))
+    if says is None:  # a row of empty cells is an empty line
+        assert not prompts.bad
+        return
+    with pytest.raises(PromptError, match=f"1 of 2 row.*\n  line 3: .*{says}"):
+        accept(prompts)
+    assert [good.line for good in accept(prompts, skip_bad=True)] == [2]
+
+
+def test_all_bad_rows_are_reported_at_once_and_the_list_is_capped(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.csv", "prompt,seed\ngood,1\n" + "bad,x\n" * 30)
+    with pytest.raises(PromptError, match="30 of 31 row") as caught:
+        accept(read_prompts(path))
+    assert str(caught.value).count("line ") == 20 and "and 10 more" in str(caught.value)
+    assert "--skip-bad" in str(caught.value)
+
+
+def test_a_list_without_any_good_row_stops_even_with_skip_bad(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="No row is left"):
+        accept(read_prompts(write(tmp_path, "p.csv", "prompt,seed\nbad,x\n")), skip_bad=True)
+
+
+def test_an_unclosed_quote_is_a_bad_row_with_the_line_it_opens_on(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", 'prompt\nfine\n"never closed\nmore\n'))
+    assert [row.line for row in prompts.bad] == [3] and "quote" in prompts.bad[0].problem
+
+
+def test_jsonl_reports_broken_and_mistyped_lines(tmp_path: Path) -> None:
+    lines = [
+        '{"prompt": "a"}',
+        "{broken",
+        "[1]",
+        '{"prompt": 5}',
+        '{"prompt": "b", "seed": true}',
+        '{"prompt": "c", "id": 7}',
+    ]
+    prompts = read_prompts(write(tmp_path, "p.jsonl", "\n".join(lines)))
+    assert [row.line for row in prompts.bad] == [2, 3, 4, 5]
+    assert prompts.rows[1].id == "7"
+
+
+def test_an_image_may_stand_in_for_the_prompt(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", "prompt,image\n,sketch.png\n"))
+    assert prompts.rows[0].image == "sketch.png" and prompts.folder == str(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"prompt\n\xe9t\xe9\n", b"prompt\na\0b\n"])
+def test_what_is_not_text_is_refused_with_the_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p.csv").write_bytes(content)
+    with pytest.raises(PromptError, match="line 2"):
+        read_prompts(str(tmp_path / "p.csv"))
+
+
+def test_a_missing_file_and_an_empty_file_say_so(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="cannot be read"):
+        read_prompts(str(tmp_path / "absent.csv"))
+    with pytest.raises(PromptError, match="no column 'prompt'"):
+        read_prompts(write(tmp_path, "p.csv", ""))
+    with pytest.raises(PromptError, match="holds no prompts"):
+        read_prompts(write(tmp_path, "p.csv", "prompt\n"))
+    with pytest.raises(PromptError, match="not a readable Parquet"):
+        read_prompts(write(tmp_path, "p.parquet", "nonsense"))
+
+
+def test_sampler_names_are_the_models() -> None:
+    sampling = pytest.importorskip("rdm.sampling")
+    assert sampling.SAMPLERS == SAMPLERS
+
+
+# ---- keys and plan
+
+PICTURE = Picture(
+    prompt="a fox", negative="", image="", use="both", text_weight=1.0, seed=7, source=Source("wikiart", "v1", ("a = 1",)),
+    k=4, sampler="ddim", steps=50, scale=5.0, eta=0.0, width=64, height=64,
+)  # fmt: skip
+MAKER = Maker(model="m", encoder="e", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "a  fox"}, {"negative": "x"}, {"image": "00"}, {"use": "neighbours"}, {"text_weight": 2.0}, {"seed": 8},
+        {"source": Source("wikiart", "v2", ("a = 1",))}, {"source": Source("wikiart", "v1")}, {"source": None}, {"k": 5},
+        {"sampler": "plms"}, {"steps": 51}, {"scale": 5.5}, {"eta": 0.1}, {"width": 128}, {"height": 128},
+    ],
+)  # fmt: skip
+def test_whatever_changes_the_pixels_changes_the_key(change: dict[str, object]) -> None:
+    assert replace(PICTURE, **change).key(MAKER) != PICTURE.key(MAKER)  # type: ignore[arg-type]
+
+
+def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:
+    assert PICTURE.key(MAKER) == PICTURE.key(MAKER)
+    for part in ("model", "encoder", "precision"):
+        assert PICTURE.key(replace(MAKER, **{part: "other"})) != PICTURE.key(MAKER)
+
+
+def test_a_picture_survives_the_plan_file() -> None:
+    (shard,) = shards({"k": PICTURE}, [["k"]], 8)
+    (batch,) = json.loads(json.dumps(shard.spec))["batches"]
+    assert Picture.from_dict(batch[0]) == PICTURE
+
+
+def test_batches_hold_one_shape_and_shards_hold_whole_batches() -> None:
+    pictures = {f"{i}": replace(PICTURE, seed=i, width=64 if i % 3 else 128) for i in range(20)}
+    plan = batches(pictures, 4)
+    assert sorted(key for batch in plan for key in batch) == sorted(pictures)
+    assert all(len({pictures[key].shape() for key in batch}) == 1 and len(batch) <= 4 for batch in plan)
+    for per_shard in (1, 6, 100):
+        made = shards(pictures, plan, per_shard)
+        assert [[p["key"] for p in batch] for shard in made for batch in shard.spec["batches"]] == plan
+        assert sum(shard.rows for shard in made) == 20
+        assert [shard.id for shard in made] == list(range(len(made)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [
+        ("A castle, by the sea!", "a-castle-by-the-sea-7-"),
+        ("狐", "7-"),
+        ("../../etc/passwd", "etc-passwd-7-"),
+        ("x" * 99, "x" * 48),
+    ],
+)
+def test_file_names_are_readable_and_stay_in_the_folder(prompt: str, begins: str) -> None:
+    name = file_name(prompt, 7, "abc")
+    assert name.startswith(f"images/{begins}") and name.endswith("abc.png") and name.count("/") == 1
+
+
+def test_reading_gives_a_list_that_can_be_compared() -> None:
+    assert isinstance(read_prompts("x"), PromptList)
