@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_generate, cli_jobs
+from pipeline import cli_generate, cli_jobs, cli_train
 from pipeline.console import (
     Address,
     BackendOption,
@@ -282,7 +282,48 @@ def encoders(as_json: Json = False) -> None:
             print_table(("name", "what"), [(row["name"], row["what"]) for row in rows])
 
 
-cli_generate.register(app)
+@app.command()
+def versions(
+    name: Annotated[str, typer.Argument(help="A database.")], home: Home = None, as_json: Json = False
+) -> None:
+    """The published versions of a database, newest first; `--db NAME@VERSION` pins one."""
+    with command():
+        from pipeline.database import RetrievalDatabase
+        from pipeline.versions import list_versions
+
+        lines = list_versions(RetrievalDatabase(name, home))
+        if as_json:
+            print_json([asdict(line) for line in lines])
+        else:
+            rows = [
+                (line.version, "current" if line.current else "", line.rows, line.shards, line.index) for line in lines
+            ]
+            print_table(("version", "", "rows", "shards", "index"), rows, right=(2, 3))
+
+
+@app.command()
+def gc(
+    name: Annotated[str, typer.Argument(help="A database.")],
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the current one among them.")] = 3,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove old versions and the files that no other version needs."""
+    with command() as progress:
+        from pipeline.database import RetrievalDatabase
+        from pipeline.versions import collect
+
+        done = collect(RetrievalDatabase(name, home), keep, progress.say)
+        if as_json:
+            print_json(asdict(done))
+        else:
+            print(
+                f"removed {len(done.removed)} version(s), {done.files:,} files, {done.bytes / 1e6:,.1f} MB; kept {len(done.kept)}"
+            )
+
+
+for commands in (cli_generate, cli_jobs, cli_train):
+    commands.register(app)
 cli_jobs.register(app)
 
 
