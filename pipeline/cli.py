@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -328,6 +329,8 @@ cli_jobs.register(app)
 
 
 def main() -> None:
+    # Waiting OpenMP threads sleep instead of spinning: the decoding pool and other processes need the cores they would burn.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
