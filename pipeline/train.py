@@ -1,0 +1,227 @@
+"""`rdmpipe train`: one TOML file, three parts (encoder, autoencoder, rdm), one run folder.
+
+Reads: the run's TOML, the pictures it names. Writes, under the run folder,
+
+    <part>/config.json    what the part was trained with, and every earlier form of it where a resumed run changed it
+    <part>/state.pt       to go on from; <part>/curve.csv and curve.png
+    <part>/sheets/        sample sheets as it goes
+    encoder/model/        open_clip's own folder;  autoencoder/model/, rdm/model/: diffusers' folders
+    weights.json          sha256 of every weights file above
+
+Parts build on each other: rdm wants both others, autoencoder takes the encoder's features where it is there. Training on
+several workers is pipeline/raytrain.py's. Does not promise the same bits on another machine or thread count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.config import canonical_json, from_mapping, read_toml
+from pipeline.errors import ConfigError
+from pipeline.storage import Storage, sha256_file
+from pipeline.train_data import DataConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.progress import Progress
+    from pipeline.workers import Crew
+    from rdm.train import LoopConfig, Report
+
+Part = Literal["encoder", "autoencoder", "rdm"]
+PARTS: tuple[Part, ...] = ("encoder", "autoencoder", "rdm")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """rdm.train.LoopConfig, as a table of the TOML file; see there."""
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.2
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    save_seconds: float = 120.0
+    report_steps: int = 50
+
+    def loop(self) -> LoopConfig:
+        from rdm.train import LoopConfig
+
+        values = {name: getattr(self, name) for name in LoopConfig.__dataclass_fields__}
+        return LoopConfig(**values)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A contrastive encoder. `model` is an open_clip model config (embed_dim, vision_cfg, text_cfg).
+
+    both, style_only    share of the captions that name content and style, and the style alone; the rest name the content
+    tags                share of the content texts that are taken from the picture's tags in place of its caption
+    gap                 weight of the squared distance between the mean picture vector and the mean text vector
+    """
+
+    model: Mapping[str, Any]
+    train: Steps
+    both: float = 0.25
+    style_only: float = 0.1
+    tags: float = 0.15
+    gap: float = 1.0
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures).
+
+    patches     make the encoder's half the principal components of the patches (rdm/patches.py) and train the decoder
+                alone: latents are final from the first save on, so that the denoiser can train at the same time
+    noise       the latents' spread then, of an overall deviation of 1: what the decoder learns to bear
+    """
+
+    model: Mapping[str, Any]
+    train: Steps
+    patches: bool = False
+    noise: float = 0.15
+    crop: int = 0
+    kl: float = 1e-4
+    perceptual: float = 0.0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The denoiser: arguments of diffusers' UNet2DConditionModel, and how it is conditioned in training.
+
+    base            a published model's name or description, whose networks and numbers are taken in place of `model`
+    neighbours      most neighbours a picture is trained with; each batch draws how many from `counts`
+    counts          numbers of neighbours to draw from, with equal chance
+    p_own_style     share of the batches whose neighbours are sought in the picture's own style alone, as in a database that
+                    was swapped in; 0 seeks among all pictures, as the paper does
+    p_null          share of the pictures whose whole context is dropped, for guidance
+    p_text          share of the batches whose first token is the caption's vector; 0 trains on pictures alone, as the
+                    paper does
+    snr_limit       min-SNR weighting of the loss; 0 weighs all times alike
+    """
+
+    name: str
+    train: Steps
+    model: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
+    encoder: str = "mini"
+    neighbours: int = 20
+    counts: tuple[int, ...] = tuple(range(1, 21))
+    p_own_style: float = 0.0
+    p_null: float = 0.1
+    p_text: float = 0.0
+    snr_limit: float = 0.0
+    default_k: int = 8
+    default_guidance: float = 2.0
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.base):
+            raise ConfigError('[rdm] wants the denoiser\'s sizes: either a table [rdm.model] or base = "rdm-768"')
+        if not self.counts or not 1 <= min(self.counts) <= max(self.counts) <= self.neighbours:
+            raise ConfigError(f"[rdm] counts = {list(self.counts)}: they must lie in 1..{self.neighbours} (neighbours)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run: `run` is its folder. Paths are relative to the current directory."""
+
+    run: str
+    data: DataConfig
+    encoder: EncoderConfig | None = None
+    autoencoder: AutoencoderConfig | None = None
+    rdm: DenoiserConfig | None = None
+    threads: int = 0
+    device: str = "auto"
+
+    def folder(self) -> Path:
+        return Path(self.run)
+
+
+def read_train_config(path: Path) -> TrainConfig:
+    """The run that a TOML file describes. Raises ConfigError naming the key."""
+    return from_mapping(TrainConfig, read_toml(path), path.name)
+
+
+def train(
+    part: Part, config: TrainConfig, progress: Progress, *, resume: bool = False, crew: Crew | None = None
+) -> Path:
+    """Train one part; the folder of its finished model. `crew` is this worker's place among several.
+
+    Without one it is alone, or where torchrun's variables say.
+    """
+    from pipeline.workers import Crew
+
+    table = getattr(config, part)
+    if table is None:
+        raise ConfigError(f"no [{part}] in the run's TOML: add the table, or train another part")
+    crew = crew or Crew.of_environment(config.device, config.threads)
+    folder = config.folder() / part
+    if not resume and (folder / "state.pt").exists():
+        raise ConfigError(f"{folder} holds a run already: go on with --resume, or name another folder in `run`")
+    crew.prepare()
+    if crew.first:
+        _record_config(folder, config, part)
+    if part == "encoder":
+        from pipeline.train_encoder import train_encoder as work
+    elif part == "autoencoder":
+        from pipeline.train_autoencoder import train_autoencoder as work  # type: ignore[assignment]
+    else:
+        from pipeline.train_rdm import train_rdm as work  # type: ignore[assignment]
+    model = work(config, folder, progress, crew, resume)
+    if crew.first:
+        record_weights(config.folder())
+    return model
+
+
+def _record_config(folder: Path, config: TrainConfig, part: Part) -> None:
+    """config.json: the newest form last, so that a run whose recipe changed on the way says so."""
+    now = json.loads(canonical_json({"data": config.data, part: getattr(config, part)}))
+    storage = Storage(str(folder))
+    text = storage.read_text("config.json")
+    forms = json.loads(text) if text else []
+    state = folder / "curve.csv"
+    if not forms or forms[-1]["recipe"] != now:
+        from rdm.train import read_curve
+
+        rows = read_curve(state)
+        forms.append({"from_step": int(rows[-1]["step"]) if rows else 0, "recipe": now})
+    storage.write_text("config.json", json.dumps(forms, indent=1))
+
+
+def record_weights(run: Path) -> dict[str, str]:
+    """weights.json: sha256 of every weights file of the run's finished models."""
+    hashes = {str(path.relative_to(run)): sha256_file(path) for path in sorted(run.glob("*/model/**/*.safetensors"))}
+    Storage(str(run)).write_text("weights.json", json.dumps(hashes, indent=1) + "\n")
+    return hashes
+
+
+def say_report(progress: Progress, part: str, rows: int) -> Any:
+    """A callback that prints a report as one line."""
+
+    def say(report: Report) -> None:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in report.values.items())
+        progress.say(
+            f"{part}: step {report.step}/{report.steps}, {values}, {rows * report.count / report.seconds:.0f} pictures/s",
+            part=part, step=report.step, **report.values,
+        )  # fmt: skip
+
+    return say
+
+
+def load_average(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `network` with the averaged weights, in eval mode."""
+    import copy
+
+    twin = copy.deepcopy(network)
+    twin.load_state_dict(dict(weights))
+    return twin.eval().requires_grad_(False)

@@ -1,0 +1,286 @@
+"""Training: every part learns, a killed run resumes to the same curve, workers agree with one, the full-size recipe fits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.progress import Progress
+from pipeline.train import TrainConfig, read_train_config, train
+from rdm.train import read_average, read_curve
+
+JOBS = Path(__file__).resolve().parent.parent / "jobs"
+SMALL = """
+run = "{run}"
+threads = 1
+device = "cpu"
+
+[data]
+atelier = 16
+size = 64
+
+[encoder]
+[encoder.model]
+embed_dim = 32
+vision_cfg = {{ image_size = 64, patch_size = 16, width = 32, layers = 1, head_width = 16 }}
+text_cfg = {{ context_length = 24, vocab_size = 49408, width = 32, heads = 2, layers = 1 }}
+[encoder.train]
+steps = {steps}
+batch = 16
+learning_rate = 2e-3
+warmup = 2
+decay = 0.0
+report_steps = 1
+save_seconds = {save}
+
+[autoencoder]
+crop = 32
+[autoencoder.model]
+block_out_channels = [8, 16, 16]
+down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"]
+up_block_types = ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
+layers_per_block = 1
+latent_channels = 4
+norm_num_groups = 4
+mid_block_add_attention = false
+[autoencoder.train]
+steps = {steps}
+batch = 8
+learning_rate = 2e-3
+warmup = 2
+decay = 0.0
+report_steps = 1
+save_seconds = {save}
+
+[rdm]
+name = "tiny"
+neighbours = 4
+counts = [1, 2, 4]
+p_text = 0.5
+default_k = 2
+[rdm.model]
+sample_size = 16
+in_channels = 4
+out_channels = 4
+block_out_channels = [16, 32]
+down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
+layers_per_block = 1
+cross_attention_dim = 32
+attention_head_dim = [1, 2]
+norm_num_groups = 8
+[rdm.train]
+steps = {steps}
+batch = 16
+learning_rate = 2e-3
+warmup = 2
+decay = 0.0
+report_steps = 1
+save_seconds = {save}
+"""
+
+
+def write_run(folder: Path, name: str, steps: int = 30, save: float = 100.0) -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(SMALL.format(run=folder / name, steps=steps, save=save))
+    return path
+
+
+def losses(run: Path, part: str) -> list[float]:
+    return [row["loss"] for row in read_curve(run / part / "curve.csv")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of all three parts, some tens of steps each."""
+    config = read_train_config(write_run(tmp_path_factory.mktemp("train"), "run"))
+    with Progress() as progress:
+        for part in ("encoder", "autoencoder", "rdm"):
+            train(part, config, progress)  # type: ignore[arg-type]
+    return config
+
+
+@pytest.mark.parametrize("part", ["encoder", "autoencoder", "rdm"])
+def test_a_few_steps_lower_the_loss(trained: TrainConfig, part: str) -> None:
+    found = losses(trained.folder(), part)
+    assert len(found) == 30
+    assert sum(found[-5:]) < 0.95 * sum(found[:5])
+
+
+def test_a_run_leaves_models_curves_sheets_and_hashes_that_plain_libraries_read(trained: TrainConfig) -> None:
+    import json
+
+    from pipeline.encoder_specs import import_open_clip
+    from pipeline.storage import sha256_file
+    from rdm import RDM
+
+    run = trained.folder()
+    for part, sheets in (("encoder", 0), ("autoencoder", 1), ("rdm", 1)):
+        assert (run / part / "curve.png").stat().st_size > 0
+        assert len(list((run / part / "sheets").glob("*.png"))) == sheets if sheets else True
+        assert json.loads((run / part / "config.json").read_text())[0]["from_step"] == 0
+    hashes = json.loads((run / "weights.json").read_text())
+    assert len(hashes) == 4
+    assert all(sha256_file(run / path) == digest for path, digest in hashes.items())
+    model = RDM.from_pretrained(run / "rdm" / "model")
+    assert model.decode(model.sample(torch.randn(1, 2, 32), steps=2)).shape == (1, 3, 64, 64)
+    open_clip = import_open_clip()
+    network, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run / 'encoder' / 'model'}")
+    from PIL import Image
+
+    vector = network.encode_image(preprocess(Image.new("RGB", (64, 64), "red"))[None])
+    assert vector.shape == (1, 32)
+
+
+def test_a_trained_part_is_not_trained_over_without_resume(trained: TrainConfig) -> None:
+    with Progress() as progress, pytest.raises(ConfigError, match="--resume"):
+        train("encoder", trained, progress)
+
+
+def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
+    whole, killed = (write_run(tmp_path, name, steps=14, save=0.0) for name in ("whole", "killed"))
+    command = [sys.executable, "-c", "from pipeline.cli_train import train_app; train_app()", "autoencoder"]
+    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> None:
+        subprocess.run([*command, *arguments], check=True, env=environment, capture_output=True, timeout=240)
+
+    run(str(whole))
+    process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    curve = tmp_path / "killed" / "autoencoder" / "curve.csv"
+    until = time.monotonic() + 200
+    while len(read_curve(curve)) < 5 and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 5 <= len(read_curve(curve)) < 14
+    run(str(killed), "--resume")
+    assert losses(tmp_path / "killed", "autoencoder") == losses(tmp_path / "whole", "autoencoder")
+    (_, one), (_, other) = (read_average(tmp_path / name / "autoencoder") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.ray
+def test_two_ray_workers_take_the_steps_of_one_with_the_whole_batch(tmp_path: Path) -> None:
+    import ray
+
+    from pipeline.raytrain import train_on_ray
+
+    one, two = (read_train_config(write_run(tmp_path, name, steps=3)) for name in ("one", "two"))
+    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(JOBS.parent)}})
+    try:
+        with Progress() as progress:
+            for part in ("encoder", "autoencoder"):
+                train(part, one, progress)  # type: ignore[arg-type]
+                train_on_ray(part, two, progress, workers=2)  # type: ignore[arg-type]
+    finally:
+        ray.shutdown()
+    for part in ("encoder", "autoencoder"):
+        assert losses(two.folder(), part)[0] == pytest.approx(losses(one.folder(), part)[0], rel=0.2)
+        (steps, mine), (_, theirs) = (read_average(config.folder() / part) for config in (one, two))
+        assert steps == 3
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
+    from pipeline.train_rdm import build_rdm
+    from rdm.objectives import denoising_loss
+
+    config = read_train_config(JOBS / "train-rdm-768.toml")
+    assert config.rdm is not None
+    model = build_rdm(config, scale=0.22765929, device="meta")
+    assert sum(value.numel() for value in model.unet.parameters()) == 1_335_480_400
+    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=config.rdm.train.learning_rate, foreach=True)
+    with torch.device("meta"):
+        latents, noise = torch.empty(4, 16, 48, 48), torch.empty(4, 16, 48, 48)
+        context, times = torch.empty(4, config.rdm.neighbours, 768), torch.empty(4, dtype=torch.long)
+        loss, _ = denoising_loss(model.unet.train(), latents, context, noise, times, model.schedule)
+    loss.backward()
+    optimizer.step()
+    assert loss.shape == ()
+    assert all(value.grad is not None for value in model.unet.parameters())
+
+
+def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest() -> None:
+    from pipeline.train_rdm import nearest_others
+
+    vectors = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = nearest_others(vectors, 5)
+    distances = torch.cdist(vectors.double(), vectors.double())
+    distances.fill_diagonal_(float("inf"))
+    assert torch.equal(found, distances.topk(5, largest=False).indices)
+
+
+def test_a_caption_is_true_of_every_picture_that_it_names() -> None:
+    from pipeline.train_encoder import BOTH, CONTENT, STYLE, positives
+
+    contents, styles = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+    found = positives(contents, styles, torch.tensor([CONTENT, BOTH, STYLE]))
+    assert found.tolist() == [[True, True, False], [False, True, False], [True, False, True]]
+
+
+def test_the_loss_is_clips_where_each_caption_is_true_of_one_picture() -> None:
+    from pipeline.train_encoder import contrastive_loss
+
+    draw = torch.Generator().manual_seed(1)
+    images, texts = (F.normalize(torch.randn(8, 16, generator=draw), dim=1) for _ in range(2))
+    logits, rows = 20 * texts @ images.T, torch.arange(8)
+    clip = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+    found = contrastive_loss(images, texts, torch.tensor(20.0), torch.eye(8).bool())
+    torch.testing.assert_close(found, clip)
+
+
+def test_every_word_of_a_held_out_caption_is_read_elsewhere(shared: Path) -> None:
+    from pipeline.train_data import DataConfig, held_out_contents, read_pictures, training_rows, words
+
+    config = DataConfig(parquet=(str(shared / "data/styles/twemoji.parquet"), str(shared / "data/styles/unifont.parquet")),
+                        held_out_styles=("unifont",), size=16)  # fmt: skip
+    pictures = read_pictures(config)
+    held = held_out_contents(pictures, 0.1)
+    rows = training_rows(pictures, config)
+    assert len(held) == pytest.approx(0.1 * len(set(pictures.contents)), abs=1)
+    assert not {pictures.contents[i] for i in rows} & held
+    assert {pictures.styles[i] for i in rows} == {"twemoji"}
+    known = {word for i, content in enumerate(pictures.contents) if content not in held
+             for word in words(pictures.captions[i]) + words(pictures.tags[i])}  # fmt: skip
+    missing = {word for i, content in enumerate(pictures.contents) if content in held
+               for word in words(pictures.captions[i])} - known  # fmt: skip
+    assert not missing
+
+
+def test_dropped_rows_are_the_null_context_and_as_many_as_asked() -> None:
+    from pipeline.train import DenoiserConfig, Steps
+    from pipeline.train_rdm import Cache, draw_context
+
+    count = 4000
+    cache = Cache(torch.zeros(count, 4, 2, 2), torch.ones(count, 8), torch.ones(count, 3, 8),
+                  *torch.zeros(2, count, 4, dtype=torch.long), 1.0)  # fmt: skip
+    part = DenoiserConfig("x", Steps(1, 1), model={"a": 1}, neighbours=4, counts=(3,), p_null=0.1)
+    context = draw_context(cache, part, torch.arange(count), torch.Generator().manual_seed(0))
+    gone = (context == 0).all(dim=2).all(dim=1)
+    assert context.shape == (count, 3, 8)
+    assert 0.08 < float(gone.float().mean()) < 0.12
+    assert bool((context[~gone] == 1).all())
+
+
+def test_a_misspelt_key_of_a_run_is_named() -> None:
+    from pipeline.config import from_mapping
+
+    table: dict[str, Any] = {
+        "run": "x",
+        "data": {},
+        "rdm": {"name": "x", "train": {"steps": 1, "batch": 1, "lerning": 1}},
+    }
+    with pytest.raises(ConfigError, match="lerning"):
+        from_mapping(TrainConfig, table, "run.toml")
