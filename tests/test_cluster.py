@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, JobError
 from pipeline.executor import Backend
 from pipeline.jobfile import LoadedJob, load_job
 from pipeline.storage import Storage
+from tests import builds
 from tests.cluster import Cluster, cluster
 from tests.clusterwork import STAGES, work
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
@@ -269,6 +270,32 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
         proxy.close()
     while len(nodes.nodes) < 3:
         nodes.add()
+
+
+@pytest.mark.cluster
+def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
+    nodes: Cluster, client: JobsClient, tmp_path: Path
+) -> None:
+    """`rdmpipe build-index`, submitted as it is for people: plan, download, embed and index."""
+    manifest = builds.manifest_of(tmp_path / "mine.toml", builds.folder_of(tmp_path / "pictures", 60), shard_rows=5)
+    expected = builds.quiet_build(manifest, home=str(tmp_path / "undisturbed"))
+    path = tmp_path / "build.toml"
+    path.write_text(
+        f'command = "build-index"\narguments = ["{manifest}", "--workers", "2"]\nretries = 0\n'
+        f'[environment]\nhome = "{tmp_path}/home"\n'
+    )
+    found = client.submit(load_job(str(path)), "s1")
+    receipts = Storage(f"{tmp_path}/home/databases/mine")
+    until(tmp_path, lambda: len(receipts.list("images", ".json")) >= 3)
+    nodes.kill(nodes.nodes[1])
+    nodes.add()
+    ended = finished(client, found, 400)
+    assert ended.status == "SUCCEEDED", client.logs(found.id)[-8000:]
+    summary = json.loads(Storage(str(tmp_path / "home")).read_text("jobs/build/runs/s1.json") or "")
+    assert summary["result"]["version"] == expected.version
+    assert builds.contents(tmp_path / "home") == builds.contents(tmp_path / "undisturbed")
+    page = Storage(str(tmp_path / "home")).read_text("jobs/build/runs/s1.html") or ""
+    assert "embed" in page and expected.version in page
 
 
 def _mishap(
