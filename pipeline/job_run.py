@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import BusyError, ConfigError
+from pipeline.errors import BusyError, ConfigError, RdmpipeError
 from pipeline.job_environment import command_arguments, command_environment, scrub, secrets, webhook_address
 from pipeline.jobfile import SLOT, LoadedJob, parse_duration
 from pipeline.lease import lease
@@ -118,7 +118,7 @@ def run_job(
     try:
         with lease(storage, f"job {job.name}, slot {slot}, run {run}", wait_s, notify=notify, believe=False):
             made = _run_under_lease(loaded, begun, storage, env, entry, deadline, notify)
-            made = _reported(made, loaded, storage, hook, secrets(job, env))
+            made = _reported(made, loaded, storage, hook, secrets(job, env), notify)
     except BusyError as error:
         notify(f"job {job.name}: not run: {error}")
         return replace(begun, status="busy", exit_code=BusyError.exit_code, ended=_utc())
@@ -179,7 +179,12 @@ def _run_under_lease(
 
 
 def _reported(
-    made: JobSummary, loaded: LoadedJob, storage: Storage, hook: str, hidden: Mapping[str, str]
+    made: JobSummary,
+    loaded: LoadedJob,
+    storage: Storage,
+    hook: str,
+    hidden: Mapping[str, str],
+    notify: Callable[[str], None],
 ) -> JobSummary:
     """Write the summary where the job wants it. A report that cannot be delivered does not change how the run went."""
     from pipeline.run_report import run_report
@@ -188,12 +193,15 @@ def _reported(
         said = post_json(hook, {**asdict(made), "text": made.text()})
         made = replace(made, webhook=scrub(said, hidden))
     text = json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n"
-    storage.write_text(f"runs/{made.slot}.json", text)
-    storage.write_text(f"runs/{made.slot}.html", run_report(asdict(made), *_left_in_home(made)))
-    if loaded.job.report.summary:
-        path = loaded.folder / Path(loaded.job.report.summary).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    try:
+        storage.write_text(f"runs/{made.slot}.json", text)
+        storage.write_text(f"runs/{made.slot}.html", run_report(asdict(made), *_left_in_home(made)))
+        if loaded.job.report.summary:
+            path = loaded.folder / Path(loaded.job.report.summary).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except (OSError, RdmpipeError) as error:
+        notify(f"job {made.job}: the summary could not be written: {scrub(str(error), hidden)}")
     return made
 
 

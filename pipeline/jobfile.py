@@ -138,12 +138,12 @@ class LoadedJob:
 
 
 def shipped() -> dict[str, Path]:
-    """Job files that come with the package, by name."""
+    """Job files that come with the package, by name. (A TOML file there without a command is another record.)"""
     try:
         folder = Path(str(resources.files("pipeline.jobs")))
     except ModuleNotFoundError:  # a checkout that is not installed
         folder = Path(__file__).resolve().parent.parent / "jobs"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.toml")) if "command" in read_toml(path)}
 
 
 def load_job(where: str) -> LoadedJob:

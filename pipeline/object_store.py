@@ -9,6 +9,7 @@ Missing keys, refused access and a missing bucket are ConfigErrors: no other sha
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
+CONFLICTS = 50  # times a swap is tried while the store reports conflicts
 ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs tries again what breaks off in the middle of a body
 
 
@@ -82,8 +84,9 @@ def swap_object(fs: Any, path: str, expected: str | None, new: str) -> bool:
     if not hasattr(fs, "call_s3"):
         raise ConfigError(f"{path}: publishing needs an object store with conditional writes; use s3:// or a disk")
     bucket, key, _ = fs.split_path(path)
+    _check_conditional_writes(fs, bucket, key.rpartition("/")[0])
     token = uuid.uuid4().hex
-    while True:
+    for _ in range(CONFLICTS):
         found, etag, _ = _read(fs, bucket, key)
         if found != expected:
             return False
@@ -99,6 +102,27 @@ def swap_object(fs: Any, path: str, expected: str | None, new: str) -> bool:
             if _read(fs, bucket, key)[2] == token:
                 return True
             # Not ours: the loop looks whether the object still reads `expected` (a conflict S3 wants tried again) or not.
+    raise OSError(f"{path}: the store refuses to replace it although nobody changes it")
+
+
+@functools.lru_cache(maxsize=256)
+def _check_conditional_writes(fs: Any, bucket: str, folder: str) -> None:
+    """Once a process and folder: a PUT of what must not exist has to be refused where it does. Raises ConfigError.
+
+    A store that takes every PUT would let two writers publish over each other without a word.
+    """
+    key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
+    for _ in range(2):  # the first may make the object
+        try:
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*")
+        except OSError as error:
+            if _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                return
+            raise
+    raise ConfigError(
+        f"s3://{bucket}/{folder}: this store does not decide conditional PUTs (If-None-Match), on which safe publishing rests. "
+        "Use one that does (Amazon S3, a current MinIO, ...), or a home on a disk that all nodes share."
+    )
 
 
 def _code(error: BaseException) -> str:

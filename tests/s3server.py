@@ -67,6 +67,7 @@ class Proxy:
         self.faults: dict[str, deque[str]] = {}
         self.seen: Counter[str] = Counter()  # requests by method, and faults by name
         self.down = False  # True: every connection is cut
+        self.unconditional = False  # True: conditions of a PUT are ignored, as some stores do
         self.lock = threading.Lock()
         self.conditional = threading.Lock()
         self.server = ThreadingHTTPServer((host, 0), self._handler())
@@ -113,7 +114,9 @@ class Proxy:
                     connection = http.client.HTTPConnection(proxy.target, timeout=60)
                     connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
-                        if name.lower() not in ("transfer-encoding", "content-length", "connection", "expect"):
+                        ignored = proxy.unconditional and name.lower() in ("if-match", "if-none-match")
+                        hop = name.lower() in ("transfer-encoding", "content-length", "connection", "expect")
+                        if not hop and not ignored:
                             connection.putheader(name, value)
                     connection.putheader("Content-Length", str(len(body)))
                     connection.endheaders(body)

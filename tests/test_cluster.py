@@ -52,6 +52,14 @@ def client(nodes: Cluster) -> JobsClient:
     return JobsClient(nodes.dashboard)
 
 
+@pytest.fixture
+def three(nodes: Cluster) -> Cluster:
+    """The cluster with all its nodes, whatever the last test did to them."""
+    while len(nodes.nodes) < 3:
+        nodes.add()
+    return nodes
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the same work done in this process, with nothing in its way."""
@@ -112,6 +120,7 @@ def same(tmp_path: Path, undisturbed: dict[str, bytes], client: JobsClient, foun
     assert contents(home or str(tmp_path / "home")) == undisturbed
 
 
+@pytest.mark.usefixtures("three")
 def test_two_submissions_at_once_are_one_run_that_both_follow_and_prometheus_sees(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -153,18 +162,7 @@ def test_two_submissions_at_once_are_one_run_that_both_follow_and_prometheus_see
     assert (summary["status"], summary["result"]["ran"]) == ("succeeded", dict.fromkeys(STAGES, SHARDS))
 
 
-def test_a_node_killed_in_mid_run_changes_nothing(
-    nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
-    """Two nodes with room for exactly the stages' workers; one is lost with half of them."""
-    found = client.submit(job(tmp_path, "node"), "s1", ENTRY)
-    when = random.Random(SEED).randrange(3, SHARDS)
-    until(tmp_path, lambda: runs(tmp_path) >= when)
-    nodes.kill(nodes.nodes[1])
-    same(tmp_path, undisturbed, client, finished(client, found))
-    nodes.add()
-
-
+@pytest.mark.usefixtures("three")
 def test_a_killed_driver_is_a_failure_and_the_next_attempt_goes_on(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -182,6 +180,7 @@ def test_a_killed_driver_is_a_failure_and_the_next_attempt_goes_on(
 
 
 @pytest.mark.cluster  # the executor's own tests hang a worker on one machine
+@pytest.mark.usefixtures("three")
 def test_a_worker_that_hangs_is_replaced(client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     order(tmp_path, "second", 3, "hang")
     found = client.submit(job(tmp_path, "hang", pause=0.0, timeout_s=4.0), "s1", ENTRY)
@@ -228,11 +227,24 @@ def test_nodes_that_do_not_share_the_home_are_found_out_at_the_start(
         nodes.kill(stranger)
 
 
+@pytest.mark.usefixtures("three")
+def test_a_node_killed_in_mid_run_changes_nothing(
+    nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """Two nodes with room for exactly the stages' workers; one is lost with half of them."""
+    found = client.submit(job(tmp_path, "node"), "s1", ENTRY)
+    when = random.Random(SEED).randrange(3, SHARDS)
+    until(tmp_path, lambda: runs(tmp_path) >= when)
+    nodes.kill(nodes.nodes[1])
+    same(tmp_path, undisturbed, client, finished(client, found))
+
+
 MISHAPS = ("node", "driver", "hang", "cable", "twice")
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RDMPIPE_TEST_MISHAPS", "12"))))
+@pytest.mark.usefixtures("three")
 def test_any_two_mishaps_at_any_moment_change_nothing(
     seed: int,
     nodes: Cluster,
@@ -268,11 +280,10 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
             found, attempts = client.submit(loaded, "s1", ENTRY), attempts + 1
         same(tmp_path, undisturbed, client, ended, home)
         proxy.close()
-    while len(nodes.nodes) < 3:
-        nodes.add()
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("three")
 def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
     nodes: Cluster, client: JobsClient, tmp_path: Path
 ) -> None:

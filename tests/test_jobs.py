@@ -174,6 +174,14 @@ def test_a_summary_is_written_to_a_file_where_the_job_wants_one(tmp_path: Path) 
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "succeeded"
 
 
+def test_a_summary_that_cannot_be_written_does_not_change_how_the_run_went(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    said: list[str] = []
+    made = go(job(tmp_path, "say", report={"summary": "taken/summary.json"}), notify=said.append)
+    assert (made.status, made.exit_code) == ("succeeded", 0)
+    assert any("summary could not be written" in line for line in said)
+
+
 def test_a_failed_command_is_tried_again_and_the_summary_lists_the_attempts(tmp_path: Path) -> None:
     made = go(job(tmp_path, "fail", "2", retries=3))
     assert (made.status, made.exit_code) == ("succeeded", 0)

@@ -189,11 +189,19 @@ def test_a_swap_from_the_wrong_value_changes_nothing(root: str) -> None:
     assert storage.read_text("current") == "one"
 
 
+def test_a_store_that_ignores_conditions_is_refused(root: str, proxy: Proxy) -> None:
+    proxy.unconditional = True
+    with pytest.raises(ConfigError, match="does not decide conditional PUTs"):
+        Storage(root).swap("current", None, "one")
+    assert Storage(root).read_text("current") is None
+
+
 @pytest.mark.parametrize("expected", [None, "before"])
 def test_a_swap_whose_answer_is_lost_still_knows_that_it_won(root: str, proxy: Proxy, expected: str | None) -> None:
     storage = Storage(root)
     if expected is not None:
         storage.write_text("current", expected)
+    storage.swap("warm", None, "")  # the check of the store itself is over
     proxy.order("PUT", "lost", "503", "lost")
     assert storage.swap("current", expected, "after")
     assert proxy.seen["lost"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -149,6 +150,20 @@ def test_a_holder_elsewhere_that_stops_renewing_is_replaced_after_its_term(tmp_p
         pass
     with lease(storage, "patient", wait_s=10, term_s=1.0):
         pass
+
+
+def test_a_holder_elsewhere_can_be_asked_to_prove_that_it_lives(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    holder = {"holder": "x", "host": "elsewhere", "pid": 1, "purpose": "p", "term": 1.0, "beat": 4}
+    storage.write_text("lease", json.dumps(holder))
+    with lease(storage, "takes over from the dead", term_s=1.0, believe=False):
+        pass
+    storage.write_text("lease", json.dumps(holder))
+    beats = threading.Timer(0.3, storage.write_text, ("lease", json.dumps({**holder, "beat": 5})))
+    beats.start()
+    with pytest.raises(BusyError, match="elsewhere"), lease(storage, "yields", term_s=60.0, believe=False):
+        pass
+    beats.join()
 
 
 def test_a_holder_renews_its_lease_while_it_works(tmp_path: Path) -> None:
