@@ -188,6 +188,7 @@ def test_a_worker_that_hangs_is_replaced(client: JobsClient, tmp_path: Path, und
     assert lines(tmp_path, "run second 3") == ["run second 3"] * 2
 
 
+@pytest.mark.cluster  # tests/test_s3.py runs stages over a failing store on one machine
 def test_a_store_that_breaks_off_in_mid_run_changes_nothing(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
