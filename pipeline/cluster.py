@@ -55,8 +55,10 @@ class JobsClient:
 
     def __init__(self, address: str = "", any_version: bool = False) -> None:
         self.address = _address(address)
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
+        self.errors = (RuntimeError, ConnectionError, ValueError, OSError, RayError)
         self.client: Any = self._call(JobSubmissionClient, self.address)
         if not any_version:
             self._compare_versions()
@@ -64,7 +66,7 @@ class JobsClient:
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
             return function(*args, **options)
-        except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+        except self.errors as error:
             raise _explained(self.address, error) from error
 
     def _compare_versions(self) -> None:
@@ -87,7 +89,7 @@ class JobsClient:
     def get(self, name: str) -> Submission:
         try:
             return _submission(self.client.get_job_info(name))
-        except RuntimeError as error:
+        except self.errors as error:
             if "404" not in str(error):
                 raise _explained(self.address, error) from error
             known = [job.id for job in self.submissions()]
@@ -115,7 +117,7 @@ class JobsClient:
                     runtime_env=runtime_env(loaded),
                     metadata={"job": job.name, "slot": slot, "attempt": str(last + 1)},
                 )
-            except (RuntimeError, ValueError, OSError) as error:
+            except self.errors as error:
                 if "already exists" in str(error):
                     continue  # somebody else was quicker: look again, and follow
                 raise _explained(self.address, error) from error
@@ -161,7 +163,7 @@ class JobsClient:
             before = seen
             try:
                 asyncio.run(tail())
-            except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            except (*self.errors, aiohttp.ClientError) as error:
                 failures = 1 if seen > before else failures + 1
                 if failures > 20:
                     raise _explained(self.address, error) from error
@@ -244,7 +246,7 @@ def _address(given: str) -> str:
 
 def _explained(address: str, error: BaseException) -> JobError:
     text = str(error)
-    if any(word in text for word in ("401", "403", "nauthorized", "uthentication token", "oken authentication")):
+    if any(word in text for word in ("401", "403", "nauthorized", "uthentication")):
         mode, path = os.environ.get("RAY_AUTH_MODE", "unset"), os.environ.get("RAY_AUTH_TOKEN_PATH", "unset")
         return JobError(
             f"{address}: the cluster wants a token, and refused ours (RAY_AUTH_MODE is {mode}, RAY_AUTH_TOKEN_PATH is {path}). "

@@ -152,11 +152,13 @@ def _rayjob(loaded: LoadedJob, entrypoint: str) -> Object:
     }
     if low != high:
         cluster["autoscalerOptions"] = {"idleTimeoutSeconds": 120, "upscalingMode": "Default"}
+    wanted = {kind: list(getattr(job.environment, kind)) for kind in ("pip", "uv") if getattr(job.environment, kind)}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": metadata(job, job.name),
         "spec": {
+            **({"runtimeEnvYAML": json.dumps(wanted) + "\n"} if wanted else {}),  # JSON is YAML
             "entrypoint": entrypoint,
             "submissionMode": "K8sJobMode",
             "shutdownAfterJobFinishes": True,

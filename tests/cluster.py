@@ -7,7 +7,6 @@ its environment; only marked processes are ever ended. Nothing outside a private
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -85,6 +84,7 @@ class Cluster:
     env: dict[str, str]
     nodes: list[Node] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
+    started: int = 0
 
     @property
     def dashboard(self) -> str:
@@ -98,33 +98,21 @@ class Cluster:
     def client_env(self) -> dict[str, str]:
         return {name: self.env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
 
-    def add(self, cpus: int = 1, resources: dict[str, float] | None = None, env: dict[str, str] | None = None) -> Node:
-        """Start one more node; the first is the head, and runs drivers but no workers unless it is given CPUs."""
-        number = len(self.nodes)
+    def add(self, cpus: int = 1, hide: Path | None = None) -> Node:
+        """Start one more node; the first is the head. hide: this node sees an empty directory there (namespaces only)."""
+        number, self.started = self.started, self.started + 1
         node = Node(f"n{number}", self._address(number), uuid.uuid4().hex)
+        self.nodes.append(node)
         prefix: list[str] = []
         if self.isolated:
             node.namespace = f"{self._tag}n{number}"
             self._wire(node, number)
             prefix = ["ip", "netns", "exec", node.namespace]
+            if hide is not None:  # `ip netns exec` gives it mounts of its own, too
+                prefix += ["sh", "-c", 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"', "sh", str(hide)]
         ray = str(Path(sys.executable).with_name("ray"))
-        options = [
-            "--num-cpus",
-            str(cpus),
-            "--num-gpus",
-            "0",
-            "--object-store-memory",
-            str(80 << 20),
-            "--disable-usage-stats",
-        ]
-        options += [
-            "--memory",
-            str(1 << 30),
-            "--node-ip-address",
-            node.address,
-            "--resources",
-            json.dumps(resources or {}),
-        ]
+        options = f"--num-cpus {cpus} --num-gpus 0 --memory {1 << 30} --object-store-memory {80 << 20}".split()
+        options += ["--disable-usage-stats", "--node-ip-address", node.address]
         for name in ("node-manager-port", "object-manager-port", "metrics-export-port", "dashboard-agent-listen-port"):
             port = self._port(name)
             options += [f"--{name}", str(port)]
@@ -137,10 +125,9 @@ class Cluster:
             options += ["--ray-client-server-port", str(self._port("client", 10001))]
         else:
             options += ["--address", self.gcs]
-        self.nodes.append(node)
         done = subprocess.run(
             [*prefix, ray, "start", *options],
-            env={**self.env, **(env or {}), MARKER: node.marker},
+            env={**self.env, MARKER: node.marker},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -149,9 +136,16 @@ class Cluster:
         assert done.returncode == 0, f"ray start of node {number} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return node
 
+    def kill(self, node: Node) -> None:
+        """End a node for good."""
+        node.kill()
+        self.nodes.remove(node)
+        if node.namespace:
+            self._ip("netns", "del", node.namespace)
+
     def cable(self, node: Node, plugged: bool) -> None:
         """Take a node off the network, or back on it. Only where nodes have namespaces."""
-        self._ip("link", "set", f"{self._tag}v{self.nodes.index(node)}", "up" if plugged else "down")
+        self._ip("link", "set", f"{self._tag}v{node.name[1:]}", "up" if plugged else "down")
 
     def close(self) -> None:
         for node in reversed(self.nodes):

@@ -42,6 +42,7 @@ home = "s3://bucket/prefix"
 working_dir = "lists"
 variables = { AWS_ENDPOINT_URL = "http://minio:9000", ODD = "a: b # 'c' %d" }
 secrets = ["AWS_SECRET_ACCESS_KEY"]
+pip = ["pillow>=10", "tqdm"]
 [schedule]
 cron = "5 4 1 * mon"
 timezone = "America/New_York"
@@ -162,6 +163,7 @@ def test_a_ray_job_asks_for_what_the_job_file_says(custom: str) -> None:
     assert head["serviceAccountName"] == worker["serviceAccountName"] == "store-reader"
     assert body["metadata"]["namespace"] == "art"
     assert body["metadata"]["generateName"] == "my-job-"
+    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"pip": ["pillow>=10", "tqdm"]}
 
 
 def test_the_number_of_workers_is_left_to_the_autoscaler_between_the_jobs_bounds() -> None:
