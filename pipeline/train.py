@@ -47,6 +47,7 @@ class Steps:
     decay: float = 0.2
     weight_decay: float = 0.01
     clip: float = 1.0
+    local_steps: int = 1
     ema: float = 0.999
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -174,9 +175,9 @@ def train(
     if part == "encoder":
         from pipeline.train_encoder import train_encoder as work
     elif part == "autoencoder":
-        from pipeline.train_autoencoder import train_autoencoder as work  # type: ignore[assignment]
+        from pipeline.train_autoencoder import train_autoencoder as work
     else:
-        from pipeline.train_rdm import train_rdm as work  # type: ignore[assignment]
+        from pipeline.train_rdm import train_rdm as work
     model = work(config, folder, progress, crew, resume)
     if crew.first:
         record_weights(config.folder())

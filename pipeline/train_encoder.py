@@ -191,8 +191,8 @@ def train_encoder(config: TrainConfig, folder: Path, progress: Progress, crew: C
     names = Names.of(pictures)
     progress.say(f"encoder: {len(pictures)} pictures to train on, {len(everything) - len(pictures)} held out")
     network, tokenizer = build_encoder(part.model, part.train.seed)
-    network.to(device, memory_format=torch.channels_last)
     net: Any = network
+    net.to(device, memory_format=torch.channels_last)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         chosen = draw_rows(names, part.train.batch, generator)
@@ -299,7 +299,7 @@ def early_features(config: TrainConfig, device: torch.device) -> Any:
     import torch
 
     network, _ = load_encoder(config.folder() / "encoder" / "model")
-    tower: Any = network.to(device).visual  # type: ignore[union-attr]
+    tower: Any = network.to(device).visual
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def features(images: Tensor) -> list[Tensor]:

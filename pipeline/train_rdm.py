@@ -65,7 +65,7 @@ def nearest_others(vectors: Tensor, k: int, groups: Tensor | None = None) -> Ten
         raise ConfigError(f"{k} neighbours of {len(vectors)} pictures: ask for fewer, or train on more")
     if groups is not None:
         within = torch.empty(len(vectors), k, dtype=torch.long)
-        for group in groups.unique():
+        for group in set(groups.tolist()):
             members = (groups == group).nonzero()[:, 0]
             others = nearest_others(vectors[members], min(k, len(members) - 1))
             within[members] = members[others[:, torch.arange(k) % others.shape[1]]]

@@ -1,8 +1,9 @@
 """One worker among those that train together: its device, its rows of a batch, and the mean of all gradients.
 
 Reads RANK and WORLD_SIZE where torchrun has set them; writes nothing. A crew of one needs no process group; a larger one
-uses torch.distributed's default group, made by Ray Train (pipeline/raytrain.py) or from torchrun's variables. Each worker takes every `size`-th row of the same global batch, so
-that the crew's gradient is the one that a single worker would have had with all rows.
+uses torch.distributed's default group, made by Ray Train (pipeline/raytrain.py) or from torchrun's variables. Each worker
+takes every `size`-th row of the same global batch, so that the crew's gradient is the one that a single worker would have
+had with all rows.
 """
 
 from __future__ import annotations
@@ -71,11 +72,12 @@ class Crew:
         import torch
         import torch.distributed as dist
 
-        flat = torch._utils._flatten_dense_tensors(list(gradients))
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not hundreds
         dist.all_reduce(flat)
         flat /= self.size
-        for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(flat, list(gradients)), strict=True):
-            gradient.copy_(mean)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, parts, strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def gather(self, rows: Tensor) -> Tensor:
         """All workers' (B / size, D) as (B, D) in the global batch's order; gradients reach each worker's own rows.
@@ -88,5 +90,5 @@ class Crew:
         import torch
         from torch.distributed.nn.functional import all_gather
 
-        parts = all_gather(rows)
+        parts = all_gather(rows)  # type: ignore[no-untyped-call]
         return torch.stack(list(parts), dim=1).flatten(0, 1)

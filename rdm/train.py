@@ -33,6 +33,8 @@ class LoopConfig:
     warmup, decay   steps over which the rate rises from zero, and the last share of `steps` over which it falls to zero
                     again, linearly; between them it is constant, so that a run can be made longer later
     clip            largest norm of the gradient
+    local_steps     several workers average their gradients at every step (1), or their weights after so many steps of
+                    their own (arXiv 1805.09767), where meeting at every step costs more than the step
     ema             decay of the moving average of the weights, approached over the first steps
     precision       "fp32", or "bf16" for mixed precision on a GPU
     save_seconds    how much work a kill may cost
@@ -44,6 +46,7 @@ class LoopConfig:
     decay: float = 0.2
     weight_decay: float = 0.01
     clip: float = 1.0
+    local_steps: int = 1
     ema: float = 0.999
     seed: int = 0
     precision: str = "fp32"
@@ -111,7 +114,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train `network` in place on `loss(step, generator) -> (scalar, values to report)`; the averaged weights.
 
-    average     called with all gradients after each backward pass: makes them equal on all workers
+    average     makes tensors equal on all workers, their mean: called with the gradients of each backward pass, or with
+                the parameters after every `local_steps`
     writes      False on all workers but one
     on_save     called with step, network and averaged weights after each save
     Raises CheckpointError for a state that is not this network's, FloatingPointError for a loss that is not finite.
@@ -134,10 +138,12 @@ def fit(
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             value, extra = loss(step, draw(config.seed, step))
         value.backward()  # type: ignore[no-untyped-call]
-        if average is not None:
+        if average is not None and config.local_steps == 1:
             average([p.grad for p in parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
+        if average is not None and config.local_steps > 1 and (step + 1) % config.local_steps == 0:
+            average([p.data for p in parameters])
         smooth.update(network, step)
         for name, part in {"loss": value, "gradient": norm, **extra}.items():
             sums[name] = sums.get(name, 0) + part.detach()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import noise, relative, tiny_model, unit
 from torch import Tensor
 
 from rdm.errors import RequestError
 from rdm.networks import diffusers
 from rdm.sampling import SAMPLERS, Step, sampler_steps
 from rdm.schedule import Schedule
+from tests.rdm_reference import noise, relative, tiny_model, unit
 
 SCHEDULE = Schedule(0.0015, 0.015)
 COUNTS = [1, 2, 3, 7, 9, 30, 36, 101, 250, 333, 501, 999, 1000]

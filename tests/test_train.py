@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def write_run(folder: Path, name: str, steps: int = 30, save: float = 100.0) -> 
 
 def losses(run: Path, part: str) -> list[float]:
     return [row["loss"] for row in read_curve(run / part / "curve.csv")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Training sets the process's thread count and flushes denormals; other tests want neither."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
