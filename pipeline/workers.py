@@ -1,8 +1,9 @@
 """One worker among those that train together: its device, its rows of a batch, and the mean of all gradients.
 
 Reads RANK and WORLD_SIZE where torchrun has set them; writes nothing. A crew of one needs no process group; a larger one
-uses torch.distributed's default group, made by Ray Train (pipeline/raytrain.py) or from torchrun's variables. Each worker takes every `size`-th row of the same global batch, so
-that the crew's gradient is the one that a single worker would have had with all rows.
+uses torch.distributed's default group, made by Ray Train (pipeline/raytrain.py) or from torchrun's variables. Each worker
+takes every `size`-th row of the same global batch, so that the crew's gradient is the one that a single worker would have
+had with all rows.
 """
 
 from __future__ import annotations
