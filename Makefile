@@ -4,18 +4,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check test-crash test-scale install clean
+.PHONY: demo test check test-cluster test-crash test-scale install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
 test: check
-	$(BIN)/python -m pytest -m "not crash and not scale"
+	$(BIN)/python -m pytest -m "not cluster and not crash and not scale"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m cluster --timeout 3600
 
 test-crash: $(STAMP)
 	$(BIN)/python -m pytest -m crash --timeout 3600

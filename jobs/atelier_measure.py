@@ -4,8 +4,8 @@
 
 Draws one picture of each content (a style by chance), trains one small CNN on the first half of the contents to tell the
 styles apart and one to tell the subjects apart whatever the style, and reports the accuracy of both on the other half,
-whose contents neither has seen. Then the drawing rate of one core at 64, 256 and 1024 pixels. Nothing is written; five to
-ten minutes on two idle cores. Timings are of the machine they were taken on.
+whose contents neither has seen. Then the drawing rate of one core at 64, 256 and 1024 pixels. Nothing is written; about
+twelve minutes of processor time. Timings are of the machine they were taken on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ the vectors, and with one that follows the clusters (a style, about 10 %). Every
 filter's result is reused. Beside it: an exact scan of the matching rows (brute force), and post-filtering (the 10 k best
 without a filter, those that match kept). Recall counts scores that reach the exact k-th minus 1e-3.
 
-Resumable: every finished step is kept in DIR/state.json and skipped the next time. Times are of one process on an idle
-machine only if you keep it so.
+Resumable: every finished step is kept in DIR/state-ROWS.json and skipped the next time. Keep the machine idle meanwhile.
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def bench_rdm(config: TrainConfig, steps: int) -> dict[str, Any]:
     return {
         "batch": batch,
         "parameters": sum(value.numel() for value in network.parameters()),
-        "pictures a second": {name: round(batch / pieces[name][0], 1) for name in ("bare loop's step", "rdmpipe train's step")},
+        "pictures a second": {
+            name: round(batch / pieces[name][0], 1) for name in ("bare loop's step", "rdmpipe train's step")
+        },
         "pictures a CPU second": {
             name: round(batch / pieces[name][1], 1) for name in ("bare loop's step", "rdmpipe train's step")
         },

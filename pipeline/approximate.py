@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IndexBuildError
+from pipeline.exact import usable_cores
 
 MOST = 16.0  # how far a filter alone may raise nprobe or efSearch
 
@@ -56,8 +57,8 @@ class ApproximateIndex:
         much wider; `effort` widens it beyond that.
         """
         faiss = self._faiss
-        if self._threads:
-            faiss.omp_set_num_threads(self._threads)
+        # One query is searched by one thread anyway, and waking the others would take longer than it.
+        faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads or usable_cores())
         selector = None
         if allowed is not None and self.selects:
             selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))

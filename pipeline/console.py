@@ -23,6 +23,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as t
 LogFormatOption = Annotated[str, typer.Option("--log-format", help="text or json: progress lines on standard error.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="inline (this process), ray, or auto.")]
 Address = Annotated[str, typer.Option("--address", help="Ray cluster to use; empty: one of our own on this machine.")]
+Where = Annotated[str, typer.Option("--where", help="One SQL expression over the metadata columns.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Workers a stage; 0: as the cluster has room.")]
 
 

@@ -51,9 +51,9 @@ def decode_row(
 
 def _decode(preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, data: bytes) -> Decoded:
     picture = images.decode(data, images.DRAFT_SIDE, max_pixels)
-    phash = images.perceptual_hash(picture.image)
-    small = images.thumbnail(picture.image) if with_thumbnail else None
+    phash = images.perceptual_hash(picture.pixels)
+    small = images.thumbnail(picture.pixels) if with_thumbnail else None
     width, height = picture.width, picture.height
     if picture.reduced and (preprocess.side == 0 or min(picture.image.size) < preprocess.side):
         picture = images.decode(data, preprocess.side, max_pixels)
-    return Decoded(preprocess(picture.image), None, phash, width, height, small)
+    return Decoded(preprocess(picture.pixels), None, phash, width, height, small)

@@ -75,9 +75,9 @@ class Encoder:
     def notes(self) -> tuple[str, ...]:
         return () if self.record.trained else (UNTRAINED,)
 
-    def prepare(self, image: Image) -> NDArray[Any]:
-        """An RGB picture as the array `encode_images` takes a batch of: (size, size, 3). Safe in threads."""
-        return self.preprocess(image)
+    def prepare(self, picture: Image | NDArray[Any]) -> NDArray[Any]:
+        """An RGB picture (Pillow's, or (H, W, 3) uint8) as the array `encode_images` takes a batch of. Safe in threads."""
+        return self.preprocess(picture)
 
     def submit(self, batch: NDArray[Any]) -> torch.Tensor:
         """Start on a batch of prepared pictures, (B, size, size, 3) uint8 or float32 in 0..1; (B, dim) on the device.

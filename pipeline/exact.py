@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class ExactScan:
         if self.vectors.dtype != np.float16 or not self.vectors.flags.c_contiguous:
             raise ValueError(f"expected a C-ordered float16 array, found {self.vectors.dtype}")
         self._threads = threads or usable_cores()
-        self._pool = ThreadPoolExecutor(self._threads, "exact", initializer=_one_thread)
+        self._pool = ThreadPoolExecutor(self._threads, "exact", initializer=one_thread)
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -115,16 +116,39 @@ def rescore(vectors: NDArray[Any], queries: NDArray[Any], ordinals: NDArray[Any]
     scores = np.empty(ordinals.shape, np.float32)
     ordered = np.empty_like(ordinals)
     for row, (query, wanted) in enumerate(zip(queries, ordinals, strict=True)):
-        exact = (vectors[wanted].astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+        # einsum and not a matrix product: it sums every row alike, and wakes no other thread for so little.
+        rows = vectors[wanted].astype(np.float64)
+        exact = np.einsum("cd,d->c", rows, query.astype(np.float64)).astype(np.float32)
         exact[wanted < 0] = -np.inf
         order = np.lexsort((wanted, -exact))
         scores[row], ordered[row] = exact[order], wanted[order]
     return scores, ordered
 
 
+def read_rows(path: Path, ordinals: NDArray[Any]) -> NDArray[Any]:
+    """Some rows of a two-dimensional .npy file, by plain reads: mapped pages would count as this process's memory."""
+    with path.open("rb") as handle:
+        shape, dtype = read_npy_header(handle)
+        rows = np.empty((len(ordinals), shape[1]), dtype)
+        start = handle.tell()
+        for row, ordinal in zip(rows, ordinals.tolist(), strict=True):
+            os.preadv(handle.fileno(), [row.data], start + ordinal * row.nbytes)
+    return rows
+
+
+def read_npy_header(handle: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a .npy file opened at its beginning; leaves the handle at the first row."""
+    np.lib.format.read_magic(handle)  # type: ignore[no-untyped-call]
+    shape, _, dtype = np.lib.format.read_array_header_1_0(handle)  # type: ignore[no-untyped-call]
+    return shape, dtype
+
+
 def score_rows(rows: NDArray[Any], query: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The k best of some rows (C, D) float16 for one query (D,): scores (k,) float32 falling, places (k,) in `rows`."""
-    _, rough = half_precision_view(rows).search(query[None], min(k + 64, len(rows)))
+    rough = np.arange(len(rows))[None]
+    if len(rows) > 2 * k + 128:
+        one_thread()  # waking a second one takes longer than the search
+        _, rough = half_precision_view(rows).search(query[None], k + 64)
     scores, places = rescore(rows, query[None], rough)
     return scores[0, :k], places[0, :k]
 
@@ -176,8 +200,8 @@ def half_precision_view(rows: NDArray[Any]) -> Any:
     return index
 
 
-def _one_thread() -> None:
-    """faiss's own threads stay out of this pool's way: the setting is per calling thread."""
+def one_thread() -> None:
+    """Have faiss use a single thread in what this thread calls from now on."""
     import faiss
 
     faiss.omp_set_num_threads(1)

@@ -12,18 +12,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import errors
 from pipeline.errors import ConfigError, DatabaseError, DiskFullError, EncoderError, JobError, ModelError, RdmpipeError
+from pipeline.metrics import Metrics
 from pipeline.progress import Progress
 from pipeline.stage import Failure, Receipt, Shard, Stage, describe_exception, run_shard_once
 
 # Errors that every other shard would meet too: the run stops at once instead of failing shard by shard.
 FATAL = (ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError)
+
+LOST_LIMIT = 10  # times a shard may go down with a node before that counts as its own failure
+STARVED_S = 10.0  # how long a stage waits for room that another stage's idle worker holds
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Backend:
     workers: int = 0
     retries: int = 2  # further attempts for a failed shard
     max_failures: int = 100  # give up after so many failed shards
-    start_timeout_s: float = 180.0  # for the first worker of a stage to get its resources and set up
+    start_timeout_s: float = float(
+        os.environ.get("RDMPIPE_START_TIMEOUT_S") or 180.0
+    )  # for the first worker of a stage to get its resources and set up
 
 
 @dataclass
@@ -207,6 +213,7 @@ class _RayRun:
         self.idle: list[list[Any]] = [[] for _ in chain]
         self.flights: dict[Any, _Flight] = {}
         self.attempts: dict[tuple[int, int], int] = {}
+        self.lost: Counter[tuple[int, int]] = Counter()
         self.wanted = [self._pool_size(stage) for stage in chain]
         self.alive = [0 for _ in chain]
         self.setup_failures = 0
@@ -222,8 +229,9 @@ class _RayRun:
         self.queues[0].append(first)
         with connect(self.backend.address):
             import ray
+            import ray.util.metrics
 
-            self.ray = ray
+            self.ray, self.metrics = ray, Metrics(ray.util.metrics)
             self.nonce = os.urandom(8).hex()
             for storage in {stage.storage.url: stage.storage for stage in self.chain}.values():
                 storage.write_text("nonce", self.nonce)
@@ -281,6 +289,8 @@ class _RayRun:
             while queue and self.idle[stage]:
                 actor, shard = self.idle[stage].pop(), queue.popleft()
                 self.flights[actor.run.remote(shard)] = _Flight(stage, actor, shard, time.monotonic())
+                self.metrics.busy(self.chain[stage], actor)
+        self.metrics.queues(self.chain, [len(queue) for queue in self.queues])
         working = any(flight.shard is not None for flight in self.flights.values())
         if not working and not any(self.queues) and self.exhausted:
             return False
@@ -298,21 +308,25 @@ class _RayRun:
         try:
             result = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
+            self._kill(flight.actor)  # where only the way to it is broken, it must not go on beside its replacement
             self.alive[flight.stage] -= 1
             if flight.shard is None:
                 self.setup_failures += 1
                 if self.setup_failures > 3 + sum(self.wanted):
                     raise JobError(f"workers of stage {stage.name!r} die while they are set up: {error}") from error
             else:
-                self._failed(flight.stage, flight.shard, f"worker died: {_last_line(str(error))}")
+                text = f"worker died: {_last_line(str(error))}"
+                self._failed(flight.stage, flight.shard, text, lost="node" in str(error).lower())
             self._start_actor(flight.stage)
             return
         if flight.shard is None:
             if result[0]:
                 raise _revive(*result)
             self.idle[flight.stage].append(flight.actor)
+            self.metrics.idle(flight.actor)
             return
         self.idle[flight.stage].append(flight.actor)
+        self.metrics.idle(flight.actor)
         receipt, seconds, error_text, fatal = result
         if fatal:
             raise _revive(fatal, error_text)
@@ -320,14 +334,23 @@ class _RayRun:
             self._failed(flight.stage, flight.shard, error_text)
             return
         self.outcome.count(stage, seconds)
+        self.metrics.shard(stage, receipt)
         self.progress.advance(stage.name, flight.shard.id, receipt.rows, seconds)
         if flight.stage + 1 < len(self.chain):
             self.queues[flight.stage + 1].append(flight.shard)
 
-    def _failed(self, stage: int, shard: Shard, error: str) -> None:
+    def _failed(self, stage: int, shard: Shard, error: str, lost: bool = False) -> None:
+        """Try the shard again, or give it up. One that was `lost` with a node is not to blame: it has more attempts."""
+        if lost and self.lost[stage, shard.id] < LOST_LIMIT:
+            self.lost[stage, shard.id] += 1
+            self.progress.say(f"{self.chain[stage].name}: shard {shard.name}: {error}")
+            self.metrics.failed(self.chain[stage], "lost with its node")
+            self.queues[stage].append(shard)
+            return
         attempt = self.attempts.get((stage, shard.id), 0) + 1
         self.attempts[stage, shard.id] = attempt
         name = self.chain[stage].name
+        self.metrics.failed(self.chain[stage], _last_line(error))
         if attempt <= self.backend.retries:
             self.progress.say(f"{name}: shard {shard.name}: attempt {attempt}: {_last_line(error)}")
             self.queues[stage].append(shard)
@@ -338,6 +361,8 @@ class _RayRun:
     def _watch(self, working: bool) -> None:
         """Replace actors that are over their time; give up when no worker can be had at all."""
         now = time.monotonic()
+        if not working:
+            self._make_room(now)
         for ref, flight in list(self.flights.items()):
             limit = self.chain[flight.stage].resources.timeout_s
             if flight.shard is not None and now - flight.since > limit:
@@ -353,6 +378,26 @@ class _RayRun:
                     f"one needs {need.cpus:g} CPUs and {need.gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and "
                     f"{has.get('GPU', 0):g}. Free some, ask for fewer (--workers), or use --backend inline."
                 )
+
+    def _make_room(self, now: float) -> None:
+        """Nothing works, and a stage with work has no worker for lack of room: a cluster that lost a node. Give up an idle
+        worker of another stage; its replacement waits behind the starved one."""
+        starved = [
+            flight.stage
+            for flight in self.flights.values()
+            if flight.shard is None and self.queues[flight.stage] and now - flight.since > STARVED_S
+        ]
+        if not starved or any(self.idle[stage] for stage in starved):
+            return
+        need, free = self.chain[starved[0]].resources, self.ray.available_resources()
+        if free.get("CPU", 0.0) >= need.cpus and free.get("GPU", 0.0) >= need.gpus:
+            return  # there is room: it is being set up
+        holders = [stage for stage in range(len(self.chain)) if self.idle[stage]]
+        if holders:
+            stage = max(holders, key=lambda holder: len(self.idle[holder]))
+            self._kill(self.idle[stage].pop())
+            self.alive[stage] -= 1
+            self._start_actor(stage)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ Reads and writes nothing outside memory.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -59,6 +60,11 @@ _NAMES = """
     + - * / // % abs sign round floor ceil ceiling sqrt ln log10 mod isnan isfinite isinf year month day
 """
 FUNCTIONS = frozenset(_NAMES.split())
+_CONDITIONS = """
+    ~~ !~~ ~~* !~~* ~~~ like_escape not_like_escape ilike_escape not_ilike_escape ^@
+    regexp_matches regexp_full_match contains starts_with ends_with prefix suffix isnan isfinite isinf
+"""
+CONDITIONS = frozenset(_CONDITIONS.split())
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,13 @@ class Filter:
 
 
 def check_filter(expression: str, columns: Mapping[str, str]) -> Filter:
-    """Parse, check and bind a filter over columns given by type name (schema.TYPES). Raises FilterError."""
-    return _checked(expression, tuple(columns.items()))
+    """Parse and check a filter over columns given by type name (schema.TYPES), constants' types too. Raises FilterError."""
+    return _read(expression, tuple(columns.items()), True)
+
+
+def read_filter(expression: str, columns: Mapping[str, str]) -> Filter:
+    """check_filter for a filter that is run at once: what is wrong with its types is found then, and this takes a third."""
+    return _read(expression, tuple(columns.items()), False)
 
 
 def sandbox(memory: int = MEMORY, threads: int = 0) -> Any:
@@ -100,33 +111,52 @@ _PARSING = threading.Lock()  # a DuckDB connection serves one thread at a time
 @functools.lru_cache(maxsize=1)
 def _parser() -> Any:
     """The connection that parses; making one takes 15 ms, longer than the search that waits for it."""
-    return sandbox(threads=1)
+    connection = sandbox(threads=1)
+    atexit.register(_close, connection)
+    return connection
+
+
+def _close(connection: Any) -> None:
+    connection.close()
+    _parser.cache_clear()  # DuckDB's bindings complain on standard error about what is left at exit
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(expression: str, columns: tuple[tuple[str, str], ...]) -> Filter:
-    import pyarrow as pa
-
+def _read(expression: str, columns: tuple[tuple[str, str], ...], bind: bool) -> Filter:
     if len(expression) > LONGEST:
         raise FilterError(f"the filter has {len(expression):,} characters; at most {LONGEST:,} are read")
-    names = dict(columns)
     with _PARSING:
-        connection = _parser()
-        tree = _parse(connection, expression)
-        used = _check_tree(tree, expression, names)
-        sql = _render(connection, tree)
-        # One row of NULLs is enough for DuckDB to resolve every type and to convert the constants.
-        row = {name: pa.nulls(1, arrow_type(names[name])) for name in used or tuple(names)[:1]}
-        connection.register("rows", pa.table(row))
-        try:
-            found = run_sql(connection, f"SELECT ({sql}) AS matched FROM rows", expression, TIMEOUT_S)
-        finally:
-            connection.unregister("rows")
+        tree = _parse(_parser(), expression)
+        used = _check_tree(tree, expression, dict(columns))
+        checked = Filter(_render(_parser(), tree), used)
+        if bind or not _is_condition(tree["statements"][0]["node"]["select_list"][0]):
+            _bind(_parser(), checked, expression, dict(columns))
+    return checked
+
+
+def _is_condition(node: dict[str, Any]) -> bool:
+    """Whether the expression is true or false by its form alone; others have to be bound to find out."""
+    if node["class"] == "FUNCTION":
+        return node["function_name"] in CONDITIONS
+    return node["class"] in ("CONJUNCTION", "COMPARISON", "BETWEEN") or (
+        node["class"] == "OPERATOR" and node["type"] != "OPERATOR_COALESCE"
+    )
+
+
+def _bind(connection: Any, checked: Filter, expression: str, columns: Mapping[str, str]) -> None:
+    """Run the filter over one row of NULLs: enough for DuckDB to resolve every type and to convert the constants."""
+    import pyarrow as pa
+
+    row = {name: pa.nulls(1, arrow_type(columns[name])) for name in checked.columns or tuple(columns)[:1]}
+    connection.register("rows", pa.table(row))
+    try:
+        found = run_sql(connection, f"SELECT ({checked.sql}) AS matched FROM rows", expression, TIMEOUT_S)
+    finally:
+        connection.unregister("rows")
     if found.dtype != bool:
         raise FilterError(
             f"filter {shown(expression)} gives {found.dtype}, not true or false; write a condition, as in width >= 256"
         )
-    return Filter(sql, used)
 
 
 def _parse(connection: Any, expression: str) -> dict[str, Any]:

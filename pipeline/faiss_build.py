@@ -32,6 +32,8 @@ PER_LIST = 39  # training rows for each inverted list: faiss warns below it
 BASE = 64 << 20  # Python, numpy and faiss
 WORKING = 32 << 20  # a batch of rows being added, and what faiss needs to add it; later the queries' exact answers
 GROWTH = 1.5  # inverted lists grow by doubling
+# Freed blocks go back to the system at once, and threads that wait do not spin: budgets are kept and other work goes on.
+FRUGAL = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_WAIT_POLICY": "PASSIVE"}
 ROOMY = 2.2  # autofaiss builds where the budget is so many times the index: HNSW's storage grows by copying itself
 
 
@@ -178,7 +180,7 @@ def run_worker(job: dict[str, Any], folder: Path | None = None) -> dict[str, Any
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
+        env={**os.environ, "PYTHONPATH": path, **FRUGAL},
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:

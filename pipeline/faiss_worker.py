@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.exact import read_npy_header, usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ADD_ROWS = 4096
+ADD_ROWS = 2048
 HNSW_BUILD = 40  # efConstruction
 
 
@@ -44,7 +45,6 @@ def _choose(job: dict[str, Any]) -> dict[str, Any]:
 def _build(job: dict[str, Any]) -> dict[str, Any]:
     import faiss
 
-    from pipeline.exact import usable_cores
     from pipeline.index import IndexConfig
 
     folder, sizing, config = Path(job["folder"]), job["sizing"], IndexConfig(**job["config"])
@@ -73,7 +73,8 @@ def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> An
     import faiss
     import numpy as np
 
-    rows, dim = _shape(vectors)
+    with vectors.open("rb") as handle:
+        (rows, dim), _ = read_npy_header(handle)
     index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
@@ -126,32 +127,23 @@ def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -
     return params, describe(measured, k, queries)
 
 
-def _shape(vectors: Path) -> tuple[int, int]:
-    import numpy as np
-
-    with vectors.open("rb") as handle:
-        np.lib.format.read_magic(handle)  # type: ignore[no-untyped-call]
-        shape, _, _ = np.lib.format.read_array_header_1_0(handle)  # type: ignore[no-untyped-call]
-    return int(shape[0]), int(shape[1])
-
-
 def _blocks(vectors: Path) -> Iterator[NDArray[np.float32]]:
     """All rows in order, ADD_ROWS at a time, float32."""
     import numpy as np
 
-    rows, dim = _shape(vectors)
     with vectors.open("rb") as handle:
-        handle.seek(-rows * dim * 2, 2)
+        (rows, dim), dtype = read_npy_header(handle)
         for start in range(0, rows, ADD_ROWS):
             size = min(ADD_ROWS, rows - start)
-            yield np.fromfile(handle, np.float16, size * dim).reshape(size, dim).astype(np.float32)
+            yield np.fromfile(handle, dtype, size * dim).reshape(size, dim).astype(np.float32)
 
 
 def _sample(vectors: Path, count: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """`count` rows drawn without replacement, in row order, float32."""
     import numpy as np
 
-    rows, dim = _shape(vectors)
+    with vectors.open("rb") as handle:
+        (rows, dim), _ = read_npy_header(handle)
     chosen = np.sort(generator.choice(rows, min(count, rows), replace=False))
     sample = np.empty((len(chosen), dim), np.float32)
     start = done = 0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FilterError
-from pipeline.expressions import TIMEOUT_S, Filter, check_filter, run_sql, sandbox, shown
+from pipeline.expressions import TIMEOUT_S, Filter, check_filter, read_filter, run_sql, sandbox, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,21 +72,22 @@ class MetadataFilter:
     def close(self) -> None:
         self._connection.close()
 
-    def check(self, expression: str) -> Filter:
-        return check_filter(expression, self._columns)
+    def ordinals(self, *expressions: str, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
+        """Ascending ordinals of the rows that match every expression, int64, not to be written to.
 
-    def ordinals(self, expression: str, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
-        """Ascending ordinals of the matching rows, int64, not to be written to. The last few answers are kept."""
+        Each expression has to stand by itself. The last few answers are kept.
+        """
         import numpy as np
 
-        checked = self.check(expression)
-        known = self._cache.pop(checked.sql, None)
+        read = [read_filter(expression, self._columns) for expression in expressions]
+        sql = " AND ".join(one.sql for one in read) or "true"
+        known = self._cache.pop(sql, None)
         if known is None:
-            self._ensure(checked.columns)
-            sql = f'SELECT "{self._ordinal}" AS found FROM rows WHERE ({checked.sql})'
-            known = np.asarray(run_sql(self._connection, sql, expression, timeout_s), np.int64)
+            self._ensure(tuple(name for one in read for name in one.columns))
+            query = f'SELECT "{self._ordinal}" AS found FROM rows WHERE {sql}'
+            known = np.asarray(run_sql(self._connection, query, " AND ".join(expressions), timeout_s), np.int64)
             known.flags.writeable = False
-        self._cache[checked.sql] = known
+        self._cache[sql] = known
         while len(self._cache) > self._cached:
             del self._cache[next(iter(self._cache))]
         return known

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import PictureError
+from pipeline.preprocess import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +50,11 @@ class Picture:
     width: int
     height: int
     reduced: bool
+
+    @cached_property
+    def pixels(self) -> NDArray[Any]:
+        """The image as (H, W, 3) uint8, writable."""
+        return np.array(self.image)
 
 
 def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -157,33 +163,26 @@ def _cosines() -> NDArray[Any]:
     return cosines
 
 
-def perceptual_hash(image: Image) -> str:
-    """64-bit perceptual hash as 16 hex digits: near-equal pictures differ in few bits.
+def perceptual_hash(pixels: NDArray[Any]) -> str:
+    """64-bit perceptual hash of (H, W, 3) uint8 pixels as 16 hex digits: near-equal pictures differ in few bits.
 
-    Box averages down to 32 x 32 (by a whole factor first, in colour, as long as 64 pixels a side are left), luma (ITU-R
-    601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row order (most significant bit first), each 1 where it is
-    above their median (pHash; Zauner 2010, with boxes in place of a filter).
+    Resized to 32 x 32 (bilinear with antialias), luma (ITU-R 601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row
+    order (most significant bit first), each 1 where it is above their median (pHash; Zauner 2010).
     """
-    from PIL import Image
-
-    factor = min(image.size) // 64
-    small = (image.reduce(factor) if factor > 1 else image).convert("L").resize((32, 32), Image.Resampling.BOX)
     cosines = _cosines()
-    low = cosines @ np.asarray(small, dtype=np.float64) @ cosines.T
+    luma = resize(pixels, 32, 32, "bilinear") @ np.array([0.299, 0.587, 0.114])
+    low = cosines @ luma @ cosines.T
     return np.packbits(low.ravel() > np.median(low)).tobytes().hex()
 
 
-def thumbnail(image: Image, side: int = THUMBNAIL_SIDE) -> bytes:
-    """The picture as a JPEG of at most `side` pixels a side (never enlarged). The same picture gives the same bytes."""
+def thumbnail(pixels: NDArray[Any], side: int = THUMBNAIL_SIDE) -> bytes:
+    """(H, W, 3) uint8 pixels as a JPEG of at most `side` pixels a side, never enlarged. Same pixels, same bytes."""
     from PIL import Image
 
-    from pipeline.preprocess import resize
-
-    small = image
-    if max(image.size) > side:
-        scale = side / max(image.size)
-        width, height = (max(1, round(length * scale)) for length in image.size)
-        small = Image.fromarray(resize(np.array(image), width, height, "bilinear"))
+    height, width = pixels.shape[:2]
+    if max(height, width) > side:
+        scale = side / max(height, width)
+        pixels = resize(pixels, max(1, round(width * scale)), max(1, round(height * scale)), "bilinear")
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -26,7 +26,7 @@ def command_environment(loaded: LoadedJob) -> dict[str, str]:
             "(on a cluster: of its nodes; in Kubernetes: in the Secret the job names); it does not belong in the job file."
         )
     absent = [text for text in (*job.environment.pip, *job.environment.uv) if not _installed(text)]
-    if absent and not os.environ.get("RAY_JOB_ID"):
+    if absent:
         wanted = " ".join(f"'{text}'" for text in absent)
         raise ConfigError(
             f"job {job.name} needs {wanted}, not installed here: `{sys.executable} -m pip install {wanted}`"

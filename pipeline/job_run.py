@@ -116,7 +116,7 @@ def run_job(
         storage.write_text("stop", run)  # whoever runs now reads this and stops
     wait_s = {"forbid": 0.0, "wait": job.timeout_s, "replace": 300.0}[job.overlap]
     try:
-        with lease(storage, f"job {job.name}, slot {slot}, run {run}", wait_s, notify=notify):
+        with lease(storage, f"job {job.name}, slot {slot}, run {run}", wait_s, notify=notify, believe=False):
             made = _run_under_lease(loaded, begun, storage, env, entry, deadline, notify)
             made = _reported(made, loaded, storage, hook, secrets(job, env))
     except BusyError as error:

@@ -8,12 +8,14 @@ that the command's arguments make sense: the command does.
 from __future__ import annotations
 
 import datetime
+import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config import default_home, from_mapping, parse_size, read_toml
 from pipeline.cron import Cron, latest, parse_cron, time_zone
@@ -122,11 +124,12 @@ class JobFile:
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A job with the text it was read from and the directory its paths are relative to."""
+    """A job with the text it was read from, the directory its paths are relative to, and its file where it has one."""
 
     job: JobFile
     text: str
     folder: Path
+    path: Path | None = None
 
     @property
     def working_dir(self) -> Path | None:
@@ -144,7 +147,12 @@ def shipped() -> dict[str, Path]:
 
 
 def load_job(where: str) -> LoadedJob:
-    """A job by path, or a shipped one by name. Raises ConfigError."""
+    """A job by path, a shipped one by name, or `env:NAME`: a submitted one, with its files in the current directory.
+
+    Raises ConfigError.
+    """
+    if where.startswith("env:"):
+        return _from_environment(where.removeprefix("env:"))
     path = Path(where).expanduser()
     if "/" not in where and path.suffix != ".toml":
         known = shipped()
@@ -153,11 +161,27 @@ def load_job(where: str) -> LoadedJob:
                 f"no job {where!r}{nearest(where, known)}; shipped: {', '.join(known)}. Give a job file by its path."
             )
         path = known[where]
-    return LoadedJob(_checked(path), path.read_text(encoding="utf-8"), path.resolve().parent)
-
-
-def _checked(path: Path) -> JobFile:
     table = read_toml(path)
+    job, text = _checked(path, table), path.read_text(encoding="utf-8")
+    named = text if "name" in table else f'name = "{job.name}"\n{text}'  # it travels without its file's name
+    return LoadedJob(job, named, path.resolve().parent, path.resolve())
+
+
+def _from_environment(name: str) -> LoadedJob:
+    text = os.environ.get(name)
+    if text is None:
+        raise ConfigError(f"env:{name}: no such environment variable; it should hold a job file's text")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"env:{name}: not a job file: {error}") from error
+    if "environment" in table:
+        table["environment"].pop("working_dir", None)
+    loaded = LoadedJob(_checked(Path(name), table), text, Path.cwd())
+    return with_home(loaded, os.environ.get("RDMPIPE_HOME"))  # the submitter's, the job's own included
+
+
+def _checked(path: Path, table: dict[str, Any]) -> JobFile:
     job = from_mapping(JobFile, {"name": path.stem, **table}, path.name)
     if not NAME.match(job.name) or len(job.name) > LONGEST_NAME:
         raise ConfigError(

@@ -8,7 +8,6 @@ results; only those of an exact scan are certainly the best.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.exact import ExactScan, score_rows
+from pipeline.exact import ExactScan, read_rows, score_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,11 +56,10 @@ class SearchIndex:
         exact_subset: int = EXACT_SUBSET,
         mapped: bool = True,
     ) -> None:
-        self._map = np.load(vectors, mmap_mode="r")
-        self.vectors = np.asarray(self._map)
+        self.vectors = np.asarray(np.load(vectors, mmap_mode="r"))
         self.exact = ExactScan(self.vectors, threads)
         self.exact_subset = exact_subset
-        self._file = None if mapped else vectors.open("rb")
+        self._path, self._mapped = vectors, mapped
         self.approximate: ApproximateIndex | None = None
         if faiss_index is not None:
             from pipeline.approximate import ApproximateIndex
@@ -71,18 +69,10 @@ class SearchIndex:
     def close(self) -> None:
         self.exact.close()
         self.approximate = None
-        if self._file is not None:
-            self._file.close()
 
     def _rows(self, ordinals: NDArray[Any]) -> NDArray[Any]:
         """Some rows' vectors, float16."""
-        if self._file is None:
-            return np.asarray(self.vectors[ordinals])
-        rows = np.empty((len(ordinals), self.vectors.shape[1]), np.float16)
-        data = int(self._map.offset)
-        for row, ordinal in zip(rows, ordinals.tolist(), strict=True):
-            os.preadv(self._file.fileno(), [row.data], data + ordinal * row.nbytes)
-        return rows
+        return np.asarray(self.vectors[ordinals]) if self._mapped else read_rows(self._path, ordinals)
 
     def top(
         self, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None = None, exact: bool = False

@@ -46,11 +46,15 @@ class Preprocess:
         """How many pixels of the shorter side are needed; 0: all there are (no antialias means no reduction before)."""
         return 0 if self.kind == "compvis" else self.size
 
-    def __call__(self, image: Image) -> NDArray[Any]:
-        """An RGB picture as (size, size, 3): uint8, or for compvis float32 where 0..1 is black to white (not clipped)."""
+    def __call__(self, picture: Image | NDArray[Any]) -> NDArray[Any]:
+        """An RGB picture, Pillow's or (H, W, 3) uint8, as (size, size, 3).
+
+        uint8; for compvis float32 where 0..1 is black to white (not clipped).
+        """
+        pixels = picture if isinstance(picture, np.ndarray) else np.array(picture)
         if self.kind == "compvis":
-            return _align_corners(np.asarray(image), self.size)
-        return _openclip(image, self.size, self.interpolation, self.resize_mode)
+            return _align_corners(pixels, self.size)
+        return _openclip(pixels, self.size, self.interpolation, self.resize_mode)
 
 
 def of_model(kind: str, size: Any, config: Mapping[str, Any]) -> Preprocess:
@@ -68,28 +72,30 @@ def of_model(kind: str, size: Any, config: Mapping[str, Any]) -> Preprocess:
     return Preprocess(kind, int(sides.pop()), mean, std, filter_name, mode)  # type: ignore[arg-type]
 
 
-def _openclip(image: Image, size: int, interpolation: str, mode: str) -> NDArray[Any]:
+def _openclip(pixels: NDArray[Any], size: int, interpolation: str, mode: str) -> NDArray[Any]:
     """open_clip's inference transform up to uint8: torchvision's Resize(size) and CenterCrop(size), rounded as they do."""
-    width, height = image.size
+    height, width = pixels.shape[:2]
     if mode == "squash":  # Pillow picks the order of the two passes by the shape, which only Pillow can repeat
-        return _pillow(image, size, interpolation, (0.0, 0.0, width, height))
+        return _pillow(pixels, size, interpolation, (0.0, 0.0, width, height))
     short, long = min(width, height), max(width, height)
     resized = int(size * long / short)
     start = round((resized - size) / 2.0)
     if long > _LONGEST * short:  # most is outside the crop; its pixels are not worth computing
         first, last = start * long / resized, (start + size) * long / resized
         box = (0.0, first, width, last) if height > width else (first, 0.0, last, height)
-        return _pillow(image, size, interpolation, box)
+        return _pillow(pixels, size, interpolation, box)
     if height > width:
-        return resize(np.array(image), size, resized, interpolation)[start : start + size]
-    return resize(np.array(image), resized, size, interpolation)[:, start : start + size]
+        return resize(pixels, size, resized, interpolation)[start : start + size]
+    return resize(pixels, resized, size, interpolation)[:, start : start + size]
 
 
-def _pillow(image: Image, size: int, interpolation: str, box: tuple[float, float, float, float]) -> NDArray[Any]:
+def _pillow(
+    pixels: NDArray[Any], size: int, interpolation: str, box: tuple[float, float, float, float]
+) -> NDArray[Any]:
     from PIL import Image
 
     resample = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-    return np.array(image.resize((size, size), resample, box=box))
+    return np.array(Image.fromarray(pixels).resize((size, size), resample, box=box))
 
 
 def resize(pixels: NDArray[Any], width: int, height: int, interpolation: str) -> NDArray[Any]:
@@ -98,7 +104,7 @@ def resize(pixels: NDArray[Any], width: int, height: int, interpolation: str) ->
 
     values = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last, which has the quick kernel
     made = torch.nn.functional.interpolate(values, size=(height, width), mode=interpolation, antialias=True)
-    found: NDArray[Any] = made[0].permute(1, 2, 0).numpy()
+    found: NDArray[Any] = made[0].permute(1, 2, 0).contiguous().numpy()
     return found
 
 

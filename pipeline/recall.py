@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import IndexBuildError
+from pipeline.exact import read_npy_header, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,9 +139,7 @@ def _sentence(told: dict[str, str]) -> str:
 def exact_top(path: Path, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The k best of all rows by reading vectors.npy in blocks and multiplying: scores (Q, k), ordinals (Q, k), best first."""
     with path.open("rb") as handle:
-        np.lib.format.read_magic(handle)  # type: ignore[no-untyped-call]
-        shape, _, dtype = np.lib.format.read_array_header_1_0(handle)  # type: ignore[no-untyped-call]
-        rows, dim = shape
+        (rows, dim), dtype = read_npy_header(handle)
         k = min(k, rows)
         scores = np.full((len(queries), 0), -np.inf, np.float32)
         ordinals = np.empty((len(queries), 0), np.int64)
@@ -186,15 +185,15 @@ class Probe:
 
 def probes(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[list[Probe], int]:
     """The probes of an index, with exact answers, and the k they are for (fewer than asked for in a tiny index)."""
-    mapped = np.load(vectors, mmap_mode="r")
-    k = min(config.k, len(mapped) - 1)
+    with vectors.open("rb") as handle:
+        (rows, _), _ = read_npy_header(handle)
+    k = min(config.k, rows - 1)
     if k < 1:
         return [], 0
-    count = min(config.queries, len(mapped))
-    own = np.sort(np.random.default_rng(config.seed).choice(len(mapped), count, replace=False))
-    images = mapped[own].astype(np.float32)
+    count = min(config.queries, rows)
+    own = np.sort(np.random.default_rng(config.seed).choice(rows, count, replace=False))
+    images = read_rows(vectors, own).astype(np.float32)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
-    del mapped
     texts = text.vectors[: config.queries] if text is not None and len(text.texts) else np.empty((0, images.shape[1]))
     both = np.concatenate([images, texts]).astype(np.float32)
     scores, found = exact_top(vectors, both, k + 1)

@@ -6,7 +6,6 @@ Reads: a run's summary, the stages' progress, the list of failed shards, all as 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem } p { margin: .3rem 0 }
 .soft { color: var(--soft) } .bad { color: var(--bad) } .good { color: var(--bar) }
 .status { font-weight: 600 }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
+table { border-collapse: collapse; min-width: 20rem }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line) } th { font-weight: 500; color: var(--soft) } .n { text-align: right;
   font-variant-numeric: tabular-nums }
 .track { background: var(--line); height: .5rem; min-width: 8rem; border-radius: .25rem; margin-top: .5rem; overflow: hidden }
@@ -38,12 +38,12 @@ def run_report(
     result = summary.get("result") or {}
     parts = [
         _head(summary),
+        _failures(failures),
         _counts(result),
         _stages(progress or {}, result),
         _pairs("Reasons for rows left out", result.get("reasons") or {}, "reason", "rows"),
         _pairs("Changes found by the refresh", result.get("changes") or {}, "change", "rows"),
         _recall(result),
-        _failures(failures),
         _attempts(summary),
         _notes(result),
     ]
@@ -93,8 +93,12 @@ def _head(summary: Mapping[str, Any]) -> str:
         f'<p>{mark} <span class="soft">with exit code {_text(summary.get("exit_code", ""))}, after {_span(spent)}</span></p>'
         f"<p><code>rdmpipe {_text(command)}</code></p>"
         f'<p class="soft">slot {_text(summary.get("slot", ""))}, on {_text(summary.get("host", ""))}, '
-        f"{_text(summary.get('started', ''))} to {_text(summary.get('ended', ''))}</p>"
+        f"{_when(summary.get('started', ''))} to {_when(summary.get('ended', ''))}</p>"
     )
+
+
+def _when(stamp: str) -> str:
+    return _text(stamp.replace("T", " ").replace("+00:00", " UTC"))
 
 
 def _span(seconds: float) -> str:
@@ -121,7 +125,7 @@ def _stages(progress: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         failed = int(state["failed"])
         rate = float(state["rows_per_second"])
         rows.append((_text(name), bar, int(state["done"]), int(state["shards"]), ran, failed, int(state["rows"]), rate))
-    heads = ("stage", "", "shards done", "of", "worked on now", "failed", "rows now", "rows a second")
+    heads = ("stage", "", "shards done", "of", "of them now", "failed", "rows now", "rows a second")
     return "<h2>Stages</h2>" + _table(heads, rows, raw=True) if rows else ""
 
 
@@ -132,12 +136,21 @@ def _pairs(title: str, values: Mapping[str, Any], what: str, count: str) -> str:
 
 def _recall(result: Mapping[str, Any]) -> str:
     index = result.get("index") or {}
-    rows = [
-        (kind, float(found["value"]), json.dumps({k: v for k, v in found.items() if k != "value"}))
+    measured = {
+        kind: found
         for kind, found in (index.get("recall") or {}).items()
         if isinstance(found, Mapping) and "value" in found
+    }
+    names = list(dict.fromkeys(name for found in measured.values() for name in found if name != "value"))
+    rows = [
+        (
+            kind,
+            f"{found['value']:.4f}",
+            *(f"{found[n]:.4f}" if isinstance(found.get(n), float) else found.get(n, "") for n in names),
+        )
+        for kind, found in measured.items()
     ]
-    return f"<h2>Index {_text(index.get('key', ''))}</h2>" + _table(("queries", "recall", ""), rows) if rows else ""
+    return f"<h2>Index {_text(index.get('key', ''))}</h2>" + _table(("queries", "recall", *names), rows) if rows else ""
 
 
 def _failures(failures: Sequence[Mapping[str, Any]]) -> str:
@@ -157,7 +170,7 @@ def _attempts(summary: Mapping[str, Any]) -> str:
     if not attempts or (len(attempts) == 1 and not attempts[0]["error"]):
         return ""
     shown = "".join(
-        f"<p>{_text(a['started'])}: {_span(float(a['seconds']))}, exit code {_text(a['exit_code'])}</p>"
+        f"<p>{_when(a['started'])}: {_span(float(a['seconds']))}, exit code {_text(a['exit_code'])}</p>"
         + (f"<pre>{_text(a['error'])}</pre>" if a["error"] else "")
         for a in attempts
     )

@@ -114,8 +114,8 @@ class Searcher:
 
     def matching(self, where: str = "") -> NDArray[Any] | None:
         """Ascending ordinals of the rows that match the view's filter and `where`; None: all rows, there is no filter."""
-        both = conjunction(self.where, where, columns=self.columns)
-        return self._filter.ordinals(both) if both else None
+        both = [expression for expression in (self.where, where) if expression.strip()]
+        return self._filter.ordinals(*both) if both else None
 
     def ordinals(self, keys: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
         """The ordinals of keys, int64 (n,). Raises DatabaseError for a key that is not in this version."""

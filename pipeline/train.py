@@ -127,7 +127,7 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.base):
-            raise ConfigError("[rdm] wants the denoiser's sizes: either a table [rdm.model] or base = \"rdm-768\"")
+            raise ConfigError('[rdm] wants the denoiser\'s sizes: either a table [rdm.model] or base = "rdm-768"')
         if not self.counts or not 1 <= min(self.counts) <= max(self.counts) <= self.neighbours:
             raise ConfigError(f"[rdm] counts = {list(self.counts)}: they must lie in 1..{self.neighbours} (neighbours)")
 
@@ -153,7 +153,9 @@ def read_train_config(path: Path) -> TrainConfig:
     return from_mapping(TrainConfig, read_toml(path), path.name)
 
 
-def train(part: Part, config: TrainConfig, progress: Progress, *, resume: bool = False, crew: Crew | None = None) -> Path:
+def train(
+    part: Part, config: TrainConfig, progress: Progress, *, resume: bool = False, crew: Crew | None = None
+) -> Path:
     """Train one part; the folder of its finished model. `crew` is this worker's place among several.
 
     Without one it is alone, or where torchrun's variables say.

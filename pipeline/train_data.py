@@ -79,7 +79,9 @@ def read_pictures(config: DataConfig, cache: Path | None = None, home: str | Non
     if config.atelier:
         rows += _atelier_rows(config.atelier, config.size, cache)
     if not rows:
-        raise ConfigError("no pictures to train on: give [data] parquet = [...] or databases = [...], or atelier = 1000")
+        raise ConfigError(
+            "no pictures to train on: give [data] parquet = [...] or databases = [...], or atelier = 1000"
+        )
     pixels, captions, tags, contents, styles, licences = zip(*rows, strict=True)
     return Pictures(torch.stack(pixels), captions, tags, contents, styles, licences)
 

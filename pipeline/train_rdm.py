@@ -115,7 +115,9 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
         sum(pictures.styles[j] == pictures.styles[i] for j in row) / part.neighbours
         for i, row in enumerate(cache.near.tolist())
     ]  # fmt: skip
-    progress.say(f"rdm: latents' scale {cache.scale:.4f}; {sum(same) / len(same):.3f} of the neighbours share the style")
+    progress.say(
+        f"rdm: latents' scale {cache.scale:.4f}; {sum(same) / len(same):.3f} of the neighbours share the style"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"identity": identity, **vars(cache)}, kept.with_suffix(".part"))
     kept.with_suffix(".part").replace(kept)

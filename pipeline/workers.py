@@ -75,7 +75,7 @@ class Crew:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not hundreds
         dist.all_reduce(flat)
         flat /= self.size
-        parts = flat.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, mean in zip(gradients, parts, strict=True):
             gradient.copy_(mean.view_as(gradient))
 

@@ -100,7 +100,7 @@ class RDM:
         # Module.to, not diffusers' own, which warns about modules that these networks do not have.
         nn.Module.to(self.unet, device=device, dtype=dtype)
         nn.Module.to(self.first_stage, device=device, dtype=first_stage_dtype)
-        # Convolutions on a GPU run on channels-last tensors; on a CPU that gained a percent or two, and would unmap the file.
+        # For a GPU's convolutions. On a CPU it gained a percent or two and would copy a mapped file.
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         for network in (self.unet, self.first_stage):
             network.to(memory_format=layout)

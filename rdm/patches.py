@@ -51,7 +51,9 @@ def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -
         autoencoder.config.norm_num_groups != 1 or autoencoder.config.layers_per_block != 1
         or autoencoder.config.mid_block_add_attention or widths[-1] == widths[-2] or widths[-1] < 2 * count + 2
     ):  # fmt: skip
-        raise ConfigError("an encoder of patches wants one norm group, one block a level, no attention, and wide levels")
+        raise ConfigError(
+            "an encoder of patches wants one norm group, one block a level, no attention, and wide levels"
+        )
     nn.init.zeros_(encoder.conv_in.weight)
     nn.init.zeros_(encoder.conv_in.bias)
     for channel in range(3):

@@ -180,7 +180,12 @@ def _optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 def _save(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, smooth: Average) -> None:
     part = folder / f"{STATE}.part"
-    state = {"step": step, "network": network.state_dict(), "average": smooth.shadow, "optimizer": optimizer.state_dict()}
+    state = {
+        "step": step,
+        "network": network.state_dict(),
+        "average": smooth.shadow,
+        "optimizer": optimizer.state_dict(),
+    }
     torch.save(state, part)
     part.replace(folder / STATE)
 

@@ -16,6 +16,7 @@ from pipeline.query import QueryRequest, run_query
 from pipeline.refresh import gone_keys
 from pipeline.resolve import resolve_database
 from pipeline.search import open_search
+from pipeline.versions import collect, list_versions
 from tests.builds import command, contents, folder_of, last_json, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM, local_encoder
 
@@ -273,3 +274,20 @@ def _rows(name: str) -> list[dict[str, object]]:
     selection = resolve_database(name)
     with open_search(selection.database, selection.version) as searcher:
         return searcher.metadata(np.asarray(searcher.keys), ["key", "item_id", "style"]).to_pylist()
+
+
+def test_collecting_old_versions_removes_what_only_they_need(tmp_path: Path, home: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", 30)
+    target = manifest_of(tmp_path / "mine.toml", folder)
+    first = quiet_build(target)
+    (folder / "extra.png").write_bytes(picture(500))
+    second = quiet_build(target, refresh=True)
+    lines = list_versions(RetrievalDatabase("mine"))
+    assert [(line.version, line.current) for line in lines] == [(second.version, True), (first.version, False)]
+    done = collect(RetrievalDatabase("mine"), keep=1)
+    assert (done.kept, done.removed) == ((second.version,), (first.version,))
+    assert done.files >= 4  # the old index at least: its shards are shared
+    assert len(_rows("mine")) == 31
+    with pytest.raises(DatabaseError, match="no version"):
+        resolve_database(f"mine@{first.version}")
+    assert quiet_build(target, refresh=True).shards["embed"]["ran"] == 0

@@ -98,7 +98,7 @@ def test_every_row_is_kept_and_the_ok_ones_carry_unit_vectors(home: Path, tmp_pa
         assert np.linalg.norm(np.array(row["vector"], np.float64)) == pytest.approx(1, abs=1e-3)
         assert row["norm"] == pytest.approx(np.linalg.norm(vector), rel=1e-4)
         assert (row["width"], row["height"]) == (picture.width, picture.height)
-        assert row["phash"] == perceptual_hash(picture.image)
+        assert row["phash"] == perceptual_hash(picture.pixels)
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
 
 

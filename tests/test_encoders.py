@@ -36,6 +36,10 @@ def pixels(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (unit_rows(a)[0] * unit_rows(b)[0]).sum(axis=1)
+
+
 def test_both_towers_give_vectors_of_the_models_dimension(tiny: Encoder) -> None:
     made = tiny.encode_images(pixels(5))
     assert (made.shape, made.dtype) == ((5, 16), np.float32)
@@ -59,7 +63,12 @@ def test_vectors_equal_open_clips_own(tiny: Encoder, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.eval().encode_image(transform(image)[None]).numpy()
         expected_text = model.encode_text(tokenizer(["a red boat"]), normalize=True).numpy()
-    assert np.allclose(ours.encode_images(ours.prepare(image)[None]), expected, atol=1e-5)
+    assert cosines(ours.encode_images(ours.prepare(image)[None]), expected).min() > 0.9999
+    exact = np.rint(
+        np.array(transform(image)) * np.array(ours.preprocess.std)[:, None, None] * 255
+        + (np.array(ours.preprocess.mean)[:, None, None] * 255)
+    ).astype(np.uint8)
+    assert np.allclose(ours.encode_images(exact.transpose(1, 2, 0)[None]), expected, atol=1e-5)
     assert np.allclose(ours.encode_texts(["a red boat"]), expected_text, atol=1e-6)
     assert ours.record.weights == load(resolve(f"local:{CONFIG}:{weights}"), "cpu").record.weights
     assert ours.record.trained
@@ -78,7 +87,7 @@ def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> N
         expected = reference.eval().encode_image(torch.stack([transform(image) for image in images])).numpy()
     found = ours.encode_images(np.stack([ours.prepare(image) for image in images]))
     assert found.shape == (3, 512)
-    assert np.allclose(found, expected, atol=1e-4)
+    assert cosines(found, expected).min() > 0.9999  # pixels differ by a step of 255 here and there
     assert ours.notes == ("the encoder has random weights: its results carry no meaning",)
 
 
@@ -167,8 +176,7 @@ def test_lower_precisions_stay_close_and_are_other_records(tiny: Encoder, precis
     lower = load(resolve(RANDOM), "cpu", precision)
     assert lower.record.weights == tiny.record.weights
     assert lower.record.id != tiny.record.id
-    cosine = (unit_rows(lower.encode_images(pixels(4)))[0] * unit_rows(tiny.encode_images(pixels(4)))[0]).sum(axis=1)
-    assert cosine.min() > 0.999
+    assert cosines(lower.encode_images(pixels(4)), tiny.encode_images(pixels(4))).min() > 0.999
     assert (lower.encode_texts(["a cat"]) * tiny.encode_texts(["a cat"])).sum() > 0.999
     require_match(tiny.record, lower)
 

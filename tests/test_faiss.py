@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 from pipeline.errors import BudgetError, IndexBuildError
 from pipeline.faiss_build import choose, compressed_keys, size
 from pipeline.index import IndexConfig, build_index
 from pipeline.recall import Queries
 from pipeline.search import open_search
+from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 ROWS, DIM = 6000, 32
 KEYS = ("IVF64,Flat", "IVF64,SQ8", "IVF32,PQ8x4fs", "HNSW16", "RR32,IVF16,SQ8", "SQ8", "PQ16x4fs", "IVF32,RaBitQfs")

@@ -183,33 +183,37 @@ def test_jpeg_reduction_keeps_at_least_the_pixels_asked_for(side: int, expected:
     assert decoded_pixels(data, side) == expected[0] * expected[1]
 
 
-def test_perceptual_hash_is_the_dct_of_box_averages(shared: Path) -> None:
+def test_perceptual_hash_is_the_dct_of_a_small_grey_picture(shared: Path) -> None:
     for path in sorted((shared / "data" / "paintings").glob("*.jpg"))[:10]:
         with Image.open(path) as image:
-            grey = image.reduce(min(image.size) // 64).convert("L").resize((32, 32), Image.Resampling.BOX)
-        low = scipy.fft.dctn(np.asarray(grey, dtype=np.float64), type=2)[:8, :8]
+            small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64)
+        grey = 0.299 * small[..., 0] + 0.587 * small[..., 1] + 0.114 * small[..., 2]
+        low = scipy.fft.dctn(grey, type=2)[:8, :8]
         bits = "".join("1" if value > np.median(low) else "0" for value in low.ravel())
-        assert perceptual_hash(decode(path.read_bytes()).image) == f"{int(bits, 2):016x}"
+        found = int(perceptual_hash(decode(path.read_bytes()).pixels), 16)
+        assert (
+            found ^ int(bits, 2)
+        ).bit_count() <= 2  # values beside the median, whose 8-bit pixels were rounded otherwise
 
 
 def test_perceptual_hash_tells_copies_from_other_pictures(shared: Path) -> None:
     paths = sorted((shared / "data" / "paintings").glob("*.jpg"))
-    hashes = [int(perceptual_hash(decode(path.read_bytes(), 512).image), 16) for path in paths]
+    hashes = [int(perceptual_hash(decode(path.read_bytes(), 512).pixels), 16) for path in paths]
     for path, original in zip(paths[:8], hashes[:8], strict=True):
         image = decode(path.read_bytes()).image
         for copy in (saved(image, "JPEG", quality=30), saved(image.resize((image.width // 2, image.height // 2)))):
-            assert (int(perceptual_hash(decode(copy).image), 16) ^ original).bit_count() <= 6
+            assert (int(perceptual_hash(decode(copy).pixels), 16) ^ original).bit_count() <= 6
     others = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(others) > 10
 
 
 def test_thumbnails_are_small_reproducible_jpegs_and_never_enlarged() -> None:
-    first = thumbnail(scene(1000, 500))
-    assert first == thumbnail(scene(1000, 500))
+    first = thumbnail(np.array(scene(1000, 500)))
+    assert first == thumbnail(np.array(scene(1000, 500)))
     with Image.open(io.BytesIO(first)) as small:
         assert (small.format, small.size) == ("JPEG", (256, 128))
         assert near(corners(small), UPRIGHT, 20)
-    with Image.open(io.BytesIO(thumbnail(scene(60, 40)))) as small:
+    with Image.open(io.BytesIO(thumbnail(np.array(scene(60, 40))))) as small:
         assert small.size == (60, 40)
-    with Image.open(io.BytesIO(thumbnail(scene(9000, 4)))) as small:
+    with Image.open(io.BytesIO(thumbnail(np.array(scene(9000, 4))))) as small:
         assert small.size == (256, 1)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import lively, noise, reference_config, reference_model, tiny_config, tiny_model, unit
 from torch import Tensor
 
 from rdm import RDM
@@ -19,6 +18,7 @@ from rdm.checkpoint import denoiser_entries, first_stage_entries
 from rdm.compvis import ema_key
 from rdm.errors import CheckpointError
 from rdm.pickles import Placeholder, load_tensors
+from tests.rdm_reference import lively, noise, reference_config, reference_model, tiny_config, tiny_model, unit
 
 
 def original_state(model: RDM, *, ema: RDM | None = None) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import noise, relative, tiny_model, unit
 from torch import Tensor
 
 from rdm.conditioning import Context, assemble, join, null_context
 from rdm.errors import RequestError
+from tests.rdm_reference import noise, relative, tiny_model, unit
 
 CONFIG = tiny_model().config
 RAW = dataclasses.replace(CONFIG, context_norm="raw")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import noise, tiny_config, tiny_model, tiny_vq_config, unit
 
 from rdm import RDM, RDMConfig
 from rdm.config import model_names, read_config
 from rdm.errors import ConfigError
+from tests.rdm_reference import noise, tiny_config, tiny_model, tiny_vq_config, unit
 
 
 def test_published_models_say_how_they_want_to_be_conditioned() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import lively, noise, relative, tiny_model, tiny_vq_config
 from torch import Tensor
 from torch.nn import functional as F
 
 from rdm import RDM
 from rdm.checkpoint import denoiser_entries, first_stage_entries
+from tests.rdm_reference import lively, noise, relative, tiny_model, tiny_vq_config
 
 CONFIG = tiny_vq_config()
 LEVELS, BLOCKS = len(CONFIG["ddconfig"]["ch_mult"]), CONFIG["ddconfig"]["num_res_blocks"]

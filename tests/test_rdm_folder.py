@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, unit
 
 from rdm import RDM
 from rdm.errors import CheckpointError, ConfigError
 from rdm.folder import read_folder_config
 from rdm.networks import diffusers
+from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, unit
 
 
 def vq_model() -> RDM:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rdm_reference import noise, relative, tiny_config, tiny_model, unit
 
 from rdm import RDM
 from rdm.config import read_config
 from rdm.memory import count_memory
+from tests.rdm_reference import noise, relative, tiny_config, tiny_model, unit
 
 GIB = 2**30
 

@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from rdm_reference import lively, noise, reference_model, reference_tensors, relative, tiny_config, tiny_model, unit
 
 from rdm import RDM
 from rdm.checkpoint import denoiser_entries, first_stage_entries
+from tests.rdm_reference import (
+    lively,
+    noise,
+    reference_model,
+    reference_tensors,
+    relative,
+    tiny_config,
+    tiny_model,
+    unit,
+)
 
 TOLERANCE = 1e-4  # of the largest value; first stage: absolute
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vectors import COLUMNS, clustered, encoder_record, home_database, unit, write_shards
 
 from pipeline.errors import IndexBuildError
 from pipeline.index import IndexConfig, build_index
 from pipeline.neighbours import SearchIndex
 from pipeline.recall import Probe, Queries, exact_top, probes, prompts, text_queries, wilson
+from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, write_shards
 
 DIM = 32
 

@@ -20,7 +20,9 @@ import pytest
 from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
 from pipeline.lease import lease
+from pipeline.query import QueryRequest, run_query
 from pipeline.storage import Artifact, Storage
+from tests.builds import folder_of, manifest_of, quiet_build
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import shards, stage
 
@@ -355,3 +357,28 @@ def test_a_run_over_a_store_that_keeps_failing_gives_the_same_files_as_on_a_disk
     assert proxy.seen["lost"] > 0
     assert found[0] == found[1]
     assert len(found[0]) == 24
+
+
+def test_a_database_is_built_refreshed_and_searched_on_a_store_as_on_a_disk(
+    root: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path / "pictures", 24)
+    manifest = manifest_of(tmp_path / "mine.toml", folder)
+    rng = random.Random(12)
+    for method in ("GET", "PUT", "HEAD"):
+        proxy.order(method, *(rng.choice(["500", "503", "cut", "lost", *[""] * 16]) for _ in range(80)))
+    homes = (str(tmp_path / "home"), root)
+    first = [quiet_build(manifest, home=home).version for home in homes]
+    assert [quiet_build(manifest, home=home, refresh=True).version for home in homes] == first  # nothing new
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    folder_of(folder, 2, first=30)
+    (folder / "0003.png").unlink()
+    kept = [line for line in lines if not line.startswith("0003")]
+    (folder / "metadata.csv").write_text("\n".join([*kept, "0030.png,even,new", "0031.png,odd,new"]) + "\n")
+    second = [quiet_build(manifest, home=home, refresh=True).version for home in homes]
+    assert first[0] == first[1] != second[0] == second[1]
+    for name, others in (("mine", 24), (f"mine@{first[0]}", 23)):
+        on_disk, on_store = (run_query(QueryRequest(name, key=5, k=30, home=home)).rows for home in homes)
+        assert on_disk.equals(on_store)
+        assert on_disk.num_rows == others
+    assert proxy.seen["lost"] > 0

@@ -293,6 +293,10 @@ def test_dropped_rows_are_the_null_context_and_as_many_as_asked() -> None:
 def test_a_misspelt_key_of_a_run_is_named() -> None:
     from pipeline.config import from_mapping
 
-    table: dict[str, Any] = {"run": "x", "data": {}, "rdm": {"name": "x", "train": {"steps": 1, "batch": 1, "lerning": 1}}}
+    table: dict[str, Any] = {
+        "run": "x",
+        "data": {},
+        "rdm": {"name": "x", "train": {"steps": 1, "batch": 1, "lerning": 1}},
+    }
     with pytest.raises(ConfigError, match="lerning"):
         from_mapping(TrainConfig, table, "run.toml")
