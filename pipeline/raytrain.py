@@ -35,13 +35,9 @@ def train_on_ray(
         raise JobError(f"a batch of {steps.train.batch} does not go into {workers} workers: choose a multiple")
     began = not ray.is_initialized()
     if began:
-        paths = {
-            "env_vars": {
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-            }
-        }
+        here = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
         local = {} if address else {"include_dashboard": False}
-        ray.init(address=address or None, runtime_env=paths, log_to_driver=True, **local)
+        ray.init(address=address or None, runtime_env={"env_vars": {"PYTHONPATH": here}}, **local)
     try:
         gpu = ray.cluster_resources().get("GPU", 0) >= workers and config.device != "cpu"
         trainer = TorchTrainer(

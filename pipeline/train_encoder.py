@@ -248,39 +248,42 @@ def embed_texts(network: nn.Module, tokenizer: Any, texts: Sequence[str], device
 
 
 def evaluate_encoder(
-    network: nn.Module, tokenizer: Any, pictures: Pictures, trained: set[int], device: torch.device, most: int = 2500
+    network: nn.Module, tokenizer: Any, pictures: Pictures, trained: set[int], device: torch.device, most: int = 4000
 ) -> dict[str, float]:
-    """Recall of pictures by caption within the caption's own style, for contents trained on and held out, and more.
+    """What `most` captions and pictures, evenly chosen, find among all pictures.
 
-    recall10_*      share of captions whose content is among the ten nearest pictures of a style (one style a caption)
-    style_text      share of pictures whose nearest style name is theirs
-    same_style      share of a picture's twelve nearest others that share its style
-    unseen_*        the same of styles held out whole
+    recall10_*      share of captions whose content is among the ten nearest pictures of the caption's picture's style, for
+                    contents trained on (`trained` holds rows), held out, and of styles held out whole
+    same_style_*    share of those pictures' twelve nearest others that share their style
+    style_text      share of pictures of the styles trained on whose nearest style name is theirs
     """
     import torch
 
-    step = max(1, len(pictures) // most)
-    rows = list(range(0, len(pictures), step)) if step > 1 else list(range(len(pictures)))
-    some = pictures.take(rows)
-    names = Names.of(some)
-    vectors = embed_pictures(network, some.pixels, device)
-    texts = embed_texts(network, tokenizer, some.captions, device)
-    kept = torch.tensor([row in trained for row in rows])
-    seen_styles = {some.styles[i] for i in range(len(rows)) if bool(kept[i])}
-    seen = torch.tensor([style in seen_styles for style in some.styles])
-    likeness = (texts @ vectors.T).masked_fill(names.styles[:, None] != names.styles[None, :], -2)
-    near = likeness.topk(min(10, len(rows)), dim=1).indices
-    found = (names.contents[near] == names.contents[:, None]).any(dim=1).float()
-    others = (vectors @ vectors.T).fill_diagonal_(-2).topk(min(12, len(rows) - 1), dim=1).indices
-    alike = (names.styles[others] == names.styles[:, None]).float().mean(dim=1)
-    styles = list(dict.fromkeys(some.styles))
+    names = Names.of(pictures)
+    vectors = embed_pictures(network, pictures.pixels, device)
+    asked = torch.arange(0, len(pictures), max(1, len(pictures) // most))
+    words = embed_texts(network, tokenizer, [pictures.captions[i] for i in asked.tolist()], device)
+    found, alike = torch.zeros(len(asked)), torch.zeros(len(asked))
+    for style in names.styles.unique().tolist():  # type: ignore[no-untyped-call]
+        members, queries = (names.styles == style).nonzero()[:, 0], names.styles[asked] == style
+        near = (words[queries] @ vectors[members].T).topk(min(10, len(members)), dim=1).indices
+        same = names.contents[members][near] == names.contents[asked[queries]][:, None]
+        found[queries] = same.any(dim=1).float()
+    for rows in torch.arange(len(asked)).split(1000):
+        likeness = vectors[asked[rows]] @ vectors.T
+        likeness[torch.arange(len(rows)), asked[rows]] = -2
+        near = likeness.topk(min(12, len(pictures) - 1), dim=1).indices
+        alike[rows] = (names.styles[near] == names.styles[asked[rows]][:, None]).float().mean(dim=1)
+    styles = list(dict.fromkeys(pictures.styles))
     said = embed_texts(network, tokenizer, [f"in the style of {style_words(style)}" for style in styles], device)
-    named = ((vectors @ said.T).argmax(dim=1) == names.styles).float()
+    named = ((vectors[asked] @ said.T).argmax(dim=1) == names.styles[asked]).float()
+    kept = torch.tensor([row in trained for row in asked.tolist()])
+    seen_styles = {pictures.styles[row] for row in trained}
+    seen = torch.tensor([pictures.styles[row] in seen_styles for row in asked.tolist()])
     groups = {"trained": kept, "held_out": ~kept & seen, "unseen_style": ~seen}
-    figures = {f"recall10_{name}": float(found[rows_].mean()) for name, rows_ in groups.items() if rows_.any()}
-    figures |= {f"same_style_{name}": float(alike[rows_].mean()) for name, rows_ in groups.items() if rows_.any()}
-    figures["style_text"] = float(named[seen].mean())
-    return figures
+    figures = {f"recall10_{name}": float(found[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    figures |= {f"same_style_{name}": float(alike[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    return {**figures, "style_text": float(named[seen].mean())}
 
 
 def load_encoder(folder: Path) -> tuple[nn.Module, Any]:

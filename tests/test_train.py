@@ -180,13 +180,19 @@ def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def first_gradients(run: Path, part: str) -> dict[int, torch.Tensor]:
+    """The (clipped) gradient of a one-step run, by parameter: AdamW's first moment is a tenth of it."""
+    state = torch.load(run / part / "state.pt", weights_only=True)["optimizer"]["state"]
+    return {number: values["exp_avg"] / 0.1 for number, values in state.items()}
+
+
 @pytest.mark.ray
-def test_two_ray_workers_take_the_steps_of_one_with_the_whole_batch(tmp_path: Path) -> None:
+def test_two_ray_workers_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
     import ray
 
     from pipeline.raytrain import train_on_ray
 
-    one, two = (read_train_config(write_run(tmp_path, name, steps=3)) for name in ("one", "two"))
+    one, two = (read_train_config(write_run(tmp_path, name, steps=1)) for name in ("one", "two"))
     ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(JOBS.parent)}})
     try:
         with Progress() as progress:
@@ -196,11 +202,11 @@ def test_two_ray_workers_take_the_steps_of_one_with_the_whole_batch(tmp_path: Pa
     finally:
         ray.shutdown()
     for part in ("encoder", "autoencoder"):
-        assert losses(two.folder(), part)[0] == pytest.approx(losses(one.folder(), part)[0], rel=0.2)
-        (steps, mine), (_, theirs) = (read_average(config.folder() / part) for config in (one, two))
-        assert steps == 3
-        for name, value in mine.items():
-            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        mine, theirs = (first_gradients(config.folder(), part) for config in (one, two))
+        assert mine.keys() == theirs.keys()
+        size = torch.stack([value.norm() for value in mine.values()]).norm()
+        apart = torch.stack([(theirs[number] - value).norm() for number, value in mine.items()]).norm()
+        assert apart < 1e-4 * size
 
 
 def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
