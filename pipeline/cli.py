@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_generate, cli_jobs, cli_train
+from pipeline import cli_data, cli_generate, cli_jobs, cli_train
 from pipeline.console import (
     Address,
     BackendOption,
@@ -323,9 +323,8 @@ def gc(
             )
 
 
-for commands in (cli_generate, cli_jobs, cli_train):
+for commands in (cli_data, cli_generate, cli_jobs, cli_train):
     commands.register(app)
-cli_jobs.register(app)
 
 
 def main() -> None:
