@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+UNSTATED = "unstated"  # weights of an encoder that was named by hand, for vectors that somebody else published
+
+
 @dataclass(frozen=True)
 class EncoderRecord:
     """Which encoder made a database's vectors. Queries have to be made by the same one."""
 
     name: str  # what --encoder takes
     dim: int
-    weights: str  # sha256 of the weights
+    weights: str  # sha256 of the weights, or UNSTATED
     preprocess: str  # openclip | compvis
     precision: str = "fp32"  # fp32 | fp16 | bf16
     trained: bool = True  # False: random weights; results carry no meaning

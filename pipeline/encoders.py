@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import encoder_specs as specs
 from pipeline import preprocess as pp
 from pipeline import weights as w
-from pipeline.database import EncoderRecord
+from pipeline.database import UNSTATED, EncoderRecord
 from pipeline.encoder_specs import EncoderSpec, check, list_encoders, resolve
 from pipeline.errors import EncoderError
 
@@ -218,7 +218,7 @@ def require_match(record: EncoderRecord, encoder: Encoder) -> None:
             ("preprocessing", record.preprocess, found.preprocess),
             ("dimensions", record.dim, found.dim),
         )
-        if theirs != ours
+        if theirs != ours and theirs != UNSTATED[:12]
     ]
     if differing:
         raise EncoderError(
