@@ -269,7 +269,7 @@ def evaluate_encoder(
         near = (words[queries] @ vectors[members].T).topk(min(10, len(members)), dim=1).indices
         same = names.contents[members][near] == names.contents[asked[queries]][:, None]
         found[queries] = same.any(dim=1).float()
-    for rows in torch.arange(len(asked)).split(1000):
+    for rows in torch.split(torch.arange(len(asked)), 1000):
         likeness = vectors[asked[rows]] @ vectors.T
         likeness[torch.arange(len(rows)), asked[rows]] = -2
         near = likeness.topk(min(12, len(pictures) - 1), dim=1).indices
