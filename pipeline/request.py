@@ -39,6 +39,9 @@ class BuildRequest:
     backend: Backend = field(default_factory=Backend)
     batch: int = 0  # pictures a forward pass
     device: str = "auto"
+    threads: int = (
+        0  # torch threads of a worker on a CPU; 0: its share of the cores. The same number gives the same bytes
+    )
     wait_s: float = 0.0
     stages: tuple[str, ...] = STAGES
     refresh: bool = False  # look at the source again and do what is new
