@@ -131,19 +131,20 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
 
 def _reach(name: str, dim: int) -> tuple[Any, str]:
     """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError where it cannot fit."""
+    from pipeline.encoder_specs import model_config
     from pipeline.encoders import check, load, resolve
 
     spec = resolve(name)
     try:
-        check(spec)
-        encoder = load(spec)
+        wide = int(model_config(spec)[0]["embed_dim"])
+        if wide == dim:
+            check(spec)
+            return load(spec), ""
     except EncoderError as error:
         return None, f"none: the encoder cannot be reached: {error}"
-    if encoder.dim != dim:
-        raise EncoderError(
-            f"the embeddings have {dim} dimensions, encoder {name!r} has {encoder.dim}; name the one that made them"
-        )
-    return encoder, ""
+    raise EncoderError(
+        f"the embeddings have {dim} dimensions, encoder {name!r} has {wide}; name the one that made them"
+    )
 
 
 def _available(part: Part) -> dict[str, str | None]:

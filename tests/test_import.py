@@ -109,6 +109,8 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(tmp_path: Path, home
             import_embeddings("mine", tmp_path / f"{name}.npz", RANDOM)
     with pytest.raises(EncoderError, match="17 dimensions"):
         import_embeddings("mine", tmp_path / "wide.npz", RANDOM)
+    with pytest.raises(EncoderError, match="16 dimensions, encoder 'vit-b-32' has 512"):
+        import_embeddings("mine", tmp_path / "good.npz", "vit-b-32")
     import_embeddings("mine", tmp_path / "good.npz", RANDOM)
     with pytest.raises(DatabaseError, match="already"):
         import_embeddings("mine", tmp_path / "good.npz", RANDOM)
@@ -124,6 +126,13 @@ def test_a_built_database_exports_vectors_with_their_lengths(tmp_path: Path, hom
         np.testing.assert_allclose(found["embedding"], expected, rtol=1e-6)
         assert found["img_id"].tolist() == table["item_id"].to_pylist()
         assert found["patch_coords"].tolist() == [[0, 0, 48, 48]] * 6
+
+
+def test_a_missing_encoder_leaves_text_recall_unmeasured_and_says_why(tmp_path: Path, home: Path) -> None:
+    np.savez(tmp_path / "a.npz", embedding=np.random.default_rng(3).normal(size=(4, DIM)))
+    version = import_embeddings("mine", tmp_path / "a.npz", f"local:{tmp_path / 'absent'}")
+    assert "cannot be reached" in version.index.recall["text"]["origin"]
+    assert run_query(QueryRequest("mine", key=0, k=3)).rows.num_rows == 3
 
 
 def test_numbers_in_names_decide_the_order() -> None:
