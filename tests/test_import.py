@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipeline.database import RetrievalDatabase
 from pipeline.embeddings_export import export_embeddings
 from pipeline.embeddings_import import import_embeddings
 from pipeline.errors import DatabaseError, EncoderError, SourceError
+from pipeline.index import IndexConfig
 from pipeline.npz import natural
 from pipeline.query import QueryRequest, run_query
 from tests.builds import command, folder_of, last_json, quiet_build
@@ -21,7 +23,7 @@ from tests.encoders import RANDOM
 DIM = 16  # of the tiny encoder
 
 
-def npz_files(folder: Path, dtype: str = "float16") -> dict[str, dict[str, np.ndarray]]:
+def npz_files(folder: Path, dtype: str = "float16") -> dict[str, dict[str, Any]]:
     """part_2 and part_10 with 7 and 5 rows: embeddings of any length, ids and patches."""
     folder.mkdir()
     generator, made = np.random.default_rng(0), {}
@@ -126,6 +128,15 @@ def test_a_built_database_exports_vectors_with_their_lengths(tmp_path: Path, hom
         np.testing.assert_allclose(found["embedding"], expected, rtol=1e-6)
         assert found["img_id"].tolist() == table["item_id"].to_pylist()
         assert found["patch_coords"].tolist() == [[0, 0, 48, 48]] * 6
+
+
+def test_an_imported_database_is_taken_as_built_and_can_be_indexed_otherwise(tmp_path: Path, home: Path) -> None:
+    npz_files(tmp_path / "in")
+    version = import_embeddings("mine", tmp_path / "in", RANDOM)
+    again = quiet_build("mine", encoder="")
+    assert (again.version, again.ok) == (version.id, 12)
+    other = quiet_build("mine", encoder="", stages=("index",), index=IndexConfig(k=3))
+    assert (other.version != version.id, other.ok) == (True, 12)
 
 
 def test_a_missing_encoder_leaves_text_recall_unmeasured_and_says_why(tmp_path: Path, home: Path) -> None:
