@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,7 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     if loaded is not None:
         text = text_queries(loaded, db, record, columns, entries, config.queries, config.seed)
     index = build_index(db, config, record, columns, entries, (), text)
+    index = replace(index, build={**index.build, "config": digest(asdict(config))})  # what `index` compares with
     counts = {name: sum(getattr(receipt, name) for receipt in receipts) for name in ("ok", "filtered", "failed")}
     reasons = {"bad_vector": counts["failed"]} if counts["failed"] else {}
     version = Version(
@@ -131,19 +132,20 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
 
 def _reach(name: str, dim: int) -> tuple[Any, str]:
     """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError where it cannot fit."""
+    from pipeline.encoder_specs import model_config
     from pipeline.encoders import check, load, resolve
 
     spec = resolve(name)
     try:
-        check(spec)
-        encoder = load(spec)
+        wide = int(model_config(spec)[0]["embed_dim"])
+        if wide == dim:
+            check(spec)
+            return load(spec), ""
     except EncoderError as error:
         return None, f"none: the encoder cannot be reached: {error}"
-    if encoder.dim != dim:
-        raise EncoderError(
-            f"the embeddings have {dim} dimensions, encoder {name!r} has {encoder.dim}; name the one that made them"
-        )
-    return encoder, ""
+    raise EncoderError(
+        f"the embeddings have {dim} dimensions, encoder {name!r} has {wide}; name the one that made them"
+    )
 
 
 def _available(part: Part) -> dict[str, str | None]:

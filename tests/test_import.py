@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipeline.database import RetrievalDatabase
 from pipeline.embeddings_export import export_embeddings
 from pipeline.embeddings_import import import_embeddings
 from pipeline.errors import DatabaseError, EncoderError, SourceError
+from pipeline.index import IndexConfig
 from pipeline.npz import natural
 from pipeline.query import QueryRequest, run_query
 from tests.builds import command, folder_of, last_json, quiet_build
@@ -21,7 +23,7 @@ from tests.encoders import RANDOM
 DIM = 16  # of the tiny encoder
 
 
-def npz_files(folder: Path, dtype: str = "float16") -> dict[str, dict[str, np.ndarray]]:
+def npz_files(folder: Path, dtype: str = "float16") -> dict[str, dict[str, Any]]:
     """part_2 and part_10 with 7 and 5 rows: embeddings of any length, ids and patches."""
     folder.mkdir()
     generator, made = np.random.default_rng(0), {}
@@ -109,6 +111,8 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(tmp_path: Path, home
             import_embeddings("mine", tmp_path / f"{name}.npz", RANDOM)
     with pytest.raises(EncoderError, match="17 dimensions"):
         import_embeddings("mine", tmp_path / "wide.npz", RANDOM)
+    with pytest.raises(EncoderError, match="16 dimensions, encoder 'vit-b-32' has 512"):
+        import_embeddings("mine", tmp_path / "good.npz", "vit-b-32")
     import_embeddings("mine", tmp_path / "good.npz", RANDOM)
     with pytest.raises(DatabaseError, match="already"):
         import_embeddings("mine", tmp_path / "good.npz", RANDOM)
@@ -124,6 +128,22 @@ def test_a_built_database_exports_vectors_with_their_lengths(tmp_path: Path, hom
         np.testing.assert_allclose(found["embedding"], expected, rtol=1e-6)
         assert found["img_id"].tolist() == table["item_id"].to_pylist()
         assert found["patch_coords"].tolist() == [[0, 0, 48, 48]] * 6
+
+
+def test_an_imported_database_is_taken_as_built_and_can_be_indexed_otherwise(tmp_path: Path, home: Path) -> None:
+    npz_files(tmp_path / "in")
+    version = import_embeddings("mine", tmp_path / "in", RANDOM)
+    again = quiet_build("mine", encoder="")
+    assert (again.version, again.ok) == (version.id, 12)
+    other = quiet_build("mine", encoder="", stages=("index",), index=IndexConfig(k=3))
+    assert (other.version != version.id, other.ok) == (True, 12)
+
+
+def test_a_missing_encoder_leaves_text_recall_unmeasured_and_says_why(tmp_path: Path, home: Path) -> None:
+    np.savez(tmp_path / "a.npz", embedding=np.random.default_rng(3).normal(size=(4, DIM)))
+    version = import_embeddings("mine", tmp_path / "a.npz", f"local:{tmp_path / 'absent'}")
+    assert "cannot be reached" in version.index.recall["text"]["origin"]
+    assert run_query(QueryRequest("mine", key=0, k=3)).rows.num_rows == 3
 
 
 def test_numbers_in_names_decide_the_order() -> None:
