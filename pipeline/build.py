@@ -165,9 +165,7 @@ class _Build:
 
     def _embed_stage(self, plan: Plan) -> Stage:
         backend = self.request.backend
-        threads = (
-            max(1, (os.cpu_count() or 1) // backend.workers) if backend.kind == "ray" and backend.workers > 1 else 0
-        )
+        share = (os.cpu_count() or 1) // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
         config = EmbedConfig(
             encoder=self.manifest.encoder,
             precision=self.request.precision,
@@ -175,7 +173,7 @@ class _Build:
             images=cast("Images", self.request.images),
             device=self.request.device,
             batch=self.request.batch,
-            torch_threads=threads,
+            torch_threads=self.request.threads or share,
         )
         return embed_stage(self.database, config, self._record(), backend.workers)
 

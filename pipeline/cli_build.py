@@ -49,6 +49,7 @@ Refresh = Annotated[
     bool, typer.Option("--refresh", help="Look at the source again; do what is new, drop what is gone.")
 ]
 Batch = Annotated[int, typer.Option("--batch", min=0, help="Pictures a forward pass; 0: by device.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker; 0: its share of the cores.")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory an index may take in search and building, as 4GB.")]
 IndexKey = Annotated[str, typer.Option("--index-key", help="A faiss index key; empty: chosen by size and --memory.")]
 MinRecall = Annotated[
@@ -72,6 +73,7 @@ def _build(
     preprocess: Preprocess = "",
     batch: Batch = 0,
     device: Device = "auto",
+    threads: Threads = 0,
     memory: Memory = "4GB",
     index_key: IndexKey = "",
     min_recall: MinRecall = 0.95,
@@ -107,6 +109,7 @@ def _build(
             backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
             batch=batch,
             device=device,
+            threads=threads,
             wait_s=wait,
             stages=stages,
             refresh=refresh,
