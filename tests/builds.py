@@ -78,11 +78,14 @@ def last_json(process: subprocess.Popen[str]) -> Any:
 
 
 def contents(home: Path, name: str = "mine") -> dict[str, bytes]:
-    """All that a published database is made of, by path: what has to be identical after a crash."""
+    """All that a published database is made of, by path: what has to be identical after a crash.
+
+    What a killed worker left in the scratch folder is not: the next build clears it.
+    """
     root = home / "databases" / name
     left_out = {"lease", "nonce", "progress.json", "failures.json"}
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in left_out and not path.name.startswith(".")
+        if path.is_file() and path.name not in left_out and not any(part.startswith(".") for part in path.parts[-3:])
     }
