@@ -61,6 +61,7 @@ def generate(
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, fp16 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     batch: Annotated[int, typer.Option("--batch", min=0, help="Pictures at a time; 0: by device.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker [default on a CPU: 1].")] = 0,
     wait: Annotated[
         float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer of this run.")
     ] = 0.0,
@@ -103,6 +104,7 @@ def generate(
             precision=cast("Any", one_of("--precision", precision, ("auto", "fp32", "fp16", "bf16"))),
             device=device,
             batch=batch,
+            threads=threads,
         )
         chosen = Backend(kind=which_backend(backend, address), address=address, workers=workers)
         summary = generate_pictures(config, progress, chosen, wait)

@@ -22,6 +22,7 @@ RdmpipeError                  anything we raise on purpose; the CLI prints its t
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,11 @@ class StageFailed(RdmpipeError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string. Of equals the one that begins alike."""
+
+    def likeness(name: str) -> tuple[float, int]:
+        ratio = difflib.SequenceMatcher(None, word, name).ratio()
+        return round(ratio, 2), len(os.path.commonprefix([word, name]))  # noqa: RUF071 (character by character is meant)
+
+    match = max(difflib.get_close_matches(word, list(known), n=5, cutoff=0.5), key=likeness, default="")
+    return f" (did you mean {match!r}?)" if match else ""

@@ -14,6 +14,7 @@ whatever the number of workers. What another request of this home has made alrea
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -98,7 +99,7 @@ def generate(
     name = config.run or run_name(config)
     storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{name}")
     rendering = Rendering(storage.url, config.home, model.folder, model.config.name, model.hash, precision, device,
-                          _threads(config, workers), expander.text_encoder)  # fmt: skip
+                          _threads(config, device, workers, progress), expander.text_encoder)  # fmt: skip
     with lease(storage, f"generate {name}", wait_s, notify=progress.say):
         storage.clear_scratch()
         progress.record_in(storage)
@@ -159,10 +160,15 @@ def _machine(config: GenerateConfig) -> tuple[str, str, int]:
     return device, precision, config.batch or (4 if on_gpu else 1)
 
 
-def _threads(config: GenerateConfig, workers: int) -> int:
-    import os
-
-    return config.threads or max(1, (os.cpu_count() or 1) // workers)
+def _threads(config: GenerateConfig, device: str, workers: int, progress: Progress) -> int:
+    """torch's threads in each worker: one on a CPU unless told, however many workers there are, since the number of threads
+    changes the last digits of a picture's numbers and with them a few of its pixels by one level. 0: torch's own, on a GPU."""
+    if config.threads or device.startswith("cuda"):
+        return config.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < cores:
+        progress.say(f"{workers} worker(s) of one thread on {cores} cores: --workers or --threads uses more of them")
+    return 1
 
 
 def run_name(config: GenerateConfig) -> str:

@@ -123,7 +123,7 @@ def _row(
         "image": picture.image,
         "db": request.db,
         "db_version": picture.source.version if picture.source else "",
-        "where": " AND ".join(f"({part})" for part in picture.source.where) if picture.source else "",
+        "where": " AND ".join(picture.source.where) if picture.source else "",
         "copy": request.copy,
         "seed": picture.seed,
         "file": request.file if made else "",
