@@ -45,6 +45,9 @@ def nodes() -> Iterator[Cluster]:
         yield made
         for name in made.client_env:
             del os.environ[name]
+    from ray._raylet import AuthenticationTokenLoader  # Ray keeps the first token a process has used
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.fixture
