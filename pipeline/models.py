@@ -1,7 +1,7 @@
 """Models by name: where a model's folder is, what it takes, and which weights they are.
 
-Reads: a folder that `save_pretrained` or `rdmpipe convert` wrote, under its path or in <home>/models; or the Hub's copy of a
-published model. Writes: the cache of file checksums. Loads no weights.
+Reads: a folder that `save_pretrained` or `rdmpipe convert` wrote, under its path, in <home>/models or in the package; or the
+Hub's copy of a published model. Writes: the cache of file checksums. Loads no weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rdm.config import RDMConfig
 
 HUB = {"rdm-768": "fusing/rdm"}  # published models that the Hub has in diffusers' layout
+SHIPPED = Path(__file__).parent / "assets" / "models"  # models that come with the package
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -34,7 +35,10 @@ class ModelInfo:
 
 
 def find_model(name: str, home: str | None = None) -> ModelInfo:
-    """The model called `name`: a folder, one in <home>/models, a published model or a Hub id. Raises ModelError."""
+    """The model called `name`: a folder, one in <home>/models, a shipped or a published model, or a Hub id.
+
+    Raises ModelError.
+    """
     from pipeline.torch_setup import prepare_torchvision
 
     prepare_torchvision()
@@ -42,9 +46,9 @@ def find_model(name: str, home: str | None = None) -> ModelInfo:
     from rdm.folder import find_folder, read_folder_config
 
     own = Path(home or default_home()) / "models"
-    paths = [path for path in (Path(name).expanduser(), own / name) if (path / "unet").is_dir()]
+    paths = [path for path in (Path(name).expanduser(), own / name, SHIPPED / name) if (path / "unet").is_dir()]
     if not paths and name not in HUB and name.count("/") != 1:
-        known = sorted({*HUB, *(path.parent.name for path in own.glob("*/unet"))})
+        known = sorted({*HUB, *(path.parent.name for place in (own, SHIPPED) for path in place.glob("*/unet"))})
         raise ModelError(
             f"no model {name!r}{nearest(name, known)}: expected a folder with unet/ and vae/ (`rdmpipe convert model.ckpt "
             f"FOLDER` writes one), a folder in {own}, or one of {', '.join(known)}"
