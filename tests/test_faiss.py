@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import BudgetError, IndexBuildError
-from pipeline.faiss_build import choose, compressed_keys, size
+from pipeline.faiss_build import check_installation, choose, compressed_keys, size
 from pipeline.index import IndexConfig, build_index
 from pipeline.recall import Queries
 from pipeline.search import open_search
@@ -161,3 +161,15 @@ def test_recall_that_stays_too_low_fails_and_says_so(collection: tuple) -> None:
     with pytest.raises(IndexBuildError, match=r"recall@19 stays below 1 .*--min-recall") as failed:
         build_index(home_database(home), config, encoder_record(DIM), COLUMNS, shards, text=texts)
     assert "text 0." in str(failed.value) or "image 0." in str(failed.value)
+
+
+def test_two_builds_of_faiss_in_one_folder_are_an_error_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_installation()
+    (tmp_path / "faiss_gpu_cu12-1.13.2.dist-info").mkdir()
+    (tmp_path / "faiss_gpu_cu12-1.13.2.dist-info" / "METADATA").write_text("Name: faiss-gpu-cu12\nVersion: 1.13.2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(IndexBuildError, match="pip uninstall -y faiss-cpu faiss-gpu-cu12") as caught:
+        check_installation()
+    assert "pip install --no-deps faiss-gpu-cu12" in str(caught.value)
