@@ -25,7 +25,12 @@ from pipeline.console import (
 Databases = Annotated[
     str, typer.Option("--db", help="Databases or views, separated by commas: every prompt with each.")
 ]
-Model = Annotated[str, typer.Option("--model", help="A model's name or folder; see `rdmpipe models`.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A model's name or folder; see `rdmpipe models` [default: by the database's encoder]."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def generate(
     prompts: Annotated[str, typer.Argument(help="A .csv, .parquet, .jsonl or .txt list of prompts, or one prompt.")],
     db: Databases = "",
-    model: Model = "rdm-768",
+    model: Model = "",
     where: Annotated[str, typer.Option("--where", help="Only neighbours that match this SQL expression.")] = "",
     k: Annotated[int | None, typer.Option("-k", min=0, help="Neighbours [default: the model's].")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampler steps.")] = 50,

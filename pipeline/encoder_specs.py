@@ -247,3 +247,18 @@ def tokenizer(spec: EncoderSpec, config: dict[str, Any]) -> Any:
         return open_clip.tokenizer.SimpleTokenizer(context_length=length, **settings)
     except Exception as error:
         raise EncoderError(f"encoder {spec.name!r}: its tokenizer cannot be loaded: {error}") from error
+
+
+def same_encoder(one: str, other: str) -> bool:
+    """Whether two names stand for the same weights, as far as names tell."""
+    if one == other:
+        return True
+
+    def meaning(name: str) -> Any:
+        spec = resolve(name)
+        return (spec.kind, spec.arch, spec.tag, spec.repo, spec.revision, spec.config, spec.weights, spec.seed)
+
+    try:
+        return bool(meaning(one) == meaning(other))
+    except EncoderError:
+        return False

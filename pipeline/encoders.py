@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -164,6 +165,12 @@ def unit_rows(vectors: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return unit.astype(np.float32), norms.astype(np.float32)
 
 
+@cache
+def _say_untrained(name: str) -> None:
+    """Once a process: a run loads its encoder for each of its stages."""
+    log.warning("%s: %s", name, UNTRAINED)
+
+
 def load(spec: EncoderSpec, device: str = "auto", precision: str = "fp32", preprocess: str = "openclip") -> Encoder:
     """Load an encoder for inference. device: auto (cuda where there is one, else cpu), cpu, cuda, cuda:1.
 
@@ -190,7 +197,7 @@ def load(spec: EncoderSpec, device: str = "auto", precision: str = "fp32", prepr
     defaults = {"mean": specs.OPENAI_MEAN, "std": specs.OPENAI_STD}
     record = EncoderRecord(spec.name, int(config["embed_dim"]), digest, preprocess, precision, spec.trained, has_text)
     if not spec.trained:
-        log.warning("%s: %s", spec.name, UNTRAINED)
+        _say_untrained(spec.name)
     return Encoder(
         spec,
         record,

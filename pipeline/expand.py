@@ -10,10 +10,10 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.database import EncoderRecord
-from pipeline.encoder_specs import resolve
+from pipeline.encoder_specs import resolve, same_encoder
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
 from pipeline.filters import check_filter
 from pipeline.models import ModelInfo
@@ -34,7 +34,7 @@ class GenerateConfig:
 
     prompts: str  # a list's path, or one prompt
     db: tuple[str, ...] = ()
-    model: str = "rdm-768"
+    model: str = ""  # empty: the first by name that takes the first database's encoder; rdm-768 without a database
     where: str = ""
     k: int | None = None
     steps: int = 50
@@ -199,7 +199,7 @@ class Expander:
                 f"takes {model.context_dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
                 f"{model.encoder} --name {base}_2`, or use a model for {record.name}"
             )
-        if not _same_encoder(record.name, model.encoder) and not self.config.any_encoder:
+        if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
                 f"{model.encoder}. Build it again with --encoder {model.encoder}, or say --any-encoder if both have the "
@@ -266,18 +266,3 @@ class Expander:
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
-
-
-def _same_encoder(one: str, other: str) -> bool:
-    """Whether two names stand for the same weights, as far as names tell."""
-    if one == other:
-        return True
-
-    def meaning(name: str) -> Any:
-        spec = resolve(name)
-        return (spec.kind, spec.arch, spec.tag, spec.repo, spec.revision, spec.config, spec.weights, spec.seed)
-
-    try:
-        return bool(meaning(one) == meaning(other))
-    except EncoderError:
-        return False

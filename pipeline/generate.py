@@ -18,7 +18,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from pipeline.errors import ConfigError, StageFailed
 from pipeline.executor import Backend, run
 from pipeline.expand import Expander, GenerateConfig
 from pipeline.lease import lease
-from pipeline.models import check_memory, find_model
+from pipeline.models import check_memory, default_model, find_model
 from pipeline.painter import Rendering
 from pipeline.pictures import RECIPE, Picture, Request, batches, shards, unique
 from pipeline.progress import Progress
-from pipeline.prompts import SUFFIXES, accept, read_prompts
+from pipeline.prompts import SUFFIXES, PromptList, accept, read_prompts
 from pipeline.provenance import read_record
 from pipeline.render import generate_stage
+from pipeline.resolve import resolve_database
 from pipeline.results import results_table
 from pipeline.stage import Shard, Stage
 from pipeline.storage import Storage
@@ -80,6 +81,7 @@ def generate(
     """
     start, backend = time.monotonic(), backend or Backend()
     prompts = read_prompts(config.prompts)
+    config = replace(config, model=config.model or _default_model(config, prompts))
     model = find_model(config.model, config.home)
     device, precision, batch = _machine(config)
     expander = Expander(config, model, precision)
@@ -139,6 +141,14 @@ def generate(
         seconds=round(time.monotonic() - start, 3),
         warnings=tuple(warnings),
     )
+
+
+def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
+    """By the encoder of the first database that flags or rows name; rdm-768 where none is named."""
+    names = config.db or next((row.db for row in prompts.rows if row.db), ())
+    if not names:
+        return "rdm-768"
+    return default_model(resolve_database(names[0], config.home).version.encoder.name, config.home)
 
 
 def _machine(config: GenerateConfig) -> tuple[str, str, int]:

@@ -66,6 +66,21 @@ def find_model(name: str, home: str | None = None) -> ModelInfo:
     return ModelInfo(str(folder.absolute()), config, _hash(folder, config))
 
 
+def default_model(encoder: str, home: str | None = None) -> str:
+    """The first model of `list_models` that was trained with this encoder. Raises ModelError where there is none."""
+    from pipeline.encoder_specs import same_encoder
+
+    rows = list_models(home)
+    for row in rows:
+        if row["encoder"] is not None and same_encoder(encoder, row["encoder"]):
+            return str(row["name"])
+    known = ", ".join(f"{row['name']} ({row['encoder']})" for row in rows)
+    raise ModelError(
+        f"no model by name takes the vectors of encoder {encoder}; give --model NAME or FOLDER, or build the database with a "
+        f"model's encoder: {known}"
+    )
+
+
 def _hash(folder: Path, config: RDMConfig) -> str:
     """sha256 over the description and the checksums of the weights' files, in order of their paths."""
     parts = [part for part in ("unet", "vae", "vqvae") if (folder / part).is_dir()]
@@ -129,14 +144,16 @@ def _available() -> int:
 
 
 def list_models(home: str | None = None) -> list[dict[str, Any]]:
-    """Models by name: those in the home, and the published ones: encoder, most neighbours, pixels, and where they are."""
+    """Models by name: the home's, the shipped and the published: encoder, most neighbours, pixels, and where they are."""
     from rdm.config import model_names, read_config
     from rdm.errors import RDMError
     from rdm.folder import read_folder_config
 
     own = Path(home or default_home()) / "models"
-    rows = []
-    for folder in sorted(path.parent for path in own.glob("*/unet")):
+    rows: list[dict[str, Any]] = []
+    for folder in [path.parent for place in (own, SHIPPED) for path in sorted(place.glob("*/unet"))]:
+        if any(row["name"] == folder.name for row in rows):
+            continue
         try:
             rows.append(_row(folder.name, read_folder_config(folder), str(folder)))
         except RDMError as error:

@@ -22,7 +22,7 @@ from pipeline.errors import BudgetError, ConfigError, DatabaseError, FilterError
 from pipeline.executor import Backend
 from pipeline.expand import GenerateConfig
 from pipeline.generate import generate, run_name
-from pipeline.models import check_memory, find_model
+from pipeline.models import check_memory, default_model, find_model, list_models
 from pipeline.painter import Rendering, painter
 from pipeline.pictures import Picture, Source
 from pipeline.progress import Progress
@@ -376,6 +376,23 @@ def test_a_database_of_another_encoder_is_refused_with_the_fix(world: World, tmp
     lively(RDM.from_config(tiny_config())).save_pretrained(tmp_path / "wider")
     with pytest.raises(ModelError, match=r"vectors of 16 numbers.*takes 12"):
         world.run("a fox", model=str(tmp_path / "wider"), any_encoder=True, out=str(tmp_path / "run"))
+
+
+def test_without_a_model_the_one_trained_with_the_databases_encoder_is_taken(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model by name takes the vectors of encoder random:.*--model.*rdm-768"):
+        world.run("a fox", model="", out=str(tmp_path / "none"))
+    own = world.home / "models" / "tiny"
+    own.parent.mkdir()
+    own.symlink_to(world.model)
+    try:
+        assert "tiny" in [row["name"] for row in list_models(str(world.home))]
+        summary = world.run("a fox", model="", out=str(tmp_path / "run"))
+        said = world.run("a fox", model=world.model, out=str(tmp_path / "said"))
+    finally:
+        own.unlink()
+        own.parent.rmdir()
+    assert pictures(summary.out) == pictures(said.out) and summary.ok == 3
+    assert (default_model("vit-l-14"), default_model("vit-b-32")) == ("rdm-768", "rdm-imagenet")
 
 
 def test_memory_that_will_not_suffice_is_found_out_before_work(world: World) -> None:
