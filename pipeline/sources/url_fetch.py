@@ -1,0 +1,87 @@
+"""Fetch a shard of URLs with img2dataset, in a process of its own, and give every one its picture or its reason.
+
+Reads: the network, through url_worker.py. Writes into a scratch folder that the caller removes. The process has a deadline:
+before it, URLs that are left fail as `deadline`; where it does not end by itself it is killed, and the shard is tried again
+by whoever asked. Results are joined by img2dataset's key, since its rows come in the order they were finished in.
+Memory: here one picture at a time; in the process 2 x threads pictures of at most max_bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.process import Ended, run_process
+from pipeline.sources.opener import FetchRules
+
+START_S = 120.0  # img2dataset imports torch, ray and wandb: ten seconds and more on a busy machine
+_REASON = re.compile(r"^[a-z][a-z0-9_]*(: |$)")
+
+
+def fetch_urls(
+    urls: Sequence[str], rules: FetchRules, threads: int, seconds: float, scratch: Path
+) -> Iterator[tuple[bytes | None, str | None]]:
+    """(picture file's bytes, None) or (None, `reason: detail`) for each URL, in order. `seconds` are for the fetching alone.
+
+    Raises SourceError where the process failed as a whole, with the last lines it said.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = scratch / "fetched"
+    folder.mkdir()
+    listed = scratch / "urls.arrow"
+    with pa.OSFile(str(listed), "wb") as sink:
+        table = pa.table({"url": pa.array(urls, pa.string())})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    job = {"urls": str(listed), "folder": str(folder), "threads": threads, "seconds": seconds, "rules": asdict(rules)}
+    (scratch / "job.json").write_text(json.dumps(job))
+    heard: deque[str] = deque(maxlen=20)
+    env = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
+    root = str(Path(__file__).parent.parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "pipeline.sources.url_worker", str(scratch / "job.json")]
+    deadline = time.monotonic() + START_S + seconds + 2 * rules.total_s
+    end = run_process(command, env, None, deadline, lambda: False, heard.append, grace_s=2.0)
+    if end.how is not Ended.BY_ITSELF or end.code:
+        raise SourceError(
+            f"img2dataset's process ended with code {end.code} ({end.how.value}) while it fetched {len(urls)} URLs: "
+            f"{' | '.join(heard) or 'it said nothing'}"
+        )
+    rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
+    found = {int(row["key"]): row for row in rows}
+    with tarfile.open(folder / "00000.tar", "r:") as archive:
+        members = {member.name: (member.offset_data, member.size) for member in archive if member.name.endswith(".jpg")}
+    with (folder / "00000.tar").open("rb") as tar:
+        for number, url in enumerate(urls):
+            row = found.get(number)
+            if row is None or row["url"] != url:
+                yield None, "lost: img2dataset gave no result for it"
+            elif row["status"] == "success":
+                offset, size = members[f"{row['key']}.jpg"]
+                tar.seek(offset, io.SEEK_SET)
+                yield tar.read(size), None
+            else:
+                yield None, reason(row["error_message"] or "unknown")
+
+
+def reason(message: str) -> str:
+    """img2dataset's words for a failed URL as `reason: detail`. Ours, which come from the opener, are so already."""
+    if _REASON.match(message):
+        return message[:500]
+    if "X-Robots-Tag" in message:
+        return "opt_out: X-Robots-Tag"
+    if message.startswith("unknown url type"):
+        return f"bad_url: {message}"[:500]
+    return f"not_fetched: {message}"[:500]
