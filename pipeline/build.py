@@ -30,6 +30,7 @@ from pipeline.progress import Progress
 from pipeline.recall import text_queries
 from pipeline.refresh import gone_keys, plan_refresh, write_gone
 from pipeline.request import BuildRequest, BuildSummary, begun, settle
+from pipeline.retry import plan_retry
 from pipeline.schema import shard_of
 from pipeline.sources import Source, open_source
 from pipeline.stage import Receipt, Stage
@@ -84,7 +85,11 @@ class _Build:
         if self.published is not None:
             plan = read_plan(self.database, self.published.plan)
             self._same_part(plan)
+            if self.request.retry:
+                return self._retried(plan, self.published)
             return self._refreshed(plan, self.published) if self.request.refresh else plan
+        if self.request.retry:
+            self.database.version()  # says how to build it, or to go on
         if self.request.stages == ("index",):
             before = begun(self.database.name, self.request.home)
             if before is None:
@@ -125,6 +130,15 @@ class _Build:
         before = frozenset(gone_keys(self.database, version.gone))
         found = plan_refresh(self.database, plan, self._download_config(plan), source, before)
         self.changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
+        if found.gone:
+            self.gone = write_gone(self.database, version.gone, found.gone)
+        return found.plan
+
+    def _retried(self, plan: Plan, version: Version) -> Plan:
+        source = open_source(self.manifest, self.request.source)
+        before = frozenset(gone_keys(self.database, version.gone))
+        found = plan_retry(self.database, plan, version, source, before, self.manifest.source.shard_rows)
+        self.changes = {"retried": len(found.gone)}
         if found.gone:
             self.gone = write_gone(self.database, version.gone, found.gone)
         return found.plan

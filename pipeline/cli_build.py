@@ -55,6 +55,12 @@ IndexKey = Annotated[str, typer.Option("--index-key", help="A faiss index key; e
 MinRecall = Annotated[
     float, typer.Option("--min-recall", min=0.0, max=1.0, help="Least recall@19 an index must reach.")
 ]
+AllowPrivate = Annotated[
+    str,
+    typer.Option(
+        "--allow-private", help="Networks, as 10.1.0.0/16, that URLs may lead into although they are not public."
+    ),
+]
 Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer of this database.")]
 Retries = Annotated[int, typer.Option("--retries", min=0, help="Further attempts for a failed shard.")]
 
@@ -78,6 +84,7 @@ def _build(
     index_key: IndexKey = "",
     min_recall: MinRecall = 0.95,
     refresh: Refresh = False,
+    allow_private: AllowPrivate = "",
     wait: Wait = 0.0,
     backend: BackendOption = "auto",
     address: Address = "",
@@ -104,7 +111,9 @@ def _build(
             preprocess=one_of("--preprocess", preprocess, ("", "openclip", "compvis")),
             images=one_of("--images", images, ("", "keep", "thumbnail", "drop")),
             where=where,
-            source=SourceOptions(base_url=base_url, limit=limit, shards=_range(shards)),
+            source=SourceOptions(
+                base_url=base_url, limit=limit, shards=_range(shards), allow_private=_networks(allow_private)
+            ),
             index=IndexConfig(memory=parse_size(memory), key=index_key, min_recall=min_recall),
             backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
             batch=batch,
@@ -119,6 +128,56 @@ def _build(
         print_json(asdict(summary))
     else:
         print(summary.text())
+
+
+def retry(
+    name: Annotated[str, typer.Argument(help="A published database made from a list of URLs.")],
+    allow_private: AllowPrivate = "",
+    base_url: BaseUrl = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+    memory: Memory = "4GB",
+    min_recall: MinRecall = 0.95,
+    wait: Wait = 0.0,
+    backend: BackendOption = "auto",
+    address: Address = "",
+    workers: Workers = 0,
+    retries: Retries = 2,
+    home: Home = None,
+    log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:
+    """Try the failed URLs of a database again, and nothing else; publishes a new version."""
+    with command(log_format) as progress:
+        from pipeline.build import build
+        from pipeline.config import parse_size
+        from pipeline.executor import Backend
+        from pipeline.index import IndexConfig
+        from pipeline.request import BuildRequest
+        from pipeline.sources import SourceOptions
+
+        request = BuildRequest(
+            target=name,
+            home=home,
+            source=SourceOptions(base_url=base_url, allow_private=_networks(allow_private)),
+            index=IndexConfig(memory=parse_size(memory), min_recall=min_recall),
+            backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
+            device=device,
+            threads=threads,
+            wait_s=wait,
+            retry=True,
+        )
+        summary = build(request, progress)
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        print(summary.text())
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    from pipeline.sources.addresses import networks
+
+    return tuple(str(network) for network in networks(text.split(","))) if text else ()
 
 
 def _range(text: str) -> tuple[int, int] | None:
@@ -143,6 +202,7 @@ def register(app: typer.Typer) -> None:
     }
     for name, (stages, text) in names.items():
         app.command(name, help=text)(_bound(stages))
+    app.command("retry")(retry)
 
 
 def _bound(stages: tuple[str, ...]) -> Callable[..., None]:

@@ -16,7 +16,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.manifest import Manifest
 from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, OK, image_schema, key_of
-from pipeline.sources import Sample, Source, SourceOptions, open_source
+from pipeline.sources import FetchingSource, Sample, Source, SourceOptions, open_source
 from pipeline.sources.pictures import sniff
 from pipeline.stage import Receipt, Resources, Shard, Stage, count_statuses
 
@@ -41,6 +41,9 @@ RowFilter = Callable[[str, "pa.Table"], "np.ndarray[Any, Any]"]
 STAGE = "download"
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
 _FORMAT = 1  # raise it when the same source would give other files
+_OUTSIDE = "where: outside the filter"
+# What a filter calls width and height before a picture is read: the columns of the source that announce them.
+_ANNOUNCED = {"width": "source_width", "height": "source_height"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,12 @@ class DownloadConfig:
 
 
 def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """What a row filter can name at download: the row's origin and the source's own columns, by type name."""
+    """What a row filter can name at download: the row's origin and the source's own columns, by type name. `width` and
+    `height` are what the source announces, where it has such columns."""
     fixed = dict.fromkeys(("item_id", "source", "url", "licence", "caption"), "string")
-    return {"key": "int64", **fixed, **{name: kind for name, kind in columns.items() if name not in FROM_SOURCE}}
+    announced = {name: columns[column] for name, column in _ANNOUNCED.items() if column in columns}
+    own = {name: kind for name, kind in columns.items() if name not in FROM_SOURCE}
+    return {"key": "int64", **fixed, **own, **announced}
 
 
 def download_stage(
@@ -108,16 +114,17 @@ def download_shard(
     tables: list[pa.Table] = []
     with db.storage.scratch() as scratch:
         part = scratch / "images.tar"
+        samples = read_spec(source, shard.spec)
+        if isinstance(source, FetchingSource):  # what the filter leaves out is not fetched
+            samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter)), scratch)
         with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
             first = 0
-            for batch in _batches(read_spec(source, shard.spec)):
+            for batch in _batches(samples):
                 keys = [key_of(shard.id, first + i) for i in range(len(batch))]
                 first += len(batch)
                 rows = [image_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
-                if config.where and row_filter is not None:
-                    named = list(filter_columns(config.columns))
-                    keep = row_filter(config.where, pa.Table.from_pylist(rows, schema).select(named))
-                    _leave_out(rows, keep.tolist())
+                if config.where and row_filter is not None and not isinstance(source, FetchingSource):
+                    _leave_out(rows, row_filter(config.where, _named(config, rows)).tolist())
                 for row, sample in zip(rows, batch, strict=True):
                     if row["status"] == OK and sample.data is not None:
                         _add_sample(archive, row, sample.data)
@@ -136,12 +143,41 @@ def download_shard(
     return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
 
 
+def _left_in(
+    config: DownloadConfig, shard: int, samples: Iterator[Sample], row_filter: RowFilter | None
+) -> Iterator[Sample]:
+    """The samples, those outside the filter marked so and without an address."""
+    first = 0
+    for batch in _batches(samples):
+        keep = [True] * len(batch)
+        if config.where and row_filter is not None:
+            rows = [image_row(config, key_of(shard, first + i), sample) for i, sample in enumerate(batch)]
+            keep = row_filter(config.where, _named(config, rows)).tolist()
+        for sample, wanted in zip(batch, keep, strict=True):
+            yield sample if wanted else replace(sample, address="", status=FILTERED, error=_OUTSIDE)
+        first += len(batch)
+
+
+def _named(config: DownloadConfig, rows: list[dict[str, Any]]) -> pa.Table:
+    """The columns that a row filter can name, of these rows."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(rows, image_schema(config.columns))
+    names = filter_columns(config.columns)
+    return pa.table({name: table[_ANNOUNCED.get(name, name)] for name in names})
+
+
 def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
-    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source."""
+    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source, by item; trying
+    failed rows again, by their place in the part."""
     if "picked" not in spec:
         yield from source.read(spec)
         return
     for part in spec["picked"]:
+        if "rows" in part:
+            places = set(part["rows"])
+            yield from (sample for row, sample in enumerate(read_spec(source, part["spec"])) if row in places)
+            continue
         wanted = Counter(part["items"])
         for sample in source.read(part["spec"]):
             if wanted[sample.item_id] > 0:
@@ -223,7 +259,7 @@ def _leave_out(rows: list[dict[str, Any]], keep: list[bool]) -> None:
     """Mark the rows outside the filter, whatever else is wrong with them."""
     for row, wanted in zip(rows, keep, strict=True):
         if not wanted:
-            row["status"], row["error"] = FILTERED, "where: outside the filter"
+            row["status"], row["error"] = FILTERED, _OUTSIDE
 
 
 def _add_sample(archive: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:

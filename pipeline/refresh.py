@@ -17,7 +17,7 @@ from pipeline.download import DownloadConfig, image_row, read_spec
 from pipeline.errors import DatabaseError
 from pipeline.plan import Plan, listed, plan_shards, save_plan
 from pipeline.schema import SHARD_ROWS, shard_of
-from pipeline.sources import Source
+from pipeline.sources import FetchingSource, Source
 from pipeline.stage import Shard
 from pipeline.storage import Artifact
 
@@ -27,7 +27,7 @@ class Gone:
     """A tombstone: the key of a row that left the source or was replaced. Counts, index and search leave it out."""
 
     key: int
-    why: str  # removed | changed | purged
+    why: str  # removed | changed | purged | retried
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def plan_refresh(
         else:
             changed_specs.append(spec.spec)
     loose = sorted((shard for shards in unread.values() for shard in shards), key=lambda shard: shard.id)
-    known = _rows_by_item(db, loose, config, gone_before)
+    listed_only = isinstance(source, FetchingSource)
+    known = _rows_by_item(db, loose, config, gone_before, listed_only)
     picked: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
     for number, part in enumerate(changed_specs):
         for item, row_digest in _items(source, part, config):
@@ -87,7 +88,7 @@ def plan_refresh(
         for entry in entries
     )
     before = gone_before | {entry.key for entry in gone}
-    loose = [shard for shard in loose if _has_rows_left(shard, before)]
+    loose = [shard for shard in loose if has_rows_left(shard, before)]
     first = max(int(old.options.get("next_shard", 0)), 1 + max(shard.id for shard in plan_shards(db, old.id)))
     fresh = list(_new_shards(picked, changed_specs, first, config.manifest.source.shard_rows))
     options = {**old.options, "next_shard": first + len(fresh)}
@@ -99,13 +100,14 @@ def plan_refresh(
 
 def _items(source: Source, spec: Mapping[str, Any], config: DownloadConfig) -> Iterator[tuple[str, str]]:
     """(item id, digest of all that is stored of it) for each row of a part of the source."""
+    listed_only = isinstance(source, FetchingSource)
     for sample in read_spec(source, spec):
         row = image_row(config, 0, sample)
-        yield sample.item_id, _digest(row)
+        yield sample.item_id, _digest(row, listed_only)
 
 
 def _rows_by_item(
-    db: RetrievalDatabase, shards: list[Shard], config: DownloadConfig, gone: frozenset[int]
+    db: RetrievalDatabase, shards: list[Shard], config: DownloadConfig, gone: frozenset[int], listed_only: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Living rows of published shards by item id: key, status, reason, digest."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -117,7 +119,7 @@ def _rows_by_item(
                 "key": row["key"],
                 "status": row["status"],
                 "reason": _reason(row["error"]),
-                "digest": _digest(row),
+                "digest": _digest(row, listed_only),
             }
             found.setdefault(row["item_id"], []).append(entry)
     return found
@@ -127,13 +129,16 @@ def _reason(error: str | None) -> str:
     return (error or "").split(":", 1)[0]
 
 
-def _digest(row: Mapping[str, Any]) -> str:
-    """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording."""
-    stored = {name: value for name, value in sorted(row.items()) if name not in ("key", "error", "status")}
-    return digest([stored, row["status"] == "failed" and _reason(row["error"])], 32)
+def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
+    """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
+    what the list says alone: the pictures are not fetched to see whether they changed."""
+    left_out = ("key", "error", "status", "sha256") if listed_only else ("key", "error", "status")
+    stored = {name: value for name, value in sorted(row.items()) if name not in left_out}
+    return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)
 
 
-def _has_rows_left(shard: Shard, gone: frozenset[int]) -> bool:
+def has_rows_left(shard: Shard, gone: frozenset[int]) -> bool:
+    """Whether a shard has a row that is not gone."""
     first = shard.id * SHARD_ROWS
     return any(first + row not in gone for row in range(shard.rows))
 

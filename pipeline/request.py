@@ -45,6 +45,7 @@ class BuildRequest:
     wait_s: float = 0.0
     stages: tuple[str, ...] = STAGES
     refresh: bool = False  # look at the source again and do what is new
+    retry: bool = False  # try the failed URLs of what is published again, and nothing else
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class BuildSummary:
         )
         lines.append(f"shards: {ran}; {self.seconds:,.1f} s; encoder {self.encoder}")
         if self.changes:
-            lines.append("refresh: " + ", ".join(f"{count:,} {what}" for what, count in self.changes.items()))
+            what = "retry" if "retried" in self.changes else "refresh"
+            lines.append(f"{what}: " + ", ".join(f"{count:,} {change}" for change, count in self.changes.items()))
         lines += [f"note: {warning}" for warning in self.warnings]
         if self.version:
             lines.append(

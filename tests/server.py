@@ -31,7 +31,8 @@ HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 class Fault:
     """What goes wrong: `status` (amount: the code), `cut` (connection closed after amount bytes), `slow` (amount: seconds
     before the answer), `html` (a page in place of the file), `endless` (no length, no end), `short` (amount bytes fewer than
-    the file has, announced as if that were all), `announce` (amount: a length that never comes)."""
+    the file has, announced as if that were all), `announce` (amount: a length that never comes), `drip` (a byte now and then,
+    without end). `headers` go with every answer; those of kind `headers` with the file as it is."""
 
     kind: str
     amount: float = 0
@@ -68,14 +69,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, token: str = "") -> Iterator[Server]:
+def serve(folder: Path, token: str = "", host: str = "127.0.0.1") -> Iterator[Server]:
     server = Server(folder, token)
 
     class Handler(_Handler):
         state = server
 
-    http = _Quiet(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    http = _Quiet((host, 0), Handler)
+    server.url = f"http://{host}:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -89,6 +90,7 @@ def serve(folder: Path, token: str = "") -> Iterator[Server]:
 
 class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is what some tests are about."""
@@ -126,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts[0] == "api" and parts[1:2] == ["datasets"]:
             return self._hub_api(parts[2:])
-        headers = {}
+        headers = dict(fault.headers) if fault else {}
         target = self.state.folder / path.lstrip("/")
         if parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
             dataset = self.state.folder / "hub" / parts[1] / parts[2]
@@ -180,8 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status, body = 206, data[start:stop]
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-        if fault and fault.kind == "endless":
-            return self._endless()
+        if fault and fault.kind in ("endless", "drip"):
+            return self._endless(*((1, 0.3) if fault.kind == "drip" else (65536, 0.001)))
         if fault and fault.kind == "announce":
             self.send_response(200)
             self.send_header("Content-Length", str(int(fault.amount)))
@@ -201,15 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None:
             self.close_connection = True
 
-    def _endless(self) -> None:
+    def _endless(self, size: int, wait_s: float) -> None:
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
         with contextlib.suppress(OSError):
             while not self.state.stopped.is_set():
-                self.wfile.write(b"x" * 65536)
-                time.sleep(0.001)
+                self.wfile.write(b"x" * size)
+                time.sleep(wait_s)
 
 
 def identity(path: Path) -> str:

@@ -8,9 +8,10 @@ that has these members and name it in `READERS`; CONTRIBUTING.md has the recipe.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from pipeline.errors import ManifestError, nearest
 from pipeline.manifest import Manifest
@@ -21,6 +22,7 @@ READERS = {
     "folder": "pipeline.sources.folder:FolderSource",
     "parquet": "pipeline.sources.parquet:ParquetSource",
     "tar": "pipeline.sources.tar:TarSource",
+    "urls": "pipeline.sources.urls:UrlSource",
     "webdataset": "pipeline.sources.webdataset:WebdatasetSource",
 }
 
@@ -34,11 +36,14 @@ class SourceOptions:
     limit: int = 0  # at most so many rows; 0: all
     shards: tuple[int, int] | None = None  # half-open range of shard ids
     offline: bool = False  # use the cache alone
+    allow_private: tuple[
+        str, ...
+    ] = ()  # networks, as 10.1.0.0/16, that lists of URLs may lead into although not public
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a source. Exactly one of `data` (the picture file's bytes) and `error` (`reason: detail`) is set."""
+    """One row of a source. It has `data` (the picture file's bytes), an `error` (`reason: detail`) or an `address`."""
 
     item_id: str  # who this row is, from the source: path, URL or row id
     data: bytes | None
@@ -48,6 +53,9 @@ class Sample:
     url: str | None = None
     licence: str | None = None
     status: str = ""  # empty: ok with data, failed with an error; or `filtered` with the reason in error
+    address: str = (
+        ""  # where `data` is still to be fetched from: a source of URLs reads its list and fetches afterwards
+    )
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,15 @@ class Source(Protocol):
 
     def revision(self) -> str:
         """What the source looks like now, as one word: Hub commit, archive checksum, folder hash."""
+        ...
+
+
+@runtime_checkable
+class FetchingSource(Source, Protocol):
+    """A source whose `read` lists addresses, so that rows can be left out before anything is fetched."""
+
+    def fetch(self, samples: Sequence[Sample], scratch: Path) -> Iterator[Sample]:
+        """The same samples in order, those with an address with their data or error. `scratch` is an empty local folder."""
         ...
 
 

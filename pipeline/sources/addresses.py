@@ -1,13 +1,18 @@
 """Which network addresses pictures may be fetched from: public ones, and others only where that is asked for.
 
-Reads: the resolver. Writes nothing. A name is resolved once and the connection goes to what was checked, so that a second answer
-of the resolver cannot lead elsewhere. Does not promise that a public address is harmless.
+Reads: the resolver. Writes nothing. A name is resolved once and the connection goes to what was checked, so that a second
+answer of the resolver cannot lead elsewhere. Does not promise that a public address is harmless.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
+
+from pipeline.errors import ConfigError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 _COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291: IPv4-compatible, deprecated
@@ -37,18 +42,29 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 
-def resolve(host: str, port: int, allow_private: bool) -> list[str]:
+def networks(written: Sequence[str]) -> tuple[Network, ...]:
+    """Networks as a command takes them: 10.1.0.0/16, 192.168.1.7, fd00::/8. Raises ConfigError."""
+    try:
+        return tuple(ipaddress.ip_network(text.strip(), strict=False) for text in written)
+    except ValueError as error:
+        raise ConfigError(f"--allow-private: {error}; give networks as 10.1.0.0/16, several with commas") from error
+
+
+def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
     """The IP addresses of a host, each once, in the resolver's order. Spellings such as 127.1 or 0x7f000001 are resolved too.
 
-    Raises Refused (`dns`, or `private_address` where any of them is not public), never an address that was not checked.
+    Raises Refused: `dns`, or `private_address` where any of them is neither public nor in one of the `allowed` networks.
     """
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Refused(f"dns: {host}: {error}") from error
     found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-    if not allow_private:
-        for address in found:
-            if not is_public(address):
-                raise Refused(f"private_address: {host}" + (f" is {address}" if address != host else ""))
+    for address in found:
+        if not is_public(address) and not any(_in(address, network) for network in allowed):
+            raise Refused(f"private_address: {host}" + (f" is {address}" if address != host else ""))
     return found
+
+
+def _in(address: str, network: Network) -> bool:
+    return ipaddress.ip_address(address.split("%", 1)[0]) in network

@@ -14,12 +14,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from pipeline.sources.addresses import Refused, resolve
+from pipeline.sources.addresses import Refused, networks, resolve
 from pipeline.sources.robots import MAX_ROBOTS_BYTES, Rules, opts_out, parse_robots
 
 AGENTS = ("rdmpipe", "img2dataset")  # robots that are told to stay away by either name do
@@ -31,7 +31,7 @@ _AGAIN_S = 0.5
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What is asked of every address. Times in seconds, sizes in bytes."""
+    """What is asked of every address; a manifest may say otherwise in its options. Times in seconds, sizes in bytes."""
 
     max_bytes: int = 20 << 20
     silence_s: float = 10.0  # without a byte
@@ -40,7 +40,6 @@ class FetchRules:
     attempts: int = 2  # where the connection broke or the server said 5xx
     robots: bool = True
     opt_out: bool = True
-    allow_private: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,9 @@ class _Site:
 class SafeOpener:
     """The opener. Shared by threads; `until` (time.monotonic()) ends all fetching: later addresses fail at once."""
 
-    def __init__(self, rules: FetchRules, until: float = float("inf")) -> None:
+    def __init__(self, rules: FetchRules, allow_private: Sequence[str] = (), until: float = float("inf")) -> None:
         self.rules, self.until = rules, until
+        self._allowed = networks(allow_private)
         self._sites: dict[tuple[str, str], _Site] = {}
         self._lock = threading.Lock()
         self._tls = ssl.create_default_context()
@@ -164,7 +164,9 @@ class SafeOpener:
                 raise Refused(f"tls: {error}") from error
             if isinstance(error, http.client.IncompleteRead):
                 raise Refused("truncated: the answer ended too early") from error
-            kind = "bad_answer" if isinstance(error, http.client.BadStatusLine | http.client.LineTooLong) else "connection"
+            kind = (
+                "bad_answer" if isinstance(error, http.client.BadStatusLine | http.client.LineTooLong) else "connection"
+            )
             raise Refused(f"{kind}: {type(error).__name__}: {error}") from error
 
     def _too_late(self, deadline: float) -> Refused:
@@ -180,7 +182,7 @@ class SafeOpener:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if time.monotonic() >= deadline:
             raise self._too_late(deadline)
-        found = resolve(host, port, self.rules.allow_private)
+        found = resolve(host, port, self._allowed)
         sock = self._connect(found, port, deadline)
         try:
             with self._lock:

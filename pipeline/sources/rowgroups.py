@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-_BATCH_ROWS = 32  # WikiArt's pictures are half a megabyte each
+BATCH_ROWS = 32  # WikiArt's pictures are half a megabyte each
 
 
 def cut(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
@@ -33,7 +33,9 @@ def cut(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def rows_between(parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+def rows_between(
+    parquet: pq.ParquetFile, start: int, stop: int, columns: list[str], batch_rows: int = BATCH_ROWS
+) -> Iterator[dict[str, Any]]:
     """Rows start to stop, holding one small batch at a time."""
     metadata = parquet.metadata
     groups: list[int] = []
@@ -47,8 +49,9 @@ def rows_between(parquet: pq.ParquetFile, start: int, stop: int, columns: list[s
         position += rows
     if not groups:
         return
+    columns = list(dict.fromkeys(columns))
     position = first
-    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
+    for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns):
         begin, end = max(start - position, 0), min(stop - position, len(batch))
         if begin < end:
             yield from batch.slice(begin, end - begin).to_pylist()

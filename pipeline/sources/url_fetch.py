@@ -8,7 +8,6 @@ Memory: here one picture at a time; in the process 2 x threads pictures of at mo
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import sys
 import tarfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,15 +27,42 @@ START_S = 120.0  # img2dataset imports torch, ray and wandb: ten seconds and mor
 _REASON = re.compile(r"^[a-z][a-z0-9_]*(: |$)")
 
 
+class Fetched:
+    """What became of a shard's URLs, by their place in the list. Holds img2dataset's tar open."""
+
+    def __init__(self, folder: Path, urls: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        self._urls = urls
+        rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
+        self._rows = {int(row["key"]): row for row in rows}
+        with tarfile.open(folder / "00000.tar", "r:") as archive:
+            self._places = {member.name: (member.offset_data, member.size) for member in archive}
+        self._tar = (folder / "00000.tar").open("rb")
+
+    def close(self) -> None:
+        self._tar.close()
+
+    def __getitem__(self, number: int) -> tuple[bytes | None, str | None]:
+        """(the picture file's bytes, None) or (None, `reason: detail`)."""
+        row = self._rows.get(number)
+        if row is None or row["url"] != self._urls[number]:
+            return None, "lost: img2dataset gave no result for it"
+        if row["status"] != "success":
+            return None, reason(row["error_message"] or "unknown")
+        offset, size = self._places[f"{row['key']}.jpg"]
+        self._tar.seek(offset)
+        return self._tar.read(size), None
+
+
 def fetch_urls(
-    urls: Sequence[str], rules: FetchRules, threads: int, seconds: float, scratch: Path
-) -> Iterator[tuple[bytes | None, str | None]]:
-    """(picture file's bytes, None) or (None, `reason: detail`) for each URL, in order. `seconds` are for the fetching alone.
+    urls: Sequence[str], rules: FetchRules, allow_private: Sequence[str], threads: int, seconds: float, scratch: Path
+) -> Fetched:
+    """Fetch the URLs into `scratch`; `seconds` are for the fetching alone, START_S for starting come before them.
 
     Raises SourceError where the process failed as a whole, with the last lines it said.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder = scratch / "fetched"
     folder.mkdir()
@@ -45,7 +71,14 @@ def fetch_urls(
         table = pa.table({"url": pa.array(urls, pa.string())})
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    job = {"urls": str(listed), "folder": str(folder), "threads": threads, "seconds": seconds, "rules": asdict(rules)}
+    job = {
+        "urls": str(listed),
+        "folder": str(folder),
+        "threads": min(threads, len(urls)),
+        "seconds": seconds,
+        "rules": asdict(rules),
+        "allow_private": list(allow_private),
+    }
     (scratch / "job.json").write_text(json.dumps(job))
     heard: deque[str] = deque(maxlen=20)
     env = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
@@ -59,21 +92,7 @@ def fetch_urls(
             f"img2dataset's process ended with code {end.code} ({end.how.value}) while it fetched {len(urls)} URLs: "
             f"{' | '.join(heard) or 'it said nothing'}"
         )
-    rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
-    found = {int(row["key"]): row for row in rows}
-    with tarfile.open(folder / "00000.tar", "r:") as archive:
-        members = {member.name: (member.offset_data, member.size) for member in archive if member.name.endswith(".jpg")}
-    with (folder / "00000.tar").open("rb") as tar:
-        for number, url in enumerate(urls):
-            row = found.get(number)
-            if row is None or row["url"] != url:
-                yield None, "lost: img2dataset gave no result for it"
-            elif row["status"] == "success":
-                offset, size = members[f"{row['key']}.jpg"]
-                tar.seek(offset, io.SEEK_SET)
-                yield tar.read(size), None
-            else:
-                yield None, reason(row["error_message"] or "unknown")
+    return Fetched(folder, urls)
 
 
 def reason(message: str) -> str:

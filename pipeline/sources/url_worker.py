@@ -25,7 +25,8 @@ def fetch(job: dict[str, Any]) -> bool:
     from pipeline.sources.robots import OPT_OUTS
 
     rules = FetchRules(**job["rules"])
-    urllib.request.install_opener(SafeOpener(rules, time.monotonic() + job["seconds"]))  # type: ignore[arg-type]
+    opener = SafeOpener(rules, job["allow_private"], time.monotonic() + job["seconds"])
+    urllib.request.install_opener(opener)  # type: ignore[arg-type]
     download = Downloader(
         sample_writer_class=WebDatasetSampleWriter,
         resizer=Resizer(image_size=0, resize_mode="no", resize_only_if_bigger=False, disable_all_reencoding=True),

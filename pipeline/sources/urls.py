@@ -1,0 +1,164 @@
+"""Lists of picture URLs with captions and other columns: Parquet on the Hub or here, CSV here or at an address.
+
+[source] keys: repo and revision, or path, or files as addresses of CSV files; files (globs); image (the column with the URL),
+item_id (default: the URL), caption, licence, source_url (default: the URL), columns, shard_rows. options: see UrlOptions.
+
+`read` gives the list alone; `fetch` gets the pictures of a shard with img2dataset (url_fetch.py), once for each address, each
+ending with its bytes, as `filtered` (a site's wish: opt_out, robots) or as failed with a reason. Does not promise the same
+result twice: the Internet changes. Planning a range of shards reads the list as far as that range.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import from_mapping
+from pipeline.errors import SourceError, nearest
+from pipeline.manifest import Manifest
+from pipeline.schema import FILTERED
+from pipeline.sources import Sample, ShardSpec, SourceOptions
+from pipeline.sources.columns import Columns, choose, kind_of
+from pipeline.sources.csv_files import CsvFiles
+from pipeline.sources.opener import FetchRules
+from pipeline.sources.parquet_files import ParquetFiles
+from pipeline.sources.url_fetch import fetch_urls
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WISHES = frozenset({"opt_out", "robots"})  # reasons for which a picture is left out rather than failed
+_LIST_ROWS = 8192  # rows of a list read at a time
+
+
+@dataclass(frozen=True)
+class UrlOptions:
+    format: str = "parquet"  # or csv
+    template: str = ""  # the address made of other columns, as https://host/{Subset}/{ImageID}.jpg
+    types: Mapping[str, str] = field(default_factory=dict)  # of a CSV's columns that are not text
+    cache: bool = True  # fetch whole Parquet files from the Hub; false: read them by range and keep nothing
+    drop_above: Mapping[str, float] = field(
+        default_factory=dict
+    )  # column -> most; rows above, or without one, are left out
+    fetch: FetchRules = field(default_factory=FetchRules)
+    threads: int = 32  # addresses at a time; memory is 2 x threads x fetch.max_bytes at the very most
+    shard_s: float = 3000.0  # for a shard; what is not fetched by then has failed
+
+
+class UrlSource:
+    rereadable = True
+
+    def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
+        self.where = f"{manifest.name} [source]"
+        self.own = own = from_mapping(UrlOptions, manifest.source.options, f"{self.where} options")
+        self.allow_private = options.allow_private
+        self.parts = [name for _, name, _, _ in string.Formatter().parse(own.template) if name is not None]
+        spec = manifest.source
+        self.spec = spec if spec.source_url or own.template else replace(spec, source_url=spec.image)
+        self.csv = CsvFiles(manifest, options, own.types) if own.format == "csv" else None
+        self.parquet = ParquetFiles(manifest, options, own.cache, _LIST_ROWS) if own.format == "parquet" else None
+        if self.csv is None and self.parquet is None:
+            raise SourceError(f"{self.where} options format: {own.format!r}; expected parquet or csv")
+
+    # ---- the Source protocol
+
+    def columns(self) -> dict[str, str]:
+        if self.parquet is not None:
+            return self._of_schema(*self.parquet.schema()).stored()
+        assert self.csv is not None
+        return self._choose(*self.csv.available()).stored()
+
+    def plan(self) -> Iterator[ShardSpec]:
+        return self._files.plan()
+
+    def estimate(self) -> tuple[int, int]:
+        """Rows alone: how large the pictures are is not known beforehand."""
+        return self._files.estimate()[0], 0
+
+    def revision(self) -> str:
+        return self._files.revision
+
+    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+        for columns, name, row in self._rows(spec):
+            address = self._address(row)
+            sample = columns.sample(row, address or name)
+            sample = replace(sample, url=sample.url or address or None)
+            left_out = self._left_out(row)
+            if left_out:
+                yield replace(sample, status=FILTERED, error=left_out)
+            elif not address:
+                yield replace(sample, error="no_url: the row has no address")
+            else:
+                yield replace(sample, address=address)
+
+    def fetch(self, samples: Sequence[Sample], scratch: Path) -> Iterator[Sample]:
+        addresses = list(dict.fromkeys(sample.address for sample in samples if sample.address))
+        if not addresses:
+            yield from samples
+            return
+        own = self.own
+        places = {address: number for number, address in enumerate(addresses)}
+        found = fetch_urls(addresses, own.fetch, self.allow_private, own.threads, own.shard_s, scratch)
+        with contextlib.closing(found):
+            for sample in samples:
+                if not sample.address:
+                    yield sample
+                    continue
+                data, error = found[places[sample.address]]
+                status = FILTERED if error and error.split(":", 1)[0] in WISHES else ""
+                yield replace(sample, data=data, error=error, status=status, address="")
+
+    # ---- the list
+
+    @property
+    def _files(self) -> ParquetFiles | CsvFiles:
+        files = self.parquet or self.csv
+        assert files is not None
+        return files
+
+    def _rows(self, spec: Mapping[str, Any]) -> Iterator[tuple[Columns, str, dict[str, Any]]]:
+        if self.parquet is not None:
+            more = [*self.parts, *self.own.drop_above, *([] if self.own.template else [self.spec.image])]
+            yield from self.parquet.rows(spec, self._of_schema, *more)
+            return
+        assert self.csv is not None
+        columns = self._choose(*self.csv.available())
+        for name, row in self.csv.rows(spec):
+            yield columns, name, row
+
+    def _of_schema(self, schema: pa.Schema, name: str) -> Columns:
+        return self._choose({column.name: kind_of(column.type) for column in schema}, name)
+
+    def _choose(self, available: Mapping[str, str | None], name: str) -> Columns:
+        needed = dict.fromkeys(self.own.drop_above, "drop_above") | dict.fromkeys(self.parts, "template")
+        if not self.own.template:
+            needed[self.spec.image] = "image"
+        for column, why in needed.items():
+            if column not in available:
+                raise SourceError(
+                    f"{name}: no column {column!r}{nearest(column, available)}, which the manifest names under {why!r}; "
+                    f"columns: {', '.join(available)}"
+                )
+        return choose(self.spec, available, name)
+
+    def _address(self, row: Mapping[str, Any]) -> str:
+        if not self.own.template:
+            return str(row.get(self.spec.image) or "").strip()
+        if any(row.get(part) is None for part in self.parts):
+            return ""
+        return self.own.template.format_map({part: row[part] for part in self.parts})
+
+    def _left_out(self, row: Mapping[str, Any]) -> str:
+        """Why a row is dropped by a score, or nothing. One without a score is not known to be below it."""
+        for column, most in self.own.drop_above.items():
+            try:
+                value = float(row[column])
+            except (TypeError, ValueError):
+                return f"{column}: not known"
+            if not value <= most:
+                return f"{column}: {value:.3f} is above {most:g}"
+        return ""

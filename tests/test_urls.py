@@ -1,0 +1,98 @@
+"""Building from a list of URLs: every one is accounted for, nothing private is fetched, and what failed can be tried again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.database import RetrievalDatabase
+from pipeline.query import QueryRequest, run_query
+from pipeline.refresh import gone_keys
+from pipeline.sources import SourceOptions
+from tests.builds import quiet_build
+from tests.server import Server, serve
+from tests.urls import FILTERED, HOST, UrlList, manifest_of, url_list
+
+ALLOWED = SourceOptions(allow_private=(f"{HOST}/32",))
+
+
+@pytest.fixture
+def server(tmp_path: Path, home: Path) -> Iterator[Server]:
+    with serve(tmp_path / "served", host=HOST) as running:
+        yield running
+
+
+def drawings(shared: Path, count: int) -> list[bytes]:
+    """Real pictures of several styles."""
+    files = sorted((shared / "data" / "styles").glob("*.parquet"))
+    each = -(-count // len(files))
+    return [data for file in files for data in pq.read_table(file, columns=["png"])["png"].to_pylist()[:each]][:count]
+
+
+def living(name: str = "listed") -> dict[int, dict[str, Any]]:
+    """The rows of the current version by key, those that are gone left out."""
+    db = RetrievalDatabase(name)
+    version = db.version()
+    gone = set(gone_keys(db, version.gone))
+    rows = [row for shard in version.shards for row in db.read_table(shard.artifact.path).to_pylist()]
+    return {row["key"]: row for row in rows if row["key"] not in gone}
+
+
+def reasons(rows: dict[int, dict[str, Any]]) -> Counter[str]:
+    return Counter((row["error"] or "").split(":", 1)[0] for row in rows.values())
+
+
+def build_then_retry(server: Server, tmp_path: Path, pictures: list[bytes], shard_rows: int) -> UrlList:
+    """Build, check every count, mend the server, retry, and check every count again."""
+    made = url_list(server, tmp_path / "list.parquet", pictures)
+    manifest = manifest_of(tmp_path / "listed.toml", tmp_path / "list.parquet", shard_rows=shard_rows)
+    built = quiet_build(manifest, source=ALLOWED, where="width >= 256", images="drop")
+    assert (built.input, built.ok) == (len(pictures), made.first[""])
+    assert built.filtered == sum(made.first[reason] for reason in FILTERED)
+    assert built.failed == len(made.failed())
+    assert built.reasons == {reason: count for reason, count in sorted(made.first.items()) if reason}
+    before = living()
+    assert reasons(before) == made.first
+    for row in before.values():
+        i = int(row["caption"].split()[-1])
+        assert row["url"] == made.urls[i]
+        assert row["licence"] == f"licence {i % 3}"
+        if row["status"] == "ok" and made.kinds[i] != "twice":
+            assert row["sha256"] == hashlib.sha256(pictures[i]).hexdigest()
+    asked = {path for _, path, _ in server.requests}
+    for i, kind in enumerate(made.kinds):
+        if kind in ("unsafe", "small", "disallowed"):
+            assert not any(path.endswith(f"/{i}.png") for path in asked), f"{kind} was fetched"
+
+    server.mend()
+    server.requests.clear()
+    again = quiet_build("listed", source=ALLOWED, retry=True)
+    assert again.changes == {"retried": len(made.failed())}
+    assert (again.input, again.ok) == (len(pictures), made.then[""])
+    assert again.reasons == {reason: count for reason, count in sorted(made.then.items()) if reason}
+    after = living()
+    assert reasons(after) == made.then
+    assert {key: row for key, row in before.items() if row["status"] != "failed"}.items() <= after.items()
+    failed = made.failed()
+    asked = {path for _, path, _ in server.requests if path != "/robots.txt"}
+    assert asked == {f"/{i}.png" for i in failed if (made.urls[i] or "").startswith(server.url)}
+    assert run_query(QueryRequest("listed", key=min(key for key, row in after.items() if row["status"] == "ok"))).rows
+    return made
+
+
+def test_every_url_ends_somewhere_and_what_failed_can_be_tried_again(
+    server: Server, tmp_path: Path, shared: Path
+) -> None:
+    made = build_then_retry(server, tmp_path, drawings(shared, 300), 1000)
+    assert len(made.failed()) > 60 and made.first[""] > 150
+
+
+@pytest.mark.scale
+def test_two_thousand_urls_in_several_shards(server: Server, tmp_path: Path, shared: Path) -> None:
+    build_then_retry(server, tmp_path, drawings(shared, 2000), 500)
