@@ -188,6 +188,7 @@ class _Build:
             device=self.request.device,
             batch=self.request.batch,
             torch_threads=self.request.threads or share,
+            patches=self.manifest.patches is not None,
         )
         return embed_stage(self.database, config, self._record(), backend.workers)
 
@@ -263,7 +264,8 @@ class _Build:
         trained = version.encoder.trained if version else resolve(self.manifest.encoder).trained
         if not trained:
             warnings.append("the encoder is untrained (random weights): search results carry no meaning")
-        expected, part = self.manifest.expected_rows, self.request.source
+        each = self.manifest.patches.per_image if self.manifest.patches else 1
+        expected, part = self.manifest.expected_rows * each, self.request.source
         if expected and counts["input"] != expected and not (part.limit or part.shards):
             warnings.append(f"the source has {counts['input']:,} rows; its manifest expects {expected:,}")
         names = sorted({*outcome.ran, *outcome.skipped})

@@ -6,13 +6,18 @@ shards agree on them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline import images
 from pipeline.errors import PictureError
 from pipeline.preprocess import Preprocess
+from pipeline.schema import PATCH_COORDS
+from pipeline.sources.patches import read_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,19 +39,43 @@ class Decoded:
 
 
 def decode_row(
-    preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, item: tuple[int, dict[str, Any], bytes | None]
+    preprocess: Preprocess,
+    with_thumbnail: bool,
+    max_pixels: int,
+    patches: bool,
+    item: tuple[int, dict[str, Any], bytes | None],
 ) -> Decoded:
-    """(row, its columns, picture bytes or None: nothing to do) -> what embedding needs of it. Raises no PictureError."""
+    """(row, its columns, picture bytes or None: nothing to do) -> what embedding needs of it. Raises no PictureError.
+
+    With `patches` of the crop that the row's patch_coords name; width and height stay the whole picture's.
+    """
     data = item[2]
     if data is None:
         return Decoded(None)
     try:
+        if patches:
+            return _decode_patch(preprocess, with_thumbnail, max_pixels, data, item[1][PATCH_COORDS])
         if images.decoded_pixels(data, images.DRAFT_SIDE) > _LARGE:
             with _one_large_picture:
                 return _decode(preprocess, with_thumbnail, max_pixels, data)
         return _decode(preprocess, with_thumbnail, max_pixels, data)
     except PictureError as error:
         return Decoded(None, str(error))
+
+
+def _decode_patch(
+    preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, data: bytes, coords: str | None
+) -> Decoded:
+    with _one_large_picture if images.decoded_pixels(data) > _LARGE else contextlib.nullcontext():
+        picture = images.decode(data, 0, max_pixels)
+        if coords is None:
+            raise PictureError("corrupt", "its size could not be read when it was downloaded")
+        x0, y0, x1, y1 = read_box(coords)
+        if x1 > picture.width or y1 > picture.height:
+            raise PictureError("corrupt", f"{picture.width} x {picture.height} pixels, where its header said otherwise")
+        crop = np.ascontiguousarray(picture.pixels[y0:y1, x0:x1])
+    small = images.thumbnail(crop) if with_thumbnail else None
+    return Decoded(preprocess(crop), None, images.perceptual_hash(crop), picture.width, picture.height, small)
 
 
 def _decode(preprocess: Preprocess, with_thumbnail: bool, max_pixels: int, data: bytes) -> Decoded:

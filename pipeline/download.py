@@ -16,7 +16,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from pipeline.config import canonical_json, digest
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.manifest import Manifest
-from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, OK, image_schema, key_of
+from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of
 from pipeline.sources import FetchingSource, Sample, Source, SourceOptions, open_source
+from pipeline.sources.patches import name_patches
 from pipeline.sources.pictures import sniff
 from pipeline.stage import Receipt, Resources, Shard, Stage, count_statuses
 
@@ -58,10 +59,11 @@ class DownloadConfig:
     def fingerprint(self) -> str:
         """Hash of what changes the output. Addresses, checksums, tokens and the encoder do not: fingerprints of the
         shards stand for the input."""
-        source = self.manifest.source
+        source, patches = self.manifest.source, self.manifest.patches
         meaning = [source.kind, source.item_id, source.image, source.caption, source.licence, source.source_url]
         told = [self.manifest.name, self.manifest.licence, list(source.columns), dict(source.options)]
-        return digest([_FORMAT, meaning, told, list(self.columns.items()), self.where])
+        more = [asdict(patches)] if patches else []
+        return digest([_FORMAT, meaning, told, list(self.columns.items()), self.where, *more])
 
 
 def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
@@ -118,16 +120,21 @@ def download_shard(
         if isinstance(source, FetchingSource):  # what the filter leaves out is not fetched
             samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter)), scratch)
         with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            first = 0
+            first, stored = 0, -1
+            last: tuple[Sample, int] | None = None
             for batch in _batches(samples):
                 keys = [key_of(shard.id, first + i) for i in range(len(batch))]
                 first += len(batch)
                 rows = [image_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
+                if config.manifest.patches:
+                    last = name_patches(config.manifest.patches, rows, batch, last)
                 if config.where and row_filter is not None and not isinstance(source, FetchingSource):
                     _leave_out(rows, row_filter(config.where, _named(config, rows)).tolist())
                 for row, sample in zip(rows, batch, strict=True):
-                    if row["status"] == OK and sample.data is not None:
-                        _add_sample(archive, row, sample.data)
+                    image = row[IMAGE_KEY] if config.manifest.patches else row["key"]
+                    if row["status"] == OK and sample.data is not None and image != stored:
+                        _add_sample(archive, row, sample.data)  # once for all crops of a picture
+                        stored = image
                 tables.append(pa.Table.from_pylist(rows, schema))
         if shard.rows not in (first, -1):
             raise SourceError(
@@ -185,8 +192,11 @@ def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
                 yield sample
 
 
-def read_images(db: RetrievalDatabase, shard: int) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok.
+def read_images(
+    db: RetrievalDatabase, shard: int, patches: bool = False
+) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok. With
+    `patches`, rows of one image_key share a picture.
 
     Reads the tar once, front to back. Raises DatabaseError where it is absent or does not hold what the rows say.
     """
@@ -196,11 +206,16 @@ def read_images(db: RetrievalDatabase, shard: int) -> Iterator[tuple[dict[str, A
     try:
         with db.storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             pictures = _pictures(archive)
+            image, data = -1, b""
             for row in rows:
                 if row["status"] != OK:
                     yield row, None
                     continue
+                if patches and row[IMAGE_KEY] == image:
+                    yield row, data
+                    continue
                 key, data = next(pictures, (-1, b""))
+                image = row[IMAGE_KEY] if patches else key
                 if key != row["key"]:
                     raise DatabaseError(f"{db.name}: {name} does not hold the picture of key {row['key']}; {mend}")
                 yield row, data

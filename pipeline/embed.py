@@ -63,10 +63,11 @@ class EmbedConfig:
     torch_threads: int = 0  # of the model, on the CPU; the same number gives the same bytes
     decode_threads: int = 0
     max_pixels: int = MAX_PIXELS
+    patches: bool = False  # rows are crops: their patch_coords say which
 
     def fingerprint(self, record: EncoderRecord) -> str:
         """Hash of what changes the output. Batch size, threads and device change no vector beyond float16 rounding."""
-        return digest([_FORMAT, record, self.images, self.max_pixels])
+        return digest([_FORMAT, record, self.images, self.max_pixels, *(["patches"] if self.patches else [])])
 
     def for_machine(self) -> EmbedConfig:
         """The same config with this machine's device, batch size and threads filled in."""
@@ -205,8 +206,8 @@ def _embed(
     """Decode ahead, run the model batch by batch, and fill `found`. A GPU works on one batch while the next is gathered."""
     # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
     size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
-    rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id)))
-    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels)
+    rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id, config.patches)))
+    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
     may_decode = threading.Event()
     may_decode.set()
     takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()

@@ -19,7 +19,8 @@ from pipeline.embeddings_import import BYTES, ORIGINAL
 from pipeline.errors import ConfigError
 from pipeline.npz import CLIP_RETRIEVAL, NPZ
 from pipeline.refresh import gone_keys
-from pipeline.schema import metadata_columns, shard_name
+from pipeline.schema import PATCH_COORDS, metadata_columns, shard_name
+from pipeline.sources.patches import read_box
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,7 @@ def _write(out: Path, form: str, count: int, tables: list[pa.Table], version: Ve
 
     table = pa.concat_tables(tables)
     file = _file(table)
-    arrays = _arrays(table) if file else _made(table)
+    arrays = _arrays(table) if file else _made(table, bool(version.manifest.get("patches")))
     number = shard_name(count if form == NPZ else count // 2)
     if form == NPZ:
         name = file if file and file.endswith(".npz") else f"{number}.npz"
@@ -95,14 +96,18 @@ def _arrays(table: pa.Table) -> dict[str, Any]:
     return made
 
 
-def _made(table: pa.Table) -> dict[str, Any]:
-    """embedding (N, D) float32, img_id (N,) text, patch_coords (N, 4): the whole picture, 0, 0, width, height."""
+def _made(table: pa.Table, patches: bool) -> dict[str, Any]:
+    """embedding (N, D) float32, img_id (N,) text, patch_coords (N, 4) int64: x0, y0, x1, y1 of the crop in pixels of the
+    upright picture, or the whole of it."""
     column = table["vector"].combine_chunks()
     unit = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
     norm = table["norm"].to_numpy().astype(np.float32)
     sizes = np.stack([table[name].to_numpy() for name in ("width", "height")], 1).astype(np.int64)
+    coords = np.concatenate([np.zeros_like(sizes), sizes], 1)
+    if patches:
+        coords = np.array([read_box(text) for text in table[PATCH_COORDS].to_pylist()], np.int64).reshape(-1, 4)
     return {
         "embedding": unit.astype(np.float32) * norm[:, None],
         "img_id": np.array(table["item_id"].to_pylist(), dtype=np.str_),
-        "patch_coords": np.concatenate([np.zeros_like(sizes), sizes], 1),
+        "patch_coords": coords,
     }

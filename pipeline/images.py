@@ -119,6 +119,19 @@ def decoded_pixels(data: bytes, side: int = 0) -> int:
     return image.size[0] * image.size[1]
 
 
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) after EXIF orientation, from the header alone; None where that cannot be read."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        width, height = image.size
+        turned = _orientation(image) >= 5
+    except Exception:  # `decode` says what is wrong with it
+        return None
+    return (height, width) if turned else (width, height)
+
+
 def _orientation(image: Image) -> int:
     """EXIF orientation, 1 where there is none. An EXIF block that cannot be parsed says nothing about orientation."""
     try:

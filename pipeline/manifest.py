@@ -46,6 +46,15 @@ class SourceSpec:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """Random square crops: how many of each picture, their side in pixels, and what they are drawn from."""
+
+    per_image: int
+    size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A data set that can be built into a retrieval database."""
 
@@ -60,6 +69,7 @@ class Manifest:
     checked: datetime.date | None = None  # when these facts were last checked
     homepage: str = ""
     where: str = ""  # rows outside it are `filtered`
+    patches: Patches | None = None  # rows are crops of the pictures, with image_key and patch_coords
 
     def fingerprint(self) -> str:
         return digest(self, 64)
@@ -105,6 +115,12 @@ def parse(table: Mapping[str, Any], where: str) -> Manifest | View:
 
         if not 1 <= made.source.shard_rows <= SHARD_ROWS:
             raise ManifestError(f"{where}: shard_rows is {made.source.shard_rows}; it must be 1 to {SHARD_ROWS}")
+        crops = made.patches
+        if crops and (crops.per_image < 1 or crops.size < 1 or crops.per_image * made.source.shard_rows > SHARD_ROWS):
+            raise ManifestError(
+                f"{where}: patches of {crops.size} pixels, {crops.per_image} of each picture: both must be above 0, and "
+                f"per_image times shard_rows ({made.source.shard_rows}) at most {SHARD_ROWS}"
+            )
     return made
 
 

@@ -16,7 +16,7 @@ from pipeline.database import RetrievalDatabase
 from pipeline.download import DownloadConfig, image_row, read_spec
 from pipeline.errors import DatabaseError
 from pipeline.plan import Plan, listed, plan_shards, save_plan
-from pipeline.schema import SHARD_ROWS, shard_of
+from pipeline.schema import IMAGE_KEY, PATCH_COORDS, SHARD_ROWS, shard_of
 from pipeline.sources import FetchingSource, Source
 from pipeline.stage import Shard
 from pipeline.storage import Artifact
@@ -132,7 +132,7 @@ def _reason(error: str | None) -> str:
 def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
     """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
     what the list says alone: the pictures are not fetched to see whether they changed."""
-    left_out = ("key", "error", "status", "sha256") if listed_only else ("key", "error", "status")
+    left_out = {"key", "error", "status", IMAGE_KEY, PATCH_COORDS} | ({"sha256"} if listed_only else set())
     stored = {name: value for name, value in sorted(row.items()) if name not in left_out}
     return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)
 

@@ -8,12 +8,13 @@ one bucket of checksums, beside 16 bytes a row. Does not publish anything.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import IndexBuildError
-from pipeline.schema import OK, arrow_type, metadata_columns, shard_name
+from pipeline.schema import OK, PATCH_COORDS, arrow_type, metadata_columns, shard_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,8 @@ def write_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    keys, original = _keys_and_duplicates(db, shards, gone, folder)
+    crops = [PATCH_COORDS] if PATCH_COORDS in columns else []
+    keys, original = _keys_and_duplicates(db, shards, gone, folder, crops)
     if not len(keys):
         raise IndexBuildError(
             f"database {db.name!r} has no row to index: every picture failed, was filtered or is gone. "
@@ -144,9 +146,10 @@ def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim
 
 
 def _keys_and_duplicates(
-    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], folder: Path
+    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], folder: Path, crops: list[str]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Keys of all rows, and for each the key of the first row with the same sha256, -1 where it is itself the first.
+    """Keys of all rows, and for each the key of the first row with the same sha256 (and, where rows are crops, the same one), -1
+    where it is itself the first.
 
     Checksums are spread over bucket files by their first bytes, so that equal ones meet in one bucket.
     """
@@ -160,11 +163,15 @@ def _keys_and_duplicates(
     spill.mkdir()
     handles: list[BinaryIO] = [(spill / str(bucket)).open("wb") for bucket in range(buckets)]
     try:
-        for shard, table in _kept_rows(db, shards, gone, ["key", "sha256"]):
+        for shard, table in _kept_rows(db, shards, gone, ["key", "sha256", *crops]):
             keys.append(table["key"].to_numpy())
             present = np.asarray(table["sha256"].is_valid())
             try:
-                digests = bytes.fromhex("".join(table["sha256"].drop_null().to_pylist()))
+                sums = table["sha256"].drop_null().to_pylist()
+                for name in crops:
+                    boxes = table[name].filter(table["sha256"].is_valid()).to_pylist()
+                    sums = [hashlib.sha256(f"{a} {b}".encode()).hexdigest() for a, b in zip(sums, boxes, strict=True)]
+                digests = bytes.fromhex("".join(sums))
                 part = np.zeros(int(present.sum()), record)
                 part["sha"] = np.frombuffer(digests, "<u8").reshape(len(part), 4)
             except ValueError as error:

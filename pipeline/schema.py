@@ -43,6 +43,10 @@ RESERVED = (
 FROM_SOURCE = ("url", "licence", "caption")
 
 
+# Columns that a manifest's `patches` adds: the key of the picture's first row in its shard; `x0, y0, x1, y1` of the crop.
+IMAGE_KEY, PATCH_COORDS = "image_key", "patch_coords"
+
+
 def key_of(shard: int, row: int) -> int:
     if not 0 <= row < SHARD_ROWS or shard < 0:
         raise ValueError(f"shard {shard}, row {row}: a shard has rows 0 to {SHARD_ROWS - 1}")

@@ -36,9 +36,7 @@ class SourceOptions:
     limit: int = 0  # at most so many rows; 0: all
     shards: tuple[int, int] | None = None  # half-open range of shard ids
     offline: bool = False  # use the cache alone
-    allow_private: tuple[
-        str, ...
-    ] = ()  # networks, as 10.1.0.0/16, that lists of URLs may lead into although not public
+    allow_private: tuple[str, ...] = ()  # networks, as 10.1.0.0/16, that URLs may lead into although not public
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,8 @@ class Sample:
     url: str | None = None
     licence: str | None = None
     status: str = ""  # empty: ok with data, failed with an error; or `filtered` with the reason in error
-    address: str = (
-        ""  # where `data` is still to be fetched from: a source of URLs reads its list and fetches afterwards
-    )
+    patch: int = 0  # which of a picture's crops this row stands for
+    address: str = ""  # where to fetch `data` from: a source of URLs reads its list first, and fetches afterwards
 
 
 @dataclass(frozen=True)
@@ -111,4 +108,8 @@ def open_source(manifest: Manifest, options: SourceOptions | None = None) -> Sou
         )
     module, name = READERS[kind].split(":")
     reader: Source = getattr(importlib.import_module(module), name)(manifest, options or SourceOptions())
-    return reader
+    if manifest.patches is None:
+        return reader
+    from pipeline.sources.patches import patched
+
+    return patched(reader, manifest.patches)
