@@ -44,6 +44,8 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
         table = table.filter(pc.invert(pc.is_in(table["key"], gone)))
         if _file(table) is None:
             table = table.filter(pc.equal(table["status"], "ok"))
+            if not table.num_rows:
+                continue
         if waiting and (_file(table) is None or _file(table) != _file(waiting[0])):
             written += _write(out, form, len(written), waiting, version)
             waiting = []

@@ -148,8 +148,8 @@ def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim
 def _keys_and_duplicates(
     db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], folder: Path, crops: list[str]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Keys of all rows, and for each the key of the first row with the same sha256 (and, where rows are crops, the same one), -1
-    where it is itself the first.
+    """Keys of all rows, and for each the key of the first row with the same sha256 (and the same crop, where rows are `crops`),
+    -1 where it is itself the first.
 
     Checksums are spread over bucket files by their first bytes, so that equal ones meet in one bucket.
     """
