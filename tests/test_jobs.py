@@ -70,7 +70,7 @@ def test_shipped_jobs_are_well_formed(name: str) -> None:
 
 
 def test_the_jobs_that_ship_are_the_ones_that_are_promised() -> None:
-    assert set(shipped()) >= {"nightly-wikiart", "nightly-artbench", "nightly-styles"}
+    assert set(shipped()) >= {"nightly-wikiart", "nightly-artbench", "nightly-styles", "nightly-laion"}
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.database import RetrievalDatabase
+from pipeline.errors import ConfigError, DatabaseError
 from pipeline.query import QueryRequest, run_query
 from pipeline.refresh import gone_keys
 from pipeline.sources import SourceOptions
-from tests.builds import quiet_build
+from tests.builds import folder_of, picture, quiet_build
 from tests.server import Server, serve
 from tests.urls import FILTERED, HOST, UrlList, manifest_of, url_list
 
@@ -96,3 +98,37 @@ def test_every_url_ends_somewhere_and_what_failed_can_be_tried_again(
 @pytest.mark.scale
 def test_two_thousand_urls_in_several_shards(server: Server, tmp_path: Path, shared: Path) -> None:
     build_then_retry(server, tmp_path, drawings(shared, 2000), 500)
+
+
+def test_trying_again_and_again_keeps_counting_and_never_reuses_a_key(server: Server, tmp_path: Path) -> None:
+    server.folder.mkdir(parents=True)
+    links = [None, f"{server.url}/a.png", "", f"{server.url}/b.png", None]
+    for name in ("a", "b"):
+        (server.folder / f"{name}.png").write_bytes(picture(ord(name)))
+    pq.write_table(pa.table({"link": links, "text": list("vwxyz"), "punsafe": [0.0] * 5}), tmp_path / "list.parquet")
+    manifest = manifest_of(tmp_path / "listed.toml", tmp_path / "list.parquet", shard_rows=3)
+    with pytest.raises(DatabaseError, match="build it with"):
+        quiet_build(manifest, retry=True)
+    seen: set[int] = set()
+    versions = [quiet_build(manifest, source=ALLOWED).version]
+    for _ in range(3):
+        rows = living()
+        assert sorted((row["caption"], row["status"]) for row in rows.values()) == [
+            ("v", "failed"), ("w", "ok"), ("x", "failed"), ("y", "ok"), ("z", "failed")]  # fmt: skip
+        failed = {key for key, row in rows.items() if row["status"] == "failed"}
+        assert not failed & seen
+        seen |= failed
+        again = quiet_build("listed", retry=True)
+        assert (again.input, again.ok, again.failed, again.changes) == (5, 2, 3, {"retried": 3})
+        versions.append(again.version)
+    assert len(set(versions)) == 4
+    assert [path for _, path, _ in server.requests if path != "/robots.txt"] in (
+        ["/a.png", "/b.png"],
+        ["/b.png", "/a.png"],
+    )
+
+
+def test_only_lists_of_urls_are_tried_again(tmp_path: Path, home: Path) -> None:
+    quiet_build(folder_of(tmp_path / "pictures", 3))
+    with pytest.raises(ConfigError, match="--refresh"):
+        quiet_build("pictures", retry=True)
