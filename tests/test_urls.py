@@ -111,7 +111,7 @@ def test_trying_again_and_again_keeps_counting_and_never_reuses_a_key(server: Se
         quiet_build(manifest, retry=True)
     seen: set[int] = set()
     versions = [quiet_build(manifest, source=ALLOWED).version]
-    for _ in range(3):
+    for _ in range(2):
         rows = living()
         assert sorted((row["caption"], row["status"]) for row in rows.values()) == [
             ("v", "failed"), ("w", "ok"), ("x", "failed"), ("y", "ok"), ("z", "failed")]  # fmt: skip
@@ -121,7 +121,7 @@ def test_trying_again_and_again_keeps_counting_and_never_reuses_a_key(server: Se
         again = quiet_build("listed", retry=True)
         assert (again.input, again.ok, again.failed, again.changes) == (5, 2, 3, {"retried": 3})
         versions.append(again.version)
-    assert len(set(versions)) == 4
+    assert len(set(versions)) == 3
     assert [path for _, path, _ in server.requests if path != "/robots.txt"] in (
         ["/a.png", "/b.png"],
         ["/b.png", "/a.png"],

@@ -28,7 +28,6 @@ class CsvFiles:
     def __init__(self, manifest: Manifest, options: SourceOptions, types: Mapping[str, str]) -> None:
         self.spec, self.options, self.types = manifest.source, options, types
         self.where = f"{manifest.name} [source]"
-        self.expected_rows = manifest.expected_rows
         for name, kind in types.items():
             if kind not in TYPES:
                 raise SourceError(f"{self.where} options types: {name} is {kind!r}; expected one of {', '.join(TYPES)}")
@@ -82,10 +81,6 @@ class CsvFiles:
                 row += 1
                 if row == spec["stop"]:
                     return
-
-    def estimate(self) -> tuple[int, int]:
-        """(rows the manifest expects, or the limit; 0 bytes: pictures are elsewhere)."""
-        return self.options.limit or self.expected_rows, 0
 
     @cached_property
     def revision(self) -> str:

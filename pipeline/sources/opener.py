@@ -1,8 +1,8 @@
 """An opener for untrusted picture addresses: public ones only, limits on size, time and redirects, robots asked first.
 
-Reads: http(s) addresses, robots.txt of their sites (once a site). Writes nothing. It stands in for urllib's own opener
-(`urllib.request.install_opener`), so that whatever calls `urlopen` in this process goes through it. Every hop of a redirect is
-checked like the first address; proxies of the environment are not used, since they would resolve names in our place.
+Reads: http(s) addresses, robots.txt of their sites (once, while it is remembered). Writes nothing. It stands in for urllib's own
+opener (`urllib.request.install_opener`), so that whatever calls `urlopen` in this process goes through it. Every hop of a
+redirect is checked like the first address; proxies of the environment are not used, since they would resolve names in our place.
 Memory: one picture of at most `max_bytes` a thread. Resolving a name takes as long as the resolver lets it.
 """
 
@@ -27,6 +27,7 @@ USER_AGENT = "Mozilla/5.0 (compatible; rdmpipe/0.1; img2dataset)"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({500, 502, 503, 504})  # answers that a second attempt may mend
 _AGAIN_S = 0.5
+_SITES = 2048  # whose robots.txt is remembered at a time
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class SafeOpener:
     def _ask_robots(self, parts: SplitResult, deadline: float) -> None:
         with self._lock:
             site = self._sites.setdefault((parts.scheme, parts.netloc.lower()), _Site())
+            if len(self._sites) > _SITES:
+                del self._sites[next(iter(self._sites))]
         with site.lock:
             if site.rules is None and not site.error:
                 try:

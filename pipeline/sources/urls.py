@@ -56,6 +56,7 @@ class UrlSource:
         self.where = f"{manifest.name} [source]"
         self.own = own = from_mapping(UrlOptions, manifest.source.options, f"{self.where} options")
         self.allow_private = options.allow_private
+        self.limit, self.expected_rows = options.limit, manifest.expected_rows
         self.parts = [name for _, name, _, _ in string.Formatter().parse(own.template) if name is not None]
         spec = manifest.source
         self.spec = spec if spec.source_url or own.template else replace(spec, source_url=spec.image)
@@ -76,8 +77,8 @@ class UrlSource:
         return self._files.plan()
 
     def estimate(self) -> tuple[int, int]:
-        """Rows alone: how large the pictures are is not known beforehand."""
-        return self._files.estimate()[0], 0
+        """Rows that the manifest expects, and no bytes: how large the pictures are is not known beforehand."""
+        return self.limit or self.expected_rows, 0
 
     def revision(self) -> str:
         return self._files.revision
