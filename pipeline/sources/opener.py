@@ -1,8 +1,8 @@
 """An opener for untrusted picture addresses: public ones only, limits on size, time and redirects, robots asked first.
 
-Reads: http(s) addresses, robots.txt of their sites (once, while it is remembered). Writes nothing. It stands in for urllib's own
-opener (`urllib.request.install_opener`), so that whatever calls `urlopen` in this process goes through it. Every hop of a
-redirect is checked like the first address; proxies of the environment are not used, since they would resolve names in our place.
+Reads: http(s) addresses, robots.txt of their sites (once, while it is remembered). Writes nothing. It stands in for urllib's
+own opener (`urllib.request.install_opener`), so that whatever calls `urlopen` in this process goes through it. Every hop of a
+redirect is checked like the first address; proxies of the environment are not used: they would resolve names in our place.
 Memory: one picture of at most `max_bytes` a thread. Resolving a name takes as long as the resolver lets it.
 """
 
