@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import ssl
 import sys
 import threading
 import time
@@ -69,14 +70,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, token: str = "", host: str = "127.0.0.1") -> Iterator[Server]:
+def serve(folder: Path, token: str = "", host: str = "127.0.0.1", tls: Path | None = None) -> Iterator[Server]:
+    """Serve a folder; with `tls`, a file with certificate and key, over https."""
     server = Server(folder, token)
 
     class Handler(_Handler):
         state = server
 
     http = _Quiet((host, 0), Handler)
-    server.url = f"http://{host}:{http.server_address[1]}"
+    server.url = f"{'https' if tls else 'http'}://{host}:{http.server_address[1]}"
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -94,7 +100,7 @@ class _Quiet(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is what some tests are about."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import socket
 import threading
 import time
@@ -9,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.errors import ConfigError
 from pipeline.sources.addresses import Refused, is_public, networks, resolve
@@ -244,3 +249,39 @@ def test_an_opt_out_is_seen_before_the_picture_is_read(server: Server) -> None:
     server.fail("/a.jpg", Fault("headers", 0, (("X-Robots-Tag", "noai"),)), times=2)
     assert refusal(opener(), f"{server.url}/a.jpg") == "opt_out: X-Robots-Tag: noai"
     assert opener(opt_out=False).open(f"{server.url}/a.jpg").read() == jpeg(1)
+
+
+# ---- TLS
+
+
+def certificate(path: Path) -> Path:
+    """A certificate for 127.0.0.2 that it signed itself, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    plain = serialization.NoEncryption()
+    written = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + written)
+    return path
+
+
+def test_over_tls_a_picture_comes_and_a_certificate_that_nobody_vouches_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    file = certificate(tmp_path / "own.pem")
+    with serve(tmp_path, host=HOST, tls=file) as server:
+        assert server.url.startswith("https://")
+        assert refusal(opener(attempts=1), f"{server.url}/a.jpg").startswith("tls: ")
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        assert opener().open(f"{server.url}/a.jpg").read() == jpeg(1)
+        server.fail("/a.jpg", Fault("status", 302, (("Location", server.url.replace(HOST, "127.0.0.1") + "/a.jpg"),)))
+        assert refusal(opener(), f"{server.url}/a.jpg").startswith("private_address: ")
+        assert refusal(opener(attempts=1), server.url.replace("https", "http") + "/a.jpg")  # plain words to a TLS port
