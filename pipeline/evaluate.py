@@ -1,0 +1,312 @@
+"""`rdmpipe evaluate`: does swapping the database swap the style? Protocol, judges, pictures, answers, report.
+
+Reads: a labelled database and those it is compared with, a model. Writes, in <home>/evaluations/<name> or the folder given:
+
+    protocol.json        what was decided before the first picture: config, databases' versions, model, captions
+    judges/style, judges/content                the judges' training states and curves
+    pictures*/, trials/  what was made, and from which rows
+    pictures.parquet     one row a picture: aim, setting, verdicts;  summary.json: every number;  index.html: the report
+
+A killed evaluation goes on: judges from their last save, pictures by their keys. Another protocol wants another folder. Whatever
+comes out is what is reported: nothing is left out by its result.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import canonical_json, default_home, digest
+from pipeline.errors import ConfigError
+from pipeline.evaluate_config import EvaluateConfig
+from pipeline.evaluate_data import (
+    Caption,
+    Labelled,
+    choose_captions,
+    chosen_styles,
+    own_prompts,
+    read_labelled,
+    split_by_content,
+    split_by_picture,
+)
+from pipeline.evaluate_plan import Place, Trial, test_trials, tuning_trials
+from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.evaluate_score import Panel
+    from pipeline.executor import Backend
+    from pipeline.models import ModelInfo
+    from pipeline.progress import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where an evaluation runs and with what; none of it changes what is measured but `device`, in the last digits."""
+
+    config: EvaluateConfig
+    folder: Path
+    home: str | None
+    progress: Progress
+    backend: Backend
+    device: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an evaluation is about, once databases and model were looked at."""
+
+    labelled: Labelled
+    place: Place
+    validation: tuple[Caption, ...]
+    test: tuple[Caption, ...]
+    model: ModelInfo
+
+
+def evaluate(
+    config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
+    device: str = "auto", threads: int = 1, wait_s: float = 0.0,
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """Run the evaluation, or go on with it; its folder and summary.json. Raises RdmpipeError for what cannot be run."""
+    import torch
+
+    from pipeline.lease import lease
+
+    folder = Path(out or f"{home or default_home()}/evaluations/{config.database}-{digest(config, 6)}").absolute()
+    run = Run(config, folder, home, progress, backend, device, threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    with lease(Storage(str(folder)), f"evaluate {config.database}", wait_s, notify=progress.say):
+        seconds: dict[str, float] = {}
+        began = time.monotonic()
+
+        def lap(name: str) -> None:
+            nonlocal began
+            now = time.monotonic()
+            seconds[name] = round(now - began, 1)
+            began = now
+
+        _build_missing(run)
+        study = open_study(config, home)
+        _write_protocol(run, study)
+        lap("databases and captions")
+        panel, references = _judges(run, study, lap)
+        from pipeline.evaluate_answers import answer_postfix, answer_swap, answer_sweeps, choose_settings
+
+        most = study.model.config.max_neighbours
+        tuning, _ = _scored(run, study, panel, tuning_trials(study.place, study.validation, most), "tuning")
+        chosen, grids = choose_settings(tuning)
+        lap("tuning")
+        trials = test_trials(study.place, study.test, chosen, most)
+        rows, judged = _scored(run, study, panel, trials, "test")
+        lap("pictures")
+        from pipeline.evaluate_measures import measure_pictures
+
+        summary: dict[str, Any] = {
+            "setup": _setup(run, study),
+            "judges": references,
+            "tuning": grids,
+            "swap": answer_swap(rows, study.place.styles, config.never_seen),
+            "postfix": answer_postfix(rows),
+            "sweeps": answer_sweeps(rows),
+            **measure_pictures(study, panel, rows, judged),
+        }
+        lap("distances")
+        different = len({row["key"] for row in (*tuning, *rows)})
+        summary["cost"] = {"different pictures": different, "rows": len(tuning) + len(rows), "seconds now": seconds}
+        return folder, _write(run, study, summary, [*tuning, *rows])
+
+
+# ---- before the first picture
+
+
+def _build_missing(run: Run) -> None:
+    from pipeline.build import build
+    from pipeline.database import RetrievalDatabase
+    from pipeline.evaluate_separate import build_separate
+    from pipeline.request import BuildRequest, settle
+    from pipeline.sources import SourceOptions
+
+    for entry in run.config.build:
+        request = BuildRequest(
+            target=entry.target, name=entry.name, home=run.home, encoder=entry.encoder, images=entry.images,
+            preprocess=entry.preprocess, where=entry.where, source=SourceOptions(limit=entry.limit), backend=run.backend,
+        )  # fmt: skip
+        manifest, _ = settle(request)
+        if not RetrievalDatabase(manifest.name, run.home).exists():
+            run.progress.say(f"building database {manifest.name}, which is not published yet")
+            build(request, run.progress)
+    for style in run.config.sweep.separate:
+        build_separate(style, run.config, run.home, run.folder / "separate" / style, run.progress, run.backend)
+
+
+def open_study(config: EvaluateConfig, home: str | None) -> Study:
+    """Look at databases and model, and choose the captions. Raises RdmpipeError."""
+    from pipeline.models import find_model
+
+    labelled = read_labelled(config.database, config, home)
+    styles = chosen_styles(labelled, config)
+    if config.prompts.file:
+        validation, test = own_prompts(config.prompts.file, config.prompts)
+    else:
+        validation, test = choose_captions(labelled, styles, config.prompts)
+    named = [labelled.values[c.content] for c in (*validation, *test) if c.content in labelled.values]
+    absent = f"{labelled.column} NOT IN ({', '.join(named)})" if named else ""
+    return Study(labelled, Place(config, styles, absent), validation, test, find_model(config.model, home))
+
+
+def count_pictures(study: Study) -> dict[str, int]:
+    """Different pictures by phase, as far as they can be told before settings are chosen."""
+    from pipeline.evaluate_plan import CONDITIONS, Setting
+
+    config, most = study.place.config, study.model.config.max_neighbours
+    guess = {condition: Setting(min(config.tuning.k[-1], most), config.tuning.guidance[-1]) for condition in CONDITIONS}
+    seen: set[Any] = set()
+    counts: dict[str, int] = {}
+    for trial in (
+        *tuning_trials(study.place, study.validation, most),
+        *test_trials(study.place, study.test, guess, most),
+    ):
+        asked = (trial.prompt, trial.seed, trial.setting, trial.neighbours_only)
+        where = (trial.database, trial.where) if trial.setting.k else ()
+        if (asked, where) not in seen:
+            seen.add((asked, where))
+            counts[trial.phase] = counts.get(trial.phase, 0) + 1
+    return {**counts, "all": len(seen)}
+
+
+def _write_protocol(run: Run, study: Study) -> None:
+    """Write the protocol, or find the same one. Raises ConfigError where the folder holds another."""
+    storage = Storage(str(run.folder))
+    text = json.dumps(json.loads(canonical_json(_setup(run, study))), indent=1, ensure_ascii=False) + "\n"
+    before = storage.read_text("protocol.json")
+    if before is not None and before != text:
+        old, new = json.loads(before), json.loads(text)
+        changed = ", ".join(name for name in new if old.get(name) != new[name])
+        raise ConfigError(
+            f"{run.folder} holds an evaluation of another protocol (it differs in {changed}): give another folder with --out"
+        )
+    if before is None:
+        storage.write_text("protocol.json", text)
+
+
+def _setup(run: Run, study: Study) -> dict[str, Any]:
+    from pipeline.resolve import resolve_database
+
+    config, place = run.config, study.place
+    names = [config.database, place.general, *config.sources.values(), *config.others, config.content_database]
+    versions = {name: resolve_database(name, run.home).version.id for name in dict.fromkeys(names) if name}
+    return {
+        "config": config,
+        "databases": versions,
+        "model": {"name": study.model.config.name, "sha256": study.model.hash},
+        "styles": place.styles,
+        "real pictures": len(study.labelled.keys),
+        "validation captions": [caption.text for caption in study.validation],
+        "test captions": [caption.text for caption in study.test],
+        "captions' contents are in the database": bool(place.absent),
+    }
+
+
+# ---- judges and pictures
+
+
+def _judges(run: Run, study: Study, lap: Any) -> tuple[Panel, dict[str, Any]]:
+    from dataclasses import replace
+
+    from pipeline.evaluate_judges import HELD_OUT, train_content, train_style
+    from pipeline.evaluate_references import judge_reference, references, style_reference, through_first_stage
+    from pipeline.evaluate_score import Panel, pool_of
+
+    config, labelled = run.config, study.labelled
+    pictures = labelled.pictures
+    classes = study.place.styles
+    rows = [row for row, style in enumerate(pictures.styles) if style in classes]
+    training, held_out = split_by_content([pictures.contents[row] for row in rows], HELD_OUT, "style judge")
+    style = train_style(pictures, [rows[i] for i in training], classes, config.style_judge,
+                        run.folder / "judges" / "style", run.progress)  # fmt: skip
+    lap("style judge")
+    captioned = read_labelled(config.content_database, config, run.home) if config.content_database else labelled
+    known, unseen = split_by_picture(captioned.keys, HELD_OUT, "content judge")
+    content = train_content(captioned.pictures, known, config.content_judge, run.folder / "judges" / "content",
+                            run.progress)  # fmt: skip
+    lap("content judge")
+    pool = pool_of((*study.test, *study.validation), [text for text in captioned.pictures.captions if text],
+                   config.prompts.candidates)  # fmt: skip
+    panel = Panel(style, content, classes, pool, config.prompts.candidates)
+    found = {"style": style_reference(panel, labelled, [rows[i] for i in held_out])}
+    if config.content_database:  # the judge's own held-out pictures stand for the real ones, whatever their style
+        asked = [Caption(text, content) for text, content in _first_captions(captioned, unseen, config.prompts.test)]
+        captioned = replace(captioned, pictures=replace(captioned.pictures, styles=("",) * len(captioned.keys)))
+        made = references(captioned, asked, ("",), unseen)
+        made = [replace(reference, styles=()) for reference in made]
+    else:
+        made = references(labelled, study.test, classes, unseen)
+    if made:
+        size, device = study.model.config.default_size, _device(run.device)
+        made.insert(1, through_first_stage(made[0], study.model.folder, size, device))
+    found["references"] = {reference.name: judge_reference(panel, reference) for reference in made}
+    lap("references")
+    return panel, found
+
+
+def _first_captions(captioned: Labelled, rows: Sequence[int], count: int) -> list[tuple[str, str]]:
+    pictures = captioned.pictures
+    return [(pictures.captions[row], pictures.contents[row]) for row in rows if pictures.captions[row]][:count]
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _scored(
+    run: Run, study: Study, panel: Panel, trials: Sequence[Trial], name: str
+) -> tuple[list[dict[str, Any]], Any]:
+    from pipeline.evaluate_make import make_pictures, read_made
+    from pipeline.evaluate_score import Nearest, score_trials
+
+    run.progress.say(f"{name}: {len(trials):,} pictures are asked for")
+    made = make_pictures(trials, name, run.folder, run.config, run.home, run.config.model, run.progress, run.backend,
+                         run.device)  # fmt: skip
+    pixels = read_made(run.folder, made, run.config.size)
+    return score_trials(trials, made, pixels, panel, Nearest.of(study.labelled))
+
+
+def _write(run: Run, study: Study, summary: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.evaluate_report import report
+
+    storage = Storage(str(run.folder))
+    with storage.scratch() as scratch:
+        part = scratch / "pictures.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), part, compression="zstd")
+        storage.publish(part, "pictures.parquet")
+    summary = json.loads(canonical_json(summary))
+    storage.write_text("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    storage.write_text("index.html", report(summary, rows, run.folder, study.labelled))
+    return summary
+
+
+def summary_text(folder: Path, summary: dict[str, Any]) -> str:
+    """For people: the judges, the swap, and swap against postfix, each in a line; and where the rest is."""
+    from pipeline.evaluate_report import number
+
+    swap = summary["swap"]["all"]
+    lines = [
+        f"style judge on real pictures: {summary['judges']['style']['accuracy']:.3f}",
+        f"swap: style {number(swap['style_hit'])}, content found {number(swap['found'])}",
+    ]
+    for level, made in summary["postfix"].items():
+        found = made["swap minus"]["postfix"]
+        lines.append(
+            f"swap minus postfix, {level}: style {number(found['style_hit'])}, content {number(found['found'])}"
+        )
+    return "\n".join([*lines, f"look at {folder / 'index.html'}"])
