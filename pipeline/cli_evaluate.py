@@ -63,7 +63,9 @@ def evaluate(
             prompts=replace(config.prompts, file=prompts or config.prompts.file),
         )
         if plan:
-            counts = evaluation.count_pictures(evaluation.open_study(config, home))
+            from pipeline.evaluate_study import count_pictures, open_study
+
+            counts = count_pictures(open_study(config, home))
             print_json(counts) if as_json else print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
             return
         chosen = Backend(kind=which_backend(backend, address), address=address, workers=workers)

@@ -7,8 +7,8 @@ Reads: a labelled database and those it is compared with, a model. Writes, in <h
     pictures*/, trials/  what was made, and from which rows
     pictures.parquet     one row a picture: aim, setting, verdicts;  summary.json: every number;  index.html: the report
 
-A killed evaluation goes on: judges from their last save, pictures by their keys. Another protocol wants another folder. Whatever
-comes out is what is reported: nothing is left out by its result.
+A killed evaluation goes on: judges from their last save, pictures by their keys. Another protocol wants another folder.
+Whatever comes out is what is reported: nothing is left out by its result.
 """
 
 from __future__ import annotations
@@ -16,30 +16,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import canonical_json, default_home, digest
 from pipeline.errors import ConfigError
 from pipeline.evaluate_config import EvaluateConfig
-from pipeline.evaluate_data import (
-    Caption,
-    Labelled,
-    choose_captions,
-    chosen_styles,
-    own_prompts,
-    read_labelled,
-    split_by_content,
-    split_by_picture,
-)
-from pipeline.evaluate_plan import Place, Trial, test_trials, tuning_trials
+from pipeline.evaluate_data import Caption, Labelled, read_labelled, split_by_content, split_by_picture
+from pipeline.evaluate_plan import Trial, test_trials, tuning_trials
+from pipeline.evaluate_study import Study, open_study, setup_of
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
     from pipeline.evaluate_score import Panel
     from pipeline.executor import Backend
-    from pipeline.models import ModelInfo
     from pipeline.progress import Progress
 
 
@@ -56,22 +47,12 @@ class Run:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Study:
-    """What an evaluation is about, once databases and model were looked at."""
-
-    labelled: Labelled
-    place: Place
-    validation: tuple[Caption, ...]
-    test: tuple[Caption, ...]
-    model: ModelInfo
-
-
 def evaluate(
     config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Run the evaluation, or go on with it; its folder and summary.json. Raises RdmpipeError for what cannot be run."""
+    import numpy
     import torch
 
     from pipeline.lease import lease
@@ -79,6 +60,7 @@ def evaluate(
     folder = Path(out or f"{home or default_home()}/evaluations/{config.database}-{digest(config, 6)}").absolute()
     run = Run(config, folder, home, progress, backend, device, threads)
     torch.set_num_threads(threads)
+    numpy.finfo(numpy.float32), numpy.finfo(numpy.float64)  # it warns where it first looks after denormals are flushed
     torch.set_flush_denormal(True)
     with lease(Storage(str(folder)), f"evaluate {config.database}", wait_s, notify=progress.say):
         seconds: dict[str, float] = {}
@@ -107,7 +89,7 @@ def evaluate(
         from pipeline.evaluate_measures import measure_pictures
 
         summary: dict[str, Any] = {
-            "setup": _setup(run, study),
+            "setup": setup_of(run.config, study, run.home),
             "judges": references,
             "tuning": grids,
             "swap": answer_swap(rows, study.place.styles, config.never_seen),
@@ -144,45 +126,13 @@ def _build_missing(run: Run) -> None:
         build_separate(style, run.config, run.home, run.folder / "separate" / style, run.progress, run.backend)
 
 
-def open_study(config: EvaluateConfig, home: str | None) -> Study:
-    """Look at databases and model, and choose the captions. Raises RdmpipeError."""
-    from pipeline.models import find_model
-
-    labelled = read_labelled(config.database, config, home)
-    styles = chosen_styles(labelled, config)
-    if config.prompts.file:
-        validation, test = own_prompts(config.prompts.file, config.prompts)
-    else:
-        validation, test = choose_captions(labelled, styles, config.prompts)
-    named = [labelled.values[c.content] for c in (*validation, *test) if c.content in labelled.values]
-    absent = f"{labelled.column} NOT IN ({', '.join(named)})" if named else ""
-    return Study(labelled, Place(config, styles, absent), validation, test, find_model(config.model, home))
-
-
-def count_pictures(study: Study) -> dict[str, int]:
-    """Different pictures by phase, as far as they can be told before settings are chosen."""
-    from pipeline.evaluate_plan import CONDITIONS, Setting
-
-    config, most = study.place.config, study.model.config.max_neighbours
-    guess = {condition: Setting(min(config.tuning.k[-1], most), config.tuning.guidance[-1]) for condition in CONDITIONS}
-    seen: set[Any] = set()
-    counts: dict[str, int] = {}
-    for trial in (
-        *tuning_trials(study.place, study.validation, most),
-        *test_trials(study.place, study.test, guess, most),
-    ):
-        asked = (trial.prompt, trial.seed, trial.setting, trial.neighbours_only)
-        where = (trial.database, trial.where) if trial.setting.k else ()
-        if (asked, where) not in seen:
-            seen.add((asked, where))
-            counts[trial.phase] = counts.get(trial.phase, 0) + 1
-    return {**counts, "all": len(seen)}
-
-
 def _write_protocol(run: Run, study: Study) -> None:
     """Write the protocol, or find the same one. Raises ConfigError where the folder holds another."""
     storage = Storage(str(run.folder))
-    text = json.dumps(json.loads(canonical_json(_setup(run, study))), indent=1, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps(json.loads(canonical_json(setup_of(run.config, study, run.home))), indent=1, ensure_ascii=False)
+        + "\n"
+    )
     before = storage.read_text("protocol.json")
     if before is not None and before != text:
         old, new = json.loads(before), json.loads(text)
@@ -192,24 +142,6 @@ def _write_protocol(run: Run, study: Study) -> None:
         )
     if before is None:
         storage.write_text("protocol.json", text)
-
-
-def _setup(run: Run, study: Study) -> dict[str, Any]:
-    from pipeline.resolve import resolve_database
-
-    config, place = run.config, study.place
-    names = [config.database, place.general, *config.sources.values(), *config.others, config.content_database]
-    versions = {name: resolve_database(name, run.home).version.id for name in dict.fromkeys(names) if name}
-    return {
-        "config": config,
-        "databases": versions,
-        "model": {"name": study.model.config.name, "sha256": study.model.hash},
-        "styles": place.styles,
-        "real pictures": len(study.labelled.keys),
-        "validation captions": [caption.text for caption in study.validation],
-        "test captions": [caption.text for caption in study.test],
-        "captions' contents are in the database": bool(place.absent),
-    }
 
 
 # ---- judges and pictures
@@ -289,7 +221,7 @@ def _write(run: Run, study: Study, summary: dict[str, Any], rows: list[dict[str,
         part = scratch / "pictures.parquet"
         pq.write_table(pa.Table.from_pylist(rows), part, compression="zstd")
         storage.publish(part, "pictures.parquet")
-    summary = json.loads(canonical_json(summary))
+    summary = json.loads(json.dumps(summary, default=asdict))  # canonical_json would sort styles and settings by name
     storage.write_text("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     storage.write_text("index.html", report(summary, rows, run.folder, study.labelled))
     return summary

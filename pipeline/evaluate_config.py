@@ -73,7 +73,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Postfix:
-    """Swap against "in the style of ...": captions, styles (empty: `count` of them, spread), and what the general database holds.
+    """Swap against "in the style of ...": captions, styles (empty: `count` of them, spread), what the general database holds.
 
     common: the general database as it is; rare: the style thinned to `rare_share`; unseen: the style left out. Thinning needs
     the general database to be the labelled one; another is taken as it is.
@@ -100,7 +100,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Judge:
-    """A network that judges. `backbone`: a torchvision model's name in place of the small CNN, `pretrained` with its weights."""
+    """A network that judges. `backbone`: a torchvision model by name in place of the small CNN; `pretrained`: its weights."""
 
     train: Steps
     width: int = 32

@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """N real pictures: keys and pixels (N, 3, S, S) uint8 as in `pictures`, whose contents may stand for more than one picture.
+    """N real pictures: pixels (N, 3, S, S) uint8 and texts in `pictures`, keys, and the checksums of their files.
 
     column and values say how a filter names a content: column = value; empty where every picture is its own.
     """
 
     keys: tuple[int, ...]
+    checksums: tuple[str, ...]
     pictures: Pictures
     column: str
     values: Mapping[str, str]  # content -> SQL constant
 
-    def rows(self) -> dict[int, int]:
-        return {key: row for row, key in enumerate(self.keys)}
+    def rows(self) -> dict[str, int]:
+        """Row by checksum: finds a neighbour's picture whatever database it came from."""
+        return {checksum: row for row, checksum in enumerate(self.checksums)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labell
         if len(keys) > config.most_pictures:
             keys = sorted(sorted(keys, key=lambda key: digest_order(str(key)))[: config.most_pictures])
         column = next((c for c in config.content if c in searcher.columns), "")
-        wanted = [c for c in (config.style, config.caption, config.tags, "licence", column) if c in searcher.columns]
+        wanted = [
+            c for c in (config.style, config.caption, config.tags, "licence", "sha256", column) if c in searcher.columns
+        ]
         rows = searcher.metadata(keys, list(dict.fromkeys(wanted))).to_pylist()
     files = picture_files(selection.database, keys)
     if not files:
@@ -80,11 +84,12 @@ def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labell
         content = f"{own}:{key}" if value is None else f"{prefix}{value}"
         if value is not None:
             values[content] = str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
-        kept.append((key, row.get(config.caption) or "", row.get(config.tags) or "", content,
+        kept.append((key, row["sha256"], row.get(config.caption) or "", row.get(config.tags) or "", content,
                      row.get(config.style) or "", row.get("licence") or ""))  # fmt: skip
     pixels = torch.stack([decode(files[entry[0]], config.size) for entry in kept])
-    numbers, captions, tags, contents, styles, licences = zip(*kept, strict=True)
-    return Labelled(numbers, Pictures(pixels, captions, tags, contents, styles, licences), column, values)
+    numbers, checksums, captions, tags, contents, styles, licences = zip(*kept, strict=True)
+    pictures = Pictures(pixels, captions, tags, contents, styles, licences)
+    return Labelled(numbers, checksums, pictures, column, values)
 
 
 def digest_order(text: str) -> bytes:
@@ -194,8 +199,6 @@ def perturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
     values = augment(pixels, generator).float() / 127.5 - 1
     soft = F.interpolate(F.avg_pool2d(values, 2), size=values.shape[-2:], mode="bilinear", align_corners=False)
-    amount = torch.rand(len(values), 1, 1, 1, generator=generator).mul(1.6).sub(0.6).clamp(min=0)
-    noise = (
-        torch.randn(values.shape, generator=generator) * 0.15 * torch.rand(len(values), 1, 1, 1, generator=generator)
-    )
+    amount = torch.rand(len(values), 1, 1, 1, generator=generator).mul(2).sub(1).clamp(min=0)
+    noise = torch.randn(values.shape, generator=generator) * 0.1 * torch.rand(len(values), 1, 1, 1, generator=generator)
     return torch.lerp(values, soft, amount) + noise

@@ -8,17 +8,19 @@ saw, of contents that it may have seen in another style, since it has to know wh
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import ConfigError
 from pipeline.evaluate_data import perturb
 from pipeline.train_data import Pictures, words
 
@@ -95,7 +97,7 @@ class Residual(nn.Module):
 
 
 class ContentNetwork(nn.Module):
-    """Pictures: residual stages, all places of the last one. Captions: the mean of learnt vectors of words and letter groups."""
+    """Pictures: residual stages, all places of the last one. Captions: the mean of learnt vectors of words and letters."""
 
     def __init__(self, width: int, size: int, dim: int = 128) -> None:
         super().__init__()
@@ -103,8 +105,9 @@ class ContentNetwork(nn.Module):
         self.stages = nn.Sequential(
             Residual(width, 2 * width), Residual(2 * width, 3 * width), Residual(3 * width, 4 * width)
         )
-        self.pool = nn.AdaptiveAvgPool2d(min(4, max(1, size // 16)))
-        self.out = nn.Linear(4 * width * self.pool.output_size**2, dim)
+        side = min(4, max(1, size // 16))
+        self.pool = nn.AdaptiveAvgPool2d(side)
+        self.out = nn.Linear(4 * width * side**2, dim)
         self.pieces = nn.EmbeddingBag(PIECES, dim, mode="mean")
         self.mix = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
         self.scale = nn.Parameter(torch.tensor(2.5))
@@ -130,7 +133,7 @@ class ContentNetwork(nn.Module):
 def pieces(text: str) -> list[int]:
     """Rows of the table for a caption: its words, pairs of neighbouring words, and each word's groups of three letters."""
     found = words(text) or [""]
-    pairs = [f"{one} {two}" for one, two in zip(found, found[1:], strict=False)]
+    pairs = [f"{one} {two}" for one, two in itertools.pairwise(found)]
     groups = [f"#{part}" for word in found for part in re.findall(r"(?=(.{3}))", f" {word} ")]
     return [zlib.crc32(piece.encode()) % PIECES for piece in (*found, *found, *pairs, *groups)]
 
@@ -157,19 +160,21 @@ def train_style(
     of = {style: number for number, style in enumerate(classes)}
     labels = torch.tensor([of[pictures.styles[row]] for row in rows])
     by_class = [torch.tensor(rows)[labels == number] for number in range(len(classes))]
+    for style, some in zip(classes, by_class, strict=True):
+        if not len(some):
+            raise ConfigError(f"no picture of style {style!r} is left to train the style judge on: leave the style out")
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         drawn = torch.randint(len(classes), (judge.train.batch,), generator=generator)
         places = torch.rand(judge.train.batch, generator=generator)
-        chosen = torch.stack([
-            by_class[label][int(place * len(by_class[label]))] for label, place in zip(drawn.tolist(), places.tolist(), strict=True)
-        ])  # fmt: skip
+        own = [by_class[label] for label in drawn.tolist()]
+        chosen = torch.stack([some[int(place * len(some))] for some, place in zip(own, places.tolist(), strict=True)])
         logits = network(perturb(pictures.pixels[chosen], generator))
         return F.cross_entropy(logits, drawn, label_smoothing=0.05), {
             "accuracy": (logits.argmax(1) == drawn).float().mean()
         }
 
-    return _fit(network, loss, judge, folder, progress, "style judge")
+    return cast("StyleNetwork | Backbone", _fit(network, loss, judge, folder, progress, "style judge"))
 
 
 def train_content(
@@ -194,7 +199,7 @@ def train_content(
         logits = network.logits(perturb(pictures.pixels[places[chosen]], generator), vectors)
         return F.cross_entropy(logits, target), {"accuracy": (logits.argmax(1) == target).float().mean()}
 
-    return _fit(network, loss, judge, folder, progress, "content judge")
+    return cast("ContentNetwork", _fit(network, loss, judge, folder, progress, "content judge"))
 
 
 def _fit(network: Any, loss: Any, judge: Judge, folder: Path, progress: Progress, name: str) -> Any:
@@ -223,7 +228,7 @@ def judge_pictures(style: StyleNetwork | Backbone, content: ContentNetwork, pixe
     """Judge uint8 pictures (n, 3, S, S)."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        for some in pixels.split(batch):
+        for some in torch.split(pixels, batch):
             values = some.float() / 127.5 - 1
             features = style.features(values)
             logits = style.head(features) if isinstance(style, StyleNetwork) else features

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """A trial's picture: its key, its file below the evaluation's folder, and its neighbours' keys and checksums, nearest first."""
+    """A trial's picture: key, file below the evaluation's folder, its neighbours' keys and checksums, nearest first."""
 
     key: str
     file: str

@@ -1,4 +1,7 @@
-"""Measures over sets of pictures: kernel distance by style, diversity, copies, and what the first neighbour alone would score."""
+"""Measures over sets of pictures: kernel distance by style, diversity, copies, and what the first neighbour would score.
+
+Reads nothing and writes nothing. Whatever is a share or a mean over captions comes with its interval.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from pipeline.evaluate_judges import HELD_OUT, Judged
 from pipeline.evaluate_plan import SWAP
 from pipeline.evaluate_references import Reference, copies, distances, judge_reference, seed_diversity
 from pipeline.evaluate_score import Nearest, Panel
+from pipeline.evaluate_statistics import estimate
 
 if TYPE_CHECKING:
-    from pipeline.evaluate import Study
+    from pipeline.evaluate_study import Study
 
 MOST = 400  # real pictures a style that kernel distances are taken to
 
@@ -53,7 +57,7 @@ def measure_pictures(
             {style: found for style, found in generated.items() if len(found.styles) > 1}, by_style(others), by_style(asked)
         ),
         "diversity over seeds": seed_diversity({at: judged.content_features[some] for at, some in seeds.items()}),
-        "copies": copies(swap, Nearest.of(labelled), labelled, asked),
+        "copies": copies(swap, Nearest.of(labelled), asked),
     }  # fmt: skip
 
 
@@ -65,14 +69,13 @@ def _take(judged: Judged, rows: Sequence[int]) -> Judged:
 def _retrieved(study: Study, panel: Panel, swap: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What the judges say of the real picture that came first in each search: what copying it would score.
 
-    None where the neighbours are of another database than the labelled one.
+    None where no neighbour's picture is among the labelled ones.
     """
-    base = study.place.config.database
     place = study.labelled.rows()
     found = [
-        (row, place[row["neighbours"][0]])
+        (row, place[row["neighbour_pictures"][0]])
         for row in swap
-        if row["database"] == base and row["neighbours"] and row["neighbours"][0] in place
+        if row["neighbour_pictures"] and row["neighbour_pictures"][0] in place
     ]
     if not found:
         return None
@@ -80,8 +83,6 @@ def _retrieved(study: Study, panel: Panel, swap: Sequence[Mapping[str, Any]]) ->
     reference = Reference("retrieved", pictures.pixels[[at for _, at in found]], [str(row["caption"]) for row, _ in found],
                           [str(row["style"]) for row, _ in found])  # fmt: skip
     right = [float(pictures.contents[at] == row["content"]) for row, at in found]
-    from pipeline.evaluate_statistics import estimate
-
     return {
         **judge_reference(panel, reference),
         "is the content asked for": asdict(estimate([str(row["caption"]) for row, _ in found], right)),

@@ -1,6 +1,6 @@
 """What is asked for: every picture of an evaluation as a plain row, before any is made. Pure functions, no files.
 
-A trial names one picture and why it is wanted. Equal pictures of different trials are made once (generation's keys see to that).
+A trial names one picture and why it is wanted. Equal pictures of different trials are made once (their keys see to that).
 """
 
 from __future__ import annotations
@@ -152,11 +152,12 @@ def test_trials(place: Place, captions: Sequence[Caption], chosen: Mapping[str, 
 def _swap_trials(place: Place, captions: Sequence[Caption], setting: Setting) -> Iterator[Trial]:
     """RQ1: every caption in every style; the same with the contents asked for left out; and databases without a style."""
     seed = place.config.sampling.seeds[0]
+    own = [style for style in place.styles if style not in place.config.sources]
     for i, caption in enumerate(captions):
         for style in place.styles:
             yield _trial(place, "swap", SWAP, style, caption, setting, seed)
         if place.absent:
-            for style in spread(place.styles, 2, 2 * i):
+            for style in spread(own, 2, 2 * i):
                 yield _trial(place, "swap", ABSENT, style, caption, setting, seed)
         for name in place.config.others:
             yield Trial("swap", SWAP, "", caption, caption.text, name, "", setting, seed, name)

@@ -85,7 +85,7 @@ def through_first_stage(reference: Reference, folder: str, size: int, device: st
     model.to(torch.device(device), torch.float32)
     made = []
     with torch.inference_mode():
-        for some in reference.pixels.split(32):
+        for some in torch.split(reference.pixels, 32):
             values = F.interpolate(some.float() / 127.5 - 1, size=(size, size), mode="bicubic", antialias=True)
             back = (
                 model.decode(model.encode(values.clamp(-1, 1).to(device)) * model.config.scale_factor)
@@ -120,7 +120,7 @@ def judge_reference(panel: Panel, reference: Reference) -> dict[str, Any]:
 def distances(
     generated: Mapping[str, Judged], real: Mapping[str, Judged], asked: Mapping[str, Judged]
 ) -> dict[str, dict[str, Any]]:
-    """By style: KID of generated and real pictures, and what it is for real pictures of the contents asked for, and of other styles.
+    """By style: KID of generated to real pictures, and what it is for real ones of the contents asked for and of other styles.
 
     real: held-out pictures of other contents; asked: real pictures of the contents asked for.
     """
@@ -153,16 +153,21 @@ def seed_diversity(groups: Mapping[Any, NDArray[Any]]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def copies(
-    rows: Sequence[Mapping[str, Any]], nearest: Nearest, labelled: Labelled, asked: Sequence[int]
-) -> dict[str, Any]:
+def copies(rows: Sequence[Mapping[str, Any]], nearest: Nearest, asked: Sequence[int]) -> dict[str, Any]:
     """Are pictures copies? Distances to the nearest real picture, beside those of real pictures `asked` to the nearest other.
 
     A generated picture nearer to a real one than 95 % of real pictures are to each other counts as near.
     """
     own = np.array([float(row["nearest_distance"]) for row in rows])
     among, first = zip(
-        *[(row["nearest"] in row["neighbours"], row["neighbours"][:1] == [row["nearest"]]) for row in rows], strict=True
+        *[
+            (
+                row["nearest_picture"] in row["neighbour_pictures"],
+                row["neighbour_pictures"][:1] == [row["nearest_picture"]],
+            )
+            for row in rows
+        ],
+        strict=True,
     )
     made: dict[str, Any] = {
         "pictures": len(rows),
@@ -171,7 +176,7 @@ def copies(
         "nearest is its first neighbour": float(np.mean(first)),
     }
     if asked:
-        real, _ = nearest.find(labelled.pictures.pixels[list(asked)], [labelled.keys[row] for row in asked])
+        real, _ = nearest.find(nearest.labelled.pictures.pixels[list(asked)], asked)
         bound = float(np.percentile(real, 5))
         made |= {"median distance of real pictures": float(np.median(real)), "near means below": bound,
                  "share that is near": float((own < bound).mean())}  # fmt: skip

@@ -18,9 +18,11 @@ from pipeline.run_report import _STYLE, _table
 from pipeline.train_data import decode
 
 _MORE = """
-body { max-width: 64rem } svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: currentColor }
+body { max-width: 64rem } svg { max-width: 100%; height: auto }
+svg text { font: 12px system-ui, sans-serif; fill: currentColor }
 svg .a { stroke: var(--line) } svg .g { font-weight: 600 } svg .s { fill: var(--soft) } .grid td { padding: 1px; border: 0 }
-.grid th { border: 0; font-size: .8rem; padding: .2rem } .grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem }
+.grid th { border: 0; font-size: .8rem; padding: .2rem }
+.grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem }
 .grid img { display: block; image-rendering: auto } .side { display: flex; flex-wrap: wrap; gap: .5rem }
 """
 NAMES = {"style_hit": "style", "found": "content found", "nearly": "among the first ten"}
@@ -110,8 +112,8 @@ def _judges(summary: Mapping[str, Any]) -> str:
         f"<p>Style: a small network on pixels, tested on {style['pictures']:,} real pictures of contents that it never saw: "
         f"<b>{style['accuracy']:.3f}</b> ({style['low']:.3f} to {style['high']:.3f}).</p>"
         + heat(style["confusion"], style["styles"], style["styles"])
-        + f"<p>Content: another network, trained by itself, finds the right one of {count} captions. It has no part in retrieval or "
-        "conditioning. What it and the style judge say of pictures that are not generated:</p>"
+        + f"<p>Content: another network, trained by itself, finds the right one of {count} captions. It has no part in "
+        "retrieval or conditioning. What it and the style judge say of pictures that are not generated:</p>"
         + _table(("pictures", *NAMES.values()), rows)
         + note
     )
@@ -244,7 +246,8 @@ def _distances(summary: Mapping[str, Any]) -> str:
         + "<p>Diversity: mean 1 − cosine of the content judge’s features"
         + (f"; of one prompt over the seeds {seeds:.3f}" if seeds is not None else "") + ".</p>"
         + _table(("style", "generated", "real"), spread)
-        + "<p>The nearest real picture of each generated one, by root mean square of 16 x 16 pixels:</p>" + _table(("", ""), copied)
+        + "<p>The nearest real picture of each generated one, by root mean square of 16 x 16 pixels:</p>"
+        + _table(("", ""), copied)
     )  # fmt: skip
 
 

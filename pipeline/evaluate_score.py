@@ -63,33 +63,32 @@ class Panel:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Real pictures to look for copies among: small float pixels (N, d), keys, styles."""
+    """Real pictures to look for copies among, as small float pixels (N, d)."""
 
     small: NDArray[Any]
-    keys: NDArray[Any]
-    styles: NDArray[Any]
+    labelled: Labelled
 
     @staticmethod
     def of(labelled: Labelled) -> Nearest:
-        return Nearest(shrunk(labelled.pictures.pixels), np.array(labelled.keys), np.array(labelled.pictures.styles))
+        return Nearest(shrunk(labelled.pictures.pixels), labelled)
 
     def find(self, pixels: Tensor, without: Sequence[int] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(distance, key) of the nearest real picture of each, by root mean square of grey levels in 0..1.
+        """(distance, row) of the nearest real picture of each, by root mean square of grey levels in 0..1.
 
-        `without`: for each picture the key to leave out, which is the picture itself.
+        `without`: for each picture the row to leave out, which is the picture itself.
         """
         small = shrunk(pixels)
         squares = np.square(self.small).sum(axis=1)
-        distances, keys = [], []
+        distances, rows = [], []
         for start in range(0, len(small), 256):
             some = small[start : start + 256]
             apart = np.square(some).sum(axis=1)[:, None] + squares - 2 * some @ self.small.T
             if without is not None:
-                apart[np.array(without[start : start + 256])[:, None] == self.keys] = np.inf
+                apart[np.arange(len(some)), np.array(without[start : start + 256])] = np.inf
             nearest = apart.argmin(axis=1)
-            keys.append(self.keys[nearest])
+            rows.append(nearest)
             distances.append(np.sqrt(apart[np.arange(len(some)), nearest].clip(0) / small.shape[1]))
-        return np.concatenate(distances), np.concatenate(keys)
+        return np.concatenate(distances), np.concatenate(rows)
 
 
 def shrunk(pixels: Tensor) -> NDArray[Any]:
@@ -106,7 +105,7 @@ def score_trials(
     """One row a picture, and the judges' features in the same order."""
     judged = panel.judge(pixels)
     ranks = panel.ranks(judged.content_features, [trial.caption.text for trial in trials])
-    distances, keys = nearest.find(pixels)
+    distances, places = nearest.find(pixels)
     of = {style: i for i, style in enumerate(panel.styles)}
     guesses = judged.styles.argmax(axis=1)
     rows = []
@@ -123,7 +122,8 @@ def score_trials(
             "style_hit": None if aim is None else float(guesses[i] == aim),
             "style_probability": None if aim is None else float(judged.styles[i, aim]),
             "rank": int(ranks[i]), "found": float(ranks[i] == 1), "nearly": float(ranks[i] <= TOP),
-            "nearest": int(keys[i]), "nearest_distance": float(distances[i]),
+            "nearest": nearest.labelled.keys[places[i]],
+            "nearest_picture": nearest.labelled.checksums[places[i]], "nearest_distance": float(distances[i]),
         })  # fmt: skip
     return rows, judged
 
