@@ -113,14 +113,19 @@ def _build_missing(run: Run) -> None:
     from pipeline.request import BuildRequest, settle
     from pipeline.sources import SourceOptions
 
-    for entry in run.config.build:
+    config = run.config
+    wanted = {config.database, config.general, *config.sources.values(), *config.others, config.content_database}
+    for entry in config.build:
         request = BuildRequest(
             target=entry.target, name=entry.name, home=run.home, encoder=entry.encoder, images=entry.images,
-            preprocess=entry.preprocess, where=entry.where, source=SourceOptions(limit=entry.limit), backend=run.backend,
+            preprocess=entry.preprocess, where=entry.where, backend=run.backend,
+            source=SourceOptions(limit=entry.limit, base_url=entry.base_url),
         )  # fmt: skip
-        manifest, _ = settle(request)
-        if not RetrievalDatabase(manifest.name, run.home).exists():
-            run.progress.say(f"building database {manifest.name}, which is not published yet")
+        name = settle(request)[0].name
+        if not any(other == name or other.startswith(f"{name}-") for other in wanted):  # itself, or a view of it
+            continue
+        if not RetrievalDatabase(name, run.home).exists():
+            run.progress.say(f"building database {name}, which is not published yet")
             build(request, run.progress)
     for style in run.config.sweep.separate:
         build_separate(style, run.config, run.home, run.folder / "separate" / style, run.progress, run.backend)

@@ -7,7 +7,7 @@ run keeps a copy that a resumed run has to agree with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.config import from_mapping, read_toml
@@ -19,9 +19,9 @@ LEVELS = ("common", "rare", "unseen")
 
 @dataclass(frozen=True)
 class Build:
-    """A database that is built first where it is not published yet: what `rdmpipe build-index` takes.
+    """A database that is built first where it is wanted and not published yet: what `rdmpipe build-index` takes.
 
-    `source` changes keys of the manifest's [source] table, such as the `path` of files that lie on this machine.
+    A target that is a file's name is looked for beside the job.
     """
 
     target: str
@@ -31,7 +31,7 @@ class Build:
     preprocess: str = ""
     where: str = ""
     limit: int = 0
-    source: Mapping[str, str] = field(default_factory=dict)
+    base_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prompts:
 
     file: str = ""
     test: int = 100
-    validation: int = 12
+    validation: int = 10
     held_out: float = 0.1
     candidates: int = 100
 
@@ -68,7 +68,7 @@ class Tuning:
 
     k: tuple[int, ...] = (1, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
-    styles: int = 4
+    styles: int = 3
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Postfix:
     the general database to be the labelled one; another is taken as it is.
     """
 
-    captions: int = 60
+    captions: int = 40
     styles: tuple[str, ...] = ()
-    count: int = 2
+    count: int = 3
     levels: tuple[str, ...] = LEVELS
     rare_share: float = 0.01
 
@@ -109,11 +109,11 @@ class Judge:
 
 
 def _style_judge() -> Judge:
-    return Judge(Steps(steps=500, batch=96, learning_rate=2e-3, warmup=30, decay=0.4, ema=0.98, seed=11))
+    return Judge(Steps(steps=1100, batch=96, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.98, seed=11))
 
 
 def _content_judge() -> Judge:
-    return Judge(Steps(steps=1200, batch=96, learning_rate=2e-3, warmup=50, decay=0.4, ema=0.98, seed=12), width=48)
+    return Judge(Steps(steps=800, batch=96, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
 
 
 @dataclass(frozen=True)
@@ -173,5 +173,11 @@ class EvaluateConfig:
 
 
 def read_evaluate_config(path: Path) -> EvaluateConfig:
-    """The protocol that a TOML file describes. Raises ConfigError naming the key."""
-    return from_mapping(EvaluateConfig, read_toml(path), path.name)
+    """The protocol that a TOML file describes; files that it names are looked for beside it. Raises ConfigError."""
+    config = from_mapping(EvaluateConfig, read_toml(path), path.name)
+
+    def beside(name: str) -> str:
+        return str(path.parent / name) if name and (path.parent / name).is_file() else name
+
+    build = tuple(replace(entry, target=beside(entry.target)) for entry in config.build)
+    return replace(config, build=build, prompts=replace(config.prompts, file=beside(config.prompts.file)))
