@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,37 +124,32 @@ def choose_captions(
 ) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
     """(validation, test): captions of held-out contents, in the order of their hashes, those that all styles have first.
 
-    A content that every picture has to itself (no content column) counts as there in all styles. Raises ConfigError.
+    Where they do not suffice for both, all go to the test, and validation takes captions of contents that training saw. A
+    content that every picture has to itself (no content column) counts as there in all styles. Raises ConfigError.
     """
     pictures = labelled.pictures
     texts = common_captions(pictures)
     held = held_out_contents(pictures, prompts.held_out) & texts.keys()
-    if labelled.column:
-        has: defaultdict[str, set[str]] = defaultdict(set)
-        for content, style in zip(pictures.contents, pictures.styles, strict=True):
-            has[content].add(style)
-        lacking = {content: len(set(styles) - has[content]) for content in held}
-    else:
-        lacking = dict.fromkeys(held, 0)
-    order = sorted(held, key=lambda content: (lacking[content], digest_order(content)))
-    used: set[str] = set()
-    made = []
-    for content in order:
-        if texts[content] not in used:
-            made.append(Caption(texts[content], content))
-            used.add(texts[content])
-    if len(made) < prompts.validation + 2:
+    has: defaultdict[str, set[str]] = defaultdict(set)
+    for content, style in zip(pictures.contents, pictures.styles, strict=True):
+        has[content].add(style)
+
+    def order(contents: Iterable[str]) -> list[str]:
+        lacking = {content: len(set(styles) - has[content]) if labelled.column else 0 for content in contents}
+        return sorted(lacking, key=lambda content: (lacking[content], digest_order(content)))
+
+    made: dict[str, Caption] = {}  # by text: two contents may have one caption
+    for content in order(held):
+        made.setdefault(texts[content], Caption(texts[content], content))
+    test = list(made.values())[: prompts.test]
+    if len(test) < 2:
         raise ConfigError(
-            f"{len(made)} held-out captions are there; {prompts.validation} are wanted for validation beside those to report. "
-            "Raise [prompts] held_out, ask for fewer, or give a list with --prompts"
+            f"{len(test)} held-out captions are there, of {len(texts)} contents with a caption: raise [prompts] held_out, or "
+            "give a list with --prompts"
         )
-    # Validation takes from both ends of the list what the test can spare, and never more than it was given.
-    spare = made[prompts.test :]
-    validation = spare[: prompts.validation]
-    missing = prompts.validation - len(validation)
-    test = made[: prompts.test - missing] if missing else made[: prompts.test]
-    validation += made[len(test) : len(test) + missing] if missing else []
-    return tuple(validation), tuple(test)
+    for content in order(texts.keys() - held):
+        made.setdefault(texts[content], Caption(texts[content], content))
+    return tuple(made.values())[len(test) : len(test) + prompts.validation], tuple(test)
 
 
 def own_prompts(path: str, prompts: Prompts) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:

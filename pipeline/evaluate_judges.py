@@ -66,6 +66,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, classes: int, pretrained: bool) -> None:
         super().__init__()
+        from pipeline.torch_setup import prepare_torchvision
+
+        prepare_torchvision()
         from torchvision.models import get_model
 
         self.network = get_model(name, weights=None, num_classes=classes)
