@@ -32,6 +32,10 @@ def evaluate(
     db: Annotated[str, typer.Option("--db", help="The labelled database [default: the protocol's].")] = "",
     styles: Annotated[str, typer.Option("--styles", help="all, or styles separated by commas.")] = "",
     prompts: Annotated[str, typer.Option("--prompts", help="A prompt list in place of held-out captions.")] = "",
+    captions: Annotated[
+        str,
+        typer.Option("--captions", help="A database with captions for the content judge [default: the labelled one]."),
+    ] = "",
     model: Annotated[str, typer.Option("--model", help="A model's name or folder.")] = "",
     out: Annotated[str, typer.Option("--out", help="Folder of the evaluation [default: in the home].")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Say how many pictures it would make, and stop.")] = False,
@@ -59,6 +63,7 @@ def evaluate(
             config,
             database=db or config.database,
             model=model or config.model,
+            content_database=captions or config.content_database,
             styles=named if styles else config.styles,
             prompts=replace(config.prompts, file=prompts or config.prompts.file),
         )

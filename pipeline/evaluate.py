@@ -153,8 +153,6 @@ def _write_protocol(run: Run, study: Study) -> None:
 
 
 def _judges(run: Run, study: Study, lap: Any) -> tuple[Panel, dict[str, Any]]:
-    from dataclasses import replace
-
     from pipeline.evaluate_judges import HELD_OUT, train_content, train_style
     from pipeline.evaluate_references import judge_reference, references, style_reference, through_first_stage
     from pipeline.evaluate_score import Panel, pool_of
@@ -176,13 +174,10 @@ def _judges(run: Run, study: Study, lap: Any) -> tuple[Panel, dict[str, Any]]:
                    config.prompts.candidates)  # fmt: skip
     panel = Panel(style, content, classes, pool, config.prompts.candidates)
     found = {"style": style_reference(panel, labelled, [rows[i] for i in held_out])}
-    if config.content_database:  # the judge's own held-out pictures stand for the real ones, whatever their style
-        asked = [Caption(text, content) for text, content in _first_captions(captioned, unseen, config.prompts.test)]
-        captioned = replace(captioned, pictures=replace(captioned.pictures, styles=("",) * len(captioned.keys)))
-        made = references(captioned, asked, ("",), unseen)
-        made = [replace(reference, styles=()) for reference in made]
-    else:
-        made = references(labelled, study.test, classes, unseen)
+    asked = [] if config.content_database else [caption for caption in study.test if caption.content]
+    # Prompts of the user's own, or captions of another collection: the judge's own held-out pictures are the real ones.
+    asked = asked or _first_captions(captioned, unseen, config.prompts.test)
+    made = references(captioned, asked, classes, unseen)
     if made:
         size, device = study.model.config.default_size, _device(run.device)
         made.insert(1, through_first_stage(made[0], study.model.folder, size, device))
@@ -191,9 +186,10 @@ def _judges(run: Run, study: Study, lap: Any) -> tuple[Panel, dict[str, Any]]:
     return panel, found
 
 
-def _first_captions(captioned: Labelled, rows: Sequence[int], count: int) -> list[tuple[str, str]]:
+def _first_captions(captioned: Labelled, rows: Sequence[int], count: int) -> list[Caption]:
     pictures = captioned.pictures
-    return [(pictures.captions[row], pictures.contents[row]) for row in rows if pictures.captions[row]][:count]
+    captions = {pictures.captions[row]: pictures.contents[row] for row in rows if pictures.captions[row]}
+    return [Caption(text, content) for text, content in captions.items()][:count]
 
 
 def _device(name: str) -> str:

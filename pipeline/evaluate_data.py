@@ -69,7 +69,7 @@ def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labell
             c for c in (config.style, config.caption, config.tags, "licence", "sha256", column) if c in searcher.columns
         ]
         rows = searcher.metadata(keys, list(dict.fromkeys(wanted))).to_pylist()
-    files = picture_files(selection.database, keys)
+    files = picture_files(selection.database, keys, originals=True)
     if not files:
         raise DatabaseError(
             f"database {name!r} has no stored pictures to judge by: build it with --images keep, or --images thumbnail"

@@ -188,6 +188,11 @@ def train_content(
     network = ContentNetwork(judge.width, pictures.pixels.shape[-1])
     rows = [row for row in rows if pictures.captions[row]]
     texts = list(dict.fromkeys(pictures.captions[row] for row in rows))
+    if len(texts) < 2:
+        raise ConfigError(
+            "the database's pictures have no captions to learn contents from: name one whose pictures have, with --captions "
+            "DATABASE or content_database in the protocol"
+        )
     number = {text: i for i, text in enumerate(texts)}
     labels = torch.tensor([number[pictures.captions[row]] for row in rows])
     bags = [pieces(text) for text in texts]

@@ -54,10 +54,12 @@ def references(
 ) -> list[Reference]:
     """Real pictures of the contents asked for, against their own captions and against those of others.
 
-    `unseen`: rows that the content judge was not trained on. Empty for prompts of the user's own.
+    Only those of the styles, where the pictures have any of them. `unseen`: rows that the content judge was not trained on.
     """
     pictures, text = labelled.pictures, {caption.content: caption.text for caption in captions if caption.content}
-    rows = [row for row, content in enumerate(pictures.contents) if content in text and pictures.styles[row] in styles]
+    rows = [row for row, content in enumerate(pictures.contents) if content in text]
+    if set(pictures.styles) & set(styles):
+        rows = [row for row in rows if pictures.styles[row] in styles]
     order = list(text)
     following = {content: text[order[(i + 1) % len(order)]] for i, content in enumerate(order)}
     fresh = set(unseen)

@@ -53,7 +53,7 @@ def write_pictures(style: str, config: EvaluateConfig, home: str | None, folder:
         keys = [int(key) for key in searcher.keys[places]]
         names = [name for name in (config.caption, config.style) if name in searcher.columns]
         rows = searcher.metadata(keys, names).to_pylist()
-    files = picture_files(selection.database, keys)
+    files = picture_files(selection.database, keys, originals=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)

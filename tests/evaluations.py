@@ -27,7 +27,7 @@ def tiny(config: EvaluateConfig, model: Path) -> EvaluateConfig:
         config,
         model=str(model),
         size=32,
-        prompts=replace(config.prompts, test=3, validation=1, held_out=0.5, candidates=5),
+        prompts=replace(config.prompts, test=2, validation=1, held_out=0.5, candidates=5),
         sampling=Sampling(steps=2, batch=16, seeds=(0, 1)),
         tuning=Tuning(k=(2, 4), guidance=(2.0,), styles=2),
         postfix=replace(config.postfix, captions=2, count=2),

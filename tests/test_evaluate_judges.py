@@ -84,6 +84,13 @@ def test_a_style_without_pictures_is_an_error_that_names_it(tmp_path: Path) -> N
         train_style(shapes(16), list(range(16)), ("flat", "hatched", "engraved"), judge(1), tmp_path, quiet())
 
 
+def test_pictures_without_captions_are_an_error_that_says_where_to_get_some(tmp_path: Path) -> None:
+    pictures = shapes(16)
+    bare = Pictures(pictures.pixels, ("",) * 16, *(("",) * 16,) * 4)
+    with pytest.raises(ConfigError, match="--captions"):
+        train_content(bare, list(range(16)), judge(1), tmp_path, quiet())
+
+
 def test_a_question_is_the_same_for_all_pictures_of_a_caption_and_differs_between_captions() -> None:
     panel = Panel(None, None, (), tuple(f"caption {i}" for i in range(30)), 10)  # type: ignore[arg-type]
     one, other = panel.question("caption 3"), panel.question("caption 4")

@@ -23,8 +23,10 @@ from pipeline.evaluate_plan import (
     Place,
     Setting,
     share_filter,
-    test_trials as trials_of_the_test,
     tuning_trials,
+)
+from pipeline.evaluate_plan import (
+    test_trials as trials_of_the_test,
 )
 from pipeline.evaluate_score import Nearest, pool_of, shrunk
 from pipeline.filters import filter_mask
@@ -58,7 +60,9 @@ def test_the_style_is_named_in_the_postfix_prompts_and_nowhere_else() -> None:
 def test_every_condition_is_asked_the_same_captions_styles_and_seeds() -> None:
     trials = [trial for trial in trials_of_the_test(place(), CAPTIONS, CHOSEN, 20) if trial.phase == "postfix"]
     asked = {
-        (condition, level): sorted((t.caption.text, t.style, t.seed) for t in trials if (t.condition, t.level) == (condition, level))
+        (condition, level): sorted(
+            (t.caption.text, t.style, t.seed) for t in trials if t.condition == condition and t.level == level
+        )
         for condition in CONDITIONS
         for level in ("common", "rare", "unseen")
     }  # fmt: skip
