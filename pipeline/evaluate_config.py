@@ -113,7 +113,7 @@ def _style_judge() -> Judge:
 
 
 def _content_judge() -> Judge:
-    return Judge(Steps(steps=800, batch=96, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
+    return Judge(Steps(steps=800, batch=80, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
 
 
 @dataclass(frozen=True)
