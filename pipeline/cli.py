@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from pipeline import cli_build, cli_data, cli_generate, cli_jobs, cli_query, cli_train
+from pipeline import cli_build, cli_data, cli_evaluate, cli_generate, cli_jobs, cli_query, cli_train
 
 app = typer.Typer(
     name="rdmpipe",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (cli_build, cli_query, cli_data, cli_generate, cli_jobs, cli_train):
+for commands in (cli_build, cli_query, cli_data, cli_generate, cli_jobs, cli_train, cli_evaluate):
     commands.register(app)
 
 

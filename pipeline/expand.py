@@ -59,6 +59,7 @@ class GenerateConfig:
     batch: int = 0  # pictures at a time; 0: 1 on a CPU, 4 on a GPU
     shard: int = 0  # pictures a shard; 0: two batches, four pictures at least
     threads: int = 0  # torch's, in each worker; 0: torch's own number
+    gallery: bool = True  # whether index.html and contact.png are written beside the results
 
 
 @dataclass

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import canonical_json, default_home, digest
 from pipeline.errors import ConfigError, StageFailed
@@ -38,6 +38,9 @@ from pipeline.resolve import resolve_database
 from pipeline.results import results_table
 from pipeline.stage import Shard, Stage
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def generate(
                 raise
         finished = _finished(storage, files)
         common = {"model": model.config.name, "model_hash": model.hash, "precision": precision}
-        _write_results(storage, requests, prompts.extra, common, expander, _title(config, name), progress)
+        table = _write_results(storage, requests, prompts.extra, common)
+        if config.gallery:
+            progress.say("writing index.html and contact.png")
+            _write_gallery(storage, table, expander, _title(config, name))
     if failures:
         raise StageFailed(tuple(failures))
     return GenerateSummary(
@@ -187,7 +193,20 @@ def run_name(config: GenerateConfig) -> str:
     source = str(Path(config.prompts).absolute()) if is_list and "://" not in config.prompts else config.prompts
     stem = Path(source).stem if is_list else source
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:32].strip("-") or "prompt"
-    elsewhere = {"prompts", "home", "out", "run", "skip_bad", "device", "batch", "shard", "threads", "n", "any_encoder"}
+    elsewhere = {
+        "prompts",
+        "home",
+        "out",
+        "run",
+        "skip_bad",
+        "device",
+        "batch",
+        "shard",
+        "threads",
+        "n",
+        "any_encoder",
+        "gallery",
+    }
     flags = {name: value for name, value in asdict(config).items() if name not in elsewhere}
     return f"{slug}-{digest([source, flags], 6)}"
 
@@ -252,16 +271,10 @@ def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
 
 
 def _write_results(
-    storage: Storage, requests: list[Request], extra: tuple[str, ...], common: Mapping[str, Any], expander: Expander,
-    title: str, progress: Progress,
-) -> None:  # fmt: skip
+    storage: Storage, requests: list[Request], extra: tuple[str, ...], common: Mapping[str, Any]
+) -> pa.Table:
     import pyarrow.parquet as pq
 
-    from pipeline.contact import write_contact_sheet
-    from pipeline.gallery import write_gallery
-    from pipeline.thumbnails import picture_files
-
-    progress.say("writing results.parquet, index.html and contact.png")
     made = {}
     for key, file in {request.key: request.file for request in requests}.items():
         if storage.exists(file):
@@ -279,6 +292,13 @@ def _write_results(
         part = scratch / "results.parquet"
         pq.write_table(table, part, compression="zstd")
         storage.publish(part, "results.parquet")
+    return table
+
+
+def _write_gallery(storage: Storage, table: pa.Table, expander: Expander, title: str) -> None:
+    from pipeline.contact import write_contact_sheet
+    from pipeline.gallery import write_gallery
+    from pipeline.thumbnails import picture_files
 
     def thumbnails(name: str, keys: list[int]) -> Mapping[int, bytes]:
         selection = expander.selections.get(name)

@@ -143,19 +143,25 @@ class Painter:
             self._searchers[place] = open_search(database, self._version(source), threads=self.rendering.threads)
         searcher = self._searchers[place]
         where = " AND ".join(f"({part})" for part in source.where)
-        for query, keys in zip(queries, searcher.search(queries, k, where).keys, strict=True):
+        found = searcher.search(queries, k, where).keys
+        different = np.unique(
+            found
+        )  # metadata is read once for all queries: a row group costs the same for one row and all
+        details = dict(
+            zip(different.tolist(), searcher.metadata(different).drop_columns(list(_LEFT_OUT)).to_pylist(), strict=True)
+        )
+        for query, keys in zip(queries, found, strict=True):
             vectors, norms = searcher.vectors(keys)
             # A search's scores differ in their last digits with the queries beside it; these do not.
             scores = vectors.astype(np.float64) @ query.astype(np.float64)
             order = np.lexsort((keys, -scores))
-            rows = searcher.metadata(keys[order]).drop_columns(list(_LEFT_OUT)).to_pylist()
             records = tuple(
                 {
-                    "key": int(row.pop("key")),
+                    "key": key,
                     "score": round(float(score), 6),
-                    **{n: v for n, v in row.items() if v is not None},
+                    **{n: v for n, v in details[key].items() if v is not None and n != "key"},
                 }
-                for row, score in zip(rows, scores[order], strict=True)
+                for key, score in zip(keys[order].tolist(), scores[order], strict=True)
             )
             yield vectors[order], norms[order], records
 

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 SIDE = 256  # pixels, the longer side
 
 
-def picture_files(database: RetrievalDatabase, keys: Iterable[int]) -> dict[int, bytes]:
-    """The stored picture file of each key that has one: the thumbnail (JPEG), or the original where pictures were kept."""
+def picture_files(database: RetrievalDatabase, keys: Iterable[int], originals: bool = False) -> dict[int, bytes]:
+    """The stored picture file of each key that has one: the thumbnail (JPEG), or the original where pictures were kept.
+
+    `originals`: the other way round, the thumbnail only where the original was not kept.
+    """
     by_shard: dict[int, set[int]] = {}
     for key in keys:
         by_shard.setdefault(shard_of(int(key)), set()).add(int(key))
     found: dict[int, bytes] = {}
     for shard, wanted in sorted(by_shard.items()):
-        for name in (database.thumbnail_tar(shard), database.image_tar(shard)):
+        names = (database.thumbnail_tar(shard), database.image_tar(shard))
+        for name in reversed(names) if originals else names:
             try:
                 handle = database.storage.open(name)
             except FileNotFoundError:
