@@ -124,9 +124,7 @@ def test_trying_again_and_again_keeps_counting_and_never_reuses_a_key(server: Se
     assert len(set(versions)) == 3
     table = pa.table({"link": [*links, None], "text": list("Vwxyz!"), "punsafe": [0.0] * 6})
     pq.write_table(table, tmp_path / "list.parquet")
-    fresh = quiet_build(
-        "listed", source=ALLOWED, refresh=True
-    )  # pictures of rows that the list has as before are not asked for
+    fresh = quiet_build("listed", source=ALLOWED, refresh=True)  # asks for no picture that the list has as before
     assert fresh.changes == {"added": 1, "changed": 1, "removed": 0}
     assert (fresh.input, fresh.ok, fresh.failed) == (6, 2, 4)
     assert sorted(str(row["caption"]) for row in living().values()) == sorted("Vwxyz!")
