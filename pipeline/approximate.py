@@ -20,13 +20,19 @@ MOST = 16.0  # how far a filter alone may raise nprobe or efSearch
 
 
 class ApproximateIndex:
-    """A faiss index in memory with its search parameters. `params`: nprobe or efSearch, and candidates."""
+    """A faiss index with its search parameters, in memory, or mapped where it was merged from partitions.
+
+    `params`: nprobe or efSearch, candidates, mapped.
+    """
 
     def __init__(self, index: Path | Any, params: Mapping[str, Any], threads: int = 0) -> None:
         import faiss
 
+        from pipeline.faiss_merge import map_index
+
         self._faiss = faiss
-        self.index = faiss.read_index(str(index)) if isinstance(index, Path) else index
+        read = map_index if params.get("mapped") else lambda path: faiss.read_index(str(path))
+        self.index = read(index) if isinstance(index, Path) else index
         self.params = dict(params)
         self._threads = threads
         inner = self.index

@@ -33,7 +33,7 @@ from pipeline.request import BuildRequest, BuildSummary, begun, settle
 from pipeline.retry import plan_retry
 from pipeline.schema import shard_of
 from pipeline.sources import Source, open_source
-from pipeline.stage import Receipt, Stage
+from pipeline.stage import Failure, Receipt, Stage
 from pipeline.storage import Artifact
 
 
@@ -65,18 +65,37 @@ class _Build:
 
     def run(self) -> BuildSummary:
         plan = self._plan()
+        if (nothing := self._nothing_new(plan)) is not None:
+            return nothing
         outcome = Outcome()
         stages = self._stages(plan)
         if stages:
             outcome = run(stages, plan_shards(self.database, plan.id), self.request.backend, self.progress, plan.shards)
-        failures = [asdict(failure) for failure in outcome.failures]
-        self.database.storage.write_text("failures.json", canonical_json(failures) + "\n")
+        self._list_failures(outcome.failures)
         if outcome.failures:
             raise StageFailed(tuple(outcome.failures))
         if "index" not in self.request.stages:
             return self._summary(outcome, totals(self.database, self._receipts(stages[-1], plan)))
         version = self._index(plan, self._receipts(self._embed_stage(plan), plan))
         return self._summary(outcome, version.counts, version)
+
+    def _nothing_new(self, plan: Plan) -> BuildSummary | None:
+        """How a refresh ends whose source and settings are those of the published version: at once, no shard looked at."""
+        before = self.published
+        if before is None or not self.request.refresh or "index" not in self.request.stages:
+            return None
+        if (plan.id, self.gone, self._index_wanted()) != (before.plan, before.gone, before.index.build.get("config")):
+            return None
+        self.progress.say(f"nothing new: version {before.id} stays")
+        self._list_failures([])
+        return self._summary(Outcome(skipped=dict.fromkeys(("download", "embed"), plan.shards)), before.counts, before)
+
+    def _index_wanted(self) -> str:
+        return digest(asdict(self.request.index))
+
+    def _list_failures(self, failures: Iterable[Failure]) -> None:
+        listed = [asdict(failure) for failure in failures]
+        self.database.storage.write_text("failures.json", canonical_json(listed) + "\n")
 
     # ---- which shards
 
@@ -229,7 +248,7 @@ class _Build:
 
     def _index(self, plan: Plan, receipts: list[Receipt]) -> Version:
         """Index and publish; where nothing is new, the published version as it is."""
-        wanted = digest(asdict(self.request.index))
+        wanted = self._index_wanted()
         shards = tuple(ShardEntry(receipt.shard, receipt.ok, _rows_file(receipt)) for receipt in receipts)
         before = self.published
         if before and before.shards == shards and before.gone == self.gone and before.index.build["config"] == wanted:
@@ -239,9 +258,25 @@ class _Build:
         )
         config = self.request.index
         text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
-        self.progress.say(f"index: {sum(shard.ok for shard in shards):,} vectors of {encoder.dim} dimensions")
         gone = gone_keys(self.database, self.gone)
-        entry = build_index(self.database, config, encoder.record, plan.columns, shards, gone, text)
+        started = time.monotonic()
+        self.progress.begin("index", 1)
+        try:
+            entry = build_index(
+                self.database,
+                config,
+                encoder.record,
+                plan.columns,
+                shards,
+                gone,
+                text,
+                self.request.backend,
+                self.progress,
+            )
+        except StageFailed as error:
+            self._list_failures(error.failures)
+            raise
+        self.progress.advance("index", 0, entry.rows, time.monotonic() - started)
         entry = replace(entry, build={**entry.build, "config": wanted})
         version = Version(
             database=self.database.name,

@@ -52,6 +52,9 @@ Batch = Annotated[int, typer.Option("--batch", min=0, help="Pictures a forward p
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker; 0: its share of the cores.")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory an index may take in search and building, as 4GB.")]
 IndexKey = Annotated[str, typer.Option("--index-key", help="A faiss index key; empty: chosen by size and --memory.")]
+Partitions = Annotated[
+    int, typer.Option("--partitions", min=0, help="Build the index in so many parts, merged on disk; 0: by size.")
+]
 MinRecall = Annotated[
     float, typer.Option("--min-recall", min=0.0, max=1.0, help="Least recall@19 an index must reach.")
 ]
@@ -82,6 +85,7 @@ def _build(
     threads: Threads = 0,
     memory: Memory = "4GB",
     index_key: IndexKey = "",
+    partitions: Partitions = 0,
     min_recall: MinRecall = 0.95,
     refresh: Refresh = False,
     allow_private: AllowPrivate = "",
@@ -114,7 +118,7 @@ def _build(
             source=SourceOptions(
                 base_url=base_url, limit=limit, shards=_range(shards), allow_private=_networks(allow_private)
             ),
-            index=IndexConfig(memory=parse_size(memory), key=index_key, min_recall=min_recall),
+            index=IndexConfig(memory=parse_size(memory), key=index_key, min_recall=min_recall, partitions=partitions),
             backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
             batch=batch,
             device=device,

@@ -129,8 +129,8 @@ def compressed_keys(rows: int, dim: int) -> list[str]:
     return keys
 
 
-def size(key: str, rows: int, dim: int, room: int) -> Sizing:
-    """What building `key` takes with as large a training sample as fits into `room` bytes."""
+def size(key: str, rows: int, dim: int, room: int, most: int = TRAINING_ROWS) -> Sizing:
+    """What building `key` takes with as large a training sample, of at most `most` rows, as fits into `room` bytes."""
     import faiss
 
     from pipeline.approximate import family
@@ -161,11 +161,11 @@ def size(key: str, rows: int, dim: int, room: int) -> Sizing:
     copies = 3.0 if inner is not index else 1.2 if isinstance(inner, faiss.IndexIVFFastScan) else 2.0
     centroids = lists * 4 * dim
     affordable = int(max(room - centroids, 0) / (copies * 4 * dim))
-    sample = max(least, min(TRAINING_ROWS, rows, 64 * max(lists, 256), affordable))
-    if sample > TRAINING_ROWS:
+    sample = max(least, min(most, rows, 64 * max(lists, 256), affordable))
+    if sample > most:
         raise IndexBuildError(
-            f"{key}: {lists:,} lists want {sample:,} training rows, at most {TRAINING_ROWS:,} are used; "
-            f"ask for at most {TRAINING_ROWS // PER_LIST:,} lists"
+            f"{key}: {lists:,} lists want {sample:,} training rows, at most {most:,} are used; "
+            f"ask for at most {most // PER_LIST:,} lists"
         )
     return Sizing(key, sample, int(sample * copies * 4 * dim) + centroids, total)
 

@@ -1,7 +1,8 @@
 """The process that builds and tunes a faiss index, alone with its memory: `python -m pipeline.faiss_worker < job.json`.
 
 Reads: a job as JSON on standard input, vectors.npy (by plain reads: mapped pages would count as its own), queries.npy. Writes
-index.faiss; the answer as one line of JSON. Its peak resident size is part of the answer.
+index.faiss; the answer as one line of JSON. Its peak resident size is part of the answer. An index in partitions
+(partition_index.py) is three jobs: train, add for each partition, merge.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ HNSW_BUILD = 40  # efConstruction
 
 def main() -> None:
     job = json.load(sys.stdin)
+    tasks = {"choose": _choose, "build": _build, "train": _train, "add": _add, "merge": _merge}
     try:
-        answer = _choose(job) if job["task"] == "choose" else _build(job)
+        answer = tasks[job["task"]](job)
     except (BudgetError, IndexBuildError) as error:
         answer = {"error": str(error), "kind": type(error).__name__}
     print(json.dumps(answer), flush=True)
@@ -69,15 +71,68 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> Any:
+def _train(job: dict[str, Any]) -> dict[str, Any]:
+    """trained.faiss: the empty index that all partitions add to."""
+    import faiss
+
+    faiss.omp_set_num_threads(usable_cores())
+    folder, start = Path(job["folder"]), time.monotonic()
+    with (folder / "vectors.npy").open("rb") as handle:
+        (_, dim), _ = read_npy_header(handle)
+    index = _trained(folder / "vectors.npy", dim, job["key"], job["training_rows"], job["seed"])
+    faiss.write_index(index, str(folder / "trained.faiss"))
+    return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
+
+
+def _add(job: dict[str, Any]) -> dict[str, Any]:
+    """part.faiss: the trained index with one partition's rows, numbered as in the whole index from `first` on."""
     import faiss
     import numpy as np
 
-    with vectors.open("rb") as handle:
-        (rows, dim), _ = read_npy_header(handle)
+    faiss.omp_set_num_threads(usable_cores())
+    folder, start, first = Path(job["folder"]), time.monotonic(), int(job["first"])
+    index = faiss.read_index(job["trained"])
+    for block in _blocks(folder / "vectors.npy"):
+        index.add_with_ids(block, np.arange(first, first + len(block), dtype=np.int64))
+        first += len(block)
+    faiss.write_index(index, str(folder / "part.faiss"))
+    return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
+
+
+def _merge(job: dict[str, Any]) -> dict[str, Any]:
+    """index.faiss with the inverted lists of all parts, then tuned. What is resident of mapped files is the page cache."""
+    import faiss
+
+    from pipeline.faiss_merge import map_index, merge_on_disk
+    from pipeline.index import IndexConfig
+
+    faiss.omp_set_num_threads(usable_cores())
+    folder, start = Path(job["folder"]), time.monotonic()
+    merge_on_disk(Path(job["trained"]), [Path(part) for part in job["parts"]], folder / "index.faiss")
+    merged = time.monotonic() - start
+    index = map_index(folder / "index.faiss")
+    params, recall = _tune(index, folder / "vectors.npy", IndexConfig(**job["config"]), job["text"])
+    seconds = {"merge": round(merged, 1), "tune": round(time.monotonic() - start - merged, 1)}
+    return {"params": {**params, "mapped": 1}, "recall": recall, "seconds": seconds}
+
+
+def _trained(vectors: Path, dim: int, key: str, training_rows: int, seed: int) -> Any:
+    """An empty index under `key`, trained with a sample of the vectors where it needs training."""
+    import faiss
+    import numpy as np
+
     index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
+    return index
+
+
+def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> Any:
+    import faiss
+
+    with vectors.open("rb") as handle:
+        (rows, dim), _ = read_npy_header(handle)
+    index = _trained(vectors, dim, key, training_rows, seed)
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = HNSW_BUILD
         codes = faiss.downcast_index(index.storage).codes

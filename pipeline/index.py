@@ -4,6 +4,10 @@ Reads: embedding shards. Writes index/<encoder>/<id>/: keys.npy, norms.npy, vect
 index.faiss above the exact size, and entry.json, last. The id is the digest of all inputs and parameters, so that a run that
 was killed goes on or starts over with the same id, and a finished index is taken as it is. An exact index is the same
 byte for byte every time; an approximate one has the same inputs, and a recall within its interval.
+
+The rule after a refresh: the index is always made anew from the stored vectors, never extended; nothing is embedded again. That
+costs reading all vectors once, and above the exact size training and adding; it keeps ordinals dense, training unbiased by what
+was there first, and a version's index a function of its rows.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry
+    from pipeline.executor import Backend
+    from pipeline.progress import Progress
     from pipeline.recall import Queries
 
 EXACT_ROWS = 200_000  # up to here an exact scan answers within some ten milliseconds and needs no index
@@ -40,12 +46,13 @@ class IndexConfig:
     k: int = 19  # neighbours that recall is measured for: 19 of them and the prompt condition the RDM
     queries: int = 200  # queries of each kind that recall is measured with
     seed: int = 0
+    partitions: int = 0  # to build an approximate index in; 0: by rule (partition_index.py), 1: in one piece
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_recall <= 1.0:
             raise ConfigError(f"min_recall is {self.min_recall}; it must be above 0 and at most 1")
-        if min(self.k, self.queries, self.memory) < 1 or self.exact_rows < 0:
-            raise ConfigError("k, queries and memory must be above zero, exact_rows not below it")
+        if min(self.k, self.queries, self.memory) < 1 or min(self.exact_rows, self.partitions) < 0:
+            raise ConfigError("k, queries and memory must be above zero, exact_rows and partitions not below it")
 
 
 def build_index(
@@ -56,14 +63,20 @@ def build_index(
     shards: Sequence[ShardEntry],
     gone: NDArray[Any] | Sequence[int] = (),
     text: Queries | None = None,
+    backend: Backend | None = None,
+    progress: Progress | None = None,
 ) -> IndexEntry:
     """Build and publish the index over the ok rows of `shards`, without the keys in `gone`; a finished one is reused.
 
-    `text` holds text queries to measure recall with (see recall.text_queries), None where there are none. Raises
+    `text` holds text queries to measure recall with (see recall.text_queries), None where there are none. `backend` is where
+    partitions are built, if it comes to that. Raises
     IndexBuildError (nothing to index, damaged shards, recall that cannot be reached) and BudgetError (memory too small).
     """
     import numpy as np
 
+    from pipeline.executor import Backend
+    from pipeline.partition_index import build_partitioned, partitions_of
+    from pipeline.progress import Progress
     from pipeline.recall import measure_recall
 
     shards = sorted(shards, key=lambda shard: shard.id)
@@ -81,15 +94,30 @@ def build_index(
     folder = db.index_folder(encoder, digest(inputs, 12))
     entry = _finished(db, folder)
     if entry is not None:
+        db.storage.remove(f"{folder}/parts")
         return entry
     with db.storage.scratch() as scratch:
         counts = write_rows(db, shards, absent, columns, encoder.dim, scratch)
         rows = counts["rows"]
-        if not config.key and rows <= config.exact_rows:
+        if not config.key and config.partitions < 2 and rows <= config.exact_rows:
             kind, key = "exact", "Flat"
             params: dict[str, Any] = {}
             build: dict[str, Any] = {}
             recall = measure_recall(scratch / FILES["vectors"], config, text)
+        elif partitions_of(rows, config) > 1:
+            kind = "faiss"
+            key, params, recall, build = build_partitioned(
+                db,
+                folder,
+                scratch,
+                shards,
+                absent,
+                encoder.dim,
+                config,
+                text,
+                backend or Backend(),
+                progress or Progress(),
+            )
         else:
             from pipeline.faiss_build import build_faiss
 
@@ -111,6 +139,7 @@ def build_index(
         build={**build, "duplicates": counts["duplicates"]},
     )
     db.storage.write_text(f"{folder}/entry.json", canonical_json(entry) + "\n")
+    db.storage.remove(f"{folder}/parts")
     return entry
 
 

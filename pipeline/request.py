@@ -86,7 +86,8 @@ class BuildSummary:
         lines.append(f"shards: {ran}; {self.seconds:,.1f} s; encoder {self.encoder}")
         if self.changes:
             what = "retry" if "retried" in self.changes else "refresh"
-            lines.append(f"{what}: " + ", ".join(f"{count:,} {change}" for change, count in self.changes.items()))
+            found = ", ".join(f"{count:,} {change}" for change, count in self.changes.items())
+            lines.append(f"{what}: {found if any(self.changes.values()) else 'nothing new'}")
         lines += [f"note: {warning}" for warning in self.warnings]
         if self.version:
             lines.append(

@@ -83,6 +83,22 @@ def write_rows(
     return {"rows": done, "duplicates": int(np.count_nonzero(original >= 0))}
 
 
+def write_vectors(
+    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], dim: int, rows: int, path: Path
+) -> None:
+    """The vectors of some shards alone, `rows` of them, as vectors.npy has them: (rows, dim) float16 in key order."""
+    import numpy as np
+
+    done = 0
+    with path.open("wb") as vectors:
+        _npy_header(vectors, np.float16, (rows, dim))
+        for shard, table in _kept_rows(db, shards, gone, ["vector"]):
+            vectors.write(_unit_vectors(db, shard, table, dim).tobytes())
+            done += table.num_rows
+    if done != rows:
+        raise IndexBuildError(f"the embedding shards of {db.name!r} changed while they were indexed; run it again")
+
+
 def _kept_rows(
     db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], names: list[str]
 ) -> Iterator[tuple[ShardEntry, pa.Table]]:
