@@ -53,22 +53,22 @@ def search(
 
 
 def status(
-    name: Annotated[str, typer.Argument(help="A database; empty: all of them.")] = "",
+    name: Annotated[str, typer.Argument(help="A database, a generation's run or a job; empty: all there is.")] = "",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """What is built, what is running, what failed."""
     with command():
-        from pipeline.status import database_status, home_status
+        from pipeline.status import home_status, status_of
 
-        states = [database_status(name, home)] if name else home_status(home)
+        states = [status_of(name, home)] if name else home_status(home)
         if as_json:
             print_json([asdict(state) for state in states])
         else:
             for state in states:
                 print(state.text())
             if not states:
-                print("no databases yet; build one with `rdmpipe build-index NAME`")
+                print("nothing here yet; build one with `rdmpipe build-index NAME`")
 
 
 def list_command(home: Home = None, as_json: Json = False) -> None:

@@ -126,6 +126,7 @@ def generate(
                 progress.say(f"stopped: {done:,} of {len(pictures):,} pictures are finished and kept in {storage.url}. "
                              "Run the same command again to go on.")  # fmt: skip
                 raise
+        storage.write_text("failures.json", canonical_json([asdict(failure) for failure in failures]) + "\n")
         finished = _finished(storage, files)
         common = {"model": model.config.name, "model_hash": model.hash, "precision": precision}
         table = _write_results(storage, requests, prompts.extra, common)

@@ -62,6 +62,18 @@ def _expired(text: str, first_seen: float, term: float) -> bool:
     return time.monotonic() - first_seen > max(term, float(holder["term"]))
 
 
+def holder_of(storage: Storage) -> dict[str, object]:
+    """Who holds the lease, as far as a look from here can tell; empty where nobody does, or nobody renews it any more."""
+    text = storage.read_text("lease")
+    if text is None or not text.strip():
+        return {}
+    holder: dict[str, object] = json.loads(text)
+    alive, age = _alive_here(holder), storage.age_s("lease")
+    if alive is None:
+        alive = age is not None and age < 2 * float(str(holder["term"]))  # it is renewed every third of its term
+    return holder if alive else {}
+
+
 @contextlib.contextmanager
 def lease(
     storage: Storage,

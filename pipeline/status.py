@@ -1,22 +1,20 @@
 """What `rdmpipe status` and `rdmpipe list` show, from a home's files alone, so from anywhere that sees the home.
 
-Reads: versions, plans, receipts' names, progress.json, failures.json, leases. Writes nothing.
+Reads: versions, plans, receipts' names, progress.json, failures.json, jobs' summaries, leases. Writes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import default_home
 from pipeline.database import RetrievalDatabase, Version, list_databases
 from pipeline.errors import DatabaseError, nearest
+from pipeline.lease import holder_of
 from pipeline.manifest import View, known, load
 from pipeline.storage import Storage
-
-STALE_S = 120.0  # a run that has not been heard of for so long is not called running
 
 
 @dataclass(frozen=True)
@@ -41,23 +39,46 @@ class DatabaseStatus:
                 f"{c['duplicates']:,} duplicates; encoder {self.encoder}"
             )
             lines += [f"    {reason}: {count:,}" for reason, count in c["reasons"].items()]
-        if self.running:
+        progress = self.progress if self.running or not self.version else {}
+        return "\n".join([*lines, *_work(self.running, progress, self.failures)])
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run that makes no database: a generation, or a job."""
+
+    kind: str  # generation | job
+    name: str
+    running: dict[str, Any]
+    progress: dict[str, Any]  # of a generation
+    failures: list[dict[str, Any]]
+    last: dict[str, Any]  # a job's newest summary, as in jobs/<job>/runs/
+
+    def text(self) -> str:
+        lines = [f"{self.kind} {self.name}:" + ("" if self.running else " not running")]
+        if self.last:
             lines.append(
-                f"  running: {self.running['purpose']} on {self.running['host']}, process {self.running['pid']}"
+                f"  last run: slot {self.last['slot']} {self.last['status']}, exit code {self.last['exit_code']}, "
+                f"ended {self.last['ended']}"
             )
-        if self.running or not self.version:
-            for stage, state in self.progress.get("stages", {}).items():
-                left = f", {state['seconds_left']:,.0f} s left" if state["seconds_left"] and self.running else ""
-                lines.append(
-                    f"  {stage}: {state['done']}/{state['shards']} shards, {state['failed']} failed, "
-                    f"{state['rows_per_second']:,.1f} rows/s{left}"
-                )
-        for failure in self.failures[:10]:
-            last = failure["error"].strip().splitlines()[-1]
-            lines.append(
-                f"  failed: {failure['stage']} shard {failure['shard']:06d} after {failure['attempts']}: {last}"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *_work(self.running, self.progress, self.failures)])
+
+
+def _work(running: dict[str, Any], progress: dict[str, Any], failures: list[dict[str, Any]]) -> list[str]:
+    """Who works, how far each stage is and what it still takes, and what failed."""
+    lines = []
+    if running:
+        lines.append(f"  running: {running['purpose']} on {running['host']}, process {running['pid']}")
+    for stage, state in progress.get("stages", {}).items():
+        left = f", {state['seconds_left']:,.0f} s left" if state["seconds_left"] and running else ""
+        lines.append(
+            f"  {stage}: {state['done']}/{state['shards']} shards, {state['failed']} failed, "
+            f"{state['rows_per_second']:,.1f} rows/s{left}"
+        )
+    for failure in failures[:10]:
+        last = failure["error"].strip().splitlines()[-1]
+        lines.append(f"  failed: {failure['stage']} shard {failure['shard']:06d} after {failure['attempts']}: {last}")
+    return lines
 
 
 def database_status(name: str, home: str | None = None) -> DatabaseStatus:
@@ -72,15 +93,13 @@ def database_status(name: str, home: str | None = None) -> DatabaseStatus:
         raise DatabaseError(
             f"no database {name!r} in {database.home}{nearest(name, names)}; it has {', '.join(names) or 'none'}"
         )
-    fresh = time.time() - float(progress.get("updated", 0.0)) < STALE_S
-    holder = _json(storage.read_text("lease"), {})
     return DatabaseStatus(
         name=name,
         version=published.id if published else "",
         counts=dict(published.counts) if published else {},
         encoder=published.encoder.name if published else _json(begun, {}).get("settings", {}).get("encoder", ""),
         recall=dict(published.index.recall) if published else {},
-        running=holder if fresh else {},
+        running=holder_of(storage),
         progress=progress,
         failures=_json(storage.read_text("failures.json"), []),
     )
@@ -90,8 +109,37 @@ def _json(text: str | None, default: Any) -> Any:
     return json.loads(text) if text and text.strip() else default
 
 
-def home_status(home: str | None = None) -> list[DatabaseStatus]:
-    return [database_status(name, home) for name in Storage(home or default_home()).list("databases")]
+def status_of(name: str, home: str | None = None) -> DatabaseStatus | RunStatus:
+    """The state of a database, a generation's run or a job, whichever has the name, in this order. Raises DatabaseError."""
+    root = Storage(home or default_home())
+    if name not in root.list("databases"):
+        for kind in ("generation", "job"):
+            if name in root.list(f"{kind}s"):
+                return _run_status(root, kind, name)
+    return database_status(name, home)
+
+
+def _run_status(root: Storage, kind: str, name: str) -> RunStatus:
+    storage = root.child(f"{kind}s/{name}")
+    runs = storage.list("runs", ".json")
+    summaries = [_json(storage.read_text(f"runs/{run}"), {}) for run in runs[-5:]]
+    return RunStatus(
+        kind=kind,
+        name=name,
+        running=holder_of(storage),
+        progress=_json(storage.read_text("progress.json"), {}),
+        failures=_json(storage.read_text("failures.json"), []),
+        last=max(summaries, key=lambda made: str(made.get("ended", "")), default={}),
+    )
+
+
+def home_status(home: str | None = None) -> list[DatabaseStatus | RunStatus]:
+    """All databases and jobs, and the generations that are running."""
+    root = Storage(home or default_home())
+    made: list[DatabaseStatus | RunStatus] = [database_status(name, home) for name in root.list("databases")]
+    generations = [_run_status(root, "generation", name) for name in root.list("generations")]
+    made += [generation for generation in generations if generation.running]
+    return [*made, *(_run_status(root, "job", name) for name in root.list("jobs"))]
 
 
 def listing(home: str | None = None) -> list[dict[str, Any]]:

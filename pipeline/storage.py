@@ -8,6 +8,7 @@ a disk, with If-Match / If-None-Match on S3. Does not promise: atomicity across 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -96,6 +97,16 @@ class Storage:
                 return int(self.fs.info(self.full(relative))["size"])
         except FileNotFoundError:
             return None
+
+    def age_s(self, relative: str) -> float | None:
+        """Seconds since the file was written, by the clock of whoever keeps it, or None where there is none."""
+        try:
+            with self._asking():
+                self.fs.invalidate_cache()
+                written: datetime.datetime = self.fs.modified(self.full(relative))
+        except FileNotFoundError:
+            return None
+        return (datetime.datetime.now(datetime.UTC) - written).total_seconds()
 
     def read_bytes(self, relative: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""

@@ -27,6 +27,7 @@ from pipeline.storage import TEMPORARY, Storage
 from tests import builds
 from tests.cluster import Cluster, cluster
 from tests.clusterwork import STAGES, work
+from tests.generations import pictures, quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import lines, order
 
@@ -313,6 +314,27 @@ def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
     assert whole == builds.contents(tmp_path / "undisturbed")
     page = Storage(str(tmp_path / "home")).read_text("jobs/build/runs/s1.html") or ""
     assert "embed" in page and expected.version in page
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("three")
+def test_a_prompt_list_submitted_as_a_job_gives_the_pictures_that_it_gives_here(
+    client: JobsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, model = tmp_path / "home", save_model(tmp_path / "model")
+    monkeypatch.setenv("RDMPIPE_HOME", str(home))
+    builds.quiet_build(builds.folder_of(tmp_path / "pictures", 12), name="mine")
+    (tmp_path / "prompts.csv").write_text("prompt\na red cat\na blue boat\na horse\n")
+    here = quiet_generate(tmp_path / "prompts.csv", db=("mine",), model=str(model), out=str(tmp_path / "here"))
+    words = ["prompts.csv", "--db", "mine", "--model", str(model), "--steps", "2", "-k", "3", "--run", "night"]
+    path = tmp_path / "night.toml"
+    path.write_text(
+        f'command = "generate"\narguments = {json.dumps([*words, "--workers", "2"])}\nretries = 0\n'
+        f'[environment]\nhome = "{home}"\nworking_dir = "."\n'
+    )
+    found = client.submit(load_job(str(path)), "s1")
+    assert finished(client, found, 400).status == "SUCCEEDED", client.logs(found.id)[-8000:]
+    assert pictures(home / "generations" / "night") == pictures(here.out)
 
 
 def _mishap(
