@@ -104,7 +104,7 @@ def build_index(
             params: dict[str, Any] = {}
             build: dict[str, Any] = {}
             recall = measure_recall(scratch / FILES["vectors"], config, text)
-        elif partitions_of(rows, config) > 1:
+        elif partitions_of(rows, encoder.dim, config) > 1:
             kind = "faiss"
             key, params, recall, build = build_partitioned(
                 db,

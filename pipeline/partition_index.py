@@ -6,9 +6,9 @@ folder, index.faiss, which is mapped in search and need not fit into memory. A p
 its worker replaced, and a run that was killed goes on with the partitions that are finished.
 
 By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has a partition for every PARTITION_ROWS of
-them. The memory budget is for each process that builds: training, or one partition; merging maps its files. Keys are inverted
-files over 8-bit codes unless one is named; fast-scan codes cannot be merged on disk. Does not extend an index: a refresh
-trains and adds anew.
+them, or for fewer where less memory is given. The memory budget is for each process that builds: training, or one partition;
+merging maps its files. Keys are inverted files over 8-bit codes unless one is named; fast-scan codes cannot be merged on disk.
+Does not extend an index: a refresh trains and adds anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.config import digest
 from pipeline.database import ShardEntry
 from pipeline.errors import BudgetError, IndexBuildError, StageFailed
 from pipeline.executor import Backend, run
-from pipeline.faiss_build import BASE, PER_LIST, WORKING, Sizing, check_installation, mb, run_worker, size
+from pipeline.faiss_build import BASE, GROWTH, PER_LIST, WORKING, Sizing, check_installation, mb, run_worker, size
 from pipeline.progress import Progress
 from pipeline.rows import write_vectors
 from pipeline.schema import SHARD_ROWS
@@ -60,14 +60,17 @@ class Partitioned:
         return digest([self.trained.sha256, self.gone.sha256], 32)
 
 
-def partitions_of(rows: int, config: IndexConfig) -> int:
+def partitions_of(rows: int, dim: int, config: IndexConfig) -> int:
     """How many partitions an index of so many rows is built in; 1: it is built in one piece."""
-    return config.partitions or math.ceil(rows / PARTITION_ROWS)
+    if config.partitions or rows <= PARTITION_ROWS:
+        return config.partitions or 1
+    kept = max(0, config.memory - BASE - WORKING) / 2 / (GROWTH * (dim + 8))  # half of it for rows, half for centroids
+    return math.ceil(rows / max(1.0, min(PARTITION_ROWS, kept)))
 
 
 def plan_sizing(rows: int, dim: int, config: IndexConfig) -> Sizing:
     """The key and what a process takes at most: training, or a partition. Raises BudgetError naming what would do."""
-    room, part = config.memory - BASE - WORKING, math.ceil(rows / partitions_of(rows, config))
+    room, part = config.memory - BASE - WORKING, math.ceil(rows / partitions_of(rows, dim, config))
     keys = [config.key] if config.key else partition_keys(rows)
     sizings = [
         replace(size(key, rows, dim, room, TRAINING_ROWS), index=size(key, part, dim, room, TRAINING_ROWS).index)
@@ -118,7 +121,7 @@ def build_partitioned(
     part = Partitioned(
         folder, dim, config.memory, trained, db.storage.publish(scratch / "gone.npy", f"{folder}/gone.npy")
     )
-    work = plan_partitions(shards, keys, partitions_of(len(keys), config))
+    work = plan_partitions(shards, keys, partitions_of(len(keys), dim, config))
     stage = partition_stage(db, part, sizing, backend.workers)
     outcome = run((stage,), work, backend, progress, len(work))
     if outcome.failures:

@@ -161,12 +161,14 @@ def test_partitions_are_whole_shards_of_about_equal_size_and_none_is_empty() -> 
 
 
 def test_the_rule_asks_for_partitions_by_rows_and_for_lists_by_what_can_be_trained() -> None:
-    assert [partitions_of(rows, IndexConfig()) for rows in (10**6, 20_000_000, 20_000_001, 2 * 10**9)] == [1, 1, 2, 100]
-    assert partitions_of(1000, IndexConfig(partitions=3)) == 3
+    large = IndexConfig(memory=64 << 30)
+    assert [partitions_of(rows, 768, large) for rows in (10**6, 20_000_000, 20_000_001, 2 * 10**9)] == [1, 1, 2, 100]
+    assert partitions_of(1000, 768, IndexConfig(partitions=3)) == 3
     assert partition_keys(2 * 10**9)[0] == "IVF131072_HNSW32,SQ8"
-    small = plan_sizing(2 * 10**9, 768, IndexConfig(memory=40 << 30))
-    assert small.peak <= 40 << 30
-    assert small.training_rows >= 39 * int(small.key[3:].split("_")[0])
+    for memory in (4 << 30, 40 << 30):
+        sizing = plan_sizing(2 * 10**9, 768, IndexConfig(memory=memory))
+        assert sizing.peak <= memory
+        assert sizing.training_rows >= 39 * int(sizing.key[3:].split("_")[0])
 
 
 @pytest.mark.parametrize("key", ["IVF32,PQ8x4fs", "HNSW16", "SQ8"])
