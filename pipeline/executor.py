@@ -418,7 +418,7 @@ def connect(address: str = "") -> Iterator[None]:
         try:
             ray.init(address=where, log_to_driver=False, logging_level="ERROR", **own)
             break
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # plain ones too: "The current node timed out during startup"
             ray.shutdown()
             if attempt == attempts:
                 raise JobError(
