@@ -44,7 +44,7 @@ def atelier_database(folder: Path, home: Path, contents: int = 20) -> str:
         f'name = "small"\ntitle = "Small"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\nencoder = "{RANDOM}"\n'
         f'[source]\nkind = "atelier"\nshard_rows = 200\n[source.options]\ncount = {10 * contents}\nsize = 64\n'
     )
-    quiet_build(manifest, home=str(home))
+    quiet_build(manifest, home=str(home), images="keep")
     return "small"
 
 
