@@ -21,8 +21,8 @@ _MORE = """
 body { max-width: 64rem } svg { max-width: 100%; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor }
 svg .a { stroke: var(--line) } svg .g { font-weight: 600 } svg .s { fill: var(--soft) } .grid td { padding: 1px; border: 0 }
-.grid th { border: 0; font-size: .8rem; padding: .2rem }
-.grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem }
+.grid th { border: 0; font-size: .8rem; padding: .2rem; max-width: 4.4rem; vertical-align: bottom; overflow-wrap: anywhere }
+.grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem; vertical-align: top }
 .grid img { display: block; image-rendering: auto } .side { display: flex; flex-wrap: wrap; gap: .5rem }
 """
 NAMES = {"style_hit": "style", "found": "content found", "nearly": "among the first ten"}
@@ -110,8 +110,8 @@ def _judges(summary: Mapping[str, Any]) -> str:
     count = summary["setup"]["config"]["prompts"]["candidates"]
     return (
         "<h2>The judges first</h2>"
-        f"<p>Style: {backbone or 'a small network'} on pixels, tested on {style['pictures']:,} real pictures of contents that it "
-        "never saw: "
+        f"<p>Style: {backbone or 'a small network'} on pixels, tested on {style['pictures']:,} real pictures of contents that "
+        "it never saw: "
         f"<b>{style['accuracy']:.3f}</b> ({style['low']:.3f} to {style['high']:.3f}).</p>"
         + heat(style["confusion"], style["styles"], style["styles"])
         + f"<p>Content: another network, trained by itself, finds the right one of {count} captions. It has no part in "
