@@ -52,7 +52,7 @@ def small_config(model: Path) -> EvaluateConfig:
     """Of the atelier's ten styles three, one of them also as a database of its own."""
     config = EvaluateConfig(
         database="small", styles=("mosaic", "pixel_art", "woodcut"), never_seen=("woodcut",), any_encoder=True,
-        prompts=Prompts(), postfix=Postfix(), sweep=Sweep(separate=("mosaic",)),
+        prompts=Prompts(), postfix=Postfix(), sweep=Sweep(separate=("mosaic", "not of this database")),
     )  # fmt: skip
     return tiny(config, model)
 
