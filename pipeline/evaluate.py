@@ -55,6 +55,7 @@ def evaluate(
     import numpy
     import torch
 
+    from pipeline.evaluate_separate import build_separate
     from pipeline.lease import lease
 
     folder = Path(out or f"{home or default_home()}/evaluations/{config.database}-{digest(config, 6)}").absolute()
@@ -75,6 +76,8 @@ def evaluate(
         _build_missing(run)
         study = open_study(config, home)
         _write_protocol(run, study)
+        for style in study.place.separate():
+            build_separate(style, config, home, folder / "separate" / style, progress, backend)
         lap("databases and captions")
         panel, references = _judges(run, study, lap)
         from pipeline.evaluate_answers import answer_postfix, answer_swap, answer_sweeps, choose_settings
@@ -109,7 +112,6 @@ def evaluate(
 def _build_missing(run: Run) -> None:
     from pipeline.build import build
     from pipeline.database import RetrievalDatabase
-    from pipeline.evaluate_separate import build_separate
     from pipeline.request import BuildRequest, settle
     from pipeline.sources import SourceOptions
 
@@ -127,8 +129,6 @@ def _build_missing(run: Run) -> None:
         if not RetrievalDatabase(name, run.home).exists():
             run.progress.say(f"building database {name}, which is not published yet")
             build(request, run.progress)
-    for style in run.config.sweep.separate:
-        build_separate(style, run.config, run.home, run.folder / "separate" / style, run.progress, run.backend)
 
 
 def _write_protocol(run: Run, study: Study) -> None:

@@ -80,7 +80,9 @@ def lines(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(float(one["low"])):.1f}" y2="{y(float(one["high"])):.1f}" '
                 f'stroke="{colour}"/><circle cx="{x:.1f}" cy="{y(float(one["value"])):.1f}" r="3.5" fill="{colour}"/>'
             )
-        parts.append(f'<text x="{left + 6 + 150 * i}" y="{height - 6}" fill="{colour}">{html.escape(name)}</text>')
+        parts.append(
+            f'<text x="{left + 6 + 150 * i}" y="{height - 6}" style="fill: {colour}">{html.escape(name)}</text>'
+        )
     parts.append(f'<text x="4" y="14" class="s">{html.escape(label)}</text>')
     return _svg(width, height, parts, label)
 

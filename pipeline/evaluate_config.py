@@ -95,7 +95,7 @@ class Sweep:
     k: tuple[int, ...] = (0, 1, 2, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     shares: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0)  # of the style's database
-    separate: tuple[str, ...] = ()  # styles that are also built as a database of their own
+    separate: tuple[str, ...] = ()  # styles, of those there are, that are also built as a database of their own
 
 
 @dataclass(frozen=True)

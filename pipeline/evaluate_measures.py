@@ -80,10 +80,12 @@ def _retrieved(study: Study, panel: Panel, swap: Sequence[Mapping[str, Any]]) ->
     if not found:
         return None
     pictures = study.labelled.pictures
-    reference = Reference("retrieved", pictures.pixels[[at for _, at in found]], [str(row["caption"]) for row, _ in found],
+    captions = [str(row["caption"]) for row, _ in found]
+    reference = Reference("retrieved", pictures.pixels[[at for _, at in found]], captions,
                           [str(row["style"]) for row, _ in found])  # fmt: skip
     right = [float(pictures.contents[at] == row["content"]) for row, at in found]
+    known = all(row["content"] for row, _ in found)
     return {
         **judge_reference(panel, reference),
-        "is the content asked for": asdict(estimate([str(row["caption"]) for row, _ in found], right)),
+        "is the content asked for": asdict(estimate(captions, right)) if known else None,
     }

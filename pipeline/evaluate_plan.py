@@ -83,6 +83,10 @@ class Place:
             return own, more
         return self.config.database, both(f"{self.config.style} = {quoted(style)}", more)
 
+    def separate(self) -> list[str]:
+        """The styles that are compared as a filter and as a database of their own: those named that this database has."""
+        return [style for style in self.config.sweep.separate if style in self.styles]
+
     def general_filter(self, style: str, level: str) -> str:
         column = self.config.style
         if level == "rare":
@@ -197,7 +201,7 @@ def _sweep_trials(place: Place, captions: Sequence[Caption], setting: Setting, m
                 database, where = place.source(style, share_filter(share))
                 trial = _trial(place, "size", SWAP, style, caption, setting, seed, f"{share:g}")
                 yield replace(trial, database=database, where=where)
-        for style in sweep.separate:
+        for style in place.separate():
             filtered = _trial(place, "separate", SWAP, style, caption, setting, seed, "filter")
             yield filtered
             yield replace(filtered, database=separate_name(place.config.database, style), where="", level="separate")

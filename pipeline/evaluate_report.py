@@ -21,8 +21,8 @@ _MORE = """
 body { max-width: 64rem } svg { max-width: 100%; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor }
 svg .a { stroke: var(--line) } svg .g { font-weight: 600 } svg .s { fill: var(--soft) } .grid td { padding: 1px; border: 0 }
-.grid th { border: 0; font-size: .8rem; padding: .2rem }
-.grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem }
+.grid th { border: 0; font-size: .8rem; padding: .2rem; max-width: 4.4rem; vertical-align: bottom; overflow-wrap: anywhere }
+.grid th.c { max-width: 13rem; text-align: right; padding-right: .6rem; vertical-align: top }
 .grid img { display: block; image-rendering: auto } .side { display: flex; flex-wrap: wrap; gap: .5rem }
 """
 NAMES = {"style_hit": "style", "found": "content found", "nearly": "among the first ten"}
@@ -99,17 +99,19 @@ def _set_up(summary: Mapping[str, Any]) -> str:
 
 def _judges(summary: Mapping[str, Any]) -> str:
     style, found = summary["judges"]["style"], summary["judges"]["references"]
+    backbone = html.escape(summary["setup"]["config"]["style_judge"]["backbone"])
     rows = [(name, *measures(one)) for name, one in found.items()]
     if summary["retrieved"]:
         rows.append(("the first picture retrieved in each search", *measures(summary["retrieved"])))
-        right = number(summary["retrieved"]["is the content asked for"])
-        note = f"<p>The first picture retrieved is of the content asked for: {right}.</p>"
+        right = summary["retrieved"]["is the content asked for"]
+        note = f"<p>The first picture retrieved is of the content asked for: {number(right)}.</p>" if right else ""
     else:
         note = ""
     count = summary["setup"]["config"]["prompts"]["candidates"]
     return (
         "<h2>The judges first</h2>"
-        f"<p>Style: a small network on pixels, tested on {style['pictures']:,} real pictures of contents that it never saw: "
+        f"<p>Style: {backbone or 'a small network'} on pixels, tested on {style['pictures']:,} real pictures of contents that "
+        "it never saw: "
         f"<b>{style['accuracy']:.3f}</b> ({style['low']:.3f} to {style['high']:.3f}).</p>"
         + heat(style["confusion"], style["styles"], style["styles"])
         + f"<p>Content: another network, trained by itself, finds the right one of {count} captions. It has no part in "
@@ -126,6 +128,7 @@ def _swap(
     kinds = ("all", "seen styles", "styles never seen", "content absent")
     named = [(name, *measures(swap[name])) for name in kinds if swap[name]]
     chosen = summary["tuning"][SWAP]
+    count = summary["setup"]["config"]["prompts"]["candidates"]
     table = _table(("swap", *NAMES.values()), named)
     other = ""
     for name, found in swap["without a style"]["measured"].items():
@@ -135,7 +138,7 @@ def _swap(
                  "by style swapped in")  # fmt: skip
     return (
         f"<h2>Swapping the database</h2><p>k = {chosen['k']}, guidance {chosen['guidance']:g}, chosen on the validation "
-        f"captions. Chance: style {1 / len(styles):.2f}, content 0.01 of a hundred.</p>"
+        f"captions. Chance: style {1 / len(styles):.2f}, content {1 / count:.2f}.</p>"
         + table + other + _grid(rows, styles, folder, labelled) + chart
         + "<p>Judged as (rows: the style swapped in):</p>" + heat(swap["confusion"], styles, styles)
     )  # fmt: skip

@@ -44,7 +44,7 @@ def atelier_database(folder: Path, home: Path, contents: int = 20) -> str:
         f'name = "small"\ntitle = "Small"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\nencoder = "{RANDOM}"\n'
         f'[source]\nkind = "atelier"\nshard_rows = 200\n[source.options]\ncount = {10 * contents}\nsize = 64\n'
     )
-    quiet_build(manifest, home=str(home))
+    quiet_build(manifest, home=str(home), images="keep")
     return "small"
 
 
@@ -52,7 +52,7 @@ def small_config(model: Path) -> EvaluateConfig:
     """Of the atelier's ten styles three, one of them also as a database of its own."""
     config = EvaluateConfig(
         database="small", styles=("mosaic", "pixel_art", "woodcut"), never_seen=("woodcut",), any_encoder=True,
-        prompts=Prompts(), postfix=Postfix(), sweep=Sweep(separate=("mosaic",)),
+        prompts=Prompts(), postfix=Postfix(), sweep=Sweep(separate=("mosaic", "not of this database")),
     )  # fmt: skip
     return tiny(config, model)
 
