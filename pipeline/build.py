@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
+from pipeline.blocklist import require_purged
 from pipeline.config import canonical_json, digest
 from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry, Version
 from pipeline.download import DownloadConfig, download_stage
@@ -45,6 +46,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildSummary:
         check(resolve(manifest.encoder))
     database = RetrievalDatabase(manifest.name, request.home)
     with lease(database.storage, f"build-index {manifest.name}", request.wait_s, notify=progress.say):
+        require_purged(database)
         database.storage.clear_scratch()
         progress.record_in(database.storage)
         return _Build(database, manifest, request, progress, start).run()

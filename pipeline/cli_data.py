@@ -1,19 +1,21 @@
-"""The commands about embeddings that come from elsewhere or go there: import and export."""
+"""The commands about embeddings that come from elsewhere or go there: import, export and purge."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.console import Home, Json, print_json, reported_errors
+from pipeline.console import Home, Json, Where, command, print_json, reported_errors
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("import")(import_command)
     app.command("export")(export)
+    app.command("purge")(purge_command)
 
 
 def import_command(
@@ -57,3 +59,26 @@ def export(
     else:
         for path in files:
             print(path)
+
+
+def purge_command(
+    name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
+    hash_list: Annotated[Path | None, typer.Option("--hash-list", help="File of sha256 sums, one a line.")] = None,
+    url_list: Annotated[Path | None, typer.Option("--url-list", help="File of picture addresses, one a line.")] = None,
+    where: Where = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed; change nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer.")] = 0.0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove rows for good, from all versions, and keep them out; without a list: finish a purge that was interrupted."""
+    with command() as progress:
+        from pipeline.purge import PurgeRequest, purge
+
+        done = purge(PurgeRequest(name, hash_list, url_list, where, dry_run, home, wait), progress.say)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        for note in done.notes:
+            print(f"note: {note}")
+        print(done.text(dry_run))

@@ -9,6 +9,8 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     embeddings/<encoder>/<shard>.parquet .json  rows with unit vectors, receipt
     index/<encoder>/<id>/                       keys.npy vectors.npy metadata.parquet [index.faiss]
     versions/<id>.json, current                 what a version consists of; which one is current
+    versions/<id>.purged                        that a version was removed because it held purged rows
+    blocked.txt                                 what was purged and is kept out (see blocklist.py)
 
 Does not promise that files of versions older than the current one stay for ever (`rdmpipe gc` removes them).
 """
@@ -143,6 +145,9 @@ class RetrievalDatabase:
     def embedding_table(self, encoder: EncoderRecord, shard: int) -> str:
         return f"embeddings/{encoder.id}/{shard_name(shard)}.parquet"
 
+    def embedding_receipt(self, encoder: EncoderRecord, shard: int) -> str:
+        return f"embeddings/{encoder.id}/{shard_name(shard)}.json"
+
     def index_folder(self, encoder: EncoderRecord, index_id: str) -> str:
         return f"index/{encoder.id}/{index_id}"
 
@@ -188,6 +193,11 @@ class RetrievalDatabase:
             known = self.versions()
             begins = [known_id for known_id in known if known_id.startswith(wanted)]
             if len(begins) != 1:
+                if any(name.startswith(wanted) for name in self.storage.list("versions", ".purged")):
+                    raise DatabaseError(
+                        f"version {wanted} of database {self.name!r} was purged: it held rows that were removed for good. "
+                        f"Use {self.name}@{self.current_id()}, the current version, which is without them"
+                    )
                 raise DatabaseError(
                     f"database {self.name!r} has no version {wanted!r}{nearest(wanted, known)}; it has {', '.join(known)}"
                 )

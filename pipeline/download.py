@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from pipeline.blocklist import ERROR, BlockList, read_block_list
 from pipeline.config import canonical_json, digest
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, SourceError
@@ -113,12 +114,13 @@ def download_shard(
     import pyarrow as pa
 
     schema = image_schema(config.columns)
+    blocked = read_block_list(db.storage)
     tables: list[pa.Table] = []
     with db.storage.scratch() as scratch:
         part = scratch / "images.tar"
         samples = read_spec(source, shard.spec)
-        if isinstance(source, FetchingSource):  # what the filter leaves out is not fetched
-            samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter)), scratch)
+        if isinstance(source, FetchingSource):  # what is left out is not fetched
+            samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter, blocked)), scratch)
         with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
             first, stored = 0, -1
             last: tuple[Sample, int] | None = None
@@ -130,6 +132,7 @@ def download_shard(
                     last = name_patches(config.manifest.patches, rows, batch, last)
                 if config.where and row_filter is not None and not isinstance(source, FetchingSource):
                     _leave_out(rows, row_filter(config.where, _named(config, rows)).tolist())
+                blocked.blank(rows)
                 for row, sample in zip(rows, batch, strict=True):
                     image = row[IMAGE_KEY] if config.manifest.patches else row["key"]
                     if row["status"] == OK and sample.data is not None and image != stored:
@@ -151,9 +154,9 @@ def download_shard(
 
 
 def _left_in(
-    config: DownloadConfig, shard: int, samples: Iterator[Sample], row_filter: RowFilter | None
+    config: DownloadConfig, shard: int, samples: Iterator[Sample], row_filter: RowFilter | None, blocked: BlockList
 ) -> Iterator[Sample]:
-    """The samples, those outside the filter marked so and without an address."""
+    """The samples, those outside the filter or on the block list marked so and without an address."""
     first = 0
     for batch in _batches(samples):
         keep = [True] * len(batch)
@@ -161,7 +164,10 @@ def _left_in(
             rows = [image_row(config, key_of(shard, first + i), sample) for i, sample in enumerate(batch)]
             keep = row_filter(config.where, _named(config, rows)).tolist()
         for sample, wanted in zip(batch, keep, strict=True):
-            yield sample if wanted else replace(sample, address="", status=FILTERED, error=_OUTSIDE)
+            if blocked.covers({"item_id": sample.item_id, "url": sample.url}):
+                yield replace(sample, address="", status=FILTERED, error=ERROR)
+            else:
+                yield sample if wanted else replace(sample, address="", status=FILTERED, error=_OUTSIDE)
         first += len(batch)
 
 

@@ -1,9 +1,9 @@
 """`rdmpipe export`: a database's embeddings as CompVis `.npz` or as a clip-retrieval folder.
 
 Reads: a version's embedding shards. Writes files into a new or empty folder. An imported database gives back its arrays
-bit for bit, a file for a file, without the rows that are gone. One that was built here gives norm times unit vector in float32,
-exact only to the float16 of the stored unit vectors; rows that are not ok are left out. Not a published version: a run
-that was stopped leaves part of the files.
+bit for bit, a file for a file, without the rows that are gone or purged. One that was built here gives norm times unit
+vector in float32, exact only to the float16 of the stored unit vectors; rows that are not ok are left out. Not a published
+version: a run that was stopped leaves part of the files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.blocklist import purged_mask
 from pipeline.database import RetrievalDatabase, Version
 from pipeline.embeddings_import import BYTES, ORIGINAL
 from pipeline.errors import ConfigError
@@ -42,10 +43,11 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
     for shard in version.shards:
         table = db.read_table(shard.artifact.path)
         table = table.filter(pc.invert(pc.is_in(table["key"], gone)))
+        table = table.filter(pa.array(~purged_mask(table)))
         if _file(table) is None:
             table = table.filter(pc.equal(table["status"], "ok"))
-            if not table.num_rows:
-                continue
+        if not table.num_rows:
+            continue
         if waiting and (_file(table) is None or _file(table) != _file(waiting[0])):
             written += _write(out, form, len(written), waiting, version)
             waiting = []

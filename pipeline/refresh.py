@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.blocklist import ERROR, BlockList, read_block_list
 from pipeline.config import digest
 from pipeline.database import RetrievalDatabase
 from pipeline.download import DownloadConfig, image_row, read_spec
@@ -72,9 +73,10 @@ def plan_refresh(
     loose = sorted((shard for shards in unread.values() for shard in shards), key=lambda shard: shard.id)
     listed_only = isinstance(source, FetchingSource)
     known = _rows_by_item(db, loose, config, gone_before, listed_only)
+    blocked = read_block_list(db.storage)
     picked: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
     for number, part in enumerate(changed_specs):
-        for item, row_digest in _items(source, part, config):
+        for item, row_digest in _items(source, part, config, blocked):
             candidates = known.get(item, [])
             unchanged = next((entry for entry in candidates if entry["digest"] == row_digest), None)
             if unchanged is not None:
@@ -98,11 +100,14 @@ def plan_refresh(
     return Refresh(plan, tuple(sorted(gone, key=lambda entry: entry.key)), len(picked) - changed, changed)
 
 
-def _items(source: Source, spec: Mapping[str, Any], config: DownloadConfig) -> Iterator[tuple[str, str]]:
+def _items(
+    source: Source, spec: Mapping[str, Any], config: DownloadConfig, blocked: BlockList
+) -> Iterator[tuple[str, str]]:
     """(item id, digest of all that is stored of it) for each row of a part of the source."""
     listed_only = isinstance(source, FetchingSource)
     for sample in read_spec(source, spec):
         row = image_row(config, 0, sample)
+        blocked.blank([row])
         yield sample.item_id, _digest(row, listed_only)
 
 
@@ -132,6 +137,8 @@ def _reason(error: str | None) -> str:
 def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
     """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
     what the list says alone: the pictures are not fetched to see whether they changed."""
+    if row["error"] == ERROR:
+        return ERROR  # nothing else is known of it
     left_out = {"key", "error", "status", IMAGE_KEY, PATCH_COORDS} | ({"sha256"} if listed_only else set())
     stored = {name: value for name, value in sorted(row.items()) if name not in left_out}
     return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from pipeline.database import RetrievalDatabase, Version
 from pipeline.errors import ConfigError, DatabaseError
 from pipeline.lease import lease
 from pipeline.plan import plan_shards
 from pipeline.schema import shard_name
+from pipeline.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
     with lease(database.storage, f"gc {database.name}", notify=say):
         kept = lineage(database)[:keep]
         doomed = [database.version(name) for name in database.versions() if name not in {v.id for v in kept}]
-        needed = _paths_of(database, kept)
+        needed = paths_of(database, kept)
         plans_of_doomed = {version.plan for version in doomed}
         needed |= _unfinished(database, kept, plans_of_doomed)
         removed = bytes_removed = 0
         # Version files first: from here on nobody can open what is being taken apart.
         for version in doomed:
             database.storage.remove(f"versions/{version.id}.json")
-        for path in sorted(_paths_of(database, doomed) - needed):
+        for path in sorted(paths_of(database, doomed) - needed):
             size = database.storage.size(path)
             if size is not None:
                 database.storage.remove(path)
@@ -93,13 +95,44 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
         return Collected(tuple(v.id for v in kept), tuple(v.id for v in doomed), removed, bytes_removed)
 
 
-def _paths_of(database: RetrievalDatabase, versions: list[Version]) -> set[str]:
+def remove_versions(database: RetrievalDatabase, doomed: list[str]) -> tuple[tuple[str, ...], int]:
+    """Remove versions for good, and every file that no other version needs, an unfinished build's too. Under the lease.
+
+    Leaves a note for each, so that whoever pinned one is told why it is not there. Returns all that were ever so removed, and
+    the number of files.
+    """
+    storage = database.storage
+    for name in doomed:
+        storage.write_text(f"versions/{name}.purged", "")
+        storage.remove(f"versions/{name}.json")
+    needed = paths_of(database, [database.version(name) for name in database.versions()])
+    removed = 0
+    for path in sorted(_files(storage, ("images", "thumbnails", "embeddings", "index", "plan", "gone")) - needed):
+        storage.remove(path)
+        removed += 1
+    return tuple(name.removesuffix(".purged") for name in storage.list("versions", ".purged")), removed
+
+
+def _files(storage: Storage, folders: tuple[str, ...]) -> set[str]:
+    """Every file below some folders."""
+    found: set[str] = set()
+    for folder in folders:
+        for name in storage.list(folder):
+            path = f"{folder}/{name}"
+            if PurePosixPath(name).suffix:
+                found.add(path)
+            else:
+                found |= _files(storage, (path,))
+    return found
+
+
+def paths_of(database: RetrievalDatabase, versions: list[Version]) -> set[str]:
     """Every file that belongs to the versions: shards with receipts and pictures, indexes, tombstones, plans."""
     paths: set[str] = set()
     for version in versions:
         for shard in version.shards:
             paths |= _shard_paths(database, shard.id)
-            paths |= {shard.artifact.path, shard.artifact.path.removesuffix(".parquet") + ".json"}
+            paths |= {shard.artifact.path, database.embedding_receipt(version.encoder, shard.id)}
         paths |= {artifact.path for artifact in version.index.files.values()}
         paths.add(f"{database.index_folder(version.encoder, version.index.id)}/entry.json")
         if version.gone is not None:
@@ -129,6 +162,6 @@ def _unfinished(database: RetrievalDatabase, kept: list[Version], doomed_plans: 
         for shard in plan_shards(database, plan):
             paths |= _shard_paths(database, shard.id)
             for version in kept:
-                table = database.embedding_table(version.encoder, shard.id)
-                paths |= {table, table.removesuffix(".parquet") + ".json"}
+                paths.add(database.embedding_table(version.encoder, shard.id))
+                paths.add(database.embedding_receipt(version.encoder, shard.id))
     return paths
