@@ -20,9 +20,9 @@ POSTFIX_TEXT = "postfix, text only"  # (c) that prompt, no neighbours
 UNNAMED = "no style named"  # (d) prompt and neighbours from the general database
 CONDITIONS = (SWAP, POSTFIX, POSTFIX_NEIGHBOURS, POSTFIX_TEXT, UNNAMED)
 ABSENT = "swap, content absent"  # the style's database without the contents that are asked for
-PRIME = (
-    997  # a share of a database is `key % PRIME < share * PRIME`: spread over styles and shards, the same for everybody
-)
+# A share of a database, the same for everybody: keys that follow one another are spread by the multiplier, so that the rows of a
+# style, which may stand together, are thinned evenly.
+PRIME, MULTIPLIER = 10_007, 7919
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def both(one: str, other: str) -> str:
 
 def share_filter(share: float) -> str:
     """Rows that make up a share of the database; all of them: no filter."""
-    return "" if share >= 1 else f"key % {PRIME} < {max(1, round(share * PRIME))}"
+    return "" if share >= 1 else f"key * {MULTIPLIER} % {PRIME} < {max(1, round(share * PRIME))}"
 
 
 def spread(styles: Sequence[str], count: int, first: int) -> list[str]:

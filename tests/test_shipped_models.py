@@ -1,24 +1,26 @@
-"""The models in the package: plain open_clip loads them, they are small, and they are trained."""
+"""The models in the package: plain open_clip and plain diffusers load them, they are small, and they are trained."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
 
 ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
-ENCODER = ASSETS / "encoders" / "mini"
+ENCODER, MODEL = ASSETS / "encoders" / "mini", ASSETS / "models" / "rdm-mini"
 
 
-def test_they_take_less_than_forty_megabytes_and_are_what_was_trained() -> None:
-    files = [path for path in ENCODER.rglob("*") if path.is_file()]
+def test_together_they_take_less_than_forty_megabytes_and_are_what_was_trained() -> None:
+    files = [path for folder in (ENCODER, MODEL) for path in folder.rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < 40_000_000
-    lines = (ENCODER / "SHA256SUMS").read_text().splitlines()
-    assert lines
-    for digest, name in (line.split("  ") for line in lines):
-        assert hashlib.sha256((ENCODER / name).read_bytes()).hexdigest() == digest, name
-    assert "**Limits.**" in (ENCODER / "README.md").read_text()
+    for folder in (ENCODER, MODEL):
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        assert lines
+        for digest, name in (line.split("  ") for line in lines):
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+        assert "**Limits.**" in (folder / "README.md").read_text()
 
 
 def test_plain_open_clip_loads_the_encoder_and_it_knows_red_from_blue() -> None:
@@ -54,3 +56,35 @@ def test_captions_find_their_pictures_in_real_styles_far_above_chance(shared: Pa
     network, tokenizer = load_encoder(ENCODER)
     figures = evaluate_encoder(network, tokenizer, pictures, set(range(len(pictures))), torch.device("cpu"), most=400)
     assert figures["recall10_trained"] > 0.7  # chance: 10 of 1,683
+
+
+def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
+    from rdm import RDM
+    from rdm.networks import diffusers
+
+    library = diffusers()
+    unet = library.UNet2DConditionModel.from_pretrained(MODEL / "unet")
+    first_stage = library.AutoencoderKL.from_pretrained(MODEL / "vae")
+    scheduler = library.DDIMScheduler.from_pretrained(MODEL / "scheduler")
+    ours = RDM.from_pretrained(MODEL)
+    x, context, t = torch.randn(2, 16, 8, 8), torch.randn(2, 3, 192), torch.tensor([500, 500])
+    with torch.no_grad():
+        theirs = unet.float()(x, t, encoder_hidden_states=context).sample
+    torch.testing.assert_close(ours.denoise(x, t, context), theirs, rtol=1e-4, atol=1e-4)
+    assert scheduler.config.beta_start == pytest.approx(ours.config.beta_start)
+    pictures = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        again = first_stage.float().decode(first_stage.float().encode(pictures).latent_dist.mean).sample
+    assert again.shape == pictures.shape
+    assert ours.config.encoder == "mini"
+
+
+def test_the_first_stage_restores_a_real_drawing(shared: Path) -> None:
+    from pipeline.train_autoencoder import evaluate_autoencoder
+    from pipeline.train_data import DataConfig, read_pictures
+    from rdm import RDM
+
+    pictures = read_pictures(DataConfig(parquet=(str(shared / "data/styles/openmoji.parquet"),)))
+    first_stage = RDM.from_pretrained(MODEL).first_stage
+    psnr, _ = evaluate_autoencoder(first_stage, pictures.pixels[::50], torch.device("cpu"))
+    assert psnr > 18  # a style that it never saw
