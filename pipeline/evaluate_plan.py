@@ -20,7 +20,7 @@ POSTFIX_TEXT = "postfix, text only"  # (c) that prompt, no neighbours
 UNNAMED = "no style named"  # (d) prompt and neighbours from the general database
 CONDITIONS = (SWAP, POSTFIX, POSTFIX_NEIGHBOURS, POSTFIX_TEXT, UNNAMED)
 ABSENT = "swap, content absent"  # the style's database without the contents that are asked for
-# A share of a database, the same for everybody: keys that follow one another are spread by the multiplier, so that the rows of a
+# A share of a database, the same for everybody: the multiplier spreads keys that follow one another, so that the rows of a
 # style, which may stand together, are thinned evenly.
 PRIME, MULTIPLIER = 10_007, 7919
 
