@@ -39,6 +39,7 @@ def make_run(
     extra: Mapping[str, Any] | None = None,
     unfinished: int = 0,
     neighbour: Mapping[str, Any] | None = None,
+    side: int = 256,
 ) -> tuple[Storage, pa.Table]:
     """Pictures for prompts x databases x n, the last `unfinished` of them failed; neighbours are the paintings themselves."""
     storage = Storage(str(folder))
@@ -48,7 +49,7 @@ def make_run(
         for db in databases:
             for copy in range(n):
                 picture = Picture(
-                    prompt, "", "", "both", 1.0, 7 + copy, Source(db, "v0"), k, "ddim", 50, 5.0, 0.0, 256, 256
+                    prompt, "", "", "both", 1.0, 7 + copy, Source(db, "v0"), k, "ddim", 50, 5.0, 0.0, side, side
                 )
                 row = PromptRow(line, prompt, extra=extra or {})
                 requests.append(Request(row, copy, db, picture, picture.key(MAKER)))
@@ -80,9 +81,9 @@ def make_run(
             "encoder": MAKER.encoder,
         }
         with Image.open(shared / "data" / "paintings" / works[near[0]]["file_name"]) as image:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 3
-            pixels = np.asarray(image.convert("RGB").crop((left, top, left + side, top + side)).resize((256, 256)))
+            cut = min(image.size)
+            left, top = (image.width - cut) // 2, (image.height - cut) // 3
+            pixels = np.asarray(image.convert("RGB").crop((left, top, left + cut, top + cut)).resize((side, side)))
         storage.write_bytes(request.file, encode_png(pixels, record))
         made[request.key] = record
     return storage, results_table(requests, tuple(extra or ()), made, log, COMMON)

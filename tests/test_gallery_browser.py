@@ -152,6 +152,45 @@ def test_an_opened_picture_says_what_it_was_drawn_from(page: Any) -> None:
     assert "seed 7" in text(page, "detail-facts") and "ddim" in text(page, "settings")
 
 
+def test_the_focus_is_not_cut_off_at_the_edges(page: Any) -> None:
+    for outermost in (0, 2):
+        room = page.execute_script(
+            "const card = document.querySelectorAll('.picture')[arguments[0]]; card.focus();"
+            "const [a, b] = [card.getBoundingClientRect(), card.closest('.prompt').getBoundingClientRect()];"
+            "return Math.min(a.left - b.left, b.right - a.right)",
+            outermost,
+        )
+        assert room >= 5, "three pixels of outline, two beside the picture"
+
+
+def test_the_panel_scrolls_beside_no_other_scroll_bar(page: Any) -> None:
+    page.execute_script("window.scrollTo(0, 700); document.querySelectorAll('.picture')[6].click()")
+    covered = (
+        "return [document.getElementById('panel').getBoundingClientRect().right, document.documentElement.clientWidth]"
+    )
+    right, width = page.execute_script(covered)
+    assert right <= width
+    page.execute_script("document.getElementById('close').click()")
+    assert page.execute_script("return window.scrollY") > 0, "the page is where it was left"
+
+
+def test_a_small_picture_opens_larger_than_its_card(browser: Any, tmp_path: Path, shared: Path) -> None:
+    storage, table = make_run(tmp_path, shared, ["a harbour"], DATABASES, side=64)
+    write_gallery(storage, table, thumbnails(shared), "Small")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.set_window_size(1280, 900)
+    browser.get((tmp_path / "index.html").as_uri())
+    widths = (
+        "return ['.frame', '#detail-image'].map(name => document.querySelector(name).getBoundingClientRect().width)"
+    )
+    browser.execute_script("document.querySelector('.picture').click()")
+    wait_until(
+        browser, lambda: browser.execute_script("return document.getElementById('detail-image').naturalWidth") == 64
+    )
+    card, large = browser.execute_script(widths)
+    assert 0 < card < large
+
+
 def test_untrusted_words_are_shown_and_run_nothing(page: Any) -> None:
     titles = page.execute_script("return [...document.querySelectorAll('.prompt h2')].map(h => h.textContent)")
     assert titles == [*PROMPTS, HOSTILE]

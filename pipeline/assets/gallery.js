@@ -209,8 +209,9 @@ function open(index) {
   if (picture.thumb >= 0) {
     shown.onerror = () => { shown.onerror = null; shown.src = data.urls[picture.thumb]; };
     shown.alt = describe(picture);
-    shown.style.maxWidth = `${3 * picture.width}px`; // larger would only be blurred
-    shown.style.maxHeight = `${3 * picture.height}px`;
+    const most = Math.max(3, 512 / Math.max(picture.width, picture.height)); // larger would only be blurred; smaller, no better than the card
+    shown.style.maxWidth = `${most * picture.width}px`;
+    shown.style.maxHeight = `${most * picture.height}px`;
     shown.src = picture.file || data.urls[picture.thumb];
   }
   byId("detail-place").textContent = database.name || "text alone";
