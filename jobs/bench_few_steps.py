@@ -143,7 +143,7 @@ def main() -> None:
     context = Context(context.tokens.to(model.device), None if context.mask is None else context.mask.to(model.device))
     stored = picture_files(selection.database, every[:: max(1, len(every) // args.real)][: args.real])
     side = model.config.default_size  # real pictures as small as the drawn ones: features see sharpness too
-    real = features(encoder, [np.asarray(decode(data).image.resize((side, side))) for data in stored.values()])
+    real = features(encoder, [np.array(decode(data).image.resize((side, side))) for data in stored.values()])
     limit, *_ = draw(model, context, noise, ("unipc", args.limit_steps), args)
     drawn = {choice: draw(model, context, noise, choice, args) for choice in CHOICES}
     rows = measure(drawn, limit, real, encoder)

@@ -101,6 +101,13 @@ def contents(out: Path) -> tuple[dict[str, str], Any]:
     return sums, pq.read_table(out / "results.parquet").drop_columns(["seconds"])
 
 
+def require_one_model(out: Path, names: Sequence[str]) -> None:
+    """Runs of different weights are different requests, and comparing them says nothing."""
+    found = {name: sorted(set(contents(out / name)[1]["model_hash"].to_pylist())) for name in names}
+    if len({tuple(hashes) for hashes in found.values()}) > 1:
+        raise SystemExit(f"the model's weights changed between the runs, so they cannot be compared: {found}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--styles", type=Path, required=True, help="folder of Parquet files, one a style")
@@ -131,6 +138,7 @@ def main() -> None:
     for name, (backend, kill_at) in backends.items():
         runs[name] = drawn(home, out / name, [*words, *backend], kill_at)
         print(f"{name}: {runs[name]}", file=sys.stderr)
+    require_one_model(out, list(backends))
     first, rows = contents(out / "inline")
     same = {}
     for name in list(backends)[1:]:
