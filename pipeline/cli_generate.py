@@ -47,7 +47,7 @@ def generate(
     k: Annotated[int | None, typer.Option("-k", min=0, help="Neighbours [default: the model's].")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampler steps.")] = 50,
     scale: Annotated[float | None, typer.Option("--scale", help="Guidance scale [default: the model's].")] = None,
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, plms, dpm++2m or unipc.")] = "ddim",
+    sampler: Annotated[str, typer.Option("--sampler", help="ddim, plms, dpmpp_2m or unipc.")] = "ddim",
     eta: Annotated[float, typer.Option("--eta", min=0.0, help="DDIM's noise.")] = 0.0,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures for each prompt and database.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first; the next have seed + 1, + 2, ...")] = 0,

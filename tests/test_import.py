@@ -17,6 +17,7 @@ from pipeline.errors import DatabaseError, EncoderError, SourceError
 from pipeline.index import IndexConfig
 from pipeline.npz import natural
 from pipeline.query import QueryRequest, run_query
+from pipeline.search import open_search
 from tests.builds import command, folder_of, last_json, quiet_build
 from tests.encoders import RANDOM
 
@@ -65,6 +66,28 @@ def test_imported_rows_are_found_with_their_columns_by_key_and_by_text(tmp_path:
     patch = made["part_2.npz"]["patch_coords"][3]
     found = run_query(QueryRequest("mine", text="a harbour", k=1, where="item_id = 'part_2.npz#3'")).rows.to_pylist()
     assert [row["patch_coords"] for row in found] == [", ".join(map(str, patch))]
+
+
+def test_a_search_in_an_imported_npz_finds_what_exact_cosine_search_finds(tmp_path: Path, home: Path) -> None:
+    """The layout of the published art databases: one file of half-precision vectors that are not normalised."""
+    generator = np.random.default_rng(4)
+    vectors = (generator.normal(size=(400, DIM)) * generator.uniform(1, 20, (400, 1))).astype(np.float16)
+    coordinates = np.tile(np.array([0, 0, 256, 256]), (400, 1))
+    np.savez_compressed(tmp_path / "400x16.npz", embedding=vectors, img_id=np.arange(400), patch_coords=coordinates)
+    version = import_embeddings("mine", tmp_path / "400x16.npz", RANDOM)
+    queries = generator.normal(size=(25, DIM)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    exact = vectors.astype(np.float64)
+    scores = queries.astype(np.float64) @ (exact / np.linalg.norm(exact, axis=1, keepdims=True)).T
+    with open_search(RetrievalDatabase("mine"), version) as searcher:
+        found = searcher.search(queries, 19)
+        vector, norm = searcher.vectors(found.keys[0])
+    best = -np.sort(-scores, axis=1)[:, :19]
+    # Stored unit vectors are float16: two rows whose cosines differ by less than that may change places, no others.
+    np.testing.assert_allclose(np.take_along_axis(scores, found.keys, axis=1), best, atol=2e-3)
+    np.testing.assert_allclose(found.scores, best, atol=2e-3)
+    assert (found.keys == np.argsort(-scores, axis=1)[:, :19]).mean() > 0.95
+    np.testing.assert_allclose(vector * norm[:, None], exact[found.keys[0]], rtol=2e-3, atol=1e-2)
 
 
 def test_a_clip_retrieval_folder_is_joined_by_position_in_natural_order_and_comes_back(
