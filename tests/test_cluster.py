@@ -388,7 +388,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(nodes: Cluster, client: 
     found = client.submit(job(tmp_path, "long", pause=20.0), "s1", ENTRY)
     until(tmp_path, lambda: runs(tmp_path) >= 1)
     follower = cli(nodes, "logs", found.id, "--follow", wait=False)
-    time.sleep(6)
+    assert follower.stderr is not None and follower.stderr.readline(), "it follows: the job's first line is there"
     follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=30)
     assert follower.returncode == 130
