@@ -144,7 +144,8 @@ def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> An
 
 
 def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Raise the search parameters until recall is well above the least allowed; IndexBuildError where it cannot be."""
+    """Raise the search parameters until recall's whole interval is above the least allowed, or take the best there are;
+    IndexBuildError where even those are below it."""
     import numpy as np
 
     from pipeline.approximate import ladder
@@ -159,7 +160,6 @@ def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -
     made, k = probes(vectors, config, queries)
     opened = SearchIndex(vectors, index, {}, exact_subset=0, mapped=False)
     assert opened.approximate is not None
-    goal = config.min_recall + 0.4 * (1 - config.min_recall)
     best: tuple[float, dict[str, Any], dict[str, Any]] = (-1.0, {}, {})
     try:
         for params in ladder(index, k):
@@ -168,7 +168,7 @@ def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -
             worst = min((one["value"] for one in measured.values()), default=1.0)
             if worst > best[0]:
                 best = (worst, params, measured)
-            if worst >= goal:
+            if worst == 1.0 or min(one["low"] for one in measured.values()) >= config.min_recall:
                 break
     finally:
         opened.close()

@@ -1,8 +1,10 @@
 """The nearest rows among all of an index or among some: by exact scan, or by a faiss index and the stored vectors.
 
 Reads: vectors.npy, mapped, and index.faiss where there is one. Few rows are scanned exactly; among many, faiss proposes
-candidates under a selector, wider until there are k, and their scores come from the stored vectors. Always gives min(k, rows)
-results; only those of an exact scan are certainly the best.
+candidates under a selector, wider until there are k, and their scores come from the stored vectors. A filter may pass rows
+that lie far from the query (a style that is painted otherwise than what the prompt names): then an index that looks near
+the query misses the best of them, so where a look without the filter finds far fewer matches than their share, they
+are scanned exactly. Always gives min(k, rows) results; only those of an exact scan are certainly the best.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from pipeline.approximate import ApproximateIndex
 
 EXACT_SUBSET = 40_000  # up to so many matching rows a scan is as fast as any index, and exact
+TOGETHER = 8  # a batch of so many queries may scan as many times more: rows are read once for all of them
+RESCUE = 10  # times EXACT_SUBSET: up to so many are scanned for a query that the filter leads away from
 WIDEN = 4.0
+LOOK = 128  # rows near a query that tell whether the filter's matches are among them
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class SearchIndex:
         rows = total if ordinals is None else len(ordinals)
         plan = Plan("", total, rows, len(queries))
         start = time.perf_counter()
-        if exact or self.approximate is None or rows <= self.exact_subset:
+        if exact or self.approximate is None or rows <= self.exact_subset * min(len(queries), TOGETHER):
             scores, found = self.exact.top(queries, k, ordinals)
             words = "exact scan of all rows" if ordinals is None else "exact scan of the matching rows"
             return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
@@ -102,6 +107,11 @@ class SearchIndex:
         found = np.empty((len(queries), k), np.int64)
         left = np.arange(len(queries))
         effort, widened, search_s, rerank_s, scanned = 1.0, 0, 0.0, 0.0, 0
+        if allowed is not None and plan.matched <= RESCUE * self.exact_subset:
+            astray = _astray(index, queries, allowed, share)
+            if astray.any():
+                scores[astray], found[astray] = self.exact.top(queries[astray], k, ordinals)
+                scanned, left = int(astray.sum()), left[~astray]
         while len(left):
             candidates = index.candidates(queries[left], min(count, plan.matched), allowed, share, effort)
             enough = (candidates >= 0).sum(axis=1) >= k
@@ -116,7 +126,7 @@ class SearchIndex:
             left = left[~enough]
             if len(left) and (index.exhausted(min(count, plan.matched), share, effort) or effort > 1000):
                 scores[left], found[left] = self.exact.top(queries[left], k, ordinals)
-                scanned, left = len(left), left[:0]
+                scanned, left = scanned + len(left), left[:0]
                 search_s += time.perf_counter() - start
             elif len(left):
                 effort, widened = effort * WIDEN, widened + 1
@@ -128,3 +138,12 @@ class SearchIndex:
             found,
             dataclasses.replace(plan, plan=words, widened=widened, search_s=search_s, rerank_s=rerank_s),
         )
+
+
+def _astray(index: ApproximateIndex, queries: NDArray[Any], allowed: NDArray[Any], share: float) -> NDArray[Any]:
+    """Queries (bool, (Q,)) among whose LOOK nearest rows, filter apart, are less than a quarter of the matches to expect."""
+    if share >= 0.5:
+        return np.zeros(len(queries), bool)
+    near = index.candidates(queries, LOOK, None)
+    matches = (allowed[np.maximum(near, 0)] & (near >= 0)).sum(axis=1)
+    return np.asarray(matches < share * LOOK / 4)

@@ -173,3 +173,30 @@ def test_two_builds_of_faiss_in_one_folder_are_an_error_with_the_fix(
     with pytest.raises(IndexBuildError, match="pip uninstall -y faiss-cpu faiss-gpu-cu12") as caught:
         check_installation()
     assert "pip install --no-deps faiss-gpu-cu12" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["HNSW16", "IVF64,SQ8"])
+def test_a_filter_that_leads_away_from_the_query_costs_time_and_not_recall(tmp_path: Path, key: str) -> None:
+    import faiss
+
+    from pipeline.approximate import ladder
+    from pipeline.neighbours import SearchIndex
+
+    vectors = clustered(8000, DIM, clusters=20)
+    np.save(tmp_path / "vectors.npy", vectors.astype(np.float16))
+    index = faiss.index_factory(DIM, key, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    query = vectors[:1]
+    far = np.argsort(vectors @ query[0])[:1500]
+    far.sort()
+    search = SearchIndex(tmp_path / "vectors.npy", index, ladder(index, 19)[0], exact_subset=200)
+    scores, found, plan = search.top(query, 19, far)
+    best, _ = brute_force(vectors, query[0], far, 19)
+    assert "exact scan for 1 of the queries" in plan.plan
+    assert (scores[0] >= best[-1] - 1e-3).all() and np.isin(found, far).all()
+    even = np.arange(0, 8000, 5)
+    assert "exact" not in search.top(query, 19, even)[2].plan, "an index is asked where matches are near"
+    many = np.repeat(query, 8, axis=0)
+    assert search.top(many, 19, even)[2].plan == "exact scan of the matching rows", "rows are read once for all of them"
+    search.close()
