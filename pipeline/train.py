@@ -85,6 +85,8 @@ class AutoencoderConfig:
     patches     make the encoder's half the principal components of the patches (rdm/patches.py) and train the decoder
                 alone: latents are final from the first save on, so that the denoiser can train at the same time
     noise       the latents' spread then, of an overall deviation of 1: what the decoder learns to bear
+    perceptual, texture     weights of the distance between the trained encoder's early activations, and between their
+                covariances: grain in place of blur
     """
 
     model: Mapping[str, Any]
@@ -94,6 +96,7 @@ class AutoencoderConfig:
     crop: int = 0
     kl: float = 1e-4
     perceptual: float = 0.0
+    texture: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Training of the first stage: a KL autoencoder on crops, its latents' scale measured at the end.
 
-Reads the run's pictures, and the trained encoder where `perceptual` asks for its features. Writes the part's folder (see
-pipeline/train.py) and `model/`, as diffusers saves an AutoencoderKL.
+Reads the run's pictures, and the trained encoder where `perceptual` or `texture` asks for its features. Writes the part's
+folder (see pipeline/train.py) and `model/`, as diffusers saves an AutoencoderKL.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train_autoencoder(config: TrainConfig, folder: Path, progress: Progress, cre
     progress.say(f"autoencoder: {len(pixels)} pictures to train on")
     torch.manual_seed(part.train.seed)
     network = diffusers().AutoencoderKL(**part.model).to(device, memory_format=torch.channels_last)
-    features = _features(config, device) if part.perceptual else None
+    features = _features(config, device) if part.perceptual or part.texture else None
 
     if part.patches:
         some = torch.linspace(0, len(pixels) - 1, min(len(pixels), 2000)).long()
@@ -59,7 +59,7 @@ def train_autoencoder(config: TrainConfig, folder: Path, progress: Progress, cre
         images = to_model(crops).to(device, memory_format=torch.channels_last)
         return autoencoder_loss(
             network, images, noise.to(device), kl=part.kl, features=features, perceptual=part.perceptual,
-            decoder_only=part.patches,
+            texture=part.texture, decoder_only=part.patches,
         )  # fmt: skip
 
     def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -116,7 +116,7 @@ def evaluate_autoencoder(network: Any, pixels: Tensor, device: torch.device) -> 
 
 
 def _features(config: TrainConfig, device: torch.device) -> Any:
-    """Activations of the trained encoder's first stages, for the perceptual part of the loss."""
+    """Activations of the trained encoder's first stages, for the parts of the loss that want them."""
     from pipeline.train_encoder import early_features
 
     return early_features(config, device)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import ConfigError
 from pipeline.sheets import curve_picture
 from pipeline.storage import Storage
 from pipeline.train import EncoderConfig, TrainConfig, load_average, say_report
@@ -298,16 +299,24 @@ def load_encoder(folder: Path) -> tuple[nn.Module, Any]:
 
 
 def early_features(config: TrainConfig, device: torch.device) -> Any:
-    """A function from pictures in [-1, 1] to the trained convolutional tower's stem and first two stages."""
+    """A function from pictures in [-1, 1] to the activations of the trained convolutional tower's stem, convolution by
+    convolution, and of its first two stages."""
     import torch
 
     network, _ = load_encoder(config.folder() / "encoder" / "model")
     tower: Any = network.to(device).visual
+    if not hasattr(tower, "layer1"):
+        raise ConfigError(
+            "perceptual and texture compare the activations of a convolutional tower: give [encoder.model] a vision_cfg with "
+            "layers = [1, 1, 1, 1], or set both to 0"
+        )
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def features(images: Tensor) -> list[Tensor]:
-        stem = tower.stem(((images + 1) / 2 - mean) / std)
-        first = tower.layer1(stem)
-        return [stem, first, tower.layer2(first)]
+        one = tower.act1(tower.bn1(tower.conv1(((images + 1) / 2 - mean) / std)))
+        two = tower.act2(tower.bn2(tower.conv2(one)))
+        three = tower.act3(tower.bn3(tower.conv3(two)))
+        first = tower.layer1(tower.avgpool(three))
+        return [one, two, three, first, tower.layer2(first)]
 
     return features

@@ -191,6 +191,10 @@ def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) ->
         unet.save_pretrained(fresh / "unet", max_shard_size="50GB")
         first_stage.save_pretrained(fresh / _PARTS[type(first_stage).__name__], max_shard_size="50GB")
         scheduler.save_pretrained(fresh / "scheduler")
+        for written in fresh.glob("*/config.json"):  # not where the weights once lay on somebody's machine
+            content = json.loads(written.read_text())
+            content.pop("_name_or_path", None)
+            written.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         (fresh / CONFIG_FILE).write_text(json.dumps(ours, indent=2) + "\n")
         for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
             target = folder / source.relative_to(fresh)

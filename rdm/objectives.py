@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rdm.denoiser import cross_attentions
 from rdm.schedule import Schedule
@@ -27,13 +26,17 @@ def autoencoder_loss(
     kl: float,
     features: Features | None = None,
     perceptual: float = 0.0,
+    texture: float = 0.0,
     decoder_only: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Absolute and squared error of the reconstruction, `kl` times the latent's mean KL, `perceptual` times features'.
+    """Absolute and squared error of the reconstruction, `kl` times the latent's mean KL, `perceptual` times features'
+    error and `texture` times that of their covariances.
 
     images (B, 3, H, W) in [-1, 1]; noise like the latents, standard normal. `features` gives a frozen network's
-    activations, each compared by squared error relative to its own mean square. decoder_only leaves the encoder without
-    a gradient and decodes the posterior's mean, which is what a sampler's end is compared with.
+    activations, each compared by squared error relative to its own square. Their covariances over the picture say how
+    much there is of what, not where (arXiv 1508.06576, equation 4, centred): grain that the latents cannot place is
+    still drawn. decoder_only leaves the encoder without a gradient and decodes the posterior's mean, which is what a
+    sampler's end is compared with.
     """
     with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
         posterior = autoencoder.encode(images).latent_dist
@@ -43,14 +46,31 @@ def autoencoder_loss(
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     loss = difference.abs().mean() + square + kl * divergence
     values = {"psnr": 10 * torch.log10(4 / square.detach()), "kl": divergence.detach()}
-    if features is not None and perceptual:
+    if features is not None:
         with torch.no_grad():
             wanted = features(images)
-        parts = [F.mse_loss(a, b) / (b.square().mean() + 1e-6) for a, b in zip(features(restored), wanted, strict=True)]
-        distance = torch.stack(parts).mean()
-        loss = loss + perceptual * distance
-        values["perceptual"] = distance.detach()
+        found = features(restored)
+        if perceptual:
+            values["perceptual"] = torch.stack([_apart(a, b) for a, b in zip(found, wanted, strict=True)]).mean()
+            loss = loss + perceptual * values["perceptual"]
+        if texture:
+            pairs = zip(map(_covariance, found), map(_covariance, wanted), strict=True)
+            values["texture"] = torch.stack([_apart(a, b) for a, b in pairs]).mean()
+            loss = loss + texture * values["texture"]
     return loss, values
+
+
+def _apart(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over the batch of the squared distance over the wanted one's square."""
+    square = (found - wanted).square().flatten(1).sum(1)
+    return (square / (wanted.square().flatten(1).sum(1) + 1e-6)).mean()
+
+
+def _covariance(activations: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, C), of the channels over each picture."""
+    flat = activations.flatten(2)
+    flat = flat - flat.mean(dim=2, keepdim=True)
+    return flat @ flat.mT / flat.shape[2]
 
 
 def noised(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:

@@ -50,6 +50,7 @@ def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path: Path)
     tiny_model().save_pretrained(tmp_path)
     model = RDM.from_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
+    assert not [path for path in tmp_path.rglob("*.json") if str(tmp_path) in path.read_text()], "no machine's folders"
     assert model.weights_hash() == RDM.from_pretrained(tmp_path).weights_hash() == tiny_model().weights_hash()
 
 

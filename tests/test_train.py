@@ -33,7 +33,7 @@ size = 64
 [encoder]
 [encoder.model]
 embed_dim = 32
-vision_cfg = {{ image_size = 64, patch_size = 16, width = 32, layers = 1, head_width = 16 }}
+vision_cfg = {{ {vision} }}
 text_cfg = {{ context_length = 24, vocab_size = 49408, width = 32, heads = 2, layers = 1 }}
 [encoder.train]
 steps = {steps}
@@ -46,6 +46,7 @@ save_seconds = {save}
 
 [autoencoder]
 crop = 32
+texture = {texture}
 [autoencoder.model]
 block_out_channels = [8, 16, 16]
 down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"]
@@ -91,9 +92,15 @@ save_seconds = {save}
 """
 
 
-def write_run(folder: Path, name: str, steps: int = 30, save: float = 100.0) -> Path:
+TRANSFORMER = "image_size = 64, patch_size = 16, width = 32, layers = 1, head_width = 16"
+CONVOLUTIONS = "image_size = 64, layers = [1, 1, 1, 1], width = 8, head_width = 32"
+
+
+def write_run(
+    folder: Path, name: str, steps: int = 30, save: float = 100.0, texture: float = 0.0, vision: str = TRANSFORMER
+) -> Path:
     path = folder / f"{name}.toml"
-    path.write_text(SMALL.format(run=folder / name, steps=steps, save=save))
+    path.write_text(SMALL.format(run=folder / name, steps=steps, save=save, texture=texture, vision=vision))
     return path
 
 
@@ -113,7 +120,7 @@ def process_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A run of all three parts, some tens of steps each."""
-    config = read_train_config(write_run(tmp_path_factory.mktemp("train"), "run"))
+    config = read_train_config(write_run(tmp_path_factory.mktemp("train"), "run", texture=0.1, vision=CONVOLUTIONS))
     with Progress() as progress:
         for part in ("encoder", "autoencoder", "rdm"):
             train(part, config, progress)  # type: ignore[arg-type]
@@ -155,6 +162,14 @@ def test_a_run_leaves_models_curves_sheets_and_hashes_that_plain_libraries_read(
 def test_a_trained_part_is_not_trained_over_without_resume(trained: TrainConfig) -> None:
     with Progress() as progress, pytest.raises(ConfigError, match="--resume"):
         train("encoder", trained, progress)
+
+
+def test_texture_wants_an_encoder_of_convolutions(tmp_path: Path) -> None:
+    config = read_train_config(write_run(tmp_path, "run", steps=1, texture=0.1))
+    with Progress() as progress:
+        train("encoder", config, progress)
+        with pytest.raises(ConfigError, match=r"\[encoder.model\]"):
+            train("autoencoder", config, progress)
 
 
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
@@ -207,6 +222,30 @@ def test_two_ray_workers_have_the_gradient_of_one_with_the_whole_batch(tmp_path:
         size = torch.stack([value.norm() for value in mine.values()]).norm()
         apart = torch.stack([(theirs[number] - value).norm() for number, value in mine.items()]).norm()
         assert apart < 1e-4 * size
+
+
+def test_texture_compares_how_much_there_is_of_what_and_not_where() -> None:
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from rdm.objectives import autoencoder_loss
+
+    images, other = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def loss(restored: torch.Tensor, texture: float) -> float:
+        latent = SimpleNamespace(
+            latent_dist=SimpleNamespace(mean=images, std=0 * images, var=1 + 0 * images, logvar=0 * images)
+        )
+        network = SimpleNamespace(encode=lambda _: latent, decode=lambda _: SimpleNamespace(sample=restored))
+        features = lambda x: [x, 2 * x + 1]  # noqa: E731
+        return float(autoencoder_loss(network, images, images, kl=0.0, features=features, texture=texture)[0])
+
+    mirrored = images.flip(-1).flip(-2)
+    assert loss(mirrored, 2.0) == pytest.approx(loss(mirrored, 0.0), abs=1e-6)
+    wanted, found = ([np.cov(one.reshape(3, 64).numpy(), bias=True) for one in batch] for batch in (images, other))
+    apart = np.mean([((a - b) ** 2).sum() / (b**2).sum() for a, b in zip(found, wanted, strict=True)])
+    assert loss(other, 2.0) - loss(other, 0.0) == pytest.approx(2 * apart, rel=1e-4)
 
 
 def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
