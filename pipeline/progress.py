@@ -139,4 +139,5 @@ class Progress:
         elif now - self._spoke.get(stage, 0.0) >= self.every_s or done == total:
             self._spoke[stage] = now
             left = self.snapshot()["stages"][stage]["seconds_left"]
-            self.say(f"{stage}: {done}/{total} shards, {rate:,.1f} rows/s" + (f", {left:,.0f} s left" if left else ""))
+            speed = f", {rate:,.1f} rows/s" if rate else ""
+            self.say(f"{stage}: {done}/{total} shards{speed}" + (f", {left:,.0f} s left" if left else ""))
