@@ -1,14 +1,17 @@
-"""What a partition of a very large index costs: finding each row's list, encoding it, and merging parts on disk.
+"""What a very large index costs: writing its rows, finding each row's list, encoding it, and merging parts on disk.
 
-    python jobs/bench_partitions.py [--lists 16384] [--rows 20000] [--parts 4]
+    python jobs/bench_partitions.py [--lists 16384] [--rows 20000] [--parts 4] [--shards 5]
 
 Random unit vectors of 768 dimensions; the lists' centroids are random too, since the cost of adding does not depend on how good
-they are (training is not measured). One thread, its processor time. Prints one JSON document.
+they are (training is not measured). `write_rows` is what the driver does once for all rows, `write_vectors` what each partition
+does for its own; both read embedding shards of 10,000 rows with short captions, written by this script. One thread, its
+processor time. Prints one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -16,8 +19,12 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 
+from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry
 from pipeline.faiss_merge import merge_on_disk
+from pipeline.rows import write_rows, write_vectors
+from pipeline.schema import SHARD_ROWS, embedding_schema, key_of
 
 DIM = 768
 
@@ -27,12 +34,62 @@ def unit(generator: np.random.Generator, rows: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def shard_table(shard: int, generator: np.random.Generator) -> pa.Table:
+    """A full embedding shard, each of its pictures another one."""
+    keys = [key_of(shard, row) for row in range(SHARD_ROWS)]
+    vectors = pa.array(unit(generator, SHARD_ROWS).astype(np.float16).ravel())
+    values = {
+        "key": keys,
+        "item_id": [f"folder/{key:012d}.jpg" for key in keys],
+        "status": ["ok"] * SHARD_ROWS,
+        "source": ["bench"] * SHARD_ROWS,
+        "url": [f"https://example.org/pictures/{key:012d}.jpg" for key in keys],
+        "licence": ["CC0-1.0"] * SHARD_ROWS,
+        "caption": [f"a picture of thing {key}" for key in keys],
+        "sha256": [hashlib.sha256(str(key).encode()).hexdigest() for key in keys],
+        "phash": [f"{value:016x}" for value in generator.integers(0, 2**63, SHARD_ROWS)],
+        "width": [512] * SHARD_ROWS,
+        "height": [512] * SHARD_ROWS,
+        "vector": pa.FixedSizeListArray.from_arrays(vectors, DIM),
+        "norm": np.full(SHARD_ROWS, 10.0, np.float32),
+    }
+    schema = embedding_schema({}, DIM)
+    columns = [pa.array(values.get(field.name, [None] * SHARD_ROWS), field.type) for field in schema]
+    return pa.table(columns, schema=schema)
+
+
+def rows_cost(folder: Path, shards: int, generator: np.random.Generator) -> dict[str, float]:
+    """What reading embedding shards costs: all their columns, and the vectors alone."""
+    db, entries = RetrievalDatabase("bench", str(folder)), []
+    record = EncoderRecord("random:bench", DIM, "0" * 64, "openclip", trained=False, has_text=False)
+    for shard in range(shards):
+        artifact = db.write_table(db.embedding_table(record, shard), shard_table(shard, generator))
+        entries.append(ShardEntry(shard, SHARD_ROWS, artifact))
+    rows, gone, out = shards * SHARD_ROWS, np.empty(0, np.int64), folder / "out"
+    out.mkdir()
+    start = time.process_time()
+    write_rows(db, entries, gone, {}, DIM, out)
+    rows_s = time.process_time() - start
+    written = sum(file.stat().st_size for file in out.iterdir())
+    start = time.process_time()
+    write_vectors(db, entries, gone, DIM, rows, out / "part.npy")
+    return {
+        "write_rows_us_a_row": 1e6 * rows_s / rows,
+        "write_vectors_us_a_row": 1e6 * (time.process_time() - start) / rows,
+        "embedding_bytes_a_row": sum(entry.artifact.bytes for entry in entries) / rows,
+        "written_bytes_a_row": written / rows,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lists", type=int, default=16_384)
     parser.add_argument("--rows", type=int, default=20_000, help="of each part")
     parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--shards", type=int, default=5, help="of 10,000 rows, to read")
     arguments = parser.parse_args()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
     faiss.omp_set_num_threads(1)
     generator = np.random.default_rng(0)
     quantizer = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
@@ -59,6 +116,8 @@ def main() -> None:
         rows = merge_on_disk(folder / "trained.faiss", parts, folder / "index.faiss")
         merge_s = time.process_time() - start
         size = (folder / "index.faiss").stat().st_size
+    with tempfile.TemporaryDirectory() as temporary:
+        reading = rows_cost(Path(temporary), arguments.shards, generator)
     made = {
         "lists": arguments.lists,
         "rows": rows,
@@ -67,6 +126,7 @@ def main() -> None:
         "merge_seconds": merge_s,
         "merge_us_a_list_and_part": 1e6 * merge_s / (arguments.lists * arguments.parts),
         "index_bytes_a_row": size / rows,
+        **reading,
     }
     print(json.dumps(made))
 

@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
 from pipeline.blocklist import require_purged
+from pipeline.build_plan import choose_plan, download_config
 from pipeline.config import canonical_json, digest
 from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry, Version
-from pipeline.download import DownloadConfig, download_stage
+from pipeline.download import download_stage
 from pipeline.embed import EmbedConfig, Images, embed_stage
 from pipeline.encoders import Encoder, check, load, resolve
-from pipeline.errors import BudgetError, DatabaseError, StageFailed
+from pipeline.errors import DatabaseError, StageFailed
 from pipeline.executor import Outcome, run
 from pipeline.filters import filter_mask
 from pipeline.index import build_index
 from pipeline.lease import lease
 from pipeline.manifest import Manifest
-from pipeline.plan import Plan, plan_shards, read_plan, write_plan
+from pipeline.plan import Plan, plan_shards
 from pipeline.progress import Progress
 from pipeline.recall import text_queries
-from pipeline.refresh import gone_keys, plan_refresh, write_gone
-from pipeline.request import BuildRequest, BuildSummary, begun, settle
-from pipeline.retry import plan_retry
-from pipeline.schema import shard_of
-from pipeline.sources import Source, open_source
+from pipeline.refresh import gone_keys
+from pipeline.request import BuildRequest, BuildSummary, settle
 from pipeline.stage import Failure, Receipt, Stage
 from pipeline.storage import Artifact
+from pipeline.totals import rows_file, totals
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildSummary:
@@ -61,12 +59,13 @@ class _Build:
         self.database, self.manifest, self.request, self.progress = database, manifest, request, progress
         self.start = start
         self.published = database.version() if database.exists() else None
-        self.gone = self.published.gone if self.published else None
-        self.changes: dict[str, int] = {}
+        self.gone: Artifact | None = None
+        self.changes: Mapping[str, int] = {}
         self.loaded: list[Encoder] = []
 
     def run(self) -> BuildSummary:
-        plan = self._plan()
+        chosen = choose_plan(self.database, self.manifest, self.request, self.published, self.progress)
+        plan, self.request, self.gone, self.changes = chosen.plan, chosen.request, chosen.gone, chosen.changes
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
         outcome = Outcome()
@@ -99,88 +98,6 @@ class _Build:
         listed = [asdict(failure) for failure in failures]
         self.database.storage.write_text("failures.json", canonical_json(listed) + "\n")
 
-    # ---- which shards
-
-    def _plan(self) -> Plan:
-        """The published plan, the same refreshed, or one made now from the source."""
-        if self.published is not None:
-            plan = read_plan(self.database, self.published.plan)
-            self._same_part(plan)
-            if self.request.retry:
-                return self._retried(plan, self.published)
-            return self._refreshed(plan, self.published) if self.request.refresh else plan
-        if self.request.retry:
-            self.database.version()  # says how to build it, or to go on
-        if self.request.stages == ("index",):
-            before = begun(self.database.name, self.request.home)
-            if before is None:
-                raise DatabaseError(
-                    f"database {self.database.name!r} has nothing to index; run `rdmpipe embed {self.database.name}` first"
-                )
-            return read_plan(self.database, before["settings"]["plan"])
-        self.progress.say(f"reading the list of {self.manifest.title}")
-        source = open_source(self.manifest, self.request.source)
-        plan = write_plan(self.database, source, self.request.source)
-        images = self.request.images or ("thumbnail" if source.rereadable else "keep")
-        self.request = replace(self.request, images=images)
-        self._check_disk(source, plan)
-        settings = {
-            name: getattr(self.request, name) for name in ("encoder", "precision", "preprocess", "images", "where")
-        }
-        written = {"manifest": asdict(self.manifest), "settings": {**settings, "plan": plan.id}}
-        self.database.storage.write_text("manifest.json", canonical_json(written) + "\n")
-        return plan
-
-    def _same_part(self, plan: Plan) -> None:
-        """A published database stays the part of its source it was built from. Raises DatabaseError."""
-        options = self.request.source
-        asked = {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
-        for name, value in asked.items():
-            if value and value != plan.options.get(name):
-                raise DatabaseError(
-                    f"database {self.database.name!r} was built with {name} {plan.options.get(name) or 'all'}, not {value}; "
-                    f"leave --{name} out, or build another database with --name"
-                )
-        shards = plan.options.get("shards")
-        part = replace(options, limit=plan.options.get("limit") or 0, shards=tuple(shards) if shards else None)
-        self.request = replace(self.request, source=part)
-
-    def _refreshed(self, plan: Plan, version: Version) -> Plan:
-        self.progress.say(f"looking for changes in {self.manifest.title}")
-        source = open_source(self.manifest, self.request.source)
-        before = frozenset(gone_keys(self.database, version.gone))
-        found = plan_refresh(self.database, plan, self._download_config(plan), source, before)
-        self.changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
-        if found.gone:
-            self.gone = write_gone(self.database, version.gone, found.gone)
-        return found.plan
-
-    def _retried(self, plan: Plan, version: Version) -> Plan:
-        source = open_source(self.manifest, self.request.source)
-        before = frozenset(gone_keys(self.database, version.gone))
-        found = plan_retry(self.database, plan, version, source, before, self.manifest.source.shard_rows)
-        self.changes = {"retried": len(found.gone)}
-        if found.gone:
-            self.gone = write_gone(self.database, version.gone, found.gone)
-        return found.plan
-
-    def _check_disk(self, source: Source, plan: Plan) -> None:
-        """Refuse before work what will not fit on this machine's disk. Raises BudgetError."""
-        if not self.database.storage.is_local:
-            return
-        rows, size = source.estimate()
-        each = {"keep": size / max(rows, 1), "thumbnail": 12_000.0, "drop": 0.0}[self.request.images]
-        waiting = min(plan.shards, 8) * size / max(plan.shards, 1)  # downloaded and not yet embedded
-        need = plan.rows * (each + 4_500) + waiting  # 4,500 bytes: a 768-d float16 vector twice, and metadata
-        done = len(self.database.storage.list("images", ".json")) / max(plan.shards, 1)
-        free = shutil.disk_usage(self.database.storage.full("")).free
-        if need * max(0.0, 1.0 - done) > free:
-            raise BudgetError(
-                f"building {self.database.name!r} needs about {need / 1e9:,.1f} GB in {self.database.storage.url}, where "
-                f"{free / 1e9:,.1f} GB are free. Free some space, point RDMPIPE_HOME at a larger disk, use --images drop, "
-                "or build a part with --limit."
-            )
-
     # ---- what a shard goes through
 
     def _stages(self, plan: Plan) -> tuple[Stage, ...]:
@@ -189,11 +106,8 @@ class _Build:
             return self._download_stage(plan), self._embed_stage(plan)
         return (self._download_stage(plan),) if "download" in self.request.stages else ()
 
-    def _download_config(self, plan: Plan) -> DownloadConfig:
-        return DownloadConfig(self.manifest, plan.columns, self.request.source, self.request.where)
-
     def _download_stage(self, plan: Plan) -> Stage:
-        stage = download_stage(self.database, self._download_config(plan), filter_mask)
+        stage = download_stage(self.database, download_config(self.manifest, plan, self.request), filter_mask)
         return replace(
             stage, resources=replace(stage.resources, cpus=0.0)
         )  # it waits for disk and network; CPUs are for models
@@ -251,7 +165,7 @@ class _Build:
     def _index(self, plan: Plan, receipts: list[Receipt]) -> Version:
         """Index and publish; where nothing is new, the published version as it is."""
         wanted = self._index_wanted()
-        shards = tuple(ShardEntry(receipt.shard, receipt.ok, _rows_file(receipt)) for receipt in receipts)
+        shards = tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
         before = self.published
         if before and before.shards == shards and before.gone == self.gone and before.index.build["config"] == wanted:
             return before
@@ -318,38 +232,7 @@ class _Build:
             trained=trained,
             index=index,
             shards={name: {"ran": outcome.ran.get(name, 0), "skipped": outcome.skipped.get(name, 0)} for name in names},
-            changes=self.changes,
+            changes=dict(self.changes),
             seconds=round(time.monotonic() - self.start, 3),
             warnings=tuple(warnings),
         )
-
-
-def _rows_file(receipt: Receipt) -> Artifact:
-    """The Parquet file among what a stage wrote."""
-    return next(artifact for artifact in receipt.artifacts if artifact.path.endswith(".parquet"))
-
-
-def totals(database: RetrievalDatabase, receipts: Iterable[Receipt], gone: Iterable[int] = ()) -> dict[str, Any]:
-    """Counts over all shards: input, ok, filtered, failed and reasons; rows that are gone are in none of them."""
-    receipts = list(receipts)
-    counts = {"ok": 0, "filtered": 0, "failed": 0}
-    reasons: dict[str, int] = {}
-    for receipt in receipts:
-        for name in counts:
-            counts[name] += getattr(receipt, name)
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    tables = {receipt.shard: _rows_file(receipt).path for receipt in receipts}
-    by_shard: dict[int, set[int]] = {}
-    for key in gone:
-        by_shard.setdefault(shard_of(int(key)), set()).add(int(key))
-    for shard, keys in by_shard.items():
-        for row in (
-            database.read_table(tables[shard], ["key", "status", "error"]).to_pylist() if shard in tables else ()
-        ):
-            if row["key"] in keys:
-                counts[row["status"]] -= 1
-                if row["status"] != "ok":
-                    reasons[(row["error"] or "unknown").split(":", 1)[0]] -= 1
-    kept = {reason: count for reason, count in sorted(reasons.items()) if count}
-    return {"input": sum(counts.values()), **counts, "reasons": kept}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.console import Home, Json, print_json, print_table, reported_errors
-from pipeline.errors import BusyError
+from pipeline.errors import BusyError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from pipeline.cluster import JobsClient, Submission
+    from pipeline.jobfile import LoadedJob
 
 JobFileArgument = Annotated[str, typer.Argument(help="A job file (.toml), or the name of one that ships.")]
 JobId = Annotated[str, typer.Argument(help="A submitted job's name, as `rdmpipe jobs` shows it.")]
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     job: JobFileArgument,
     slot: Slot = "",
     scheduled: Annotated[
@@ -52,9 +54,8 @@ def run(
     """Run a job file here, with its timeout, retries, overlap policy and report. The command's exit code is ours."""
     with reported_errors():
         from pipeline.job_run import run_job
-        from pipeline.jobfile import load_job, with_home
 
-        loaded = with_home(load_job(job), home)
+        loaded = _load(context, job, home)
         made = run_job(loaded, slot, scheduled, notify=_say)
         if as_json:
             print_json(asdict(made))
@@ -66,6 +67,7 @@ def run(
 
 
 def submit(
+    context: typer.Context,
     job: JobFileArgument,
     address: Dashboard = "",
     slot: Slot = "",
@@ -80,9 +82,8 @@ def submit(
     """Submit a job file to a Ray cluster, or join the attempt that is running for its slot."""
     with reported_errors():
         from pipeline.cluster import JobsClient, as_record
-        from pipeline.jobfile import load_job, with_home
 
-        loaded = with_home(load_job(job), home)
+        loaded = _load(context, job, home)
         client = JobsClient(address, any_version)
         found = client.submit(loaded, slot)
         _say(f"job {found.id}: {'submitted' if found.new else 'runs already; joined'}")
@@ -141,6 +142,7 @@ def stop(job: JobId, address: Dashboard = "", as_json: Json = False) -> None:
 
 
 def render_command(
+    context: typer.Context,
     job: JobFileArgument,
     target: Annotated[
         str, typer.Option("--target", help="cronjob, rayjob, raycronjob, crontab or systemd.")
@@ -149,10 +151,9 @@ def render_command(
 ) -> None:
     """Print a job file as a schedule: for Kubernetes, cron or systemd."""
     with reported_errors():
-        from pipeline.jobfile import load_job, with_home
         from pipeline.schedules import render
 
-        print(render(with_home(load_job(job), home), target), end="")
+        print(render(_load(context, job, home), target), end="")
 
 
 def follow_rayjob(
@@ -166,6 +167,21 @@ def follow_rayjob(
 
         code = create_and_wait(manifest, slot, job, _say)
     raise typer.Exit(code)
+
+
+def _load(context: typer.Context, job: str, home: str | None) -> LoadedJob:
+    """The job, its command known before anything is sent or written. Raises ConfigError."""
+    from pipeline.jobfile import load_job, with_home
+
+    loaded = with_home(load_job(job), home)
+    program = context.find_root()
+    known = program.command.list_commands(program)  # type: ignore[attr-defined]  # the program is a group
+    if loaded.job.command not in known:
+        hint = nearest(loaded.job.command, known)
+        raise ConfigError(
+            f"job {loaded.job.name}: {loaded.job.command!r} is no rdmpipe command{hint}; see `rdmpipe --help`"
+        )
+    return loaded
 
 
 def _attend(client: JobsClient, name: str, follow: bool) -> Submission:

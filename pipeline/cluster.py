@@ -237,10 +237,8 @@ def _address(given: str) -> str:
     """The dashboard's address: as given, or from RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where that is one."""
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
     if not re.match(r"^https?://[^/]+", address):
-        raise ConfigError(
-            f"{address!r} is no address of a Ray cluster's dashboard; give --address http://HEAD:8265, or set "
-            "RAY_API_SERVER_ADDRESS"
-        )
+        found = f"{address!r} is no address of a Ray cluster's dashboard" if address else "which Ray cluster?"
+        raise ConfigError(f"{found}; give --address http://HEAD:8265 (its dashboard), or set RAY_API_SERVER_ADDRESS")
     return address.rstrip("/")
 
 
@@ -253,9 +251,10 @@ def _explained(address: str, error: BaseException) -> JobError:
             "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the token the cluster's nodes were started with."
         )
     if isinstance(error, ConnectionError | OSError) or "onnect" in text:
+        reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
         return JobError(
-            f"no Ray cluster answers at {address}: {text.splitlines()[0] if text else type(error).__name__}. Check the address "
-            "(the dashboard's port, 8265 as a rule) and that it can be reached from here."
+            f"no Ray cluster answers at {address}: {reason}. Check the address (the dashboard's "
+            "port, 8265 as a rule) and that it can be reached from here."
         )
     return JobError(f"{address}: Ray refused: {text.strip().splitlines()[-1] if text.strip() else error!r}")
 

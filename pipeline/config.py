@@ -133,15 +133,16 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(encoded).hexdigest()[:length]
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, where: str = "") -> int:
     """Bytes in `4GB`, `256MB`, `512k` or a plain number (powers of 1024, as memory is sold)."""
+    start = f"{where}: " if where else ""
     units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
     body = text.strip().lower().removesuffix("ib").removesuffix("b")
     number, unit = (body[:-1], body[-1:]) if body[-1:].isalpha() else (body, "")
     try:
         value = float(number) * units[unit]
     except (KeyError, ValueError):
-        raise ConfigError(f"{text!r} is not a size; write it as 4GB, 256MB or a number of bytes") from None
+        raise ConfigError(f"{start}{text!r} is not a size; write it as 4GB, 256MB or a number of bytes") from None
     if value <= 0:
-        raise ConfigError(f"{text!r} is not a size: it must be above zero")
+        raise ConfigError(f"{start}{text!r} is not a size: it must be above zero")
     return int(value)

@@ -376,7 +376,8 @@ class _RayRun:
                 raise JobError(
                     f"no worker for stage {self.chain[flight.stage].name!r} after {self.backend.start_timeout_s:.0f} s: "
                     f"one needs {need.cpus:g} CPUs and {need.gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and "
-                    f"{has.get('GPU', 0):g}. Free some, ask for fewer (--workers), or use --backend inline."
+                    f"{has.get('GPU', 0):g}. Free some, ask for fewer (--workers), or use --backend inline; where workers are "
+                    "only slow to start, RDMPIPE_START_TIMEOUT_S gives them longer."
                 )
 
     def _make_room(self, now: float) -> None:

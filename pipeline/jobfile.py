@@ -22,6 +22,7 @@ from pipeline.cron import Cron, latest, parse_cron, time_zone
 from pipeline.errors import ConfigError, nearest
 
 NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
+OBJECT = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
 SLOT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 LONGEST_NAME = 30  # with slot and attempt it names Kubernetes objects, and KubeRay allows 47 characters
@@ -190,6 +191,9 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
         )
     if not re.match(r"^[a-z][a-z-]*$", job.command):
         raise ConfigError(f"{path.name}: command {job.command!r} is no rdmpipe command; arguments go to `arguments`")
+    for what, text in (("title", job.title), ("environment home", job.environment.home)):
+        if not text.isprintable():
+            raise ConfigError(f"{path.name}: {what} {text!r}: use one line of plain text (crontabs and units hold it)")
     parse_duration(job.timeout, f"{path.name} timeout")
     parse_duration(job.retry_wait, f"{path.name} retry_wait", zero=True)
     parse_duration(job.kubernetes.keep, f"{path.name} kubernetes keep")
@@ -197,6 +201,7 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
         raise ConfigError(f"{path.name}: retries = {job.retries}: use 0 to 20")
     _check_resources(path.name, job.resources)
     _check_environment(path, job.environment)
+    _check_kubernetes(path.name, job.kubernetes)
     if job.schedule is not None:
         parse_cron(job.schedule.cron, f"{path.name} schedule cron")
         time_zone(job.schedule.timezone, f"{path.name} schedule timezone")
@@ -207,7 +212,7 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
 
 
 def _check_resources(where: str, need: WorkerResources) -> None:
-    parse_size(need.memory)
+    parse_size(need.memory, f"{where} resources memory")
     if need.cpus <= 0 or need.gpus < 0:
         raise ConfigError(f"{where} resources: cpus must be above 0 and gpus at least 0")
     if need.workers_min < 0 or (need.workers_max and need.workers_max < max(1, need.workers_min)):
@@ -232,6 +237,19 @@ def _check_environment(path: Path, environment: Environment) -> None:
     given = environment.working_dir
     if given and not (path.resolve().parent / Path(given).expanduser()).is_dir():
         raise ConfigError(f"{path.name} environment: working_dir {given!r} is no directory beside the job file")
+
+
+def _check_kubernetes(where: str, k8s: Kubernetes) -> None:
+    for name in ("namespace", "service_account", "claim", "secret"):
+        value = getattr(k8s, name)
+        if not OBJECT.match(value) and (value or name == "namespace"):
+            raise ConfigError(
+                f"{where} kubernetes {name}: {value!r} is no Kubernetes name; use lower-case letters, digits and -, at most 63"
+            )
+    if not k8s.image or not k8s.image.isprintable() or " " in k8s.image:
+        raise ConfigError(
+            f"{where} kubernetes image: {k8s.image!r} is no image; write it as registry.example/rdmpipe:0.1.0"
+        )
 
 
 def with_home(loaded: LoadedJob, home: str | None) -> LoadedJob:

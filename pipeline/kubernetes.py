@@ -76,7 +76,9 @@ def create_and_wait(manifest: Path, slot: str, job: str, notify: Callable[[str],
     api, path = Api(), f"/apis/ray.io/v1/namespaces/{space}/rayjobs"
     status, answer = api.call("POST", path, body)
     if status == 409:
-        notify(f"RayJob {name} exists already; following it")
+        notify(
+            f"RayJob {name} exists already; following it (to run its slot again: kubectl delete -n {space} rayjob {name})"
+        )
     elif status >= 300:
         raise JobError(f"RayJob {name} cannot be created: HTTP {status}: {answer.get('message', '')[:500]}")
     else:

@@ -107,12 +107,13 @@ class Progress:
             self.say(f"{stage}: {total} shard(s){f', {done} done before' if done else ''}")
 
     def advance(self, stage: str, shard: int, rows: int, seconds: float, problem: str = "") -> None:
-        """One shard of a stage is over."""
+        """One shard of a stage is over. One that took no time was done before: its rows are in no rate."""
         done, total, all_rows = self._bars.get(stage, (0, 0, 0))
-        done, all_rows = done + 1, all_rows + rows
+        worked = rows if seconds > 0 else 0
+        done, all_rows = done + 1, all_rows + worked
         self._bars[stage] = (done, total, all_rows)
         now = time.monotonic()
-        if rows:
+        if worked:
             self._since.setdefault(stage, (now - seconds, done - 1))
         if problem:
             self._failed[stage] = self._failed.get(stage, 0) + 1
@@ -138,4 +139,5 @@ class Progress:
         elif now - self._spoke.get(stage, 0.0) >= self.every_s or done == total:
             self._spoke[stage] = now
             left = self.snapshot()["stages"][stage]["seconds_left"]
-            self.say(f"{stage}: {done}/{total} shards, {rate:,.1f} rows/s" + (f", {left:,.0f} s left" if left else ""))
+            speed = f", {rate:,.1f} rows/s" if rate else ""
+            self.say(f"{stage}: {done}/{total} shards{speed}" + (f", {left:,.0f} s left" if left else ""))

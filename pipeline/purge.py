@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.blocklist import BEGUN, KINDS, BlockList, purged_mask, read_block_list, write_block_list
-from pipeline.build import totals
 from pipeline.config import digest
 from pipeline.database import RetrievalDatabase, ShardEntry, Version
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
@@ -30,6 +29,7 @@ from pipeline.schema import OK, metadata_columns
 from pipeline.search import open_search
 from pipeline.stage import Receipt
 from pipeline.thumbnails import picture_files
+from pipeline.totals import totals
 from pipeline.versions import remove_versions
 
 if TYPE_CHECKING:

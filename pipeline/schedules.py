@@ -43,8 +43,10 @@ def scheduled(loaded: LoadedJob) -> Schedule:
 
 def _command(loaded: LoadedJob) -> list[str]:
     path = loaded.path or loaded.folder / f"{loaded.job.name}.toml"
-    home = ["--home", loaded.job.environment.home] if loaded.job.environment.home else []
-    return [sys.executable, "-m", "pipeline.cli", "run", "--scheduled", *home, str(path)]
+    home = loaded.job.home  # said, since a scheduler starts it without our RDMPIPE_HOME and in another directory
+    if "://" not in home:
+        home = str(Path(home).expanduser().absolute())
+    return [sys.executable, "-m", "pipeline.cli", "run", "--scheduled", "--home", home, str(path)]
 
 
 def _secrets_file(loaded: LoadedJob) -> Path:
@@ -78,6 +80,7 @@ def systemd(loaded: LoadedJob) -> str:
         f"# file: {unit}.service",
         "# Write both files with: rdmpipe render JOB --target systemd | awk '/^# file: /{f=$3} f{print > f}'",
         f"# then move them to /etc/systemd/system and: systemctl enable --now {unit}.timer",
+        "# It runs as root unless you add User= to [Service].",
         "[Unit]",
         f"Description={(job.title or job.name).replace('%', '%%')}",
         "Wants=network-online.target",

@@ -65,7 +65,7 @@ def cronjob(loaded: LoadedJob) -> str:
         "name": "schedule",
         "image": job.kubernetes.image,
         "command": ["rdmpipe", "follow-rayjob", f"{MOUNT}/rayjob.json", "--job", f"{MOUNT}/job.toml"],
-        "env": [{"name": "RDMPIPE_HOME", "value": _home(job)}],
+        "env": [{"name": "RDMPIPE_HOME", "value": _plain(_home(job))}],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "job", "mountPath": MOUNT, "readOnly": True}],
@@ -195,7 +195,7 @@ def _pod(loaded: LoadedJob, container: str, gpus: int) -> Object:
         "RDMPIPE_START_TIMEOUT_S": str(START_S),
         **job.environment.variables,
     }
-    env: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
+    env: list[Object] = [{"name": name, "value": _plain(value)} for name, value in values.items()]
     secret = k8s.secret or f"{job.name}-secrets"
     for name in job.environment.secrets:
         env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}})
@@ -216,6 +216,11 @@ def _pod(loaded: LoadedJob, container: str, gpus: int) -> Object:
     if gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {"metadata": {"labels": labels(job)}, "spec": spec}
+
+
+def _plain(value: str) -> str:
+    """A variable's value as it is: Kubernetes replaces `$(NAME)` and halves `$$`."""
+    return value.replace("$", "$$")
 
 
 def _home(job: JobFile) -> str:

@@ -22,7 +22,9 @@ from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
 from pipeline.lease import lease
 from pipeline.query import QueryRequest, run_query
 from pipeline.storage import Artifact, Storage
+from pipeline.versions import collect
 from tests.builds import folder_of, manifest_of, quiet_build
+from tests.generations import quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import shards, stage
 
@@ -390,3 +392,32 @@ def test_a_database_is_built_refreshed_and_searched_on_a_store_as_on_a_disk(
         assert on_disk.equals(on_store)
         assert on_disk.num_rows == others
     assert proxy.seen["lost"] > 0
+    databases = [RetrievalDatabase("mine", home) for home in homes]
+    on_disk, on_store = (collect(database, keep=1) for database in databases)
+    assert on_disk == on_store
+    assert [database.versions() for database in databases] == [[second[0]]] * 2
+    assert run_query(QueryRequest("mine", key=5, k=30, home=root)).rows.num_rows == 24
+
+
+def test_pictures_made_into_a_store_are_those_made_onto_a_disk(root: str, proxy: Proxy, tmp_path: Path) -> None:
+    manifest, model = (
+        manifest_of(tmp_path / "mine.toml", folder_of(tmp_path / "pictures", 12)),
+        save_model(tmp_path / "m"),
+    )
+    (tmp_path / "prompts.txt").write_text("a red cat\na blue boat\na horse\n")
+    rng, made = random.Random(13), []
+    for home in (str(tmp_path / "home"), root):
+        quiet_build(manifest, home=home)
+        if home == root:
+            for method in ("GET", "PUT"):
+                proxy.order(method, *(rng.choice(["500", "503", "cut", *[""] * 12]) for _ in range(60)))
+        runs = [
+            quiet_generate(tmp_path / "prompts.txt", db=("mine",), model=str(model), run="night", home=home)
+            for _ in "12"
+        ]
+        assert [run.made for run in runs] == [3, 0]
+        storage = Storage(f"{home}/generations/night")
+        made.append({name: storage.read_bytes(f"images/{name}") for name in storage.list("images", ".png")})
+        assert storage.exists("results.parquet") and storage.exists("index.html")
+    assert made[0] == made[1] and len(made[0]) == 3
+    assert proxy.seen["503"] > 0

@@ -16,7 +16,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.cron import parse_cron
 from pipeline.errors import ConfigError, JobError
 from pipeline.jobfile import load_job, shipped, with_home
@@ -40,7 +42,7 @@ workers_max = 2
 [environment]
 home = "s3://bucket/prefix"
 working_dir = "lists"
-variables = { AWS_ENDPOINT_URL = "http://minio:9000", ODD = "a: b # 'c' %d" }
+variables = { AWS_ENDPOINT_URL = "http://minio:9000", ODD = "a: b # 'c' %d", MONEY = "$5 $$ $(ODD)" }
 secrets = ["AWS_SECRET_ACCESS_KEY"]
 pip = ["pillow>=10", "tqdm"]
 [schedule]
@@ -185,6 +187,7 @@ def test_pods_get_variables_secrets_and_the_home(custom: str) -> None:
         env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
         assert env["RDMPIPE_HOME"]["value"] == "s3://bucket/prefix"
         assert env["ODD"]["value"] == "a: b # 'c' %d"
+        assert env["MONEY"]["value"] == "$$5 $$$$ $$(ODD)"  # what Kubernetes expands to the file's value
         assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
             "name": "my-job-secrets",
             "key": "AWS_SECRET_ACCESS_KEY",
@@ -267,6 +270,23 @@ def test_an_unknown_target_names_the_nearest() -> None:
 
 
 # ---- cron and systemd
+
+
+@pytest.mark.parametrize("target", ["crontab", "systemd"])
+def test_a_schedule_on_a_machine_names_the_home_it_was_rendered_with(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RDMPIPE_HOME", "homes/art")  # cron and systemd would neither set it nor start here
+    monkeypatch.chdir(tmp_path)
+    assert f"--home {tmp_path}/homes/art " in render(load_job("nightly-wikiart"), target)
+    assert "--home s3://art/x " in render(with_home(load_job("nightly-wikiart"), "s3://art/x"), target)
+
+
+def test_a_command_that_there_is_not_is_never_scheduled(tmp_path: Path) -> None:
+    (tmp_path / "typo.toml").write_text('command = "build-indx"\n[schedule]\ncron = "1 2 * * *"\n')
+    result = CliRunner().invoke(app, ["render", str(tmp_path / "typo.toml"), "--target", "crontab"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'build-indx' is no rdmpipe command (did you mean 'build-index'?)" in result.stderr
 
 
 @pytest.mark.parametrize("name", JOBS)

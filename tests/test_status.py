@@ -78,6 +78,17 @@ def test_jobs_and_running_generations_are_listed_and_found_by_name(tmp_path: Pat
         status_of("nightli", str(tmp_path))
 
 
+def test_shards_that_were_done_before_are_in_no_rate() -> None:
+    progress = Progress(stream=io.StringIO())
+    progress.begin("download", 3)
+    progress.advance("download", 0, 250, 0.0)
+    assert progress.snapshot()["stages"]["download"]["rows_per_second"] == 0.0
+    progress.advance("download", 1, 100, 50.0)
+    state = progress.snapshot()["stages"]["download"]
+    assert (state["done"], state["rows"]) == (2, 100)
+    assert 1.9 < state["rows_per_second"] <= 2.0 and 49 < state["seconds_left"] < 60
+
+
 def test_a_log_as_json_has_a_line_for_every_shard_and_stage(tmp_path: Path, home: Path) -> None:
     target = manifest_of(tmp_path / "mine.toml", folder_of(tmp_path / "pictures", 30))
     made = command("build-index", target, "--log-format", "json", home=home)
