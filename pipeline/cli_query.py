@@ -21,7 +21,7 @@ def search(
     database: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
     image: Annotated[Path | None, typer.Option("--image", help="Look for pictures like this file.")] = None,
-    key: Annotated[int | None, typer.Option("--key", help="Look for pictures like this row of the database.")] = None,
+    key: Annotated[int | None, typer.Option("--key", min=0, max=2**63 - 1, help="Look for pictures like this row of the database.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     where: Where = "",
     no_duplicates: Annotated[bool, typer.Option("--no-duplicates", help="Leave exact duplicates out.")] = False,
@@ -36,7 +36,7 @@ def search(
     with command():
         from pipeline.query import QueryRequest, run_query
 
-        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home)
+        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out)
         found = run_query(request)
         if explain:
             typer.echo(found.explanation(), err=True)

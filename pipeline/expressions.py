@@ -171,7 +171,8 @@ def _parse(connection: Any, expression: str) -> dict[str, Any]:
     if tree.get("error"):
         raise FilterError(
             f"filter {shown(expression)} is not an SQL expression: {tree.get('error_message', '').strip()}. "
-            "Write one condition, as in style = 'Baroque' AND width >= 256; text goes in single quotes"
+            "Write one condition, as in style = 'Baroque' AND width >= 256; text goes in single quotes, "
+            'a column with a space or sign in its name in double quotes, as in "Artist Name"'
         )
     statements = tree.get("statements", [])
     node = statements[0]["node"] if len(statements) == 1 else {}
@@ -267,7 +268,10 @@ def run_sql(connection: Any, sql: str, expression: str, timeout_s: float) -> NDA
         except duckdb.OutOfMemoryException as error:
             raise FilterError(f"filter {shown(expression)} needs too much memory: {_first_line(error)}") from None
         except duckdb.Error as error:
-            raise FilterError(f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}") from None
+            raise FilterError(
+                f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}. Compare text with text and numbers with "
+                "numbers; TRY_CAST converts and gives NULL where it cannot, as in TRY_CAST(date AS DATE) >= DATE '1900-01-01'"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -287,5 +291,6 @@ def shown(expression: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """DuckDB's message as far as it speaks to whoever wrote the filter: not its advice about settings, which are locked."""
+    lines = str(error).split(" Use TRY(", 1)[0].strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

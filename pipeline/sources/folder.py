@@ -128,13 +128,15 @@ def _walk(root: Path, below: str) -> Iterator[str]:
     """Paths of files under `root`, links to folders not followed."""
     try:
         entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise SourceError(f"{root / below}: cannot be listed: {error}") from error
+    except OSError as error:
+        raise SourceError(
+            f"{printable(str(root / below))}: this folder cannot be listed ({error.strerror}); make it readable, or move it away"
+        ) from error
     for entry in entries:
         name = f"{below}/{entry.name}" if below else entry.name
         if is_junk(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, name)
-        elif not (entry.is_symlink() and entry.is_dir()):
+        elif not (entry.is_symlink() and os.path.isdir(entry)):  # a link in a circle is no folder, and no error here
             yield name
