@@ -17,12 +17,12 @@ from typing import Any, cast
 from pipeline.blocklist import require_purged
 from pipeline.config import canonical_json, digest
 from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry, Version
-from pipeline.download import DownloadConfig, download_stage
+from pipeline.download import DownloadConfig, download_stage, filter_columns
 from pipeline.embed import EmbedConfig, Images, embed_stage
 from pipeline.encoders import Encoder, check, load, resolve
 from pipeline.errors import BudgetError, DatabaseError, StageFailed
 from pipeline.executor import Outcome, run
-from pipeline.filters import filter_mask
+from pipeline.filters import check_filter, filter_mask
 from pipeline.index import build_index
 from pipeline.lease import lease
 from pipeline.manifest import Manifest
@@ -121,6 +121,8 @@ class _Build:
         self.progress.say(f"reading the list of {self.manifest.title}")
         source = open_source(self.manifest, self.request.source)
         plan = write_plan(self.database, source, self.request.source)
+        if self.request.where:
+            check_filter(self.request.where, filter_columns(plan.columns))
         images = self.request.images or ("thumbnail" if source.rereadable else "keep")
         self.request = replace(self.request, images=images)
         self._check_disk(source, plan)

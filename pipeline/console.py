@@ -11,14 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.progress import LogFormat, Progress
 
-Home = Annotated[str | None, typer.Option("--home", help="Where databases live (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe).")]
+Home = Annotated[
+    str | None,
+    typer.Option("--home", help="Where databases live (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of standard output.")]
 LogFormatOption = Annotated[str, typer.Option("--log-format", help="text or json: progress lines on standard error.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="inline (this process), ray, or auto.")]
@@ -50,7 +53,7 @@ def reported_errors() -> Iterator[None]:
 def command(log_format: str = "text") -> Iterator[Progress]:
     """A command's body: errors reported, progress on standard error."""
     with reported_errors():
-        chosen: LogFormat = "json" if log_format == "json" else "text"
+        chosen = cast("LogFormat", one_of("--log-format", log_format, ("text", "json")))
         with Progress(chosen) as progress:
             yield progress
 

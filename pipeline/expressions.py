@@ -85,6 +85,12 @@ def read_filter(expression: str, columns: Mapping[str, str]) -> Filter:
     return _read(expression, tuple(columns.items()), False)
 
 
+def parse_filter(expression: str) -> None:
+    """See that a filter is one expression, whatever the columns will be. Raises FilterError."""
+    with _PARSING:
+        _parse(_parser(), expression)
+
+
 def sandbox(memory: int = MEMORY, threads: int = 0) -> Any:
     """An in-memory DuckDB connection that reaches nothing outside itself and whose settings are locked."""
     import duckdb

@@ -61,7 +61,7 @@ class Found:
         """Columns worth reading on a terminal, and their rows."""
         skip = {"source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
         names = [name for name in self.rows.column_names if name not in skip]
-        names = [name for name in names if name == "key" or self.rows[name].null_count < self.rows.num_rows]
+        names = [name for name in names if name in ("key", "score") or self.rows[name].null_count < self.rows.num_rows]
         cells = [
             tuple(f"{row[name]:.4f}" if name == "score" else row[name] for name in names)
             for row in self.rows.to_pylist()
@@ -127,7 +127,10 @@ def run_query(request: QueryRequest) -> Found:
         raise ConfigError(
             f"give exactly one of a text, --image and --key to look for; found {', '.join(asked) or 'none'}"
         )
-    for flag, path, suffix, kind in (("--sheet", request.sheet, ".png", "a PNG"), ("--out", request.out, ".parquet", "Parquet")):
+    for flag, path, suffix, kind in (
+        ("--sheet", request.sheet, ".png", "a PNG"),
+        ("--out", request.out, ".parquet", "Parquet"),
+    ):
         if path is not None and path.suffix.lower() != suffix:
             raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {suffix}")
     selection = resolve_database(request.database, request.home)
@@ -165,7 +168,9 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
             f"database {selection.database.name!r} was made by {record.name}, which has no text tower; "
             "look for pictures with --image or --key"
         )
-    pictures = read_pictures([request.image]) if request.image is not None else []  # before the encoder, which takes longer
+    pictures = (
+        read_pictures([request.image]) if request.image is not None else []
+    )  # before the encoder, which takes longer
     spec = resolve(record.name)
     check(spec)
     encoder = load(spec, request.device, record.precision, record.preprocess)

@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.sources import Sample, ShardSpec, SourceOptions
 from pipeline.sources.columns import Columns, choose
 from pipeline.sources.csvfile import MetadataCsv
-from pipeline.sources.pictures import MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
+from pipeline.sources.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
 
 
 class FolderSource:
@@ -71,7 +71,9 @@ class FolderSource:
         if self._csv:
             found |= {(safe_path(name) or name) for name in self._csv.names if name}
         if not found:
-            raise SourceError(f"{self.where}: no pictures in {self.root}")
+            raise SourceError(
+                f"{self.where}: no pictures in {self.root}: no file below it ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
         return sorted(found)
 
     @cached_property
