@@ -275,8 +275,8 @@ def run_sql(connection: Any, sql: str, expression: str, timeout_s: float) -> NDA
             raise FilterError(f"filter {shown(expression)} needs too much memory: {_first_line(error)}") from None
         except duckdb.Error as error:
             raise FilterError(
-                f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}. Compare text with text and numbers with "
-                "numbers; TRY_CAST converts and gives NULL where it cannot, as in TRY_CAST(date AS DATE) >= DATE '1900-01-01'"
+                f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}. TRY_CAST converts, and gives NULL "
+                "where it cannot, as in TRY_CAST(date AS DATE) >= DATE '1900-01-01'"
             ) from None
 
 
@@ -297,6 +297,5 @@ def shown(expression: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """DuckDB's message as far as it speaks to whoever wrote the filter: not its advice about settings, which are locked."""
-    lines = str(error).split(" Use TRY(", 1)[0].strip().splitlines()
+    lines = str(error).split(" Use TRY(")[0].strip().splitlines()  # what follows is about settings, which are locked
     return lines[0].rstrip(".") if lines else type(error).__name__

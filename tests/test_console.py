@@ -72,7 +72,7 @@ def test_a_filter_that_cannot_be_is_refused_before_work_and_not_remembered(tmp_p
 
 def test_a_home_that_cannot_be_written_is_refused_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="cannot be written.*--home"):
+    with pytest.raises(DatabaseError, match=r"cannot be written.*--home"):
         quiet_build(folder_of(tmp_path / "mine", 2), home=str(tmp_path / "file" / "home"))
 
 
@@ -133,5 +133,5 @@ def test_checking_a_manifest_finds_what_its_build_would(tmp_path: Path, line: st
     with pytest.raises(ManifestError, match=message):
         checked(path)
     path.write_text(f'{head}[source]\nkind = "foldr"\n')
-    with pytest.raises(ManifestError, match="unknown source kind 'foldr' .did you mean 'folder'"):
+    with pytest.raises(ManifestError, match=r"unknown source kind 'foldr' .did you mean 'folder'"):
         build(BuildRequest(target=str(path), home=str(tmp_path), encoder=RANDOM), Progress(stream=io.StringIO()))

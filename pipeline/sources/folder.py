@@ -132,7 +132,7 @@ def _walk(root: Path, below: str) -> Iterator[str]:
         entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
     except OSError as error:
         raise SourceError(
-            f"{printable(str(root / below))}: this folder cannot be listed ({error.strerror}); make it readable, or move it away"
+            f"{printable(str(root / below))}: this folder cannot be listed ({error.strerror}); make it readable, or move it"
         ) from error
     for entry in entries:
         name = f"{below}/{entry.name}" if below else entry.name
@@ -140,5 +140,5 @@ def _walk(root: Path, below: str) -> Iterator[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, name)
-        elif not (entry.is_symlink() and os.path.isdir(entry)):  # a link in a circle is no folder, and no error here
+        elif not (entry.is_symlink() and Path(entry).is_dir()):  # DirEntry.is_dir raises for a link in a circle
             yield name
