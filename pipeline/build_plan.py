@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 from pipeline.config import canonical_json
 from pipeline.database import RetrievalDatabase, Version
-from pipeline.download import DownloadConfig
+from pipeline.download import DownloadConfig, filter_columns
 from pipeline.errors import BudgetError, DatabaseError
+from pipeline.filters import check_filter
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan, read_plan, write_plan
 from pipeline.progress import Progress
@@ -72,6 +73,8 @@ def download_config(manifest: Manifest, plan: Plan, request: BuildRequest) -> Do
 def _first(database: RetrievalDatabase, manifest: Manifest, request: BuildRequest) -> Chosen:
     source = open_source(manifest, request.source)
     plan = write_plan(database, source, request.source)
+    if request.where:
+        check_filter(request.where, filter_columns(plan.columns))
     request = replace(request, images=request.images or ("thumbnail" if source.rereadable else "keep"))
     _check_disk(database, source, plan, request.images)
     settings = {name: getattr(request, name) for name in ("encoder", "precision", "preprocess", "images", "where")}

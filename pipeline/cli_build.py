@@ -31,7 +31,7 @@ Name = Annotated[str, typer.Option("--name", help="Call the database this.")]
 EncoderOption = Annotated[
     str,
     typer.Option(
-        "--encoder", envvar="RDMPIPE_ENCODER", help="Encoder to use [default: the manifest's]; see `rdmpipe encoders`."
+        "--encoder", envvar="RDMPIPE_ENCODER", help="Encoder to use (default: the manifest's); see `rdmpipe encoders`."
     ),
 ]
 Images = Annotated[
@@ -43,8 +43,8 @@ Images = Annotated[
 Limit = Annotated[int, typer.Option("--limit", min=0, help="At most so many rows; 0: all.")]
 Shards = Annotated[str, typer.Option("--shards", help="A range of shards, as 0:200.")]
 BaseUrl = Annotated[str, typer.Option("--base-url", help="Mirror to use in place of the source's scheme and host.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16 [default: fp32].")]
-Preprocess = Annotated[str, typer.Option("--preprocess", help="openclip or compvis [default: openclip].")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16 (default: fp32).")]
+Preprocess = Annotated[str, typer.Option("--preprocess", help="openclip or compvis (default: openclip).")]
 Refresh = Annotated[
     bool, typer.Option("--refresh", help="Look at the source again; do what is new, drop what is gone.")
 ]

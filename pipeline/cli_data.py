@@ -40,7 +40,7 @@ def import_command(
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="A database, or NAME@VERSION.")],
+    name: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     to: Annotated[str, typer.Option("--to", help="npz or clip-retrieval.")] = "npz",
     home: Home = None,
@@ -48,12 +48,11 @@ def export(
 ) -> None:
     """Write a database's embeddings as others read them."""
     with reported_errors():
-        from pipeline.database import RetrievalDatabase
         from pipeline.embeddings_export import export_embeddings
+        from pipeline.resolve import resolve_database
 
-        bare, _, wanted = name.partition("@")
-        database = RetrievalDatabase(bare, home)
-        files = export_embeddings(database, database.version(wanted), to, out)
+        chosen = resolve_database(name, home)
+        files = export_embeddings(chosen.database, chosen.version, to, out, chosen.where)
     if as_json:
         print_json([str(path) for path in files])
     else:

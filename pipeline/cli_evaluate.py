@@ -29,15 +29,15 @@ def evaluate(
     job: Annotated[
         Path | None, typer.Argument(help="The protocol, such as jobs/evaluate-mini.toml; without one the default.")
     ] = None,
-    db: Annotated[str, typer.Option("--db", help="The labelled database [default: the protocol's].")] = "",
+    db: Annotated[str, typer.Option("--db", help="The labelled database (default: the protocol's).")] = "",
     styles: Annotated[str, typer.Option("--styles", help="all, or styles separated by commas.")] = "",
     prompts: Annotated[str, typer.Option("--prompts", help="A prompt list in place of held-out captions.")] = "",
     captions: Annotated[
         str,
-        typer.Option("--captions", help="A database with captions for the content judge [default: the labelled one]."),
+        typer.Option("--captions", help="A database with captions for the content judge (default: the labelled one)."),
     ] = "",
     model: Annotated[str, typer.Option("--model", help="A model's name or folder.")] = "",
-    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation [default: in the home].")] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation (default: in the home).")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Say how many pictures it would make, and stop.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads of the judges.")] = 1,

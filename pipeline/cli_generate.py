@@ -28,7 +28,7 @@ Databases = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", help="A model's name or folder; see `rdmpipe models` [default: by the database's encoder]."
+        "--model", help="A model's name or folder; see `rdmpipe models` (default: by the database's encoder)."
     ),
 ]
 
@@ -44,15 +44,15 @@ def generate(
     db: Databases = "",
     model: Model = "",
     where: Annotated[str, typer.Option("--where", help="Only neighbours that match this SQL expression.")] = "",
-    k: Annotated[int | None, typer.Option("-k", min=0, help="Neighbours [default: the model's].")] = None,
+    k: Annotated[int | None, typer.Option("-k", min=0, help="Neighbours (default: the model's).")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampler steps.")] = 50,
-    scale: Annotated[float | None, typer.Option("--scale", help="Guidance scale [default: the model's].")] = None,
+    scale: Annotated[float | None, typer.Option("--scale", help="Guidance scale (default: the model's).")] = None,
     sampler: Annotated[str, typer.Option("--sampler", help="ddim, plms, dpmpp_2m or unipc.")] = "ddim",
     eta: Annotated[float, typer.Option("--eta", min=0.0, help="DDIM's noise.")] = 0.0,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures for each prompt and database.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first; the next have seed + 1, + 2, ...")] = 0,
-    width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels [default: the model's].")] = None,
-    height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels [default: the model's].")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels (default: the model's).")] = None,
+    height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels (default: the model's).")] = None,
     negative: Annotated[str, typer.Option("--negative", help="A prompt to lead away from.")] = "",
     image: Annotated[str, typer.Option("--image", help="A picture in place of the prompt's text.")] = "",
     text_weight: Annotated[
@@ -61,12 +61,12 @@ def generate(
     use: Annotated[str, typer.Option("--use", help="both, neighbours alone, or text alone.")] = "both",
     any_encoder: Annotated[bool, typer.Option("--any-encoder", help="Take an encoder of another name.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out instead of stopping.")] = False,
-    out: Annotated[str, typer.Option("--out", help="Folder of the run [default: in the home].")] = "",
-    run: Annotated[str, typer.Option("--run", help="Name of the run [default: from the prompts and flags].")] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder of the run (default: in the home).")] = "",
+    run: Annotated[str, typer.Option("--run", help="Name of the run (default: from the prompts and flags).")] = "",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, fp16 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     batch: Annotated[int, typer.Option("--batch", min=0, help="Pictures at a time; 0: by device.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker [default on a CPU: 1].")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker (default on a CPU: 1).")] = 0,
     wait: Annotated[
         float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer of this run.")
     ] = 0.0,

@@ -21,7 +21,9 @@ def search(
     database: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
     image: Annotated[Path | None, typer.Option("--image", help="Look for pictures like this file.")] = None,
-    key: Annotated[int | None, typer.Option("--key", help="Look for pictures like this row of the database.")] = None,
+    key: Annotated[
+        int | None, typer.Option("--key", min=0, max=2**63 - 1, help="Look for pictures like this row of the database.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     where: Where = "",
     no_duplicates: Annotated[bool, typer.Option("--no-duplicates", help="Leave exact duplicates out.")] = False,
@@ -36,7 +38,7 @@ def search(
     with command():
         from pipeline.query import QueryRequest, run_query
 
-        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home)
+        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out)
         found = run_query(request)
         if explain:
             typer.echo(found.explanation(), err=True)
@@ -53,7 +55,9 @@ def search(
 
 
 def status(
-    name: Annotated[str, typer.Argument(help="A database, a generation's run or a job; empty: all there is.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A database, a view, a generation's run or a job; empty: all there is.")
+    ] = "",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +103,7 @@ def manifests(
         from pipeline import manifest
 
         if check is not None or add is not None:
-            made = manifest.load(str(check or add), home)
+            made = manifest.checked(Path(check or add or ""), home)
             where = manifest.add(add, home) if add is not None else check
             if as_json:
                 print_json({"name": made.name, "file": str(where), "ok": True})
@@ -138,14 +142,15 @@ def encoders(as_json: Json = False) -> None:
 
 
 def versions(
-    name: Annotated[str, typer.Argument(help="A database.")], home: Home = None, as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A database, or a view of one.")], home: Home = None, as_json: Json = False
 ) -> None:
     """The published versions of a database, newest first; `--db NAME@VERSION` pins one."""
     with command():
         from pipeline.database import RetrievalDatabase
+        from pipeline.resolve import base_of
         from pipeline.versions import list_versions
 
-        lines = list_versions(RetrievalDatabase(name, home))
+        lines = list_versions(RetrievalDatabase(base_of(name, home), home))
         if as_json:
             print_json([asdict(line) for line in lines])
         else:
@@ -156,7 +161,7 @@ def versions(
 
 
 def gc(
-    name: Annotated[str, typer.Argument(help="A database.")],
+    name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
     keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the current one among them.")] = 3,
     home: Home = None,
     as_json: Json = False,
@@ -164,9 +169,10 @@ def gc(
     """Remove old versions and the files that no other version needs."""
     with command() as progress:
         from pipeline.database import RetrievalDatabase
+        from pipeline.resolve import base_of
         from pipeline.versions import collect
 
-        done = collect(RetrievalDatabase(name, home), keep, progress.say)
+        done = collect(RetrievalDatabase(base_of(name, home), home), keep, progress.say)
         if as_json:
             print_json(asdict(done))
         else:

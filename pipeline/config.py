@@ -51,7 +51,7 @@ def from_mapping(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     for key in table:
         if key not in fields:
             raise ConfigError(
-                f"{where}: unknown key {key!r}{nearest(key, fields)}; known keys: {', '.join(sorted(fields))}"
+                f"{where}: unknown key {key!r}{nearest(key, fields)}; known keys: {', '.join(sorted(fields)) or 'none'}"
             )
     values = {key: _convert(hints[key], value, f"{where} {key}") for key, value in table.items()}
     for name, field in fields.items():
@@ -143,6 +143,8 @@ def parse_size(text: str, where: str = "") -> int:
         value = float(number) * units[unit]
     except (KeyError, ValueError):
         raise ConfigError(f"{start}{text!r} is not a size; write it as 4GB, 256MB or a number of bytes") from None
-    if value <= 0:
-        raise ConfigError(f"{start}{text!r} is not a size: it must be above zero")
+    if not 0 < value < 2**63:
+        raise ConfigError(
+            f"{start}{text!r} is not a size that a machine has; write it as 4GB, 256MB or a number of bytes"
+        )
     return int(value)

@@ -11,14 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.progress import LogFormat, Progress
 
-Home = Annotated[str | None, typer.Option("--home", help="Where databases live [env: RDMPIPE_HOME].")]
+Home = Annotated[
+    str | None,
+    typer.Option("--home", help="Where databases live (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of standard output.")]
 LogFormatOption = Annotated[str, typer.Option("--log-format", help="text or json: progress lines on standard error.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="inline (this process), ray, or auto.")]
@@ -50,7 +53,7 @@ def reported_errors() -> Iterator[None]:
 def command(log_format: str = "text") -> Iterator[Progress]:
     """A command's body: errors reported, progress on standard error."""
     with reported_errors():
-        chosen: LogFormat = "json" if log_format == "json" else "text"
+        chosen = cast("LogFormat", one_of("--log-format", log_format, ("text", "json")))
         with Progress(chosen) as progress:
             yield progress
 
@@ -60,10 +63,10 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
-    """A table for people: rich on a terminal, tab-separated columns in a pipe."""
+    """A table for people: rich on a terminal; in a pipe a line a row, its columns separated by tabs."""
     if not sys.stdout.isatty():
         for row in (headers, *rows):
-            print("\t".join("" if cell is None else str(cell) for cell in row))
+            print("\t".join("" if cell is None else " ".join(str(cell).split()) for cell in row))
         return
     from rich.console import Console
     from rich.markup import escape

@@ -18,6 +18,7 @@ from pipeline.blocklist import purged_mask
 from pipeline.database import RetrievalDatabase, Version
 from pipeline.embeddings_import import BYTES, ORIGINAL
 from pipeline.errors import ConfigError
+from pipeline.filters import filter_mask
 from pipeline.npz import CLIP_RETRIEVAL, NPZ
 from pipeline.refresh import gone_keys
 from pipeline.schema import PATCH_COORDS, metadata_columns, shard_name
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: Path) -> list[Path]:
-    """Write the files; returns their paths. Raises ConfigError where the form is unknown or the folder is not empty."""
+def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
+    """Write the files, of the rows that match a view's `where`; returns their paths.
+
+    Raises ConfigError where the form is unknown or the folder is not empty.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -46,6 +50,8 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
         table = table.filter(pa.array(~purged_mask(table)))
         if _file(table) is None:
             table = table.filter(pc.equal(table["status"], "ok"))
+        if where:
+            table = table.filter(pa.array(filter_mask(where, table)))
         if not table.num_rows:
             continue
         if waiting and (_file(table) is None or _file(table) != _file(waiting[0])):

@@ -29,7 +29,7 @@ SHORT_NAMES = {"vit-l-14": ("ViT-L-14", "openai"), "vit-b-32": ("ViT-B-32", "ope
 SHIPPED = Path(__file__).parent / "assets" / "encoders"
 CONFIG_FILE = "open_clip_config.json"
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_FORMS = "vit-l-14, vit-b-32, open_clip:ARCH/TAG, hf-hub:OWNER/REPO, local:FOLDER, local:MODEL.json:WEIGHTS, random:ARCH?seed=0"
+_FORMS = "open_clip:ARCH/TAG, hf-hub:OWNER/REPO, local:FOLDER, local:MODEL.json:WEIGHTS, random:ARCH?seed=0"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def resolve(name: str) -> EncoderSpec:
     if (SHIPPED / name / CONFIG_FILE).is_file():
         return _folder(name, SHIPPED / name)
     raise EncoderError(
-        f"no encoder called {name!r}{nearest(name, list_encoders())}. Known: {', '.join(list_encoders())}; or {_FORMS}"
+        f"no encoder called {name!r}{nearest(name, list_encoders())}. Known: {', '.join(list_encoders())}, {_FORMS}"
     )
 
 
@@ -182,7 +182,10 @@ def model_config(spec: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EncoderError(f"encoder {spec.name!r}: no readable open_clip model config at {path}: {error}") from error
+        raise EncoderError(
+            f"encoder {spec.name!r}: no readable open_clip model config at {path}: {error}. An encoder on this disk is "
+            "local:FOLDER, a folder as open_clip saves it, or local:MODEL.json:WEIGHTS"
+        ) from error
     model = table.get("model_cfg", table) if isinstance(table, dict) else {}
     if not all(key in model for key in ("embed_dim", "vision_cfg")):
         raise EncoderError(

@@ -85,6 +85,12 @@ def read_filter(expression: str, columns: Mapping[str, str]) -> Filter:
     return _read(expression, tuple(columns.items()), False)
 
 
+def parse_filter(expression: str) -> None:
+    """See that a filter is one expression, whatever the columns will be. Raises FilterError."""
+    with _PARSING:
+        _parse(_parser(), expression)
+
+
 def sandbox(memory: int = MEMORY, threads: int = 0) -> Any:
     """An in-memory DuckDB connection that reaches nothing outside itself and whose settings are locked."""
     import duckdb
@@ -171,7 +177,8 @@ def _parse(connection: Any, expression: str) -> dict[str, Any]:
     if tree.get("error"):
         raise FilterError(
             f"filter {shown(expression)} is not an SQL expression: {tree.get('error_message', '').strip()}. "
-            "Write one condition, as in style = 'Baroque' AND width >= 256; text goes in single quotes"
+            "Write one condition, as in style = 'Baroque' AND width >= 256; text goes in single quotes, "
+            'a column with a space or sign in its name in double quotes, as in "Artist Name"'
         )
     statements = tree.get("statements", [])
     node = statements[0]["node"] if len(statements) == 1 else {}
@@ -267,7 +274,10 @@ def run_sql(connection: Any, sql: str, expression: str, timeout_s: float) -> NDA
         except duckdb.OutOfMemoryException as error:
             raise FilterError(f"filter {shown(expression)} needs too much memory: {_first_line(error)}") from None
         except duckdb.Error as error:
-            raise FilterError(f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}") from None
+            raise FilterError(
+                f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}. TRY_CAST converts, and gives NULL "
+                "where it cannot, as in TRY_CAST(date AS DATE) >= DATE '1900-01-01'"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -287,5 +297,5 @@ def shown(expression: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).split(" Use TRY(")[0].strip().splitlines()  # what follows is about settings, which are locked
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import default_home, digest, from_mapping, read_toml
-from pipeline.errors import ManifestError, nearest
+from pipeline.errors import EncoderError, FilterError, ManifestError, nearest
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*$")
 
@@ -112,7 +112,13 @@ def parse(table: Mapping[str, Any], where: str) -> Manifest | View:
         raise ManifestError(f"{where}: a view is called <base>-<slug>; {made.name!r} does not start with {made.base}-")
     if isinstance(made, Manifest):
         from pipeline.schema import SHARD_ROWS
+        from pipeline.sources import READERS
 
+        if made.source.kind not in READERS:
+            raise ManifestError(
+                f"{where}: unknown source kind {made.source.kind!r}{nearest(made.source.kind, READERS)}; "
+                f"known: {', '.join(READERS)}"
+            )
         if not 1 <= made.source.shard_rows <= SHARD_ROWS:
             raise ManifestError(f"{where}: shard_rows is {made.source.shard_rows}; it must be 1 to {SHARD_ROWS}")
         crops = made.patches
@@ -124,6 +130,24 @@ def parse(table: Mapping[str, Any], where: str) -> Manifest | View:
     return made
 
 
+def checked(path: Path, home: str | None = None) -> Manifest | View:
+    """A manifest file with all that can be known to be wrong before its source is read. Raises ManifestError."""
+    from pipeline.encoder_specs import resolve
+    from pipeline.expressions import parse_filter
+
+    if path.suffix != ".toml":
+        raise ManifestError(f"{path}: a manifest is a file whose name ends in .toml")
+    made = load(str(path), home)
+    try:
+        if made.where:
+            parse_filter(made.where)
+        if isinstance(made, Manifest):
+            resolve(made.encoder)
+    except (FilterError, EncoderError) as error:
+        raise ManifestError(f"{path.name}: {error}") from error
+    return made
+
+
 def known(home: str | None = None) -> dict[str, Path]:
     """Manifest files by name: those shipped with the package and those added to a home on this machine (manifests/*.toml)."""
     own = Path(home or default_home()) / "manifests"
@@ -132,7 +156,7 @@ def known(home: str | None = None) -> dict[str, Path]:
 
 def add(path: Path, home: str | None = None) -> Path:
     """Copy a checked manifest into the home, so that its name can be used. Raises ManifestError."""
-    made = load(str(path), home)
+    made = checked(path, home)
     if made.name in shipped():
         raise ManifestError(f"{path}: a manifest called {made.name!r} comes with the package; give yours another name")
     folder = Path(home or default_home()) / "manifests"

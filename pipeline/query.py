@@ -5,8 +5,10 @@ Reads: a published database and the query's image. Writes: only the files that a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from pipeline.schema import metadata_columns
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from pipeline.encoders import Encoder
     from pipeline.neighbours import Plan
@@ -37,6 +40,8 @@ class QueryRequest:
     no_duplicates: bool = False
     device: str = "auto"
     home: str | None = None
+    sheet: Path | None = None  # where the results will be written to: names are checked before work
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,9 @@ class Found:
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Columns worth reading on a terminal, and their rows."""
-        skip = {"item_id", "source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
+        skip = {"source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
         names = [name for name in self.rows.column_names if name not in skip]
-        names = [name for name in names if self.rows[name].null_count < self.rows.num_rows]
+        names = [name for name in names if name in ("key", "score") or self.rows[name].null_count < self.rows.num_rows]
         cells = [
             tuple(f"{row[name]:.4f}" if name == "score" else row[name] for name in names)
             for row in self.rows.to_pylist()
@@ -72,24 +77,33 @@ class Found:
         )
 
     def write_parquet(self, path: Path) -> None:
+        """The results with all their columns. Raises ConfigError where the file cannot be written."""
         import pyarrow.parquet as pq
 
-        if path.suffix != ".parquet":
-            raise ConfigError(f"--out {path}: results are written as Parquet; end the name in .parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.rows, path)
+        with _writing(path):
+            pq.write_table(self.rows, path)
 
     def write_sheet(self, path: Path) -> None:
-        """A contact sheet of the results: pictures in reading order, each with its score and what it is."""
+        """A contact sheet of the results: pictures in reading order, each with its score and what it is.
+
+        Raises ConfigError where the file cannot be written.
+        """
         from pipeline.thumbnails import thumbnails
 
-        if path.suffix.lower() != ".png":
-            raise ConfigError(f"--sheet {path}: a contact sheet is a PNG; end the name in .png")
         pictures = thumbnails(self.selection.database, self.rows["key"].to_pylist())
         labels = [_label(row) for row in self.rows.to_pylist()]
         sheet = draw_sheet([pictures.get(key) for key in self.rows["key"].to_pylist()], labels)
+        with _writing(path):
+            sheet.save(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -113,6 +127,12 @@ def run_query(request: QueryRequest) -> Found:
         raise ConfigError(
             f"give exactly one of a text, --image and --key to look for; found {', '.join(asked) or 'none'}"
         )
+    for flag, path, suffix, kind in (
+        ("--sheet", request.sheet, ".png", "a PNG"),
+        ("--out", request.out, ".parquet", "Parquet"),
+    ):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {suffix}")
     selection = resolve_database(request.database, request.home)
     warnings = []
     if not selection.version.encoder.trained and request.key is None:
@@ -148,29 +168,45 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
             f"database {selection.database.name!r} was made by {record.name}, which has no text tower; "
             "look for pictures with --image or --key"
         )
+    pictures = (
+        read_pictures([request.image]) if request.image is not None else []
+    )  # before the encoder, which takes longer
     spec = resolve(record.name)
     check(spec)
     encoder = load(spec, request.device, record.precision, record.preprocess)
     require_match(record, encoder)
     if request.text:
         return encoder.encode_texts([request.text])
-    return encode_image_files(encoder, [request.image] if request.image is not None else [])
+    return encode_pictures(encoder, pictures)
 
 
 def encode_image_files(encoder: Encoder, paths: list[Path]) -> NDArray[Any]:
     """Picture files into unit rows, float32 (n, D). Raises ConfigError naming a file that is missing or not a picture."""
+    return encode_pictures(encoder, read_pictures(paths))
+
+
+def read_pictures(paths: list[Path]) -> list[Image]:
+    """Picture files as RGB images. Raises ConfigError naming a file that is missing or not a picture."""
+    from pipeline.images import decode
+
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(decode(path.read_bytes()).image)
+        except OSError as error:
+            raise ConfigError(f"{path}: no picture can be read there ({error.strerror}); check the path") from error
+        except PictureError as error:
+            raise ConfigError(f"{path}: not a picture that can be read: {error}; give another file") from error
+    return pictures
+
+
+def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
+    """RGB images into unit rows, float32 (n, D)."""
     import numpy as np
 
     from pipeline.encoders import unit_rows
-    from pipeline.images import decode
 
-    prepared = []
-    for path in paths:
-        try:
-            prepared.append(encoder.prepare(decode(path.read_bytes()).image))
-        except (OSError, PictureError) as error:
-            raise ConfigError(f"{path}: not a picture that can be read: {error}") from error
-    rows, _ = unit_rows(encoder.encode_images(np.stack(prepared)))
+    rows, _ = unit_rows(encoder.encode_images(np.stack([encoder.prepare(picture) for picture in pictures])))
     return rows
 
 

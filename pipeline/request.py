@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config import from_mapping
@@ -125,6 +127,8 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
     }
     chosen = {name: getattr(request, name) or settings.get(name) or value for name, value in default.items()}
     if RetrievalDatabase(manifest.name, request.home).exists():
+        if before is not None:
+            _require_same_source(manifest, before["manifest"]["source"], request.refresh)
         for name, value in chosen.items():
             if name in settings and value != settings[name]:
                 raise DatabaseError(
@@ -133,6 +137,27 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
                 )
     manifest = replace(manifest, encoder=chosen["encoder"])
     return manifest, replace(request, **cast("dict[str, Any]", chosen))
+
+
+def _require_same_source(manifest: Manifest, before: Mapping[str, Any], refresh: bool) -> None:
+    """A published database stays that of its source: two folders may be called alike. Raises DatabaseError.
+
+    A folder may have moved: the old place is then empty. Another address of the same kind is taken with --refresh.
+    """
+    now = manifest.source
+    moved = now.path != before["path"] and bool(before["path"]) and not Path(before["path"]).expanduser().exists()
+    same_place = Path(now.path).expanduser().resolve() == Path(before["path"]).expanduser().resolve()
+    same_address = (now.repo, now.url) == (before["repo"], before["url"]) or refresh
+    if now.kind != before["kind"] or not (same_place or moved) or not same_address:
+        raise DatabaseError(
+            f"database {manifest.name!r} was built from {_place(before)}, not from {_place(vars(now))}: give this one "
+            "another name with --name"
+        )
+
+
+def _place(source: Mapping[str, Any]) -> str:
+    where = next((source[name] for name in ("path", "repo", "url") if source[name]), "")
+    return f"{source['kind']} {where}".strip()
 
 
 def begun(name: str, home: str | None) -> dict[str, Any] | None:

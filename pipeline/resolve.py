@@ -44,6 +44,14 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
     )
 
 
+def base_of(name: str, home: str | None = None) -> str:
+    """The database that `name` stands for: a view's base, else the name itself, whether there is such a database or not."""
+    if RetrievalDatabase(name, home).storage.exists("manifest.json"):
+        return name
+    view = _view(name, home)
+    return name if view is None else view.base
+
+
 def _view(name: str, home: str | None) -> View | None:
     try:
         made = load(name, home)

@@ -6,7 +6,7 @@ Reads: versions, plans, receipts' names, progress.json, failures.json, jobs' sum
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import default_home
@@ -14,6 +14,7 @@ from pipeline.database import RetrievalDatabase, Version, list_databases
 from pipeline.errors import DatabaseError, nearest
 from pipeline.lease import holder_of
 from pipeline.manifest import View, known, load
+from pipeline.resolve import base_of
 from pipeline.storage import Storage
 
 
@@ -29,9 +30,11 @@ class DatabaseStatus:
     running: dict[str, Any]  # who holds the lease; empty: nobody
     progress: dict[str, Any]  # of the last or the running build
     failures: list[dict[str, Any]]  # shards the last build could not do
+    base: str = ""  # of a view; what is said then is its base's
 
     def text(self) -> str:
-        lines = [f"{self.name}: " + (f"version {self.version}" if self.version else "not published yet")]
+        name = f"{self.name}, a view of {self.base}" if self.base else self.name
+        lines = [f"{name}: " + (f"version {self.version}" if self.version else "not published yet")]
         if self.counts:
             c = self.counts
             lines.append(
@@ -110,13 +113,14 @@ def _json(text: str | None, default: Any) -> Any:
 
 
 def status_of(name: str, home: str | None = None) -> DatabaseStatus | RunStatus:
-    """The state of a database, a generation's run or a job, whichever has the name, in this order. Raises DatabaseError."""
+    """The state of a database, a generation's run, a job or a view's base, whichever has the name. Raises DatabaseError."""
     root = Storage(home or default_home())
     if name not in root.list("databases"):
         for kind in ("generation", "job"):
             if name in root.list(f"{kind}s"):
                 return _run_status(root, kind, name)
-    return database_status(name, home)
+    base = base_of(name, home)
+    return database_status(name, home) if base == name else replace(database_status(base, home), name=name, base=base)
 
 
 def _run_status(root: Storage, kind: str, name: str) -> RunStatus:

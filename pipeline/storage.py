@@ -117,7 +117,7 @@ class Storage:
         """The whole file as text, or None where there is none."""
         try:
             return self.read_bytes(relative).decode("utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def open(self, relative: str) -> BinaryIO:
@@ -227,8 +227,16 @@ class Storage:
             with self._asking():
                 return swap_object(self.fs, self.full(relative), expected, new)
         target = Path(self.full(relative))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("a") as lock:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = (target.parent / f".{target.name}.lock").open("a")
+        except OSError as error:  # every writer comes by here first, for its lease
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DatabaseError(
+                f"{target.parent} cannot be written ({error.strerror}): give a folder that can, with --home or RDMPIPE_HOME"
+            ) from error
+        with handle as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read_text(relative) != expected:
                 return False

@@ -183,3 +183,13 @@ def test_a_folder_manifest_takes_no_options(tmp_path: Path) -> None:
     made = for_folder(tmp_path)
     with pytest.raises(Exception, match="unknown key 'depth'"):
         open_source(replace(made, source=SourceSpec(kind="folder", path=str(tmp_path), options={"depth": 1})))
+
+
+def test_a_link_in_a_circle_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", jpeg(1))
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "below").symlink_to(".")
+    found = {sample.item_id: sample.error for sample in samples(tmp_path)}
+    assert list(found) == ["a.jpg", "circle.jpg"]
+    assert found["a.jpg"] is None
+    assert (found["circle.jpg"] or "").startswith("unreadable")

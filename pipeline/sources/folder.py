@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.sources import Sample, ShardSpec, SourceOptions
 from pipeline.sources.columns import Columns, choose
 from pipeline.sources.csvfile import MetadataCsv
-from pipeline.sources.pictures import MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
+from pipeline.sources.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
 
 
 class FolderSource:
@@ -71,7 +71,9 @@ class FolderSource:
         if self._csv:
             found |= {(safe_path(name) or name) for name in self._csv.names if name}
         if not found:
-            raise SourceError(f"{self.where}: no pictures in {self.root}")
+            raise SourceError(
+                f"{self.where}: no pictures in {self.root}: no file below it ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
         return sorted(found)
 
     @cached_property
@@ -128,13 +130,15 @@ def _walk(root: Path, below: str) -> Iterator[str]:
     """Paths of files under `root`, links to folders not followed."""
     try:
         entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise SourceError(f"{root / below}: cannot be listed: {error}") from error
+    except OSError as error:
+        raise SourceError(
+            f"{printable(str(root / below))}: this folder cannot be listed ({error.strerror}); make it readable, or move it"
+        ) from error
     for entry in entries:
         name = f"{below}/{entry.name}" if below else entry.name
         if is_junk(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, name)
-        elif not (entry.is_symlink() and entry.is_dir()):
+        elif not (entry.is_symlink() and Path(entry).is_dir()):  # DirEntry.is_dir raises for a link in a circle
             yield name
