@@ -4,7 +4,7 @@
 
 Tiny shards, each of which writes one small file. `bare` is a loop over that function alone; `inline` and `ray` (two workers)
 are the executor's, with receipts, checks and progress. The first shard's end closes the start-up; what each of the others took
-from there to the last one's end, less the bare time, is what scheduling adds.
+from there to the last one's end, less the bare time (on Ray its half: two workers share it), is what scheduling adds.
 
 The real build draws pictures (the atelier's, 64 pixels) once, and embeds and indexes them on Ray with one worker and with two,
 one torch thread each. `embed` is that stage's own rate, from its first shard's beginning to the end; `process` includes
@@ -88,7 +88,8 @@ def tiny_shards(out: Path, count: int) -> dict[str, Any]:
     made: dict[str, Any] = {"shards": count, "bare": {"seconds_a_shard": bare}}
     for name, backend in (("inline", Backend()), ("ray", Backend("ray", workers=WORKERS))):
         first, each = executor_seconds(out / name, count, backend)
-        made[name] = {"start_seconds": first, "seconds_a_shard": each, "added_seconds_a_shard": each - bare}
+        added = each - bare / max(1, backend.workers)
+        made[name] = {"start_seconds": first, "seconds_a_shard": each, "added_seconds_a_shard": added}
     return made
 
 
@@ -140,6 +141,9 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     state_file = out / "state.json"
     state: dict[str, Any] = json.loads(state_file.read_text()) if state_file.exists() else {}
+    settings = {"pictures": arguments.pictures, "encoder": arguments.encoder}
+    if state.setdefault("settings", settings) != settings:
+        raise SystemExit(f"{out} holds a run with {state['settings']}, not {settings}: give another --out")
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         f"tiny {arguments.shards}": lambda: tiny_shards(out / f"tiny-{time.time_ns()}", arguments.shards),
         "drawn": lambda: drawn(out, arguments.pictures, arguments.encoder),
