@@ -112,6 +112,8 @@ class SearchIndex:
             if astray.any():
                 scores[astray], found[astray] = self.exact.top(queries[astray], k, ordinals)
                 scanned, left = int(astray.sum()), left[~astray]
+            search_s += time.perf_counter() - start
+            start = time.perf_counter()
         while len(left):
             candidates = index.candidates(queries[left], min(count, plan.matched), allowed, share, effort)
             enough = (candidates >= 0).sum(axis=1) >= k
