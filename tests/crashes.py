@@ -28,7 +28,7 @@ from pipeline.request import BuildRequest
 from tests.builds import contents, folder_of, manifest_of, quiet_build
 
 KILLS = 10  # blows a stage
-RAY = Backend(kind="ray", workers=2)
+RAY = Backend(kind="ray", workers=2, start_timeout_s=900.0)  # a busy machine starts them slowly
 RECEIPTS = {"download": "images/*.json", "embed": "embeddings/*/*.json"}
 AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
 
