@@ -21,7 +21,7 @@ test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m cluster --timeout 3600
 
 test-crash: $(STAMP)
-	$(BIN)/python -m pytest -m crash --timeout 3600
+	$(BIN)/python -m pytest -m crash -rP --timeout 3600
 
 test-scale: $(STAMP)
 	$(BIN)/python -m pytest -m scale --timeout 7200

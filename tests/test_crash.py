@@ -1,6 +1,6 @@
 """Killed at any point and run again, a build ends as if nothing had happened, and little is done twice.
 
-Two seeded points a stage run with the other tests; `make test-crash` runs twelve.
+Two seeded points a stage, through the command itself; test_crash_matrix.py has ten and more, `make test-crash`.
 """
 
 from __future__ import annotations
@@ -118,14 +118,6 @@ def test_a_killed_driver_is_run_again(target: tuple[str, dict[str, bytes]], home
     _kill_driver(target, home, stage, point)
 
 
-@pytest.mark.crash
-@pytest.mark.parametrize(("stage", "point"), _cases(11)[2:])
-def test_a_killed_driver_is_run_again_at_many_points(
-    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
-) -> None:
-    _kill_driver(target, home, stage, point)
-
-
 RAY = ("--backend", "ray", "--workers", "2", "--threads", "1")
 
 
@@ -160,12 +152,3 @@ def test_a_killed_driver_on_ray_is_run_again(
     target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
 ) -> None:
     _kill_driver(target, home, stage, point, *RAY)
-
-
-@pytest.mark.crash
-@pytest.mark.ray
-@pytest.mark.parametrize(("stage", "point"), [case for case in _cases(11) if case[0] != "index"])
-def test_a_killed_actor_is_replaced_at_many_points(
-    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
-) -> None:
-    _kill_actor(target, home, stage, point)

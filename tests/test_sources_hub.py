@@ -172,3 +172,14 @@ def test_the_estimate_before_work_is_the_rows_expected_and_the_bytes_listed(serv
     assert isinstance(source, ParquetSource)
     size = sum(path.stat().st_size for path in server.folder.rglob("*.parquet"))
     assert source.estimate() == (81444, size)
+
+
+def test_a_file_that_goes_while_it_is_streamed_is_an_error_that_names_it(server: Server) -> None:
+    dataset = HubDataset("huggan/wikiart", "main", SourceOptions(base_url=server.url))
+    file = server.folder / "hub/huggan/wikiart" / FIRST
+    with (
+        pytest.raises(SourceError, match="huggan/wikiart"),
+        dataset.stream(FIRST, dataset.commit(), file.stat().st_size) as handle,
+    ):
+        file.unlink()
+        handle.read(10)

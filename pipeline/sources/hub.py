@@ -6,11 +6,12 @@ Writes: `<cache>/hub`, in the Hub client's own layout (resumed, checked, shared 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -103,15 +104,26 @@ class HubDataset:
                 )
             )
 
-    def stream(self, path: str, commit: str, size: int) -> BinaryIO:
-        """The file as a seekable stream of range requests. Nothing is kept."""
+    @contextlib.contextmanager
+    def stream(self, path: str, commit: str, size: int) -> Iterator[BinaryIO]:
+        """The file as a seekable stream of range requests. Nothing is kept. A connection that breaks while it is read, and
+        that the client could not mend, is a SourceError."""
         from huggingface_hub import HfFileSystem
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client under it, by whatever name
 
         fs = HfFileSystem(endpoint=self.endpoint, token=self.token)
         handle: BinaryIO = self._ask(
             lambda: fs.open(f"datasets/{self.repo}/{path}", "rb", revision=commit, size=size, block_size=4 << 20)
         )
-        return handle
+        try:
+            with handle:
+                yield handle
+        except httpx.HTTPError as error:
+            broken = (
+                f"data set {self.repo}: {path}: the connection broke: {type(error).__name__}: {error}. What is finished is "
+                "kept: check the connection and run the same command again."
+            )
+            raise SourceError(self._lasting(error) or broken) from error
 
     @property
     def _cache(self) -> Path:

@@ -1,0 +1,162 @@
+"""What the crash tests share: a build of many small shards, blows at seeded points, and a look at what they leave.
+
+A blow falls on a driver, on a worker that downloads, or on an actor that embeds. Which process does what is seen from
+what it holds in the scratch folder: one that writes `images.tar` downloads, one that writes `thumbnails.tar` embeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.build import build
+from pipeline.executor import Backend
+from pipeline.progress import Progress
+from pipeline.request import BuildRequest
+from tests.builds import contents, folder_of, manifest_of, quiet_build
+
+KILLS = 10  # blows a stage
+RAY = Backend(kind="ray", workers=2, start_timeout_s=900.0)  # a busy machine starts them slowly
+RECEIPTS = {"download": "images/*.json", "embed": "embeddings/*/*.json"}
+AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A manifest, how many shards and rows it has, and what an undisturbed build of it gives."""
+
+    manifest: str
+    shards: int
+    rows: int
+    undisturbed: dict[str, bytes]
+
+
+def target_of(root: Path, shards: int, shard_rows: int = 10) -> Target:
+    rows = shards * shard_rows
+    manifest = manifest_of(root / "mine.toml", folder_of(root / "pictures", rows), shard_rows=shard_rows)
+    quiet_build(manifest, home=str(root / "undisturbed"), threads=1)
+    return Target(manifest, shards, rows, contents(root / "undisturbed"))
+
+
+def points(what: str, shards: int, count: int = KILLS) -> list[tuple[int, float]]:
+    """Seeded points: the receipts there are when the blow falls, one in each of `count` stretches, and the seconds it
+    then waits, so that it falls anywhere in the work on a shard."""
+    rng = random.Random(f"{what} points")
+    stretch = (shards - 6) // count
+    return [(1 + i * stretch + rng.randrange(stretch), rng.uniform(0.0, 0.06)) for i in range(count)]
+
+
+def receipts(home: Path, stage: str) -> list[Path]:
+    return list((home / "databases" / "mine").glob(RECEIPTS[stage]))
+
+
+def _drive(manifest: str, home: str, ray: bool, said: str) -> None:
+    """A driver's life: one build, in a process group of its own, its last line of output the count of shards."""
+    os.setsid()
+    with Path(said).open("w", buffering=1) as out:
+        progress = Progress(stream=out)
+        made = build(BuildRequest(manifest, home=home, threads=1, backend=RAY if ray else Backend()), progress)
+        out.write(json.dumps(asdict(made)) + "\n")
+
+
+class Driver:
+    """A build as a process of its own, forked from a server that has the large imports behind it: a blow comes cheap."""
+
+    def __init__(self, target: Target, home: Path, ray: bool = False) -> None:
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["tests.preloaded"])
+        self.log = home.parent / f"said {time.monotonic_ns()}"
+        self.process = processes.Process(target=_drive, args=(target.manifest, str(home), ray, str(self.log)))
+        self.process.start()
+
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float = 600.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < deadline, "the build never came to that point"
+            assert self.process.is_alive(), f"the build ended before that point: {self.said()}"
+            time.sleep(0.001)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; Ray's own processes notice and end, or are ended here."""
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else []
+        self.process.kill()
+        self.process.join()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(alive, timeout=20)
+
+    def summary(self) -> dict[str, Any]:
+        """What it came to in the end. It has to succeed."""
+        self.process.join(1200)
+        assert self.process.exitcode == 0, self.said()
+        made: dict[str, Any] = json.loads(self.said().splitlines()[-1])
+        return made
+
+    def repeated(self, stage: str) -> list[str]:
+        """The shards of a stage that were tried again, once for each time."""
+        return re.findall(rf"{stage}: shard (\d+): attempt \d", self.said())
+
+
+@dataclass
+class Tally:
+    """What a chain of blows came to, and which finished shards have been seen."""
+
+    kills: int = 0
+    repeated: int = 0  # shards that were begun and not finished when a blow fell
+    most: int = 0  # of them, the most of one worker at one blow
+    finished: dict[Path, tuple[int, int]] = field(default_factory=dict)  # receipt -> its inode and time
+
+    def tell(self, what: str) -> None:
+        """For the matrix's output: pytest shows it with -rP."""
+        print(
+            f"{what}: {self.kills} blows, identical; shards repeated {self.repeated}, of one worker at most {self.most}"
+        )
+
+    def look(self, home: Path) -> None:
+        """Whatever is visible is whole, and no shard that was finished before was done again."""
+        root = home / "databases" / "mine"
+        for receipt in [path for stage in RECEIPTS for path in receipts(home, stage)]:
+            for artifact in json.loads(receipt.read_text())["artifacts"]:
+                path = root / artifact["path"]
+                if not path.exists():  # pictures go once they are embedded
+                    assert (path.suffix, path.parent.name) == (".tar", "images")
+                    continue
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"], f"{path} is torn"
+            status = receipt.stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+            assert self.finished.setdefault(receipt, seen) == seen, f"{receipt} was made twice"
+        for version in root.glob("versions/*.json"):
+            files = json.loads(version.read_text())["index"]["files"].values()
+            for artifact in files:
+                assert hashlib.sha256((root / artifact["path"]).read_bytes()).hexdigest() == artifact["sha256"]
+
+    def count_cut(self, home: Path) -> None:
+        """Count the shards that a dead driver's workers had begun, from what they left in the scratch folder."""
+        for stage in AT_WORK:
+            left = at_work(home, stage)
+            self.repeated += len(left)
+            self.most = max([self.most, *(left.count(pid) for pid in left)])
+        assert self.most <= 1, "a worker had begun more than one shard"
+
+
+def at_work(home: Path, stage: str) -> list[int]:
+    """The process that works on a shard of this stage, once for each shard in work."""
+    scratch = home / "databases" / "mine" / ".tmp"
+    return [int(path.parent.name.split("-")[0]) for path in scratch.glob(f"*-*/{AT_WORK[stage]}")]
