@@ -108,6 +108,8 @@ def read_prompts(source: str) -> PromptList:
     if suffix not in SUFFIXES or "\n" in source:
         if not source.strip():
             raise PromptError("the prompt is empty: give a text in quotes, or a .csv, .parquet, .jsonl or .txt file")
+        if _unwritable(source):
+            raise PromptError(f"the prompt {source!r} is not UTF-8 text")
         return PromptList(source="the prompt", rows=(PromptRow(line=1, prompt=source.strip()),))
     data = _read(source)
     if suffix == ".parquet":
@@ -236,6 +238,9 @@ def _jsonl(source: str, text: str) -> tuple[list[str], Records]:
         except (ValueError, RecursionError) as error:
             records.append((number, f"not JSON: {error}"))
             continue
+        if _unwritable(json.dumps(value, ensure_ascii=False)):
+            records.append((number, "holds half a surrogate pair, which is no character"))
+            continue
         if isinstance(value, dict):
             names.update(dict.fromkeys(value))
         records.append((number, value if isinstance(value, dict) else f"expected an object, found {line.strip()[:40]}"))
@@ -322,8 +327,8 @@ def _cell(name: str, value: Any) -> Any:
     if not isinstance(value, str) and (name == "prompt" or name in _TEXT[1:] or not isinstance(value, int | float)):
         raise ValueError("text")
     text = str(value).strip().replace("\r\n", "\n")
-    if "\0" in text or _unwritable(text):
-        raise ValueError("text without NUL characters and halves of surrogate pairs")
+    if "\0" in text:
+        raise ValueError("text without NUL characters")
     if name == "sampler" and (text := text.lower()) not in SAMPLERS:
         raise ValueError(f"one of {', '.join(SAMPLERS)}{nearest(text, SAMPLERS)}")
     return text

@@ -18,7 +18,7 @@ from rdm import denoiser
 from rdm.checkpoint import LoadReport, load_compvis
 from rdm.conditioning import Context, join, mask_bias
 from rdm.config import RDMConfig, read_config
-from rdm.errors import RequestError
+from rdm.errors import RequestError, is_number
 from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
 from rdm.networks import build
 from rdm.sampling import Step, sampler_steps
@@ -132,8 +132,7 @@ class RDM:
     def _bias(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
         if context.dim() != 3 or context.shape[2] != self.config.context_dim or not context.numel():
             raise RequestError(
-                f"context has shape {tuple(context.shape)}; (B, T, {self.config.context_dim}) was expected, with at least one "
-                "row and one token (rdm.conditioning.null_context stands for none)"
+                f"context has shape {tuple(context.shape)}; (B, T, {self.config.context_dim}) was expected, not empty"
             )
         return mask_bias(context, mask)
 
@@ -181,6 +180,8 @@ class RDM:
             latent = self.config.latent_size(height or size, width or size)
             x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
         self._check_latents(x_T, context)
+        if not is_number(guidance_scale):
+            raise RequestError(f"guidance_scale is {guidance_scale!r}; a number was expected")
         guided = guidance_scale != 1
         mask = None if mask is None else mask.to(context.device)
         tokens, bias = context, self._bias(context, mask)

@@ -170,7 +170,7 @@ def test_rows_after_a_stray_quote_are_still_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ['{"prompt": "half a \\ud800 pair"}', '{"prompt": "nul \\u0000"}', "[" * 100_000,
+    ['{"prompt": "a", "note": "\\udfff"}', '{"prompt": "half a \\ud800 pair"}', '{"prompt": "nul \\u0000"}', "[" * 100_000,
      '{"prompt": "a", "scale": 1' + "0" * 400 + "}", '{"prompt": "a", "k": 1' + "0" * 400 + "}", '{"prompt": "a", "k": 1e999}'],
 )  # fmt: skip
 def test_a_hostile_line_of_json_is_a_bad_row_like_any_other(tmp_path: Path, line: str) -> None:
