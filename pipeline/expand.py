@@ -134,7 +134,7 @@ class Expander:
         )
         if not row.prompt and not image:
             raise ConfigError("no prompt, and no image in its place")
-        names = (row.db or config.db) if k else ("",)
+        names = (row.db or tuple(dict.fromkeys(config.db))) if k else ("",)
         if not names:
             raise ConfigError("no database: give --db NAME or a `db` column (or --use text for none)")
         first = row.seed if row.seed is not None else config.seed

@@ -62,8 +62,13 @@ class Picture:
     height: int
 
     def key(self, maker: Maker) -> str:
-        """24 hex digits of sha256 over the picture, the maker and RECIPE."""
-        return digest([RECIPE, asdict(self), asdict(maker)], 24)
+        """24 hex digits of sha256 over the picture, the maker and RECIPE; what this picture does not use leaves it alone."""
+        used = asdict(self)
+        if self.scale == 1:  # without guidance there is nothing to lead away from
+            used["negative"] = ""
+        if self.use == NEIGHBOURS:  # and without the prompt's token, none to weigh
+            used["text_weight"] = 1.0
+        return digest([RECIPE, used, asdict(maker)], 24)
 
     def shape(self) -> tuple[Any, ...]:
         """What pictures of one batch have in common."""

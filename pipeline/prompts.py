@@ -3,7 +3,7 @@
 Reads: the list, UTF-8 (or UTF-16 with its mark). Known columns are `prompt` and, where wanted, those of COLUMNS; every other
 column is carried through to the results, and one that looks like a misspelt known column is warned about by name. A row
 that cannot be used becomes a `BadRow` with its line number; `accept` turns all of them into one error, or leaves them out.
-Writes nothing. Does not know models or databases: whether a `k` or a `db` can be had is checked in pipeline/check.py.
+Writes nothing. Does not know models or databases: whether a `k` or a `db` can be had is checked in pipeline/expand.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import difflib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,8 @@ def read_prompts(source: str) -> PromptList:
     if suffix not in SUFFIXES or "\n" in source:
         if not source.strip():
             raise PromptError("the prompt is empty: give a text in quotes, or a .csv, .parquet, .jsonl or .txt file")
+        if _unwritable(source):
+            raise PromptError(f"the prompt {source!r} is not UTF-8 text")
         return PromptList(source="the prompt", rows=(PromptRow(line=1, prompt=source.strip()),))
     data = _read(source)
     if suffix == ".parquet":
@@ -126,6 +129,10 @@ def read_prompts(source: str) -> PromptList:
             bad.append(made)
     if not rows and not bad:
         raise PromptError(f"{source}: holds no prompts")
+    ids = Counter(row.id for row in rows if row.id)
+    if twice := [name for name, count in ids.items() if count > 1]:
+        shown = ", ".join(repr(name) for name in twice[:3]) + (", ..." if len(twice) > 3 else "")
+        warnings.append(f"{source}: {len(twice)} id(s) stand on several rows: {shown}; results tell them apart by row")
     extra = tuple(name.strip() for name in names if columns[name] is None and name.strip())
     folder = source.rsplit("/", 1)[0] if "://" in source else str(Path(source).absolute().parent)
     return PromptList(Path(source).name, tuple(rows), tuple(bad), tuple(warnings), extra, folder, unit)
@@ -194,11 +201,12 @@ def _csv(source: str, text: str) -> tuple[list[str], Records]:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
+                through = f", lines {line} to {reader.line_num}" if reader.line_num > line else ""
                 yield (
                     line,
-                    f"not a CSV row ({error}): a quote is opened and not closed, or stands inside a cell undoubled",
+                    f"not a CSV row ({error}{through}): a quote is opened and not closed, or stands inside a cell undoubled",
                 )
-                return
+                continue  # with the next line: a reader starts afresh after an error
             if cells is None:
                 return
             if not any(cell.strip() for cell in cells):
@@ -227,8 +235,11 @@ def _jsonl(source: str, text: str) -> tuple[list[str], Records]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             records.append((number, f"not JSON: {error}"))
+            continue
+        if _unwritable(json.dumps(value, ensure_ascii=False)):
+            records.append((number, "holds half a surrogate pair, which is no character"))
             continue
         if isinstance(value, dict):
             names.update(dict.fromkeys(value))
@@ -286,7 +297,7 @@ def _row(line: int, record: Mapping[str, Any], columns: Mapping[str, str | None]
             if name.strip():
                 extra[name.strip()] = value
             continue
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN: a table's gap
             continue
         try:
             values[known] = _cell(known, value)
@@ -315,10 +326,20 @@ def _cell(name: str, value: Any) -> Any:
         return tuple(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
     if not isinstance(value, str) and (name == "prompt" or name in _TEXT[1:] or not isinstance(value, int | float)):
         raise ValueError("text")
-    text = str(value).strip()
+    text = str(value).strip().replace("\r\n", "\n")
+    if "\0" in text:
+        raise ValueError("text without NUL characters")
     if name == "sampler" and (text := text.lower()) not in SAMPLERS:
         raise ValueError(f"one of {', '.join(SAMPLERS)}{nearest(text, SAMPLERS)}")
     return text
+
+
+def _unwritable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can say "\\ud800"
+        return True
+    return False
 
 
 def _number(value: Any) -> float | int | None:
@@ -333,4 +354,4 @@ def _number(value: Any) -> float | int | None:
                 value = float(value)
             except ValueError:
                 return None
-    return value if math.isfinite(value) else None
+    return value if isinstance(value, int) or math.isfinite(value) else None  # a large int is no float

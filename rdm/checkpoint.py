@@ -93,6 +93,8 @@ def load_compvis(
     state: Any = content.get("state_dict", content)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: state_dict is a {type(state).__name__}; a dict of tensors was expected")
+    if strange := [repr(key) for key in state if not isinstance(key, str)]:
+        raise CheckpointError(f"{path}: {len(strange)} names of weights are no text: {some(strange)}")
     ignored: dict[str, int] = {}
     if state is not content:
         if unknown := [str(key) for key in content if key not in _KNOWN_TOP]:
@@ -131,6 +133,8 @@ def _sort_out(
             kind = "unused learned null vector"
         elif key == "scale_factor":
             kind = "scale factor"
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise CheckpointError(f"{path}: scale_factor has shape {tuple(value.shape)}; one number was expected")
             if isinstance(value, Tensor) and abs(float(value) - config.scale_factor) > 1e-6 * config.scale_factor:
                 raise CheckpointError(
                     f"{path} was trained with scale_factor {float(value):.8g}, the description of {config.name} says "

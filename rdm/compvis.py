@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rdm.errors import ConfigError, nearest
+from rdm.errors import ConfigError, is_number, nearest
 
 DENOISER = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -23,6 +23,7 @@ _UNET_FIXED = {"use_scale_shift_norm": False, "resblock_updown": False, "use_spa
 _UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # no effect on the weights or the result
 _AUTOENCODER = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
                 "attn_resolutions", "dropout")  # fmt: skip
+_LISTS = ("channel_mult", "attention_resolutions", "ch_mult", "attn_resolutions")
 _TOP = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "train_steps"}
 _OURS = ("name", "scale_factor", "context_norm", "null_context", "encoder", "max_neighbours", "default_k",
          "default_size", "default_guidance")  # fmt: skip
@@ -34,7 +35,12 @@ def translate_config(content: Mapping[str, Any]) -> dict[str, Any]:
     for key in content:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in a description with ddconfig{nearest(key, known)}")
-    unet, autoencoder = dict(content.get("unet", {})), dict(content["ddconfig"])
+    for section in ("unet", "ddconfig"):
+        if not isinstance(content.get(section), Mapping):
+            raise ConfigError(f"{section} is {content.get(section)!r}; an object with the network's sizes was expected")
+    if not is_number(content.get("scale_factor", 1.0)):
+        raise ConfigError(f"scale_factor is {content['scale_factor']!r}; a number was expected")
+    unet, autoencoder = dict(content["unet"]), dict(content["ddconfig"])
     for section, key, copy in (("unet", "model_channels", "model_channels"), ("ddconfig", "ch", "first_stage_ch")):
         inner = (unet if section == "unet" else autoencoder).get(key)
         if copy in content and content[copy] != inner:
@@ -57,6 +63,12 @@ def _check(section: str, content: Mapping[str, Any], needed: tuple[str, ...], kn
     for key in content:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in {section}{nearest(key, known)}")
+    for key in needed:
+        value = content[key]
+        numbers = value if key in _LISTS and isinstance(value, list | tuple) else [None if key in _LISTS else value]
+        if key != "double_z" and not all(isinstance(number, int) for number in numbers):
+            wanted = "a list of whole numbers" if key in _LISTS else "a whole number"
+            raise ConfigError(f"{section}.{key} is {value!r}; {wanted} was expected")
 
 
 def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +86,10 @@ def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
         heads = [int(unet["num_heads"])] * len(widths)
     else:
         raise ConfigError("unet wants num_head_channels (channels per head) or num_heads")
+    if 0 in heads:
+        raise ConfigError(
+            f"unet.num_head_channels is {unet['num_head_channels']}, more than the {min(widths)} channels there are"
+        )
     return {
         "sample_size": unet.get("image_size"),
         "in_channels": unet["in_channels"],

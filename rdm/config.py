@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rdm.errors import ConfigError, nearest
+from rdm.errors import ConfigError, is_number, nearest
 
 CONFIG_FILE = "rdm.json"  # beside unet/ and vae/ in a saved model
 _SHIPPED = Path(__file__).parent / "configs"
@@ -49,6 +49,9 @@ class RDMConfig:
     default_guidance: float = 5.0
 
     def __post_init__(self) -> None:
+        for key, value in ((key, getattr(self, key)) for key in _NUMBERS):
+            if not is_number(value) or (key in _WHOLE and value != int(value)):
+                raise ConfigError(f"{key} is {value!r}; a {'whole ' if key in _WHOLE else ''}number was expected")
         if self.context_norm not in ("unit", "raw"):
             raise ConfigError(f"context_norm is {self.context_norm!r}; it must be 'unit' or 'raw'")
         if self.null_context != "zeros":
@@ -104,6 +107,8 @@ class RDMConfig:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
+_WHOLE = ("train_steps", "max_neighbours", "default_k", "default_size")
+_NUMBERS = (*_WHOLE, "scale_factor", "beta_start", "beta_end", "default_guidance")
 _UNET_KEYS = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
               "layers_per_block", "cross_attention_dim", "attention_head_dim")  # fmt: skip
 _FIRST_STAGE_KEYS = ("_class_name", "block_out_channels", "latent_channels")

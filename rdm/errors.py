@@ -9,6 +9,7 @@ RDMError                 anything raised here on purpose
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -32,6 +33,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def is_number(value: object) -> bool:
+    """Whether a description's value is a finite number (True and False are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

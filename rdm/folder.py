@@ -39,6 +39,10 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Pa
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a file; a saved model is a folder. RDM.from_compvis (or `rdmpipe convert`) reads original checkpoints"
+        )
     name = str(folder_or_hub_id)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"no folder at {folder}, and {name!r} is no Hub id (owner/name)")
@@ -48,7 +52,8 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Pa
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name} cannot be fetched from the Hub ({error}); check the name and the network, or give a local folder"
+            f"there is no folder {name}, and it cannot be fetched from the Hub ({error}); check the name and the network, or "
+            "give a local folder"
         ) from error
 
 

@@ -18,7 +18,7 @@ from rdm import denoiser
 from rdm.checkpoint import LoadReport, load_compvis
 from rdm.conditioning import Context, join, mask_bias
 from rdm.config import RDMConfig, read_config
-from rdm.errors import RequestError
+from rdm.errors import RequestError, is_number
 from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
 from rdm.networks import build
 from rdm.sampling import Step, sampler_steps
@@ -130,9 +130,9 @@ class RDM:
         return self.unet.conv_in.weight.dtype  # type: ignore[no-any-return]
 
     def _bias(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
-        if context.dim() != 3 or context.shape[2] != self.config.context_dim:
+        if context.dim() != 3 or context.shape[2] != self.config.context_dim or not context.numel():
             raise RequestError(
-                f"context has shape {tuple(context.shape)}; (B, T, {self.config.context_dim}) was expected"
+                f"context has shape {tuple(context.shape)}; (B, T, {self.config.context_dim}) was expected, not empty"
             )
         return mask_bias(context, mask)
 
@@ -147,6 +147,8 @@ class RDM:
         times = torch.as_tensor(t, device=self.device).reshape(-1)
         if len(times) not in (1, len(x)):
             raise RequestError(f"t holds {len(times)} times for {len(x)} latents; one, or one each, was expected")
+        if not bool(((times >= 0) & (times < self.schedule.train_steps)).all()):
+            raise RequestError(f"t is {times.tolist()}; times from 0 to {self.schedule.train_steps - 1} were expected")
         return self._forward(self.unet, x.to(self.device, self.dtype), times, prepared).float()
 
     def _check_latents(self, x: Tensor, context: Tensor) -> None:
@@ -178,6 +180,8 @@ class RDM:
             latent = self.config.latent_size(height or size, width or size)
             x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
         self._check_latents(x_T, context)
+        if not is_number(guidance_scale):
+            raise RequestError(f"guidance_scale is {guidance_scale!r}; a number was expected")
         guided = guidance_scale != 1
         mask = None if mask is None else mask.to(context.device)
         tokens, bias = context, self._bias(context, mask)
@@ -259,8 +263,9 @@ class RDM:
         Of a VQ first stage: what the encoder gives, before quantisation. Sampling and training use
         `config.scale_factor` times this.
         """
-        if images.dim() != 4:
-            raise RequestError(f"images have shape {tuple(images.shape)}; (B, 3, H, W) was expected")
+        channels = int(self.config.first_stage.get("in_channels", 3))
+        if images.dim() != 4 or images.shape[1] != channels or not len(images):
+            raise RequestError(f"images have shape {tuple(images.shape)}; (B, {channels}, H, W) was expected")
         self.config.latent_size(*images.shape[-2:])
         parameter = next(self.first_stage.parameters())
         encoded = self.first_stage.encode(images.to(parameter.device, parameter.dtype))
@@ -275,7 +280,7 @@ class RDM:
         groups of at most `pixels_at_once` (but at least one picture): at 768 x 768 one at a time, where the first
         stage's activations are the peak of memory, and many at a time where they are small.
         """
-        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
+        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels or not latents.numel():
             raise RequestError(
                 f"latents have shape {tuple(latents.shape)}; (B, {self.config.latent_channels}, h, w) was expected"
             )

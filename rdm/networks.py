@@ -66,10 +66,10 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, A
     with torch.device(device):
         try:
             unet = library.UNet2DConditionModel(**config.unet)
-        except TypeError as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"unet: diffusers' UNet2DConditionModel refuses this description: {error}") from error
         try:
             autoencoder = getattr(library, kind)(**first_stage)
-        except TypeError as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"first_stage: diffusers' {kind} refuses this description: {error}") from error
     return unet.eval(), autoencoder.eval()

@@ -88,7 +88,9 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
 def _load_with_placeholders(path: Path, zipped: bool, first: Exception) -> Any:
     if not zipped:
-        reason = str(first).splitlines()[0] if str(first) else type(first).__name__
+        reason = (
+            str(first).partition("\n")[0].partition(". ")[0] or type(first).__name__
+        )  # not torch's advice to trust it
         raise CheckpointError(
             f"{path} is not a checkpoint that can be read safely ({reason}). If it is one of torch 1.5 or older, "
             "load it with the software that wrote it and save it again with a newer torch"

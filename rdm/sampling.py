@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rdm.errors import RequestError, nearest
+from rdm.errors import RequestError, is_number, nearest
 from rdm.schedule import Schedule
 
 Model = Callable[[Tensor, int], Tensor]
@@ -172,8 +172,10 @@ def sampler_steps(
     """The named sampler's generator. Raises RequestError for an unknown name, a step count out of range, a bad eta."""
     schedule.check(steps)
     if sampler not in SAMPLERS:
-        raise RequestError(f"unknown sampler {sampler!r}{nearest(sampler, SAMPLERS)}; known: {', '.join(SAMPLERS)}")
-    if not 0 <= eta <= 1:
+        raise RequestError(
+            f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}"
+        )
+    if not is_number(eta) or not 0 <= eta <= 1:
         raise RequestError(f"eta is {eta}; it must lie in 0..1")
     if sampler == "ddim":
         return ddim(model, x, schedule, steps, eta=eta, noise=noise)

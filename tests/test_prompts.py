@@ -157,6 +157,38 @@ def test_an_unclosed_quote_is_a_bad_row_with_the_line_it_opens_on(tmp_path: Path
     assert [row.line for row in prompts.bad] == [3] and "quote" in prompts.bad[0].problem
 
 
+def test_rows_after_a_stray_quote_are_still_read(tmp_path: Path) -> None:
+    content = 'prompt,k\nfine,1\n"a "bad" quote",2\nfine too,3\n"opened,4\nswallowed,5\nit is "closed" here,6\nlast,7\n'
+    prompts = read_prompts(write(tmp_path, "p.csv", content))
+    assert [(row.line, row.prompt) for row in accept(prompts, skip_bad=True)] == [
+        (2, "fine"),
+        (4, "fine too"),
+        (8, "last"),
+    ]
+    assert [row.line for row in prompts.bad] == [3, 5] and "lines 5 to 7" in prompts.bad[1].problem
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"prompt": "a", "note": "\\udfff"}', '{"prompt": "half a \\ud800 pair"}', '{"prompt": "nul \\u0000"}', "[" * 100_000,
+     '{"prompt": "a", "scale": 1' + "0" * 400 + "}", '{"prompt": "a", "k": 1' + "0" * 400 + "}", '{"prompt": "a", "k": 1e999}'],
+)  # fmt: skip
+def test_a_hostile_line_of_json_is_a_bad_row_like_any_other(tmp_path: Path, line: str) -> None:
+    prompts = read_prompts(write(tmp_path, "p.jsonl", f'{{"prompt": "good"}}\n{line}\n'))
+    assert [row.line for row in prompts.bad] == [2] and [row.prompt for row in prompts.rows] == ["good"]
+
+
+def test_a_gap_in_a_column_of_floats_is_a_blank_cell(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a", "b"], "k": [3.0, float("nan")]}), tmp_path / "p.parquet")
+    assert [row.k for row in read_prompts(str(tmp_path / "p.parquet")).rows] == [3, None]
+
+
+def test_ids_that_stand_twice_are_warned_about(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "p.csv", "prompt,id\na,x\nb,y\nc,x\n"))
+    assert len(prompts.rows) == 3
+    assert [text for text in prompts.warnings if "'x'" in text and "'y'" not in text] == list(prompts.warnings) != []
+
+
 def test_jsonl_reports_broken_and_mistyped_lines(tmp_path: Path) -> None:
     lines = [
         '{"prompt": "a"}',
@@ -218,6 +250,12 @@ MAKER = Maker(model="m", encoder="e", precision="fp32")
 )  # fmt: skip
 def test_whatever_changes_the_pixels_changes_the_key(change: dict[str, object]) -> None:
     assert replace(PICTURE, **change).key(MAKER) != PICTURE.key(MAKER)  # type: ignore[arg-type]
+
+
+def test_what_a_picture_does_not_use_leaves_its_key_alone() -> None:
+    unguided, alone = replace(PICTURE, scale=1.0), replace(PICTURE, use="neighbours")
+    assert replace(unguided, negative="rain").key(MAKER) == unguided.key(MAKER)
+    assert replace(alone, text_weight=3.0).key(MAKER) == alone.key(MAKER)
 
 
 def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:

@@ -111,6 +111,14 @@ def test_an_unknown_entry_beside_the_weights_is_named(tmp_path: Path) -> None:
         load(tmp_path / "x.ckpt", {"state_dict": original_state(tiny_model()), "adapters": {}})
 
 
+def test_names_that_are_no_text_and_a_scale_that_is_no_number_are_named(tmp_path: Path) -> None:
+    state: dict[Any, Tensor] = {**original_state(tiny_model()), 3: torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="names of weights are no text: 3"):
+        load(tmp_path / "x.ckpt", {"state_dict": state})
+    with pytest.raises(CheckpointError, match=r"scale_factor has shape \(2,\)"):
+        load(tmp_path / "x.ckpt", {**original_state(tiny_model()), "scale_factor": torch.zeros(2)})
+
+
 @pytest.mark.parametrize("value", [torch.zeros(32, 4, 3, 5), torch.zeros(36, 32), torch.zeros(32, 4, 3, 3).long()])
 def test_a_misshapen_weight_is_named(tmp_path: Path, value: Tensor) -> None:
     with pytest.raises(CheckpointError, match=CONV_IN):

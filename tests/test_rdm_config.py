@@ -13,7 +13,7 @@ import torch
 
 from rdm import RDM, RDMConfig
 from rdm.config import model_names, read_config
-from rdm.errors import ConfigError
+from rdm.errors import ConfigError, RequestError
 from tests.rdm_reference import noise, tiny_config, tiny_model, tiny_vq_config, unit
 
 
@@ -69,6 +69,8 @@ def test_any_latent_size_is_taken_and_pictures_must_be_multiples_of_the_factor()
         model.sample(unit(1, 2, 12), steps=2, height=30)
     with pytest.raises(ConfigError, match="multiple of 4"):
         model.encode(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(RequestError, match=r"\(1, 1, 32, 32\); \(B, 3, H, W\) was expected"):
+        model.encode(torch.zeros(1, 1, 32, 32))
 
 
 def test_half_precision_leaves_the_first_stage_in_single() -> None:
@@ -108,6 +110,14 @@ def _change(path: str, value: Any) -> dict[str, Any]:
         (_change("default_k", 7), r"0\.\.6"),
         (_change("linear_start", 0.5), "betas"),
         (_change("default_size", 30), "multiple of 4"),
+        (_change("unet.channel_mult", "1, 2"), "unet.channel_mult is '1, 2'; a list of whole numbers"),
+        (_change("unet.model_channels", "32"), "unet.model_channels is '32'; a whole number"),
+        (_change("ddconfig.ch_mult", [1, "2"]), "ddconfig.ch_mult"),
+        (_change("unet.num_head_channels", 64), "more than the 32 channels"),
+        (_change("unet", "small"), "unet is 'small'"),
+        (_change("scale_factor", "big"), "scale_factor is 'big'; a number"),
+        (_change("linear_end", "0.015"), "beta_end is '0.015'; a number"),
+        (_change("default_k", 2.5), "default_k"),
         ({"name": "x"}, "wants 'unet'"),
         ({"unet": {}, "first_stage": {}}, "lacks in_channels"),
     ],

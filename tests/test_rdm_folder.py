@@ -192,3 +192,9 @@ def test_pickled_weights_of_a_folder_run_nothing(tmp_path: Path) -> None:
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no folder at rdm-76"):
         RDM.from_pretrained("rdm-76")
+
+
+def test_a_checkpoint_in_place_of_a_folder_is_refused_with_what_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(CheckpointError, match="from_compvis"):
+        RDM.from_pretrained(tmp_path / "model.ckpt")

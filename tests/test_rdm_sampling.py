@@ -181,6 +181,9 @@ def test_any_step_count_gives_sane_latents(sampler: str, steps: int) -> None:
         ({"sampler": "dim"}, "did you mean 'ddim'"),
         ({"sampler": "plms", "eta": 0.5}, "eta must be 0"),
         ({"eta": 1.5}, "eta is 1.5"),
+        ({"sampler": None}, "unknown sampler None"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": "5"}, "guidance_scale is '5'"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(arguments: dict[str, Any], complaint: str) -> None:
@@ -202,6 +205,16 @@ def test_shapes_that_do_not_fit_are_refused(context: Tensor, x: Tensor, complain
         tiny_model().sample(context, x_T=x)
     with pytest.raises(RequestError, match=complaint):
         tiny_model().denoise(x, 5, context)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, torch.tensor([1000])])
+def test_times_and_shapes_that_no_model_was_trained_for_are_refused(t: Any) -> None:
+    with pytest.raises(RequestError, match="times from 0 to 999"):
+        tiny_model().denoise(noise(1, 4, 8, 8), t, unit(1, 2, 12))
+    with pytest.raises(RequestError, match="not empty"):
+        tiny_model().sample(torch.zeros(1, 0, 12), x_T=noise(1, 4, 8, 8))
+    with pytest.raises(RequestError, match=r"\(0, 4, 8, 8\)"):
+        tiny_model().decode(torch.zeros(0, 4, 8, 8))
 
 
 def test_a_run_reports_every_step_and_can_be_left_in_the_middle() -> None:
