@@ -1,4 +1,4 @@
-"""results.parquet: one row per requested picture, with where it came from; and contact.png for a quick look.
+"""results.parquet: one row per requested picture, with where it came from.
 
 Reads: finished PNG files, whose text chunks hold their own provenance (pipeline/provenance.py) and are the truth, and the
 logs of shards for seconds and errors. Writes: results.parquet. Rights follow every row: each neighbour comes with licence,
