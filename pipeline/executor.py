@@ -316,7 +316,9 @@ class _RayRun:
                     raise JobError(f"workers of stage {stage.name!r} die while they are set up: {error}") from error
             else:
                 text = f"worker died: {_last_line(str(error))}"
-                self._failed(flight.stage, flight.shard, text, lost="node" in str(error).lower())
+                # what Ray says of a process's exit ends in advice on nodes, whatever became of the node
+                lost = "node" in str(error).split("Worker exit type")[0].lower()
+                self._failed(flight.stage, flight.shard, text, lost)
             self._start_actor(flight.stage)
             return
         if flight.shard is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def work(root: str, name: str, before: str, pause: float, home: Storage, context
         raise ValueError("ordered to fail")
     if order == "die":
         os._exit(1)
+    if order == "be killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if order == "hang":
         time.sleep(600)
     if order == "full":

@@ -121,8 +121,9 @@ def test_a_dead_worker_is_replaced_and_its_shard_done_again(tmp_path: Path, ray_
     assert len(lines(tmp_path, "run")) == 9
 
 
-def test_a_shard_that_kills_every_worker_is_a_failure(tmp_path: Path, ray_backend: Backend) -> None:
-    order(tmp_path, "only", 0, "always die")
+@pytest.mark.parametrize("how", ["die", "be killed"])
+def test_a_shard_that_kills_every_worker_is_a_failure(tmp_path: Path, ray_backend: Backend, how: str) -> None:
+    order(tmp_path, "only", 0, f"always {how}")
     outcome = run((stage(tmp_path, "only"),), shards(3), replace(ray_backend, retries=1), quiet(), total=3)
     assert [(failure.shard, failure.attempts) for failure in outcome.failures] == [(0, 2)]
     assert "worker died" in outcome.failures[0].error
