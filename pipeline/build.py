@@ -23,7 +23,7 @@ from pipeline.encoders import Encoder, check, load, resolve
 from pipeline.errors import DatabaseError, StageFailed
 from pipeline.executor import Outcome, run
 from pipeline.filters import filter_mask
-from pipeline.index import build_index
+from pipeline.index import build_index, check_index
 from pipeline.lease import lease
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan, plan_shards
@@ -68,6 +68,10 @@ class _Build:
         plan, self.request, self.gone, self.changes = chosen.plan, chosen.request, chosen.gone, chosen.changes
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
+        if "index" in self.request.stages and self.published is None:
+            # How many rows a filter or the addresses of a list leave is not known yet.
+            known = not self.request.where and self.manifest.source.kind != "urls"
+            check_index(self.request.index, plan.rows if known else 0, self._record().dim)
         outcome = Outcome()
         stages = self._stages(plan)
         if stages:

@@ -138,7 +138,7 @@ def size(key: str, rows: int, dim: int, room: int, most: int = TRAINING_ROWS) ->
     try:
         index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].rsplit(": ", 1)[-1]  # what comes before is where in faiss
         raise IndexBuildError(
             f"{key!r} is not a faiss index key for {dim} dimensions ({reason}); examples: IVF1024,SQ8  HNSW32  "
             f"IVF1024,PQ{max(dim // 4, 1)}x4fs"

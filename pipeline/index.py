@@ -55,6 +55,20 @@ class IndexConfig:
             raise ConfigError("k, queries and memory must be above zero, exact_rows and partitions not below it")
 
 
+def check_index(config: IndexConfig, rows: int, dim: int) -> None:
+    """Refuse before work an index that cannot be: a key that faiss does not know, or too small a budget for `rows` rows
+    (0: not known). Raises IndexBuildError or BudgetError, which names the smallest budget."""
+    if not config.key and rows <= config.exact_rows:
+        return
+    from pipeline.faiss_build import choose, size
+    from pipeline.partition_index import partitions_of
+
+    if not rows:
+        size(config.key, 1, dim, config.memory)
+    elif partitions_of(rows, dim, config) < 2:
+        choose(rows, dim, config)
+
+
 def build_index(
     db: RetrievalDatabase,
     config: IndexConfig,

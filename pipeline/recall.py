@@ -233,4 +233,6 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for a share observed in n trials (E. B. Wilson, 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(
+        share, min(1.0, centre + half)
+    )  # rounding: a share of 1 lies inside

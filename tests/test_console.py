@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from pipeline.build import build
 from pipeline.cli import app
-from pipeline.errors import ConfigError, DatabaseError, FilterError, ManifestError
+from pipeline.console import print_json
+from pipeline.errors import BudgetError, ConfigError, DatabaseError, FilterError, IndexBuildError, ManifestError
+from pipeline.index import IndexConfig
 from pipeline.manifest import checked
 from pipeline.progress import Progress
 from pipeline.query import QueryRequest, run_query
@@ -68,6 +70,20 @@ def test_a_filter_that_cannot_be_is_refused_before_work_and_not_remembered(tmp_p
     with pytest.raises(FilterError, match="did you mean 'style'"):
         quiet_build(folder, home=home, where="styl = 'odd'")
     assert quiet_build(folder, home=home).ok == 3
+
+
+def test_an_index_that_cannot_be_is_refused_before_work(tmp_path: Path) -> None:
+    folder, home = folder_of(tmp_path / "mine", 3), str(tmp_path / "home")
+    with pytest.raises(IndexBuildError, match=r"'IVF4,NOPE' is not a faiss index key .* examples"):
+        quiet_build(folder, home=home, index=IndexConfig(key="IVF4,NOPE"))
+    with pytest.raises(BudgetError, match="--memory"):
+        quiet_build(folder, home=home, index=IndexConfig(key="Flat", memory=1 << 20))
+    assert not (tmp_path / "home" / "databases" / "mine" / "images").exists()
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json([{"a": float("inf"), "b": [float("nan"), 1.5]}])
+    assert capsys.readouterr().out == '[{"a": null, "b": [null, 1.5]}]\n'
 
 
 def test_a_home_that_cannot_be_written_is_refused_with_the_fix(tmp_path: Path) -> None:

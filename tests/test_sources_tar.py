@@ -179,13 +179,16 @@ def test_of_two_members_with_one_name_the_last_counts_as_in_unpacking(tmp_path: 
     assert [(sample.item_id, sample.data) for sample in found] == [("y.jpg", jpeg(2)), ("x.jpg", jpeg(3))]
 
 
-def test_equal_file_names_in_two_folders_are_two_rows_with_their_own_lines(tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize("options", [{"path": "{style}/{name}"}, {}])
+def test_equal_file_names_in_two_folders_are_two_rows_with_their_own_lines(
+    tmp_path: Path, home: Path, options: dict[str, str]
+) -> None:
     archive = tar_of(tmp_path / "a.tar", [("a/x.jpg", jpeg(1)), ("b/x.jpg", jpeg(2))])
     table = csv_of(
         tmp_path / "a.csv",
         [{"name": "x.jpg", "style": "b", "title": "second"}, {"name": "x.jpg", "style": "a", "title": "first"}],
     )
-    found = samples(local(archive, csv=str(table), options={"path": "{style}/{name}"}))
+    found = samples(local(archive, csv=str(table), options=options))
     assert [(sample.item_id, sample.metadata["title"]) for sample in found] == [
         ("a/x.jpg", "first"),
         ("b/x.jpg", "second"),

@@ -8,7 +8,7 @@ item_id, shard_rows. options:
 
 Rows are the archive's pictures in its order, then one failed row (missing_file) for each CSV line whose picture is not
 there. A CSV line belongs to the picture whose path, file name or stem it gives; equal names are told apart by the columns
-that agree with the path. Pictures without a line have no metadata. A column that the path gives hides the CSV's.
+that agree with the path's directories. Pictures without a line have no metadata. A column that the path gives hides the CSV's.
 """
 
 from __future__ import annotations
@@ -160,9 +160,13 @@ class TarSource:
             raise SourceError(f"{self._archive.name}: holds no pictures")
         if self._csv is None:
             return _Listing(members, [None] * len(members), [])
-        lines = [self._csv.find(_names(row["name"]), list(self._path_fields(row["name"]).values())) for row in members]
+        lines = [self._csv.find(_names(row["name"]), self._told(row["name"])) for row in members]
         there = set(lines)
         return _Listing(members, lines, [row for row in range(len(self._csv.names)) if row not in there])
+
+    def _told(self, name: str) -> list[str]:
+        """What a member's path says of it: the fields that the manifest names, else its directories."""
+        return list(self._path_fields(name).values()) or list(PurePosixPath(name).parts[:-1])
 
     def _path_fields(self, name: str) -> dict[str, str]:
         """Values that a member's directories give, by column."""
