@@ -4,8 +4,9 @@ Reads the run's pictures, `encoder/model` (or the encoder named in [rdm]) and `a
 pipeline/train.py), `cache.pt` with what was computed once, and `model/`: the RDM in diffusers' layout, fp16.
 
 As arXiv 2204.11824 trains: a picture's neighbours are those of its own image vector among all training pictures, itself left
-out; how many is drawn for each batch, so that no masks are needed; all are dropped with p_null. Neighbours are found by exact
-search over the vectors. Text is not needed; with `p_text` some batches carry the caption's vector as their first token.
+out; how many is drawn for each batch, so that no masks are needed; all are dropped with p_null. Neighbours are found by the
+database's own exact search over the vectors as a database stores them. Text is not needed; with `p_text` some batches carry
+the caption's vector as their first token.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from pipeline.neighbours import SearchIndex
     from pipeline.progress import Progress
     from pipeline.workers import Crew
     from rdm import RDM
@@ -54,33 +56,38 @@ class Cache:
     scale: float
 
 
-def nearest_others(vectors: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
-    """(N, k) rows of the k nearest other rows of (N, D) unit vectors by exact inner product, nearest first.
+def nearest_others(index: SearchIndex, k: int, groups: Tensor | None = None) -> Tensor:
+    """(N, k) rows of the k nearest other rows of an index of N unit vectors by exact inner product, nearest first.
 
     groups (N,) keeps the search within a row's own group; a group of k or fewer gives its members again and again.
     """
+    import numpy as np
     import torch
 
-    if k >= len(vectors):
-        raise ConfigError(f"{k} neighbours of {len(vectors)} pictures: ask for fewer, or train on more")
-    if groups is not None:
-        within = torch.empty(len(vectors), k, dtype=torch.long)
-        for group in set(groups.tolist()):
-            members = (groups == group).nonzero()[:, 0]
-            others = nearest_others(vectors[members], min(k, len(members) - 1))
-            within[members] = members[others[:, torch.arange(k) % others.shape[1]]]
-        return within
-    found = []
-    for start in range(0, len(vectors), 512):
-        likeness = vectors[start : start + 512] @ vectors.T
-        likeness[torch.arange(len(likeness)), torch.arange(start, start + len(likeness))] = -2
-        found.append(likeness.topk(k, dim=1).indices)
-    return torch.cat(found)
+    count = len(index.vectors)
+    if k >= count:
+        raise ConfigError(f"{k} neighbours of {count} pictures: ask for fewer, or train on more")
+    found = np.empty((count, k), np.int64)
+    for group in [None] if groups is None else sorted(set(groups.tolist())):
+        members = None if group is None or groups is None else np.flatnonzero(groups.numpy() == group)
+        rows = np.arange(count) if members is None else members
+        some = min(k, len(rows) - 1)
+        for part in np.array_split(rows, max(1, len(rows) // 512)):
+            queries = np.asarray(index.vectors[part], np.float32)
+            _, near, _ = index.top(queries, some + 1, members, exact=True)
+            # A stable sort by "is itself" moves a row behind the others, whose order stays.
+            order = np.argsort(near == part[:, None], axis=1, kind="stable")[:, :some]
+            found[part] = np.take_along_axis(near, order, 1)[:, np.arange(k) % some]
+    return torch.from_numpy(found)
 
 
 def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Progress, device: torch.device) -> Cache:
     """The cache, read where it fits data and networks, else computed and kept."""
+    import numpy as np
     import torch
+
+    from pipeline.neighbours import SearchIndex
+    from pipeline.rows import FILES
 
     part = config.rdm
     assert part is not None
@@ -108,8 +115,12 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
         for group in torch.split(pictures.pixels, 64):
             latents.append(first_stage.encode(to_model(group).to(device)).latent_dist.mean.float().cpu())
     stacked = torch.cat(latents).clone()
-    near = nearest_others(vectors, part.neighbours)
-    near_own = nearest_others(vectors, part.neighbours, Names.of(pictures).styles)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / FILES["vectors"], vectors.numpy().astype(np.float16))
+    index = SearchIndex(folder / FILES["vectors"])
+    near = nearest_others(index, part.neighbours)
+    near_own = nearest_others(index, part.neighbours, Names.of(pictures).styles)
+    index.close()
     cache = Cache(stacked, vectors, texts, near, near_own, 1 / float(stacked.std()))
     same = [
         sum(pictures.styles[j] == pictures.styles[i] for j in row) / part.neighbours
@@ -118,7 +129,6 @@ def prepare(config: TrainConfig, pictures: Pictures, folder: Path, progress: Pro
     progress.say(
         f"rdm: latents' scale {cache.scale:.4f}; {sum(same) / len(same):.3f} of the neighbours share the style"
     )
-    folder.mkdir(parents=True, exist_ok=True)
     torch.save({"identity": identity, **vars(cache)}, kept.with_suffix(".part"))
     kept.with_suffix(".part").replace(kept)
     return cache

@@ -267,14 +267,24 @@ def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
     assert all(value.grad is not None for value in model.unet.parameters())
 
 
-def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest() -> None:
+def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest(tmp_path: Path) -> None:
+    import numpy as np
+
+    from pipeline.neighbours import SearchIndex
     from pipeline.train_rdm import nearest_others
 
-    vectors = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = nearest_others(vectors, 5)
-    distances = torch.cdist(vectors.double(), vectors.double())
-    distances.fill_diagonal_(float("inf"))
-    assert torch.equal(found, distances.topk(5, largest=False).indices)
+    drawn = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    np.save(tmp_path / "vectors.npy", drawn.half().numpy())
+    index = SearchIndex(tmp_path / "vectors.npy")
+    likeness = (drawn.half().double() @ drawn.half().double().T).fill_diagonal_(-2)
+    torch.testing.assert_close(likeness.gather(1, nearest_others(index, 5)), likeness.topk(5).values, atol=1e-6, rtol=0)
+    groups = torch.arange(700) % 3
+    groups[:4] = 3  # a group of four: three others, again and again
+    own = likeness.masked_fill(groups[:, None] != groups, -2)
+    found = nearest_others(index, 5, groups)
+    torch.testing.assert_close(own.gather(1, found)[4:], own.topk(5).values[4:], atol=1e-6, rtol=0)
+    assert torch.equal(found[:4, 3:], found[:4, :2]) and all(len(set(row)) == 3 for row in found[:4].tolist())
+    index.close()
 
 
 def test_a_caption_is_true_of_every_picture_that_it_names() -> None:
