@@ -42,8 +42,8 @@ class ApproximateIndex:
         self.family = family(inner)
         self._ivf: Any = faiss.extract_index_ivf(self.index) if self.family == "ivf" else None
         # In faiss 1.13 the first of these looks at no selector and the others take none: filtered after the search instead.
-        self.selects = not isinstance(inner, faiss.IndexIVFRaBitQFastScan | faiss.IndexFastScan)
-        self._bare = isinstance(inner, faiss.IndexFastScan) and self.family == "flat"
+        self.selects = not isinstance(inner, faiss.IndexIVFRaBitQFastScan | faiss.IndexFastScan | faiss.IndexPQ)
+        self._bare = isinstance(inner, faiss.IndexFastScan | faiss.IndexPQ) and self.family == "flat"
         self.lists = int(self._ivf.nlist) if self._ivf is not None else 0
 
     def exhausted(self, count: int, share: float, effort: float) -> bool:
