@@ -36,6 +36,7 @@ def report(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder
     title = f"{setup['model']['name']} on {config['database']}: swapping the database"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
+        _in_short(summary),
         _set_up(summary),
         _judges(summary),
         _swap(summary, rows, folder, labelled),
@@ -64,6 +65,20 @@ def number(one: Mapping[str, Any] | None) -> str:
 def measures(found: Mapping[str, Any] | None) -> list[str]:
     found = found or {}
     return [number(found.get(name)) for name in NAMES]
+
+
+def _in_short(summary: Mapping[str, Any]) -> str:
+    """What a reader came for: does the swap give the style, is the content still there, and is it better than a prompt?"""
+    real = summary["judges"]["references"].get("real pictures that the content judge never saw")
+    swap = summary["swap"]
+    found = [("real pictures that the judges never saw", *measures(real))]
+    for name, words in (("seen styles", "the model knows from training"), ("styles never seen", "the model never saw")):
+        if swap[name]:
+            found.append((f"made with the database of a style that {words}", *measures(swap[name])))
+    for level, one in (summary["postfix"] or {}).items():
+        apart = one["swap minus"].get("postfix")
+        found.append((f"swap minus “in the style of …” in a database where the style is {level}", *measures(apart)))
+    return "<h2>In short</h2>" + _table(("", *NAMES.values()), found)
 
 
 def _set_up(summary: Mapping[str, Any]) -> str:

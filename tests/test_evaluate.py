@@ -80,6 +80,7 @@ def test_an_evaluation_answers_every_question_and_leaves_one_page(
         whole["judges"]["references"]
     )
     page = (out / "index.html").read_text()
+    assert page.index("In short") < page.index("Set-up") and "made with the database of a style that" in page
     assert page.count("<svg") >= 6
     assert page.count("data:image/png;base64,") >= 12
     assert not re.search(r'(src|href)="(?!data:)', page)  # everything is inside it

@@ -17,7 +17,17 @@ from pipeline.search import open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 ROWS, DIM = 6000, 32
-KEYS = ("IVF64,Flat", "IVF64,SQ8", "IVF32,PQ8x4fs", "HNSW16", "RR32,IVF16,SQ8", "SQ8", "PQ16", "PQ16x4fs", "IVF32,RaBitQfs")
+KEYS = (
+    "IVF64,Flat",
+    "IVF64,SQ8",
+    "IVF32,PQ8x4fs",
+    "HNSW16",
+    "RR32,IVF16,SQ8",
+    "SQ8",
+    "PQ16",
+    "PQ16x4fs",
+    "IVF32,RaBitQfs",
+)
 TEXTS = unit(clustered(30, DIM, seed=5) + 0.3)  # away from the rows, as texts are from pictures
 SHARES = {
     "": 1.0,
