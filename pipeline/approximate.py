@@ -60,7 +60,7 @@ class ApproximateIndex:
         """Ordinals (Q, count) int64, -1 where nothing was found. `allowed` is a bool mask (N,), `share` how much of it is set.
 
         A filter that passes a share of the rows leaves that share of every list or neighbourhood, so the search goes wider by
-        the root of one over it (found to keep recall at shares from a half to a hundredth); `effort` widens it beyond that.
+        the root of one over it (what that finds: jobs/bench_search.py); `effort` widens it beyond that.
         """
         faiss = self._faiss
         # One query is searched by one thread anyway, and waking the others would take longer than it.

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pipeline.blocklist import require_purged
 from pipeline.build_plan import choose_plan, download_config
-from pipeline.config import canonical_json, digest
+from pipeline.config import canonical_json
 from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry, Version
 from pipeline.download import download_stage
 from pipeline.embed import EmbedConfig, Images, embed_stage
@@ -89,14 +89,12 @@ class _Build:
         before = self.published
         if before is None or not self.request.refresh or "index" not in self.request.stages:
             return None
-        if (plan.id, self.gone, self._index_wanted()) != (before.plan, before.gone, before.index.build.get("config")):
+        config = asdict(self.request.index)
+        if (plan.id, self.gone, config) != (before.plan, before.gone, before.index.build.get("config")):
             return None
         self.progress.say(f"nothing new: version {before.id} stays")
         self._list_failures([])
         return self._summary(Outcome(skipped=dict.fromkeys(("download", "embed"), plan.shards)), before.counts, before)
-
-    def _index_wanted(self) -> str:
-        return digest(asdict(self.request.index))
 
     def _list_failures(self, failures: Iterable[Failure]) -> None:
         listed = [asdict(failure) for failure in failures]
@@ -168,15 +166,17 @@ class _Build:
 
     def _index(self, plan: Plan, receipts: list[Receipt]) -> Version:
         """Index and publish; where nothing is new, the published version as it is."""
-        wanted = self._index_wanted()
         shards = tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
-        before = self.published
-        if before and before.shards == shards and before.gone == self.gone and before.index.build["config"] == wanted:
+        before, config = self.published, self.request.index
+        if before and (before.shards, before.gone, before.index.build.get("config")) == (
+            shards,
+            self.gone,
+            asdict(config),
+        ):
             return before
         encoder = load(
             resolve(self.manifest.encoder), self.request.device, self.request.precision, self.request.preprocess
         )
-        config = self.request.index
         text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
         gone = gone_keys(self.database, self.gone)
         started = time.monotonic()
@@ -197,7 +197,6 @@ class _Build:
             self._list_failures(error.failures)
             raise
         self.progress.advance("index", 0, entry.rows, time.monotonic() - started)
-        entry = replace(entry, build={**entry.build, "config": wanted})
         version = Version(
             database=self.database.name,
             manifest=asdict(self.manifest),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,6 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     if loaded is not None:
         text = text_queries(loaded, db, record, columns, entries, config.queries, config.seed)
     index = build_index(db, config, record, columns, entries, (), text)
-    index = replace(index, build={**index.build, "config": digest(asdict(config))})  # what `index` compares with
     counts = {name: sum(getattr(receipt, name) for receipt in receipts) for name in ("ok", "filtered", "failed")}
     reasons = {"bad_vector": counts["failed"]} if counts["failed"] else {}
     version = Version(

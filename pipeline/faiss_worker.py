@@ -124,7 +124,9 @@ def _trained(vectors: Path, dim: int, key: str, training_rows: int, seed: int) -
     index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     quantizer = faiss.downcast_index(faiss.try_extract_index_ivf(index) or index)
     if hasattr(quantizer, "do_polysemous_training"):
-        quantizer.do_polysemous_training = False  # it orders the codes for a kind of search that is not done here, at length
+        quantizer.do_polysemous_training = (
+            False  # it orders the codes for a kind of search that is not done here, at length
+        )
     if not index.is_trained:
         index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
     return index

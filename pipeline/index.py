@@ -150,7 +150,7 @@ def build_index(
         files=files,
         params=params,
         recall=recall,
-        build={**build, "duplicates": counts["duplicates"]},
+        build={**build, "duplicates": counts["duplicates"], "config": asdict(config)},
     )
     db.storage.write_text(f"{folder}/entry.json", canonical_json(entry) + "\n")
     db.storage.remove(f"{folder}/parts")

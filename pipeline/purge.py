@@ -10,12 +10,11 @@ again; builds refuse to work until then. Does not reach into generations, export
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.blocklist import BEGUN, KINDS, BlockList, purged_mask, read_block_list, write_block_list
-from pipeline.config import digest
 from pipeline.database import RetrievalDatabase, ShardEntry, Version
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
 from pipeline.filters import conjunction, filter_mask
@@ -206,13 +205,10 @@ def _publish(
             receipt = Receipt.from_json(stored.decode())
         shards.append(entry)
         receipts.append(receipt)
-    config = IndexConfig()
-    if current.index.build.get("config") != digest(asdict(config)) and current.index.kind != "exact":
-        config = IndexConfig(key=current.index.key)
+    config = IndexConfig(**current.index.build["config"])
     gone = gone_keys(db, current.gone)
     text = _texts(db, current, shards, config)
     index = build_index(db, config, current.encoder, current.columns, shards, gone, text)
-    index = replace(index, build={**index.build, "config": digest(asdict(config))})
     counts = {**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])}
     version = replace(current, shards=tuple(shards), index=index, counts=counts, parent=current.id)
     db.publish(version, current.id)

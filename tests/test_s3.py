@@ -20,6 +20,7 @@ import pytest
 from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
 from pipeline.lease import lease
+from pipeline.purge import PurgeRequest, purge
 from pipeline.query import QueryRequest, run_query
 from pipeline.storage import Artifact, Storage
 from pipeline.versions import collect
@@ -397,6 +398,14 @@ def test_a_database_is_built_refreshed_and_searched_on_a_store_as_on_a_disk(
     assert on_disk == on_store
     assert [database.versions() for database in databases] == [[second[0]]] * 2
     assert run_query(QueryRequest("mine", key=5, k=30, home=root)).rows.num_rows == 24
+    proxy.order("GET", "500", "", "cut", "", "503")
+    proxy.order("PUT", "", "500", "", "cut")
+    gone = [purge(PurgeRequest("mine", where="caption LIKE '%1'", home=home)) for home in homes]
+    assert gone[0] == gone[1]
+    assert gone[1].rows > 0 == gone[1].found
+    rows = [run_query(QueryRequest("mine", key=5, k=30, home=home)).rows for home in homes]
+    assert rows[0].equals(rows[1])
+    assert rows[1].num_rows == 24 - gone[1].rows
 
 
 def test_pictures_made_into_a_store_are_those_made_onto_a_disk(root: str, proxy: Proxy, tmp_path: Path) -> None:
