@@ -128,7 +128,7 @@ def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, po
     actors = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if any("_Worker" in part for part in child.cmdline()[:1])
+        if any("ray::Worker" in part for part in child.cmdline()[:1])
     ]
     if not actors and stage == "embed" and _indexing(home):
         pytest.fail("the build was over before an actor could be killed: use more shards")

@@ -94,7 +94,7 @@ def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows) -> None:
     def kill_one() -> None:
         while not killed and not over.is_set():
             busy = [
-                child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::_Worker")
+                child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::Worker")
             ]
             if parts.exists("gone.npy") and busy and len(parts.list("", ".json")) < 3:
                 killed.append(busy[0].pid)
