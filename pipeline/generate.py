@@ -31,7 +31,8 @@ from pipeline.models import check_memory, default_model, find_model
 from pipeline.painter import Rendering
 from pipeline.pictures import RECIPE, Picture, Request, batches, shards, unique
 from pipeline.progress import Progress
-from pipeline.prompts import SUFFIXES, PromptList, accept, read_prompts
+from pipeline.prompt_files import SUFFIXES
+from pipeline.prompts import PromptList, accept, read_prompts
 from pipeline.provenance import read_record
 from pipeline.render import generate_stage
 from pipeline.resolve import resolve_database

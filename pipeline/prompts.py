@@ -1,6 +1,6 @@
 """Prompt lists: .csv, .tsv, .parquet, .jsonl, .txt, or one literal prompt.
 
-Reads: the list, UTF-8 (or UTF-16 with its mark). Known columns are `prompt` and, where wanted, those of COLUMNS; every other
+Reads: the list, by prompt_files.py. Known columns are `prompt` and, where wanted, those of COLUMNS; every other
 column is carried through to the results, and one that looks like a misspelt known column is warned about by name. A row
 that cannot be used becomes a `BadRow` with its line number; `accept` turns all of them into one error, or leaves them out.
 Writes nothing. Does not know models or databases: whether a `k` or a `db` can be had is checked in pipeline/expand.py.
@@ -8,20 +8,17 @@ Writes nothing. Does not know models or databases: whether a `k` or a `db` can b
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PromptError, nearest
+from pipeline.prompt_files import SUFFIXES, read_records, unwritable
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".txt")
 SAMPLERS = ("ddim", "plms", "dpmpp_2m", "unipc")  # those of rdm.sampling, which costs an import of torch
 SHOWN = 20  # bad rows an error spells out
 
@@ -104,20 +101,13 @@ def read_prompts(source: str) -> PromptList:
 
     Raises PromptError for what makes the whole list unreadable: no such file, no `prompt` column, not text.
     """
-    suffix = Path(source).suffix.lower()
-    if suffix not in SUFFIXES or "\n" in source:
+    if Path(source).suffix.lower() not in SUFFIXES or "\n" in source:
         if not source.strip():
             raise PromptError("the prompt is empty: give a text in quotes, or a .csv, .parquet, .jsonl or .txt file")
-        if _unwritable(source):
+        if unwritable(source):
             raise PromptError(f"the prompt {source!r} is not UTF-8 text")
         return PromptList(source="the prompt", rows=(PromptRow(line=1, prompt=source.strip()),))
-    data = _read(source)
-    if suffix == ".parquet":
-        names, records, unit = _parquet(source, data)
-    else:
-        text = _decode(source, data)
-        names, records = {".jsonl": _jsonl, ".txt": _txt}.get(suffix, _csv)(source, text)
-        unit = "line"
+    names, records, unit = read_records(source)
     columns, warnings = _columns(source, names)
     rows: list[PromptRow] = []
     bad: list[BadRow] = []
@@ -150,112 +140,6 @@ def accept(prompts: PromptList, more: Iterable[BadRow] = (), skip_bad: bool = Fa
         advice = "Mend them, or leave them out with --skip-bad." if rows else "No row is left to work on: mend them."
         raise PromptError(f"{prompts.source}: {len(lines)} of {total} row(s) cannot be used:\n{listed}{rest}\n{advice}")
     return rows
-
-
-# ---- files
-
-
-def _read(source: str) -> bytes:
-    import fsspec
-
-    try:
-        with fsspec.open(source if "://" in source else str(Path(source).expanduser()), "rb") as handle:
-            return bytes(handle.read())
-    except (OSError, ImportError, ValueError) as error:
-        raise PromptError(
-            f"{source}: cannot be read ({error}). Give the path of a prompt list, or a prompt that does not end in "
-            f"{', '.join(SUFFIXES)}."
-        ) from error
-
-
-def _decode(source: str, data: bytes) -> str:
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # spreadsheets call this "Unicode text"
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise PromptError(
-            f"{source}: line {line} is not UTF-8 text ({error.reason}); save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise PromptError(f"{source}: line {line} holds a NUL character: this is not a text file")
-    return text
-
-
-Records = Iterator[tuple[int, "dict[str, Any] | str"]]  # line, and the row or what is wrong with it
-
-
-def _csv(source: str, text: str) -> tuple[list[str], Records]:
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
-    except csv.Error as error:
-        raise PromptError(f"{source}: the header cannot be read: {error}") from error
-
-    def rows() -> Records:
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                through = f", lines {line} to {reader.line_num}" if reader.line_num > line else ""
-                yield (
-                    line,
-                    f"not a CSV row ({error}{through}): a quote is opened and not closed, or stands inside a cell undoubled",
-                )
-                continue  # with the next line: a reader starts afresh after an error
-            if cells is None:
-                return
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
-                yield (
-                    line,
-                    f"{len(cells)} cells where the header has {len(names)}: quote a cell that holds {delimiter!r}",
-                )
-            else:
-                yield line, dict(zip(names, cells, strict=False))
-
-    return names, rows()
-
-
-def _txt(source: str, text: str) -> tuple[list[str], Records]:
-    lines = enumerate(io.StringIO(text, newline=None), 1)
-    return ["prompt"], ((number, {"prompt": line}) for number, line in lines if line.strip())
-
-
-def _jsonl(source: str, text: str) -> tuple[list[str], Records]:
-    names: dict[str, None] = {}
-    records: list[tuple[int, dict[str, Any] | str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            records.append((number, f"not JSON: {error}"))
-            continue
-        if _unwritable(json.dumps(value, ensure_ascii=False)):
-            records.append((number, "holds half a surrogate pair, which is no character"))
-            continue
-        if isinstance(value, dict):
-            names.update(dict.fromkeys(value))
-        records.append((number, value if isinstance(value, dict) else f"expected an object, found {line.strip()[:40]}"))
-    return list(names), iter(records)
-
-
-def _parquet(source: str, data: bytes) -> tuple[list[str], Records, str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise PromptError(f"{source}: not a readable Parquet file: {error}") from error
-    return list(table.column_names), iter(enumerate(table.to_pylist(), 1)), "row"
 
 
 # ---- columns and cells
@@ -332,14 +216,6 @@ def _cell(name: str, value: Any) -> Any:
     if name == "sampler" and (text := text.lower()) not in SAMPLERS:
         raise ValueError(f"one of {', '.join(SAMPLERS)}{nearest(text, SAMPLERS)}")
     return text
-
-
-def _unwritable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can say "\\ud800"
-        return True
-    return False
 
 
 def _number(value: Any) -> float | int | None:
