@@ -180,7 +180,12 @@ def _read_weights(part: Path) -> dict[str, Tensor]:
 
 
 def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) -> None:
-    """Write the model. Existing files of the same names are replaced one by one; mapped ones stay readable."""
+    """Write the model. Existing files of the same names are replaced one by one; mapped ones stay readable.
+
+    Raises CheckpointError where `folder` is a file.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; a model is a folder: name another, or remove the file")
     library = diffusers()
     scheduler = library.DDIMScheduler(
         num_train_timesteps=config.train_steps, beta_start=config.beta_start, beta_end=config.beta_end,
@@ -201,7 +206,9 @@ def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) ->
             content.pop("_name_or_path", None)
             written.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         (fresh / CONFIG_FILE).write_text(json.dumps(ours, indent=2) + "\n")
+        mode = (fresh / CONFIG_FILE).stat().st_mode  # safetensors writes for its owner alone
         for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
             target = folder / source.relative_to(fresh)
             target.parent.mkdir(parents=True, exist_ok=True)
+            source.chmod(mode)
             source.replace(target)

@@ -44,6 +44,9 @@ def test_saving_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Pat
         "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     assert all((tmp_path / "a" / p).read_bytes() == (tmp_path / "b" / p).read_bytes() for p in files)
+    assert len({(tmp_path / "a" / p).stat().st_mode for p in files}) == 1, "whoever may read one may read all"
+    with pytest.raises(CheckpointError, match="is a file"):
+        tiny_model().save_pretrained(tmp_path / "a" / "rdm.json")
 
 
 def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path: Path) -> None:
