@@ -117,6 +117,6 @@ def evaluate_autoencoder(network: Any, pixels: Tensor, device: torch.device) -> 
 
 def _features(config: TrainConfig, device: torch.device) -> Any:
     """Activations of the trained encoder's first stages, for the parts of the loss that want them."""
-    from pipeline.train_encoder import early_features
+    from pipeline.trained_encoder import early_features
 
     return early_features(config, device)

@@ -1,7 +1,6 @@
 """Training of the encoder: an open_clip model, contrastive, several positives a row.
 
-Reads the run's pictures. Writes the part's folder (see pipeline/train.py) and `model/`: open_clip_config.json and
-open_clip_model.safetensors (fp16), which `open_clip.create_model_and_transforms("local-dir:...")` loads.
+Reads the run's pictures. Writes the part's folder (see pipeline/train.py) and `model/` (see pipeline/trained_encoder.py).
 
 A batch holds contents in pairs: two pictures of one content, in two styles where there are two. A caption names the content,
 or content and style, or the style alone; every picture that it is true of is a positive.
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
 from pipeline.sheets import curve_picture
 from pipeline.storage import Storage
 from pipeline.train import EncoderConfig, TrainConfig, load_average, say_report
 from pipeline.train_data import Pictures, read_pictures, training_rows
+from pipeline.trained_encoder import build_encoder, embed_pictures, embed_texts, save_encoder, to_model
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.workers import Crew
 
 CONTENT, BOTH, STYLE = 0, 1, 2
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CONTENT = ("{0}", "{0}", "a picture of {0}", "a drawing of {0}")
 _BOTH = ("{0} in the style of {1}", "{0} in the style of {1}", "{0}, {1}", "a {1} picture of {0}")
 _STYLE = ("in the style of {1}", "{1}", "a {1} picture")
@@ -120,14 +118,6 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
     return 0.5 * (one_way(logits, weights) + one_way(logits.T, weights.T))
 
 
-def to_model(pixels: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, S, S) as the encoder takes them, with open_clip's mean and standard deviation."""
-    import torch
-
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
-
-
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 pictures moved by up to 3 pixels and, half of them, mirrored; the border is repeated."""
     import torch
@@ -142,38 +132,6 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     mirror = torch.rand(count, generator=generator) < 0.5
     moved[mirror] = moved[mirror].flip(-1)
     return moved
-
-
-def build_encoder(model: Mapping[str, Any], seed: int) -> tuple[nn.Module, Any]:
-    """open_clip's model of a config with fresh weights, and its tokenizer."""
-    import torch
-
-    from pipeline.encoder_specs import import_open_clip
-
-    open_clip = import_open_clip()
-    torch.manual_seed(seed)
-    settings = {key: value for key, value in model.items() if key != "custom_text"}
-    network = (open_clip.CustomTextCLIP if model.get("custom_text") else open_clip.CLIP)(**settings)
-    length = int(model["text_cfg"].get("context_length", 77))
-    return network, open_clip.tokenizer.SimpleTokenizer(context_length=length)
-
-
-def save_encoder(network: nn.Module, model: Mapping[str, Any], folder: Path) -> None:
-    """open_clip's folder: config with preprocessing, and fp16 weights without the buffers that are not saved."""
-    import torch
-    from safetensors.torch import save_file
-
-    state = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in network.state_dict().items()
-    }
-    preprocess = {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": dict(model), "preprocess_cfg": preprocess}
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "open_clip_model.part"
-    save_file({name: torch.clone(value) for name, value in state.items()}, part, metadata={"format": "pt"})
-    part.replace(folder / "open_clip_model.safetensors")
-    Storage(str(folder)).write_text("open_clip_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def train_encoder(config: TrainConfig, folder: Path, progress: Progress, crew: Crew, resume: bool) -> Path:
@@ -225,29 +183,6 @@ def train_encoder(config: TrainConfig, folder: Path, progress: Progress, crew: C
     return folder / "model"
 
 
-def embed_pictures(network: nn.Module, pixels: Tensor, device: torch.device) -> Tensor:
-    """Unit vectors (N, D) of uint8 pictures."""
-    import torch
-    from torch.nn import functional as F
-
-    net: Any = network
-    with torch.inference_mode():
-        made = [net.encode_image(to_model(part).to(device)).float().cpu() for part in torch.split(pixels, 256)]
-    return F.normalize(torch.cat(made), dim=-1).clone()
-
-
-def embed_texts(network: nn.Module, tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tensor:
-    """Unit vectors (N, D) of texts."""
-    import torch
-    from torch.nn import functional as F
-
-    net: Any = network
-    with torch.inference_mode():
-        tokens = torch.split(tokenizer(list(texts)), 256)
-        made = [net.encode_text(part.to(device)).float().cpu() for part in tokens]
-    return F.normalize(torch.cat(made), dim=-1).clone()
-
-
 def evaluate_encoder(
     network: nn.Module, tokenizer: Any, pictures: Pictures, trained: set[int], device: torch.device, most: int = 4000
 ) -> dict[str, float]:
@@ -285,38 +220,3 @@ def evaluate_encoder(
     figures = {f"recall10_{name}": float(found[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
     figures |= {f"same_style_{name}": float(alike[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
     return {**figures, "style_text": float(named[seen].mean())}
-
-
-def load_encoder(folder: Path) -> tuple[nn.Module, Any]:
-    """The network and tokenizer that `save_encoder` wrote, in fp32 and eval mode."""
-    from safetensors.torch import load_file
-
-    model = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    network, tokenizer = build_encoder(model, 0)
-    network.load_state_dict({name: value.float() if value.is_floating_point() else value
-                             for name, value in load_file(folder / "open_clip_model.safetensors").items()})  # fmt: skip
-    return network.eval().requires_grad_(False), tokenizer
-
-
-def early_features(config: TrainConfig, device: torch.device) -> Any:
-    """A function from pictures in [-1, 1] to the activations of the trained convolutional tower's stem, convolution by
-    convolution, and of its first two stages."""
-    import torch
-
-    network, _ = load_encoder(config.folder() / "encoder" / "model")
-    tower: Any = network.to(device).visual
-    if not hasattr(tower, "layer1"):
-        raise ConfigError(
-            "perceptual and texture compare the activations of a convolutional tower: give [encoder.model] a vision_cfg with "
-            "layers = [1, 1, 1, 1], or set both to 0"
-        )
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
-
-    def features(images: Tensor) -> list[Tensor]:
-        one = tower.act1(tower.bn1(tower.conv1(((images + 1) / 2 - mean) / std)))
-        two = tower.act2(tower.bn2(tower.conv2(one)))
-        three = tower.act3(tower.bn3(tower.conv3(two)))
-        first = tower.layer1(tower.avgpool(three))
-        return [one, two, three, first, tower.layer2(first)]
-
-    return features

@@ -24,7 +24,8 @@ from pipeline.storage import sha256_file
 from pipeline.train import DenoiserConfig, TrainConfig, load_average, say_report
 from pipeline.train_autoencoder import to_model
 from pipeline.train_data import Pictures, read_pictures, training_rows
-from pipeline.train_encoder import Names, embed_pictures, embed_texts, load_encoder, with_style
+from pipeline.train_encoder import Names, with_style
+from pipeline.trained_encoder import embed_pictures, embed_texts, load_encoder
 from pipeline.weights import sha256_of_state
 
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ def test_plain_open_clip_loads_the_encoder_and_it_knows_red_from_blue() -> None:
 
 def test_captions_find_their_pictures_in_real_styles_far_above_chance(shared: Path) -> None:
     from pipeline.train_data import DataConfig, read_pictures
-    from pipeline.train_encoder import evaluate_encoder, load_encoder
+    from pipeline.train_encoder import evaluate_encoder
+    from pipeline.trained_encoder import load_encoder
 
     pictures = read_pictures(DataConfig(parquet=(str(shared / "data/styles/twemoji.parquet"),)))
     network, tokenizer = load_encoder(ENCODER)
