@@ -28,7 +28,8 @@ from pipeline.request import BuildRequest
 from tests.builds import contents, folder_of, manifest_of, quiet_build
 
 KILLS = 10  # blows a stage
-RAY = Backend(kind="ray", workers=2, start_timeout_s=900.0)  # a busy machine starts them slowly
+# A busy machine starts workers slowly, and all blows may fall on one shard.
+RAY = Backend(kind="ray", workers=2, retries=KILLS, start_timeout_s=900.0)
 RECEIPTS = {"download": "images/*.json", "embed": "embeddings/*/*.json"}
 AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
 
