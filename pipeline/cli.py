@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import sys
+from typing import NoReturn
 
 import typer
 
@@ -22,7 +26,22 @@ for commands in (cli_build, cli_query, cli_data, cli_generate, cli_jobs, cli_tra
 def main() -> None:
     # Waiting OpenMP threads sleep instead of spinning: the decoding pool and other processes need the cores they would burn.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        _leave(ended.code)
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process after all that Python has to do at its end, and before the destructors of native libraries: threads of
+    theirs that still run then have aborted a command that was done ("terminate called without an active exception")."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,12 @@ class Expander:
     precision: str
     folder: str = ""  # where rows' relative image paths start
     warnings: list[str] = field(default_factory=list)
-    images: dict[str, bytes] = field(default_factory=dict)  # image prompts by sha256
+    images: dict[str, str] = field(default_factory=dict)  # where image prompts are, by sha256
     selections: dict[str, Selection] = field(default_factory=dict)
     text_encoder: EncoderRecord | None = None  # for pictures without a database
     _filters: dict[tuple[str, str], str] = field(default_factory=dict)
     _open: dict[str, Searcher] = field(default_factory=dict)
+    _looked_at: dict[str, str] = field(default_factory=dict)  # image prompts' sha256, by where they are
 
     def requests(self, prompts: PromptList) -> tuple[list[Request], list[BadRow]]:
         """Every requested picture in order (rows, databases, copies), and the rows that cannot be made."""
@@ -249,21 +250,35 @@ class Expander:
 
     def _image(self, path: str, folder: str) -> str:
         """sha256 of an image prompt that can be read and decoded."""
-        import fsspec
-
         from pipeline.images import decode
 
         full = path if "://" in path or path.startswith(("/", "~")) or not folder else f"{folder}/{path}"
+        if full in self._looked_at:
+            return self._looked_at[full]
         try:
-            with fsspec.open(full, "rb") as handle:
-                data: bytes = handle.read()
+            data = _bytes_at(full)
             decode(data)
         except (OSError, ValueError, ImportError, PictureError) as error:
             raise ConfigError(f"image {path!r} is not a picture that can be read: {error}") from error
         key = hashlib.sha256(data).hexdigest()
-        self.images[key] = data
+        self.images.setdefault(key, full)
+        self._looked_at[full] = key
         return key
+
+    def image_bytes(self, key: str) -> bytes:
+        """An image prompt as it was when the rows were looked at. Raises ConfigError where it is another one now."""
+        data = _bytes_at(self.images[key])
+        if hashlib.sha256(data).hexdigest() != key:
+            raise ConfigError(f"image {self.images[key]!r} changed while the run began; run the same command again")
+        return data
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
+
+
+def _bytes_at(place: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(place, "rb") as handle:
+        return bytes(handle.read())

@@ -13,6 +13,7 @@ whatever the number of workers. What another request of this home has made alrea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import canonical_json, default_home, digest
-from pipeline.errors import ConfigError, StageFailed
+from pipeline.errors import ConfigError, RdmpipeError, StageFailed
 from pipeline.executor import Backend, run
 from pipeline.expand import Expander, GenerateConfig
 from pipeline.lease import lease
@@ -109,8 +110,8 @@ def generate(
     with lease(storage, f"generate {name}", wait_s, notify=progress.say):
         storage.clear_scratch()
         progress.record_in(storage)
-        for key, data in expander.images.items():
-            storage.write_bytes(f"inputs/{key}", data)
+        for key in expander.images:
+            storage.write_bytes(f"inputs/{key}", expander.image_bytes(key))
         files = {request.key: request.file for request in requests}
         copied = _copy_finished(storage, files, config) if not config.out else 0
         before = _finished(storage, files)
@@ -153,10 +154,12 @@ def generate(
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
     """By the encoder of the first database that flags or rows name; rdm-768 where none is named."""
-    names = config.db or next((row.db for row in prompts.rows if row.db), ())
-    if not names:
-        return "rdm-768"
-    return default_model(resolve_database(names[0], config.home).version.encoder.name, config.home)
+    if config.db:
+        return default_model(resolve_database(config.db[0], config.home).version.encoder.name, config.home)
+    for name in dict.fromkeys(name for row in prompts.rows for name in row.db):
+        with contextlib.suppress(RdmpipeError):  # a row that names what is not there is that row's error
+            return default_model(resolve_database(name, config.home).version.encoder.name, config.home)
+    return "rdm-768"
 
 
 def _machine(config: GenerateConfig) -> tuple[str, str, int]:
@@ -166,7 +169,12 @@ def _machine(config: GenerateConfig) -> tuple[str, str, int]:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = device.startswith("cuda")
+    try:
+        on_gpu = torch.device(device).type == "cuda"
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: torch sees no GPU here; leave --device out, or say cpu")
     if config.precision == "auto":
         precision: str = "fp16" if on_gpu else "fp32"
     else:

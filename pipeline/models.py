@@ -191,8 +191,8 @@ def convert_checkpoint(checkpoint: Path, folder: Path, config: str, say: Callabl
 
     if not checkpoint.is_file():
         raise ModelError(f"no checkpoint at {checkpoint}; give the path of the original release's model.ckpt")
-    if folder.exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder} exists and is not empty; give a new folder")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise ModelError(f"{folder} exists and is not an empty folder; give a new one")
     say(f"reading {checkpoint} ({checkpoint.stat().st_size / 1e9:,.2f} GB)")
     try:
         model = RDM.from_compvis(checkpoint, config, dtype=None)

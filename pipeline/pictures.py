@@ -64,6 +64,7 @@ class Picture:
     def key(self, maker: Maker) -> str:
         """24 hex digits of sha256 over the picture, the maker and RECIPE; what this picture does not use leaves it alone."""
         used = asdict(self)
+        used |= {name: float(used[name]) for name in ("text_weight", "scale", "eta")}  # 1 is 1.0
         if self.scale == 1:  # without guidance there is nothing to lead away from
             used["negative"] = ""
         if self.use == NEIGHBOURS:  # and without the prompt's token, none to weigh

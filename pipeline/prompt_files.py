@@ -68,6 +68,8 @@ def _decode(source: str, data: bytes) -> str:
 def _csv(source: str, text: str) -> tuple[list[str], Records]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
+    if source.lower().endswith(".tsv"):
+        delimiter = "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
@@ -132,6 +134,7 @@ def _parquet(source: str, data: bytes) -> tuple[list[str], Records]:
 
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise PromptError(f"{source}: not a readable Parquet file: {error}") from error
-    return list(table.column_names), iter(enumerate(table.to_pylist(), 1))
+    return list(table.column_names), iter(enumerate(rows, 1))

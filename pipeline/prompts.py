@@ -157,10 +157,8 @@ def _columns(source: str, names: list[str]) -> tuple[dict[str, str | None], list
             warnings.append(
                 f"{source}: column {name!r} is not used (did you mean {likely!r}?); it is carried through to the results"
             )
-    known = [value for value in found.values() if value]
-    twice = sorted(
-        {value for value in known if known.count(value) > 1} | {n for n in names if n and names.count(n) > 1}
-    )
+    known, bare = [value for value in found.values() if value], [name.strip() for name in names]
+    twice = sorted({value for value in known if known.count(value) > 1} | {n for n in bare if n and bare.count(n) > 1})
     if twice:
         raise PromptError(f"{source}: column {twice[0]!r} stands there twice; keep one of them")
     if "prompt" not in known and "image" not in known:

@@ -33,15 +33,17 @@ def version() -> str:
 
 def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> bytes:
     """PNG of pixels (H, W, 3) with `record` in its text chunks, all before the image data."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    from PIL import Image, PngImagePlugin
 
-    info = PngInfo()
+    info = PngImagePlugin.PngInfo()
     info.add_itxt("Description", str(record.get("prompt", "")))
     info.add_text("Software", f"rdmpipe {record.get('rdmpipe', '')}")
     for name in _PLAIN:
         info.add_itxt(name, str(record.get(name, "")))
-    info.add_itxt(CHUNK, canonical_json(record), zip=True)
+    text = canonical_json(record)
+    info.add_itxt(
+        CHUNK, text, zip=len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK
+    )  # more is not inflated on reading
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", pnginfo=info)
     return out.getvalue()

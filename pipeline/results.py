@@ -79,7 +79,12 @@ def results_table(
     """
     import pyarrow as pa
 
-    names = {name: f"row_{name}" if name in COLUMNS else name for name in extra}
+    names: dict[str, str] = {}
+    for name in extra:
+        stored = name
+        while stored in COLUMNS or stored in names.values() or (stored != name and stored in extra):
+            stored = f"row_{stored}"
+        names[name] = stored
     rows = [_row(request, made.get(request.key), log.get(request.key, {}), common) for request in requests]
     arrays = {name: pa.array([row[name] for row in rows], _type(kind)) for name, kind in COLUMNS.items()}
     for name, stored in names.items():

@@ -33,7 +33,8 @@ _KNOWN_PREFIXES = {
 _KNOWN_TOP = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "callbacks", "optimizer_states",
               "lr_schedulers", "loops", "hparams_name", "hyper_parameters", "hparams", "native_amp_scaling_state",
               "amp_scaling_state", "NativeMixedPrecisionPlugin", "MixedPrecisionPlugin", "MixedPrecision",
-              "datamodule_hyper_parameters", "datamodule_hparams_name", "_use_ema", "checkpoint_callback_best_model_path",
+              "datamodule_hyper_parameters", "datamodule_hparams_name", "hparams_type",
+              "datamodule_hparams_type", "_use_ema", "checkpoint_callback_best_model_path",
               "checkpoint_callback_best_model_score")  # fmt: skip
 
 

@@ -116,8 +116,6 @@ def _translate_autoencoder(
         raise ConfigError("ddconfig: dropout must be 0 and a KL first stage's embed_dim equal z_channels")
     widths = [int(dd["ch"]) * int(factor) for factor in dd["ch_mult"]]
     attention = [int(dd["resolution"]) // 2**level in dd["attn_resolutions"] for level in range(len(widths))]
-    if n_embed is not None and any(attention):
-        raise ConfigError("ddconfig.attn_resolutions must be empty for a VQ first stage")
     shared = {
         "in_channels": dd["in_channels"],
         "out_channels": dd["out_ch"],

@@ -109,6 +109,11 @@ def null_context(config: RDMConfig, rows: int, device: torch.device | str = "cpu
     return Context(torch.zeros(rows, 1, config.context_dim, device=device), None)
 
 
+def without_masked(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The tokens with zeros where the mask is: whatever padding holds, attention multiplies it by its weight of 0."""
+    return tokens if mask is None else tokens.masked_fill((mask == 0)[..., None].to(tokens.device), 0)
+
+
 def mask_bias(tokens: Tensor, mask: Tensor | None) -> Tensor | None:
     """What the mask adds to the attention's logits: log of the weights, (B, T); None where it changes nothing."""
     if mask is None:

@@ -70,6 +70,13 @@ class RDMConfig:
         missing += [f"first_stage.{key}" for key in _FIRST_STAGE_KEYS if key not in self.first_stage]
         if missing:
             raise ConfigError(f"the description of {self.name!r} lacks {', '.join(missing)}")
+        latents = self.first_stage.get("vq_embed_dim") or self.first_stage.get("latent_channels")
+        channels = {self.unet["in_channels"], self.unet.get("out_channels", self.unet["in_channels"]), latents} - {None}
+        if len(channels) > 1:
+            raise ConfigError(
+                f"unet takes {self.unet['in_channels']} channels and gives {self.unet.get('out_channels')}, the first stage's "
+                f"latents have {latents}: all must be the same"
+            )
         if self.default_size % self.image_factor:
             raise ConfigError(f"default_size is {self.default_size}; it must be a multiple of {self.image_factor}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class RDMError(ValueError):
@@ -38,6 +39,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def is_number(value: object) -> bool:
     """Whether a description's value is a finite number (True and False are none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def as_number(name: str, value: Any) -> float:
+    """An argument as a finite float: Python's, numpy's or torch's. Raises RequestError."""
+    try:
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"{name} is {value!r}; a number was expected")
+    return number
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

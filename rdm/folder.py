@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,10 +71,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _first_stage_folder(folder: Path) -> Path:
-    for name in _PARTS.values():
-        if (folder / name).is_dir():
-            return folder / name
-    raise CheckpointError(f"{folder} has neither vae/ nor vqvae/: it is no saved RDM, or not all of it")
+    found = [folder / name for name in _PARTS.values() if (folder / name).is_dir()]
+    if not found:
+        raise CheckpointError(f"{folder} has neither vae/ nor vqvae/: it is no saved RDM, or not all of it")
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} has both vae/ and vqvae/: remove the one that is not this model's first stage")
+    return found[0]
 
 
 def read_folder_config(folder: Path) -> RDMConfig:
@@ -212,3 +215,5 @@ def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) ->
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(mode)
             source.replace(target)
+    for other in set(_PARTS.values()) - {_PARTS[type(first_stage).__name__]}:  # of a model saved here before
+        shutil.rmtree(folder / other, ignore_errors=True)

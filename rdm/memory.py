@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from rdm import denoiser
 from rdm.config import RDMConfig
-from rdm.networks import build
+from rdm.networks import at_once, build
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def count_memory(
 ) -> MemoryCount:
     """Bytes for sampling `batch` pictures of height x width at once, the first stage in single precision.
 
-    tokens: of context a picture (default: as many as the model takes). Decoding counts one picture at a time.
+    tokens: of context a picture (default: as many as the model takes). Decoding counts as many pictures at once as
+    `RDM.decode` takes.
     """
     size = config.default_size
     latent = config.latent_size(height or size, width or size)
@@ -95,8 +96,9 @@ def count_memory(
         prepared = denoiser.prepare(unet, context, None, guided=guided, silent_null=guided)
         denoiser.forward(unet, x.to(dtype), torch.empty(1, device="meta"), prepared).float()
     with _FusedAttention(), _LiveBytes(first_stage) as decoding:
+        high, wide = height or size, width or size
         z = torch.empty(shape, device="meta")
-        images = torch.empty(batch, 3, height or size, width or size, device="meta")
-        first_stage.decode(z[:1])
+        images = torch.empty(batch, 3, high, wide, device="meta")
+        first_stage.decode(z[: at_once(high * wide)])
         del images
     return MemoryCount(weights, sampling.most, decoding.most)

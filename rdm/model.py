@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from rdm import denoiser
 from rdm.checkpoint import LoadReport, load_compvis
-from rdm.conditioning import Context, join, mask_bias
+from rdm.conditioning import Context, join, mask_bias, without_masked
 from rdm.config import RDMConfig, read_config
-from rdm.errors import RequestError, is_number
+from rdm.errors import RequestError, as_number
 from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
-from rdm.networks import build
+from rdm.networks import PIXELS_AT_ONCE, at_once, build
 from rdm.sampling import Step, sampler_steps
 from rdm.schedule import Schedule
 
@@ -143,7 +143,8 @@ class RDM:
         context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train through `unet`.
         """
         self._check_latents(x, context)
-        prepared = denoiser.prepare(self.unet, context, self._bias(context, mask), guided=False)
+        bias = self._bias(context, mask)
+        prepared = denoiser.prepare(self.unet, without_masked(context, mask), bias, guided=False)
         times = torch.as_tensor(t, device=self.device).reshape(-1)
         if len(times) not in (1, len(x)):
             raise RequestError(f"t holds {len(times)} times for {len(x)} latents; one, or one each, was expected")
@@ -180,11 +181,11 @@ class RDM:
             latent = self.config.latent_size(height or size, width or size)
             x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
         self._check_latents(x_T, context)
-        if not is_number(guidance_scale):
-            raise RequestError(f"guidance_scale is {guidance_scale!r}; a number was expected")
-        guided = guidance_scale != 1
+        scale, eta = as_number("guidance_scale", guidance_scale), as_number("eta", eta)
+        guided = scale != 1
         mask = None if mask is None else mask.to(context.device)
-        tokens, bias = context, self._bias(context, mask)
+        bias = self._bias(context, mask)
+        tokens = without_masked(context, mask)
         if guided and null_context is not None:
             tokens, bias = self._with_null(Context(context, mask), null_context, null_mask)
         silent = guided and null_context is None
@@ -199,7 +200,7 @@ class RDM:
             if not guided:
                 return eps
             eps_null, eps_context = eps.chunk(2)
-            return eps_null + guidance_scale * (eps_context - eps_null)
+            return eps_null + scale * (eps_context - eps_null)
 
         def noise() -> Tensor:
             return noise_like(shape, generator).to(self.device)
@@ -216,7 +217,7 @@ class RDM:
         null = null.to(context.tokens).expand(rows, -1, -1)
         mask = None if null_mask is None else null_mask.to(null.device).expand(rows, -1)
         both = join([Context(null, mask), context])
-        return both.tokens, mask_bias(both.tokens, both.mask)
+        return without_masked(both.tokens, both.mask), mask_bias(both.tokens, both.mask)
 
     def sample(
         self,
@@ -273,7 +274,7 @@ class RDM:
         return latents.float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, pixels_at_once: int = 1024 * 1024) -> Tensor:
+    def decode(self, latents: Tensor, *, pixels_at_once: int = PIXELS_AT_ONCE) -> Tensor:
         """Images (B, 3, H, W), float32, of latents as sampled; in [-1, 1] but for overshoot: clamp before use.
 
         A VQ first stage quantises first: each latent becomes its nearest codebook entry. Pictures are decoded in
@@ -287,7 +288,7 @@ class RDM:
         parameter = next(self.first_stage.parameters())
         z = (latents.float() / self.config.scale_factor).to(parameter.device, parameter.dtype)
         pixels = z.shape[2] * z.shape[3] * self.config.downsample_factor**2
-        groups = torch.split(z, max(1, pixels_at_once // pixels))
+        groups = torch.split(z, at_once(pixels, pixels_at_once))
         return torch.cat([self.first_stage.decode(group).sample.float() for group in groups])
 
 

@@ -16,6 +16,8 @@ import torch
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
 
+PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
+
 _torchvision_ops: list[torch.library.Library] = []  # a library is forgotten with its last reference
 
 FIRST_STAGES = ("AutoencoderKL", "VQModel")
@@ -73,3 +75,8 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, A
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"first_stage: diffusers' {kind} refuses this description: {error}") from error
     return unet.eval(), autoencoder.eval()
+
+
+def at_once(pixels: int, most: int = PIXELS_AT_ONCE) -> int:
+    """How many pictures of so many pixels are decoded together: at least one."""
+    return max(1, most // pixels)

@@ -19,6 +19,7 @@ import torch
 from rdm.errors import CheckpointError
 
 _ALLOWED = {
+    ("collections", "defaultdict"): lambda *of: {},
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,

@@ -170,7 +170,7 @@ def sampler_steps(
     noise: Noise | None = None,
 ) -> Iterator[Step]:
     """The named sampler's generator. Raises RequestError for an unknown name, a step count out of range, a bad eta."""
-    schedule.check(steps)
+    steps = schedule.check(steps)
     if sampler not in SAMPLERS:
         raise RequestError(
             f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}"

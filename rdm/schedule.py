@@ -6,6 +6,8 @@ Pure numbers (float64, on the CPU); reads and writes nothing.
 from __future__ import annotations
 
 import math
+import operator
+from typing import Any
 
 import torch
 
@@ -38,10 +40,15 @@ class Schedule:
     def log_snr_half(self, t: int) -> float:
         return 0.5 * math.log(self._alphas_cumprod[t] / (1 - self._alphas_cumprod[t]))
 
-    def check(self, steps: int) -> None:
-        """Raise RequestError unless 1 <= steps <= train_steps."""
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_steps:
+    def check(self, steps: Any) -> int:
+        """The number of steps, numpy's taken too. Raises RequestError unless 1 <= steps <= train_steps."""
+        try:
+            count = 0 if isinstance(steps, bool) else operator.index(steps)
+        except TypeError:
+            count = 0
+        if not 1 <= count <= self.train_steps:
             raise RequestError(f"steps is {steps!r}; a whole number from 1 to {self.train_steps} was expected")
+        return count
 
     def leading(self, steps: int) -> list[int]:
         """Time steps of DDIM and PLMS, descending; after the last comes the level of t = 0.

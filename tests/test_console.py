@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pipeline.progress import Progress
 from pipeline.query import QueryRequest, run_query
 from pipeline.request import BuildRequest
 from pipeline.status import status_of
-from tests.builds import folder_of, quiet_build
+from tests.builds import REPO, folder_of, quiet_build
 from tests.encoders import RANDOM
 
 
@@ -31,6 +33,16 @@ def texts(command: Any) -> Iterator[str]:
     yield from (parameter.help for parameter in command.params if getattr(parameter, "help", None))
     for below in getattr(command, "commands", {}).values():
         yield from texts(below)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["encoders"], 0), (["search", "--no-such-flag"], 2)])
+def test_a_command_ends_with_its_code_and_after_what_python_does_at_its_end(arguments: list[str], code: int) -> None:
+    program = (
+        "import atexit, sys; from pipeline.cli import main\n"
+        f"atexit.register(print, 'the end'); sys.argv = ['rdmpipe', *{arguments}]; main(); print('not reached')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, "the end"), done.stderr
 
 
 def test_help_loses_no_word_to_markup() -> None:

@@ -273,6 +273,17 @@ def test_what_the_prompt_and_neighbours_weigh_changes_the_picture(world: World, 
     assert (tmp_path / "both" / "inputs" / made["both"][2]["image"]).read_bytes() == sketch.read_bytes()
 
 
+def test_a_prompt_and_columns_of_any_length_and_name_come_through(world: World, tmp_path: Path) -> None:
+    long = "a fox " * 200_000
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": long, "key": "k", "row_key": "r", "row_row_key": "s"}) + "\n")
+    summary = world.run(path, db=(), use="text", out=str(tmp_path / "run"))
+    (row,) = results(summary).to_pylist()
+    assert (row["status"], row["prompt"]) == ("ok", long.strip())
+    assert [value for name, value in row.items() if name.startswith("row_")] != []
+    assert {"k", "r", "s"} <= {value for value in row.values() if isinstance(value, str)}
+
+
 def test_text_alone_needs_no_database(world: World, tmp_path: Path) -> None:
     summary = world.run("a fox", db=(), use="text", out=str(tmp_path / "run"))
     assert summary.ok == 1 and results(summary)["db_version"].to_pylist() == [""]
@@ -338,6 +349,7 @@ def test_a_model_that_takes_raw_vectors_gets_stored_vector_times_norm(world: Wor
         ({"where": "style = 'cubist'"}, FilterError, "no picture of database"),
         ({"image": "absent.png"}, ConfigError, "absent.png"),
         ({"precision": "fp8"}, ConfigError, "fp32, fp16 or bf16"),
+        ({"device": "gpu"}, ConfigError, "--device 'gpu'"),
         ({"text_weight": 0.0}, ConfigError, "--use neighbours"),
     ],
 )  # fmt: skip
@@ -388,10 +400,13 @@ def test_without_a_model_the_one_trained_with_the_databases_encoder_is_taken(wor
         assert "tiny" in [row["name"] for row in list_models(str(world.home))]
         summary = world.run("a fox", model="", out=str(tmp_path / "run"))
         said = world.run("a fox", model=world.model, out=str(tmp_path / "said"))
+        path = listed(tmp_path, f"prompt,db\na,stiles\nb,{world.views[0]}\n")
+        skipped = world.run(path, model="", db=(), skip_bad=True, out=str(tmp_path / "skipped"))
     finally:
         own.unlink()
         own.parent.rmdir()
     assert pictures(summary.out) == pictures(said.out) and summary.ok == 3
+    assert (skipped.ok, skipped.skipped_rows) == (1, 1), "a row that names no database is that row's error"
     assert (default_model("vit-l-14"), default_model("vit-b-32")) == ("rdm-768", "rdm-imagenet")
 
 

@@ -106,7 +106,12 @@ def test_case_and_blanks_around_column_names_do_not_matter(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("header", "says"),
-    [("promt,seed", "did you mean 'promt'"), ("prompt,seed,Seed", "twice"), ("prompt,mood,mood", "twice")],
+    [
+        ("promt,seed", "did you mean 'promt'"),
+        ("prompt,seed,Seed", "twice"),
+        ("prompt,mood,mood", "twice"),
+        ("prompt,mood,mood ", "twice"),
+    ],
 )
 def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, header: str, says: str) -> None:
     with pytest.raises(PromptError, match=says):
@@ -208,6 +213,10 @@ def test_an_image_may_stand_in_for_the_prompt(tmp_path: Path) -> None:
     assert prompts.rows[0].image == "sketch.png" and prompts.folder == str(tmp_path)
 
 
+def test_a_tsv_of_one_column_may_hold_commas(tmp_path: Path) -> None:
+    assert [row.prompt for row in read_prompts(write(tmp_path, "p.tsv", "prompt\na fox, red\n")).rows] == ["a fox, red"]
+
+
 @pytest.mark.parametrize("content", [b"prompt\n\xe9t\xe9\n", b"prompt\na\0b\n"])
 def test_what_is_not_text_is_refused_with_the_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.csv").write_bytes(content)
@@ -224,6 +233,10 @@ def test_a_missing_file_and_an_empty_file_say_so(tmp_path: Path) -> None:
         read_prompts(write(tmp_path, "p.csv", "prompt\n"))
     with pytest.raises(PromptError, match="not a readable Parquet"):
         read_prompts(write(tmp_path, "p.parquet", "nonsense"))
+    late = pa.array([300_000_000_000], pa.timestamp("s"))  # beyond the year 9999
+    pq.write_table(pa.table({"prompt": ["a"], "seen": late}), tmp_path / "late.parquet")
+    with pytest.raises(PromptError, match="not a readable Parquet"):
+        read_prompts(str(tmp_path / "late.parquet"))
 
 
 def test_sampler_names_are_the_models() -> None:
@@ -256,6 +269,7 @@ def test_what_a_picture_does_not_use_leaves_its_key_alone() -> None:
     unguided, alone = replace(PICTURE, scale=1.0), replace(PICTURE, use="neighbours")
     assert replace(unguided, negative="rain").key(MAKER) == unguided.key(MAKER)
     assert replace(alone, text_weight=3.0).key(MAKER) == alone.key(MAKER)
+    assert replace(PICTURE, eta=0, text_weight=1).key(MAKER) == replace(PICTURE, eta=0.0, text_weight=1.0).key(MAKER)
 
 
 def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:

@@ -163,10 +163,13 @@ def test_a_trap_in_place_of_a_weight_is_named_and_does_not_run(tmp_path: Path) -
 
 def test_objects_of_a_training_framework_become_placeholders(tmp_path: Path) -> None:
     state = collections.OrderedDict(original_state(tiny_model()))
-    content = {"state_dict": state, "callbacks": {"best": Callback(a=1), "path": Path("x")}, "hyper_parameters": {1, 2}}
+    content = {"state_dict": state, "callbacks": {"best": Callback(a=1), "path": Path("x")}, "hyper_parameters": {1, 2},
+               "hparams_type": Callback}  # fmt: skip
     model = load(tmp_path / "lightning.ckpt", content)
     assert model.weights_hash() == tiny_model().weights_hash()
     assert isinstance(load_tensors(tmp_path / "lightning.ckpt")["callbacks"]["best"], Placeholder)
+    content["state_dict"] = collections.defaultdict(list, state)
+    assert load(tmp_path / "default.ckpt", content).weights_hash() == tiny_model().weights_hash()
 
 
 def test_the_old_file_format_is_read_only_as_plain_weights(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ def test_zero_padding_without_a_mask_is_not_neutral() -> None:
     assert relative(eps(padded), eps(tokens)) > 1e-3
     mask = torch.tensor([[True, True, True, False, False]])
     assert relative(eps(padded, mask), eps(tokens)) < 1e-5
+    padded[:, 3:] = torch.tensor([float("nan"), float("inf")])[:, None]
+    assert relative(eps(padded, mask), eps(tokens)) < 1e-5, "whatever padding holds"
+    sampled = tiny_model().sample(padded, x_T=X[:1], mask=mask, **SAMPLING)
+    assert relative(sampled, tiny_model().sample(tokens, x_T=X[:1], **SAMPLING)) < 1e-4
 
 
 @pytest.mark.parametrize("copies", [2, 5])

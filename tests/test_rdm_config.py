@@ -100,6 +100,7 @@ def _change(path: str, value: Any) -> dict[str, Any]:
         ("rdm-786", "did you mean 'rdm-768'"),
         (_change("scale_facto", 1.0), "did you mean 'scale_factor'"),
         (_change("unet.contextdim", 3), "did you mean 'context_dim'"),
+        (_change("unet.in_channels", 3), "all must be the same"),
         (_change("unet.channel_mult", None), "unet lacks channel_mult"),
         (_change("ddconfig.ch", None), "ddconfig lacks ch"),
         (_change("unet.use_scale_shift_norm", True), "only False is supported"),

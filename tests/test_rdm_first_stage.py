@@ -47,6 +47,10 @@ class Original:
         h = torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape)
         return x + self.conv(h, f"{name}.proj_out")
 
+    def level(self, x: Tensor, name: str, j: int) -> Tensor:
+        x = self.block(x, f"{name}.block.{j}")
+        return self.attention(x, f"{name}.attn.{j}") if f"{name}.attn.{j}.q.weight" in self.state else x
+
     def middle(self, x: Tensor, side: str) -> Tensor:
         x = self.block(x, f"{side}.mid.block_1")
         return self.block(self.attention(x, f"{side}.mid.attn_1"), f"{side}.mid.block_2")
@@ -55,7 +59,7 @@ class Original:
         x = self.conv(x, "encoder.conv_in", padding=1)
         for level in range(LEVELS):
             for j in range(BLOCKS):
-                x = self.block(x, f"encoder.down.{level}.block.{j}")
+                x = self.level(x, f"encoder.down.{level}", j)
             if level < LEVELS - 1:
                 x = self.conv(F.pad(x, (0, 1, 0, 1)), f"encoder.down.{level}.downsample.conv", stride=2)
         x = self.swish(self.norm(self.middle(x, "encoder"), "encoder.norm_out"))
@@ -73,22 +77,24 @@ class Original:
         x = self.middle(self.conv(self.conv(z, "post_quant_conv"), "decoder.conv_in", padding=1), "decoder")
         for level in reversed(range(LEVELS)):
             for j in range(BLOCKS + 1):
-                x = self.block(x, f"decoder.up.{level}.block.{j}")
+                x = self.level(x, f"decoder.up.{level}", j)
             if level > 0:
                 x = self.conv(F.interpolate(x, scale_factor=2.0), f"decoder.up.{level}.upsample.conv", padding=1)
         return self.conv(self.swish(self.norm(x, "decoder.norm_out")), "decoder.conv_out", padding=1)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[RDM, Original]:
+@pytest.fixture(scope="module", params=[[], [16, 8]], ids=["plain", "attention"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RDM, Original]:
     """A checkpoint in the original's names, loaded by us and held by the transcription."""
-    source = lively(RDM.from_config(CONFIG))
+    config = {**CONFIG, "ddconfig": {**CONFIG["ddconfig"], "attn_resolutions": request.param}}
+    source = lively(RDM.from_config(config))
     weights = {**source.unet.state_dict(), **source.first_stage.state_dict()}
     entries = denoiser_entries(source.unet, source.config) + first_stage_entries(source.first_stage, source.config)
     state = {e.original: weights[e.name].reshape(e.original_shape).clone() for e in entries}
     path = tmp_path_factory.mktemp("vq") / "model.ckpt"
     torch.save({"state_dict": state}, path)
-    return RDM.from_compvis(path, CONFIG), Original(state)
+    assert any(".down.1.attn." in name for name in state) == bool(request.param)
+    return RDM.from_compvis(path, config), Original(state)
 
 
 def test_decoding_quantises_as_the_original_does(pair: tuple[RDM, Original]) -> None:

@@ -57,6 +57,16 @@ def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path: Path)
     assert model.weights_hash() == RDM.from_pretrained(tmp_path).weights_hash() == tiny_model().weights_hash()
 
 
+def test_another_models_first_stage_does_not_stay_beside_the_new_one(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    model = vq_model()
+    model.save_pretrained(tmp_path)
+    assert RDM.from_pretrained(tmp_path).weights_hash() == model.weights_hash()
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(CheckpointError, match="both vae/ and vqvae/"):
+        RDM.from_pretrained(tmp_path)
+
+
 def test_a_model_in_another_memory_layout_is_saved_all_the_same(tmp_path: Path) -> None:
     model = lively(RDM.from_config(tiny_config()))
     model.unet.to(memory_format=torch.channels_last)

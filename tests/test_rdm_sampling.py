@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -189,6 +190,12 @@ def test_any_step_count_gives_sane_latents(sampler: str, steps: int) -> None:
 def test_bad_requests_are_refused_before_any_work(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         tiny_model().sample(unit(1, 2, 12), x_T=noise(1, 4, 8, 8), **arguments)
+
+
+def test_numbers_may_be_numpys_or_torchs() -> None:
+    settings = {"context": unit(1, 2, 12), "x_T": noise(1, 4, 8, 8)}
+    found = tiny_model().sample(**settings, steps=np.int64(3), guidance_scale=torch.tensor(2.0), eta=np.float32(0))
+    assert torch.equal(found, tiny_model().sample(**settings, steps=3, guidance_scale=2))
 
 
 @pytest.mark.parametrize(
