@@ -87,11 +87,22 @@ class SearchIndex:
         rows = total if ordinals is None else len(ordinals)
         plan = Plan("", total, rows, len(queries))
         start = time.perf_counter()
-        if exact or self.approximate is None or rows <= self.exact_subset * min(len(queries), TOGETHER):
+        few = rows <= self.exact_subset * min(len(queries), TOGETHER)
+        if exact or self.approximate is None or few or self._all_lists(rows):
             scores, found = self.exact.top(queries, k, ordinals)
             words = "exact scan of all rows" if ordinals is None else "exact scan of the matching rows"
             return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
         return self._approximate(self.approximate, queries, min(k, rows), ordinals, plan)
+
+    def _all_lists(self, rows: int) -> bool:
+        """Whether the index would go through all its lists for these rows: reading the rows themselves is quicker then."""
+        index = self.approximate
+        return (
+            index is not None
+            and index.family == "ivf"
+            and rows <= min(RESCUE * self.exact_subset, len(self.vectors) // 2)
+            and index.exhausted(rows, rows / len(self.vectors), 1.0)
+        )
 
     def _approximate(
         self, index: ApproximateIndex, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None, plan: Plan

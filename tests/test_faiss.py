@@ -93,6 +93,17 @@ def test_every_kind_of_index_gives_exactly_min_k_matches(built: tuple, where: st
                 assert hits / (10 * expected) >= 0.75
 
 
+def test_a_filter_that_would_open_every_list_reads_its_rows_instead(collection: tuple) -> None:
+    home, shards, _, _ = collection
+    db = home_database(home)
+    config = IndexConfig(key="IVF16,SQ8", queries=20, min_recall=0.8)
+    version = version_of(db, build_index(db, config, encoder_record(DIM), COLUMNS, shards), shards, DIM)
+    with open_search(db, version, exact_subset=50) as searcher:
+        plans = [searcher.search(TEXTS[20:21], 5, where).plan.plan for where in ("key % 50 = 7", "key % 2 = 0", "")]
+    assert plans[0] == "exact scan of the matching rows"
+    assert all(plan.startswith("faiss ivf") for plan in plans[1:])
+
+
 def test_an_entry_tells_key_parameters_recall_and_measured_memory(built: tuple) -> None:
     _, version, _, _ = built
     entry = version.index
