@@ -16,6 +16,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m cluster --timeout 3600

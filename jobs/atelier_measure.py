@@ -20,7 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.atelier import STYLES, SUBJECTS, picture
+from pipeline.atelier import STYLES, picture
+from pipeline.atelier.pictures import SUBJECTS
 
 
 def draw(span: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.atelier import STYLES, SUBJECTS, metadata, picture
+from pipeline.atelier import STYLES, metadata, picture
+from pipeline.atelier.pictures import SUBJECTS
 
 SHOWN = (
     "lighthouse", "sailing boat", "cat", "hot-air balloon", "windmill", "owl", "vase of flowers", "horse",

@@ -26,14 +26,16 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.building import EmbedConfig
+from pipeline.building.download import DownloadConfig, download_stage, read_images
+from pipeline.building.embed import Timing, embed_shard
+from pipeline.catalog.manifests import manifest_for_folder
 from pipeline.database import RetrievalDatabase
-from pipeline.download import DownloadConfig, download_stage, read_images
-from pipeline.embed import EmbedConfig, Timing, embed_shard
-from pipeline.encoders import Encoder, load, resolve, to_numpy
+from pipeline.encoders import Encoder, load_encoder, resolve_encoder, to_numpy
+from pipeline.execution import Shard
+from pipeline.execution.stage import run_shard_once
 from pipeline.images import DRAFT_SIDE, decode
-from pipeline.manifest import for_folder
 from pipeline.sources import open_source
-from pipeline.stage import Shard, run_shard_once
 
 
 def picture_bytes(source: Path) -> list[bytes]:
@@ -55,7 +57,7 @@ def one_shard(home: Path, files: list[bytes], count: int) -> tuple[RetrievalData
     for i, data in enumerate(itertools.islice(itertools.cycle(files), count)):
         suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
         (folder / f"{i:05d}{suffix}").write_bytes(data)
-    manifest = for_folder(folder)
+    manifest = manifest_for_folder(folder)
     db = RetrievalDatabase(manifest.name, str(home))
     source = open_source(manifest)
     (spec,) = source.plan()
@@ -113,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ).for_machine()
     torch.set_num_threads(config.torch_threads)
     torch.set_flush_denormal(True)
-    encoder = load(resolve(args.encoder), config.device, config.precision, config.preprocess)
+    encoder = load_encoder(resolve_encoder(args.encoder), config.device, config.precision, config.preprocess)
     rounds = []
     with tempfile.TemporaryDirectory() as scratch:
         db, shard = one_shard(Path(scratch), picture_bytes(args.source), args.pictures)

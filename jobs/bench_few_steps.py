@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.catalog import resolve_database
+from pipeline.database import picture_files
 from pipeline.encoders import Encoder, load_recorded, unit_rows
-from pipeline.evaluate_statistics import kid
+from pipeline.evaluation.statistics import kid
+from pipeline.generation import find_model
 from pipeline.images import decode
-from pipeline.models import find_model
-from pipeline.resolve import resolve_database
-from pipeline.search import open_search
-from pipeline.thumbnails import picture_files
+from pipeline.retrieval import open_search
 from rdm import RDM
 from rdm.conditioning import Context, assemble
 

@@ -22,10 +22,8 @@ from typing import Any
 BUILD = """
 import io, json, resource, sys
 from pathlib import Path
-from pipeline.build import build
-from pipeline.executor import Backend
-from pipeline.progress import Progress
-from pipeline.request import BuildRequest
+from pipeline.building import BuildRequest, build
+from pipeline.execution import Backend, Progress
 request = BuildRequest(target=sys.argv[1], home=sys.argv[2], images="drop", threads=1, backend=Backend())
 summary = build(request, Progress(stream=io.StringIO()))
 fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

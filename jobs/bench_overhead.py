@@ -29,9 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.executor import Backend, run
-from pipeline.progress import Progress
-from pipeline.stage import Receipt, Resources, Shard, Stage
+from pipeline.execution import Backend, Progress, Receipt, Resources, Shard, Stage, run_stages
 from pipeline.storage import Storage
 
 WORKERS = 2
@@ -76,7 +74,7 @@ def executor_seconds(root: Path, count: int, backend: Backend) -> tuple[float, f
     """Seconds to the first shard's end, and seconds a shard from there on."""
     shards = [Shard(number, 1, f"input {number}") for number in range(count)]
     start, clock = time.monotonic(), Clock()
-    outcome = run((tiny_stage(root),), shards, backend, clock, count)
+    outcome = run_stages((tiny_stage(root),), shards, backend, clock, count)
     if outcome.ran != {"tiny": count}:
         raise SystemExit(f"expected {count} shards to run, found {outcome.ran} and {outcome.failures[:1]}")
     return clock.ends[0] - start, (clock.ends[-1] - clock.ends[0]) / (count - 1)

@@ -21,9 +21,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from pipeline.database import EncoderRecord, RetrievalDatabase, ShardEntry
-from pipeline.faiss_merge import merge_on_disk
-from pipeline.rows import write_rows, write_vectors
+from pipeline.database import RetrievalDatabase, ShardEntry
+from pipeline.encoders import EncoderRecord
+from pipeline.index.merge import merge_on_disk
+from pipeline.index.rows import write_rows, write_vectors
 from pipeline.schema import SHARD_ROWS, embedding_schema, key_of
 
 DIM = 768

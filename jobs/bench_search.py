@@ -26,12 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import parse_size
-from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
-from pipeline.faiss_build import build_faiss
-from pipeline.index import IndexConfig
-from pipeline.recall import Queries
-from pipeline.rows import FILES
-from pipeline.search import Searcher
+from pipeline.database import IndexEntry, RetrievalDatabase, Version
+from pipeline.encoders import EncoderRecord
+from pipeline.index import FILES, IndexConfig, Queries
+from pipeline.index.sizing import build_faiss
+from pipeline.retrieval import Searcher
 from pipeline.storage import Artifact
 
 DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19

@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from pipeline.progress import Progress
-from pipeline.train import TrainConfig, read_train_config
-from pipeline.train_data import read_pictures, training_rows
-from pipeline.workers import Crew
+from pipeline.execution import Progress
+from pipeline.training import read_train_config
+from pipeline.training.config import TrainConfig
+from pipeline.training.crew import Crew
+from pipeline.training.data import read_pictures, training_rows
 
 
 def timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
@@ -36,7 +37,7 @@ def timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
 
 
 def bench_rdm(config: TrainConfig, steps: int) -> dict[str, Any]:
-    from pipeline.train_rdm import build_rdm, draw_context, prepare
+    from pipeline.training.denoiser import build_rdm, draw_context, prepare
     from rdm.objectives import denoising_loss
     from rdm.train import Average, fit
 

@@ -24,10 +24,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.stage import Failure
 
 
 class RdmpipeError(Exception):
@@ -101,18 +97,10 @@ class JobError(RdmpipeError):
     pass
 
 
-class StageFailed(RdmpipeError):
-    """Some shards failed after all retries. `failures` lists them; running the same command again retries only those."""
-
-    def __init__(self, failures: tuple[Failure, ...]) -> None:
-        self.failures = failures
-        first = failures[0]
-        lines = first.error.strip().splitlines()
-        super().__init__(
-            f"{len(failures)} shard(s) failed in stage {first.stage!r} after {first.attempts} attempt(s); "
-            f"first: shard {first.shard}: {lines[-1] if lines else 'no message'}. "
-            "Finished shards are kept: mend the cause and run the same command again."
-        )
+def error_class(name: str) -> type[RdmpipeError]:
+    """The class of this module with that name, RdmpipeError where there is none: how a worker's error comes back as itself."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, RdmpipeError) else RdmpipeError
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -39,9 +39,9 @@ RESERVED = (
     "duplicate_of",
     "score",
 )
+
 # Of these a source may fill in itself, under their own names.
 FROM_SOURCE = ("url", "licence", "caption")
-
 
 # Columns that a manifest's `patches` adds: the key of the picture's first row in its shard; `x0, y0, x1, y1` of the crop.
 IMAGE_KEY, PATCH_COORDS = "image_key", "patch_coords"

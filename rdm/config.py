@@ -11,13 +11,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rdm.errors import ConfigError, is_number, nearest
 
 CONFIG_FILE = "rdm.json"  # beside unet/ and vae/ in a saved model
-_SHIPPED = Path(__file__).parent / "configs"
+_SHIPPED = Path(str(resources.files("rdm"))) / "configs"
 
 
 @dataclass(frozen=True)

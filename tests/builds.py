@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.build import build
-from pipeline.executor import Backend
-from pipeline.progress import Progress
-from pipeline.request import BuildRequest, BuildSummary
+from pipeline.building import BuildRequest, build
+from pipeline.building.request import BuildSummary
+from pipeline.execution import Backend, Progress
 from tests.encoders import RANDOM
 
 REPO = Path(__file__).parent.parent

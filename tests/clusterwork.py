@@ -13,14 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import digest
-from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
+from pipeline.database import IndexEntry, RetrievalDatabase, Version
+from pipeline.encoders import EncoderRecord
 from pipeline.errors import RdmpipeError
-from pipeline.executor import Backend, run
-from pipeline.job_run import run_job
-from pipeline.jobfile import load_job
-from pipeline.lease import lease
-from pipeline.progress import Progress
-from pipeline.storage import Artifact
+from pipeline.execution import Backend, Progress, run_stages
+from pipeline.scheduling import load_job, run_job
+from pipeline.storage import Artifact, lease
 from tests.stages import shards, stage
 
 STAGES = ("first", "second")
@@ -34,7 +32,7 @@ def work(root: Path, count: int, pause: float, timeout_s: float, backend: Backen
     second = stage(root, "second", before="first", pause=pause, timeout_s=timeout_s, storage=home)
     with lease(home, "work", wait_s=90, term_s=10), Progress("json") as progress:
         before = database.current_id()
-        outcome = run((first, second), shards(count), backend, progress, total=count)
+        outcome = run_stages((first, second), shards(count), backend, progress, total=count)
         failures = [asdict(failure) for failure in outcome.failures]
         home.write_text("failures.json", json.dumps(failures))
         if not failures:

@@ -21,10 +21,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.build import build
-from pipeline.executor import Backend
-from pipeline.progress import Progress
-from pipeline.request import BuildRequest
+from pipeline.building import BuildRequest, build
+from pipeline.execution import Backend, Progress
 from tests.builds import contents, folder_of, manifest_of, quiet_build
 
 KILLS = 10  # blows a stage

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluate import evaluate
-from pipeline.evaluate_config import EvaluateConfig, Judge, Postfix, Prompts, Sampling, Sweep, Tuning
-from pipeline.executor import Backend
-from pipeline.progress import Progress
-from pipeline.train import Steps
+from pipeline.evaluation import EvaluateConfig, evaluate
+from pipeline.evaluation.config import Judge, Postfix, Prompts, Sampling, Sweep, Tuning
+from pipeline.execution import Backend, Progress
+from pipeline.training import Steps
 from tests.builds import quiet_build
 from tests.encoders import RANDOM
 

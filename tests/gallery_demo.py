@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.pictures import Maker, Picture, Request, Source
-from pipeline.prompts import PromptRow
-from pipeline.provenance import encode_png
-from pipeline.results import results_table
+from pipeline.generation.prompts import PromptRow
+from pipeline.generation.provenance import encode_png
+from pipeline.generation.requests import Maker, Neighbourhood, PictureRequest, RequestedCopy
+from pipeline.generation.results import results_table
 from pipeline.storage import Storage
 
 MAKER = Maker(model="0" * 64, encoder="tiny-00000000", precision="fp32")
@@ -48,11 +48,11 @@ def make_run(
     for line, prompt in enumerate(prompts, 2):
         for db in databases:
             for copy in range(n):
-                picture = Picture(
-                    prompt, "", "", "both", 1.0, 7 + copy, Source(db, "v0"), k, "ddim", 50, 5.0, 0.0, side, side
+                picture = PictureRequest(
+                    prompt, "", "", "both", 1.0, 7 + copy, Neighbourhood(db, "v0"), k, "ddim", 50, 5.0, 0.0, side, side
                 )
                 row = PromptRow(line, prompt, extra=extra or {})
-                requests.append(Request(row, copy, db, picture, picture.key(MAKER)))
+                requests.append(RequestedCopy(row, copy, db, picture, picture.key(MAKER)))
     for i, request in enumerate(requests):
         if i >= len(requests) - unfinished:
             log[request.key] = {"error": "not finite: the model gave no numbers"}

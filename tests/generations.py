@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.executor import Backend
-from pipeline.generate import GenerateConfig, GenerateSummary, generate
-from pipeline.progress import Progress
+from pipeline.execution import Backend, Progress
+from pipeline.generation import GenerateConfig, generate
+from pipeline.generation.run import GenerateSummary
 from rdm import RDM
 from tests.builds import quiet_build
 from tests.encoders import RANDOM

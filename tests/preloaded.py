@@ -1,6 +1,6 @@
 """The imports that a forked driver of the crash tests has behind it."""
 
-from pipeline.torch_setup import prepare_torchvision
+from pipeline.machine import prepare_torchvision
 
 prepare_torchvision()
 

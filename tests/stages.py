@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import DiskFullError
-from pipeline.stage import Receipt, Resources, Shard, Stage
+from pipeline.execution import Receipt, Resources, Shard, Stage
 from pipeline.storage import Storage
 
 

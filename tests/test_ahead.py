@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.ahead import ahead
+from pipeline.execution import ahead
 
 
 def test_results_come_in_order_and_every_item_once() -> None:

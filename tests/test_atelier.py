@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.atelier import STYLES, SUBJECTS, caption_with_style, cell, metadata, picture, png_bytes
+from pipeline.atelier import STYLES, metadata, picture, png_bytes, split_of
 from pipeline.atelier.palette import COLOURS, TIMES, WEATHERS, sample_light
 from pipeline.atelier.pen import Pen
+from pipeline.atelier.pictures import SUBJECTS, caption_with_style, cell
 from pipeline.atelier.plate import make_plate
-from pipeline.atelier.scene import CAPTION_WORDS, HELD_OUT_FRACTION, chance, number_word, sample, split_of
+from pipeline.atelier.scene import CAPTION_WORDS, HELD_OUT_FRACTION, chance, number_word, sample
 from pipeline.atelier.settings import SETTINGS, View
 from pipeline.atelier.subjects import REGISTRY
 from pipeline.errors import ConfigError

@@ -9,14 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.database import RetrievalDatabase
+from pipeline.catalog import resolve_database
+from pipeline.database import RetrievalDatabase, gone_keys
 from pipeline.errors import BusyError, DatabaseError, FilterError, IndexBuildError, ManifestError
-from pipeline.lease import lease
-from pipeline.query import QueryRequest, run_query
-from pipeline.refresh import gone_keys
-from pipeline.resolve import resolve_database
-from pipeline.search import open_search
-from pipeline.versions import collect, list_versions
+from pipeline.maintenance import collect, list_versions
+from pipeline.retrieval import QueryRequest, open_search, run_query
+from pipeline.storage import lease
 from tests.builds import command, contents, folder_of, last_json, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM, local_encoder
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.catalog import resolve_database
+from pipeline.catalog.manifests import shipped_manifests
 from pipeline.errors import SourceError
-from pipeline.manifest import shipped
-from pipeline.query import QueryRequest, run_query
-from pipeline.resolve import resolve_database
+from pipeline.retrieval import QueryRequest, run_query
 from pipeline.sources import SourceOptions
 from tests.builds import command, last_json, picture, quiet_build
 from tests.encoders import RANDOM
@@ -55,7 +55,7 @@ def artbench(server: Server, where: Path, damage: bool = False) -> str:
                              "split": split, "cifar_index": len(rows)})  # fmt: skip
     archive = tar_of(server.folder / "files/artbench-10-imagefolder-split.tar", members)
     table = csv_of(server.folder / "files/ArtBench-10.csv", rows)
-    text = shipped()["artbench"].read_text()
+    text = shipped_manifests()["artbench"].read_text()
     text = text.replace("64f4d66dcf34b3c77e8c7d68fed2ec8c", "0" * 32 if damage else md5(archive))
     text = text.replace("cc8e5df471b294f19f3fab19ad9f5100", md5(table))
     where.write_text(text)

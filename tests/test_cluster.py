@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import JobsClient, Submission, check_versions
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import ConfigError, JobError
-from pipeline.executor import Backend
-from pipeline.jobfile import LoadedJob, load_job
-from pipeline.storage import TEMPORARY, Storage
+from pipeline.execution import Backend
+from pipeline.scheduling import JobsClient, LoadedJob, Submission, load_job
+from pipeline.scheduling.cluster import check_versions
+from pipeline.storage import Storage
+from pipeline.storage.files import TEMPORARY
 from tests import builds
 from tests.cluster import Cluster, cluster
 from tests.clusterwork import STAGES, work

@@ -14,16 +14,14 @@ import typer.main
 from rich.text import Text
 from typer.testing import CliRunner
 
-from pipeline.build import build
-from pipeline.cli import app
-from pipeline.console import print_json
+from pipeline.building import BuildRequest, build
+from pipeline.catalog import check_manifest, status_of
+from pipeline.cli.app import app
+from pipeline.cli.options import print_json
 from pipeline.errors import BudgetError, ConfigError, DatabaseError, FilterError, IndexBuildError, ManifestError
+from pipeline.execution import Progress
 from pipeline.index import IndexConfig
-from pipeline.manifest import checked
-from pipeline.progress import Progress
-from pipeline.query import QueryRequest, run_query
-from pipeline.request import BuildRequest
-from pipeline.status import status_of
+from pipeline.retrieval import QueryRequest, run_query
 from tests.builds import REPO, folder_of, quiet_build
 from tests.encoders import RANDOM
 
@@ -159,7 +157,7 @@ def test_checking_a_manifest_finds_what_its_build_would(tmp_path: Path, line: st
     head = 'name = "x"\ntitle = "X"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\n'
     path.write_text(f'{head}{line}\n[source]\nkind = "folder"\n')
     with pytest.raises(ManifestError, match=message):
-        checked(path)
+        check_manifest(path)
     path.write_text(f'{head}[source]\nkind = "foldr"\n')
     with pytest.raises(ManifestError, match=r"unknown source kind 'foldr' .did you mean 'folder'"):
         build(BuildRequest(target=str(path), home=str(tmp_path), encoder=RANDOM), Progress(stream=io.StringIO()))

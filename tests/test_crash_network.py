@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.catalog.manifests import shipped_manifests
 from pipeline.errors import RdmpipeError
-from pipeline.executor import Backend
-from pipeline.manifest import shipped
+from pipeline.execution import Backend
 from pipeline.sources import SourceOptions
 from tests.builds import contents, picture, quiet_build
 from tests.crashes import KILLS
@@ -30,7 +30,7 @@ def line(tmp_path: Path, home: Path) -> Iterator[Wire]:
     wikiart_files(
         tmp_path / "served/hub/huggan/wikiart", [picture(i, 96, "PNG") for i in range(ROWS)], FILES, SHARD_ROWS
     )
-    text = shipped()["wikiart"].read_text()
+    text = shipped_manifests()["wikiart"].read_text()
     (tmp_path / "wikiart.toml").write_text(text.replace("shard_rows = 1200", f"shard_rows = {SHARD_ROWS}"))
     with serve(tmp_path / "served") as server, wire(server.url) as made:
         yield made

@@ -17,21 +17,25 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.building import plan_shards
+from pipeline.building.download import DownloadConfig, download_stage, filter_columns, read_images
+from pipeline.building.plan import BuildPlan, read_plan, write_plan
+from pipeline.catalog import load_manifest
+from pipeline.catalog.manifests import manifest_for_folder
 from pipeline.database import RetrievalDatabase
-from pipeline.download import DownloadConfig, download_stage, filter_columns, read_images
 from pipeline.errors import DatabaseError, FilterError, SourceError
+from pipeline.execution import Receipt, Shard, Stage
+from pipeline.execution.stage import run_shard_once
 from pipeline.filters import check_filter, filter_mask
-from pipeline.manifest import Manifest, SourceSpec, for_folder, load
-from pipeline.plan import Plan, plan_shards, read_plan, write_plan
-from pipeline.sources import Sample, ShardSpec, SourceOptions, open_source
-from pipeline.stage import Receipt, Shard, Stage, run_shard_once
+from pipeline.sources import Manifest, Sample, SourceOptions, SourceSpec, open_source
+from pipeline.sources.base import ShardSpec
 from tests.pictures import HTML, csv_of, jpeg, png, wikiart_files
 from tests.server import serve
 
 
 def prepare(
     home: Path, manifest: Manifest, options: SourceOptions | None = None, where: str = "", row_filter: Any = None
-) -> tuple[RetrievalDatabase, Plan, Stage]:
+) -> tuple[RetrievalDatabase, BuildPlan, Stage]:
     db = RetrievalDatabase(manifest.name, str(home))
     options = options or SourceOptions()
     plan = write_plan(db, open_source(manifest, options), options)
@@ -39,7 +43,7 @@ def prepare(
     return db, plan, download_stage(db, config, row_filter)
 
 
-def run(stage: Stage, db: RetrievalDatabase, plan: Plan) -> list[Receipt]:
+def run(stage: Stage, db: RetrievalDatabase, plan: BuildPlan) -> list[Receipt]:
     context = stage.setup()
     return [run_shard_once(stage, lambda: context, shard)[0] for shard in plan_shards(db, plan.id)]
 
@@ -60,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_each_sample_is_a_row_and_bad_ones_say_why(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     (receipt,) = run(stage, db, plan)
     assert (receipt.ok, receipt.filtered, receipt.failed) == (3, 0, 4)
     assert receipt.reasons == {"empty": 1, "missing_file": 1, "not_an_image": 2}
@@ -81,7 +85,7 @@ def test_each_sample_is_a_row_and_bad_ones_say_why(home: Path, folder: Path) -> 
 
 
 def test_the_tar_is_in_img2datasets_layout_with_the_suffix_the_bytes_tell(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     run(stage, db, plan)
     with tarfile.open(fileobj=io.BytesIO(db.storage.read_bytes(db.image_tar(0)))) as archive:
         members = archive.getmembers()
@@ -106,13 +110,13 @@ def test_the_tar_is_in_img2datasets_layout_with_the_suffix_the_bytes_tell(home: 
 def test_another_run_elsewhere_gives_the_same_bytes(home: Path, folder: Path, tmp_path: Path) -> None:
     receipts = []
     for where in ("one", "two"):
-        db, plan, stage = prepare(tmp_path / where, for_folder(folder))
+        db, plan, stage = prepare(tmp_path / where, manifest_for_folder(folder))
         receipts.append((plan, run(stage, db, plan)))
     assert receipts[0] == receipts[1]
 
 
 def test_pictures_are_read_back_with_their_rows(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     run(stage, db, plan)
     found = list(read_images(db, 0))
     assert [data for _, data in found] == [jpeg(1), png(2), None, None, None, png(6), None]
@@ -122,7 +126,7 @@ def test_pictures_are_read_back_with_their_rows(home: Path, folder: Path) -> Non
 
 
 def test_a_done_shard_is_skipped_and_one_whose_pictures_are_gone_is_not(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     (first,) = run(stage, db, plan)
     (shard,) = plan_shards(db, plan.id)
     assert stage.receipt(shard) == first
@@ -135,7 +139,7 @@ def test_a_done_shard_is_skipped_and_one_whose_pictures_are_gone_is_not(home: Pa
 
 
 def test_damaged_pictures_are_an_error_with_the_fix(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     run(stage, db, plan)
     data = db.storage.read_bytes(db.image_tar(0))
     db.storage.write_bytes(db.image_tar(0), data[:700])
@@ -144,13 +148,13 @@ def test_damaged_pictures_are_an_error_with_the_fix(home: Path, folder: Path) ->
 
 
 def test_the_stage_can_be_sent_to_another_process(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_folder(folder))
     (receipt,) = run(pickle.loads(pickle.dumps(stage)), db, plan)
     assert receipt.ok == 3
 
 
 def test_rows_outside_the_filter_are_filtered_and_counted(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(folder), where="year >= 1903", row_filter=filter_mask)
+    db, plan, stage = prepare(home, manifest_for_folder(folder), where="year >= 1903", row_filter=filter_mask)
     (receipt,) = run(stage, db, plan)
     assert (receipt.ok, receipt.filtered, receipt.failed) == (1, 3, 3)
     assert receipt.reasons == {"empty": 1, "missing_file": 1, "not_an_image": 1, "where": 3}
@@ -165,7 +169,7 @@ def test_a_filter_on_what_is_not_known_yet_is_an_error_before_work(folder: Path)
 
 
 def test_a_filter_changes_what_done_means_and_an_address_does_not(home: Path, folder: Path) -> None:
-    plain = DownloadConfig(for_folder(folder), {"year": "int64"})
+    plain = DownloadConfig(manifest_for_folder(folder), {"year": "int64"})
     moved = replace(plain.manifest, source=replace(plain.manifest.source, path="/elsewhere"), encoder="vit-b-32")
     same = replace(plain, manifest=moved, options=SourceOptions(base_url="http://127.0.0.1", token="secret"))
     assert same.fingerprint() == plain.fingerprint()
@@ -188,7 +192,7 @@ def test_keys_go_on_across_shards(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_that_shrank_since_the_plan_is_an_error(home: Path, folder: Path) -> None:
-    _, _, stage = prepare(home, for_folder(folder))
+    _, _, stage = prepare(home, manifest_for_folder(folder))
     with pytest.raises(SourceError, match="planned 9 rows, found 1"):
         stage.run(stage.setup(), Shard(0, 9, "x", {"files": ["a.jpg"]}))
 
@@ -196,7 +200,7 @@ def test_a_source_that_shrank_since_the_plan_is_an_error(home: Path, folder: Pat
 def test_wikiart_goes_from_the_hub_to_rows(home: Path, tmp_path: Path) -> None:
     pictures = [jpeg(i) for i in range(30)]
     told = wikiart_files(tmp_path / "served" / "hub" / "huggan" / "wikiart", pictures, files=2)
-    manifest = load("wikiart")
+    manifest = load_manifest("wikiart")
     assert isinstance(manifest, Manifest)
     with serve(tmp_path / "served") as server:
         db, plan, stage = prepare(home, manifest, SourceOptions(base_url=server.url))
@@ -208,7 +212,7 @@ def test_wikiart_goes_from_the_hub_to_rows(home: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_survive_the_way_unchanged(home: Path, shared: Path) -> None:
-    db, plan, stage = prepare(home, for_folder(shared / "data" / "paintings"))
+    db, plan, stage = prepare(home, manifest_for_folder(shared / "data" / "paintings"))
     (receipt,) = run(stage, db, plan)
     assert receipt.ok == 30
     for row, data in read_images(db, 0):

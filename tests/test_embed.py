@@ -17,17 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.database import EncoderRecord, RetrievalDatabase
-from pipeline.download import DownloadConfig, download_stage
-from pipeline.embed import EmbedConfig, Timing, embed_shard, embed_stage
-from pipeline.encoders import Encoder, load, resolve
+from pipeline.building import EmbedConfig
+from pipeline.building.download import DownloadConfig, download_stage
+from pipeline.building.embed import Timing, embed_shard, embed_stage
+from pipeline.catalog.manifests import manifest_for_folder
+from pipeline.database import RetrievalDatabase
+from pipeline.encoders import Encoder, EncoderRecord, load_encoder, resolve_encoder
 from pipeline.errors import DatabaseError, EncoderError
-from pipeline.executor import Backend, run
+from pipeline.execution import Backend, Shard, Stage, run_stages
+from pipeline.execution.stage import run_shard_once
 from pipeline.images import decode, perceptual_hash
-from pipeline.manifest import Manifest, for_folder
 from pipeline.schema import embedding_schema
-from pipeline.sources import open_source
-from pipeline.stage import Shard, Stage, run_shard_once
+from pipeline.sources import Manifest, open_source
 from tests.encoders import CONFIG, RANDOM, local_encoder
 
 CONFIGURED = EmbedConfig(RANDOM, device="cpu", batch=8, torch_threads=1, decode_threads=2)
@@ -36,7 +37,7 @@ CONFIGURED = EmbedConfig(RANDOM, device="cpu", batch=8, torch_threads=1, decode_
 @pytest.fixture(scope="module")
 def tiny() -> Encoder:
     torch.set_num_threads(1)
-    return load(resolve(RANDOM), "cpu")
+    return load_encoder(resolve_encoder(RANDOM), "cpu")
 
 
 def collection(folder: Path, count: int = 21, bad: bool = True) -> Path:
@@ -57,7 +58,7 @@ def collection(folder: Path, count: int = 21, bad: bool = True) -> Path:
 
 def downloaded(home: Path, folder: Path, shard_rows: int = 1000) -> tuple[RetrievalDatabase, Stage, list[Shard]]:
     """A database with its pictures downloaded: the database, the download stage, the shards."""
-    manifest = for_folder(folder)
+    manifest = manifest_for_folder(folder)
     manifest = replace(manifest, source=replace(manifest.source, shard_rows=shard_rows))
     assert isinstance(manifest, Manifest)
     db = RetrievalDatabase(manifest.name, str(home))
@@ -108,7 +109,7 @@ def test_vit_b_32_embeds_real_paintings(home: Path, tmp_path: Path, shared: Path
     for path in sorted((shared / "data" / "paintings").glob("*.jpg"))[:5]:
         (folder / path.name).write_bytes(path.read_bytes())
     db, _, shards = downloaded(home, folder)
-    encoder = load(resolve("random:ViT-B-32?seed=0"), "cpu")
+    encoder = load_encoder(resolve_encoder("random:ViT-B-32?seed=0"), "cpu")
     receipt = embed_shard(db, replace(CONFIGURED, encoder=encoder.record.name), encoder, shards[0])
     assert (receipt.ok, receipt.rows) == (5, 5)
     table = db.read_table(db.embedding_table(encoder.record, 0))
@@ -171,23 +172,23 @@ def test_pictures_are_removed_only_once_the_receipt_is_there(home: Path, tmp_pat
     db.storage.write_text(stage.receipt_path(shard), receipt.to_json())  # killed after it
     assert db.storage.exists(db.image_tar(0))
     before = files_of(db)
-    outcome = run((download, stage), [shard], Backend())
+    outcome = run_stages((download, stage), [shard], Backend())
     assert not db.storage.exists(db.image_tar(0))
     assert db.storage.exists(db.image_table(0))
     assert (outcome.ran, outcome.skipped) == ({}, {"download": 1, "embed": 1})
     del before[db.image_tar(0)]
     assert files_of(db) == before
-    run((download, stage), [shard], Backend())
+    run_stages((download, stage), [shard], Backend())
     assert files_of(db) == before
 
 
 def test_another_encoder_downloads_dropped_pictures_again(home: Path, tmp_path: Path, tiny: Encoder) -> None:
     db, download, (shard,) = downloaded(home, collection(tmp_path / "pictures"))
-    run((download, embed_stage(db, replace(CONFIGURED, images="drop"), tiny.record)), [shard], Backend())
+    run_stages((download, embed_stage(db, replace(CONFIGURED, images="drop"), tiny.record)), [shard], Backend())
     name = local_encoder(tmp_path / "weights")
-    second = load(resolve(name), "cpu")
+    second = load_encoder(resolve_encoder(name), "cpu")
     stage = embed_stage(db, replace(CONFIGURED, encoder=name, images="drop"), second.record)
-    outcome = run((download, stage), [shard], Backend())
+    outcome = run_stages((download, stage), [shard], Backend())
     assert outcome.failures == []
     assert outcome.ran == {"download": 1, "embed": 1}
     assert {path.split("/")[1] for path in files_of(db) if path.startswith("embeddings/")} == {
@@ -226,7 +227,7 @@ def test_thumbnails_and_hashes_are_the_same_whatever_the_encoder(tmp_path: Path,
     made = {}
     for kind in ("openclip", "compvis"):
         db, _, (shard,) = downloaded(tmp_path / kind, folder)
-        encoder = load(resolve(RANDOM), "cpu", preprocess=kind)
+        encoder = load_encoder(resolve_encoder(RANDOM), "cpu", preprocess=kind)
         embed_shard(db, replace(CONFIGURED, preprocess=kind, images="thumbnail"), encoder, shard)
         table = db.read_table(db.embedding_table(encoder.record, 0))
         made[kind] = (
@@ -243,7 +244,7 @@ def test_thumbnails_and_hashes_are_the_same_whatever_the_encoder(tmp_path: Path,
 
 
 def test_a_vector_that_is_not_finite_is_a_failed_row(home: Path, tmp_path: Path) -> None:
-    encoder = load(resolve(RANDOM), "cpu")
+    encoder = load_encoder(resolve_encoder(RANDOM), "cpu")
     with torch.no_grad():
         encoder.model.visual.proj.mul_(float("inf"))  # type: ignore[union-attr, operator]
     db, _, (shard,) = downloaded(home, collection(tmp_path / "pictures", count=3, bad=False))
@@ -307,7 +308,7 @@ def test_ray_workers_write_the_same_bytes(tmp_path: Path, tiny: Encoder) -> None
     for kind in ("inline", "ray"):
         db, download, shards = downloaded(tmp_path / kind, folder, shard_rows=9)
         stage = embed_stage(db, replace(CONFIGURED, images="thumbnail"), tiny.record, workers=1)
-        outcome = run((download, stage), shards, Backend(kind, address="local" if kind == "ray" else ""))  # type: ignore[arg-type]
+        outcome = run_stages((download, stage), shards, Backend(kind, address="local" if kind == "ray" else ""))  # type: ignore[arg-type]
         assert outcome.failures == []
         made[kind] = {name: digest for name, digest in files_of(db).items() if "/" in name}
     assert made["ray"] == made["inline"]

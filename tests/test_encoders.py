@@ -19,7 +19,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders import Encoder, check, list_encoders, load, load_recorded, require_match, resolve, unit_rows
+from pipeline.encoders import (
+    Encoder,
+    check_encoder,
+    load_encoder,
+    load_recorded,
+    require_match,
+    resolve_encoder,
+    unit_rows,
+)
+from pipeline.encoders.specs import list_encoders
 from pipeline.errors import EncoderError
 from tests.encoders import CONFIG, RANDOM, local_encoder, save_weights
 
@@ -29,7 +38,7 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def tiny() -> Encoder:
     torch.set_num_threads(1)
-    return load(resolve(RANDOM), "cpu")
+    return load_encoder(resolve_encoder(RANDOM), "cpu")
 
 
 def pixels(count: int, size: int = 32) -> np.ndarray:
@@ -58,7 +67,7 @@ def test_vectors_equal_open_clips_own(tiny: Encoder, tmp_path: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(CONFIG.read_text())}))
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    ours = load(resolve(f"local:{folder}"), "cpu")
+    ours = load_encoder(resolve_encoder(f"local:{folder}"), "cpu")
     image = Image.fromarray(pixels(1, 90)[0])
     with torch.no_grad():
         expected = model.eval().encode_image(transform(image)[None]).numpy()
@@ -70,7 +79,7 @@ def test_vectors_equal_open_clips_own(tiny: Encoder, tmp_path: Path) -> None:
     ).astype(np.uint8)
     assert np.allclose(ours.encode_images(exact.transpose(1, 2, 0)[None]), expected, atol=1e-5)
     assert np.allclose(ours.encode_texts(["a red boat"]), expected_text, atol=1e-6)
-    assert ours.record.weights == load(resolve(f"local:{CONFIG}:{weights}"), "cpu").record.weights
+    assert ours.record.weights == load_encoder(resolve_encoder(f"local:{CONFIG}:{weights}"), "cpu").record.weights
     assert ours.record.trained
 
 
@@ -78,7 +87,7 @@ def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> N
     import open_clip
 
     torch.set_num_threads(1)
-    ours = load(resolve("random:ViT-B-32?seed=0"), "cpu")
+    ours = load_encoder(resolve_encoder("random:ViT-B-32?seed=0"), "cpu")
     reference, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     reference.load_state_dict(ours.model.state_dict())
     paths = sorted((shared / "data" / "paintings").glob("*.jpg"))[:3]
@@ -92,32 +101,36 @@ def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> N
 
 
 def test_random_weights_follow_their_seed_and_say_that_they_mean_nothing(tiny: Encoder) -> None:
-    again, other = load(resolve(RANDOM), "cpu"), load(resolve(RANDOM.replace("seed=0", "seed=7")), "cpu")
+    again, other = (
+        load_encoder(resolve_encoder(RANDOM), "cpu"),
+        load_encoder(resolve_encoder(RANDOM.replace("seed=0", "seed=7")), "cpu"),
+    )
     assert again.record == tiny.record
     assert other.record.weights != tiny.record.weights
     assert not tiny.record.trained
     assert "no meaning" in tiny.notes[0]
     state = torch.random.get_rng_state()
-    load(resolve(RANDOM), "cpu")
+    load_encoder(resolve_encoder(RANDOM), "cpu")
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_openai_names_are_built_with_quickgelu() -> None:
-    from pipeline.encoder_specs import build, model_config
+    from pipeline.encoders import model_config
+    from pipeline.encoders.specs import build_network
 
-    config, preprocess = model_config(resolve("open_clip:ViT-B-32/openai"))
+    config, preprocess = model_config(resolve_encoder("open_clip:ViT-B-32/openai"))
     assert config["quick_gelu"] is True
     assert preprocess["mean"][0] == pytest.approx(0.48145466)
-    assert model_config(resolve("vit-b-32"))[0] == config
-    assert "quick_gelu" not in model_config(resolve("open_clip:ViT-B-32/laion2b_s34b_b79k"))[0]
-    names = {type(module).__name__ for module in build(resolve("vit-b-32"), config, "fp32").modules()}
+    assert model_config(resolve_encoder("vit-b-32"))[0] == config
+    assert "quick_gelu" not in model_config(resolve_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k"))[0]
+    names = {type(module).__name__ for module in build_network(resolve_encoder("vit-b-32"), config, "fp32").modules()}
     assert "QuickGELU" in names
-    assert resolve("vit-l-14").arch == "ViT-L-14"
+    assert resolve_encoder("vit-l-14").arch == "ViT-L-14"
 
 
 def test_torch_checkpoints_of_plain_tensors_load_like_safetensors(tmp_path: Path) -> None:
-    first = load(resolve(f"local:{CONFIG}:{save_weights(tmp_path)}"), "cpu")
-    second = load(resolve(f"local:{CONFIG}:{save_weights(tmp_path, name='weights.pt')}"), "cpu")
+    first = load_encoder(resolve_encoder(f"local:{CONFIG}:{save_weights(tmp_path)}"), "cpu")
+    second = load_encoder(resolve_encoder(f"local:{CONFIG}:{save_weights(tmp_path, name='weights.pt')}"), "cpu")
     assert first.record.weights == second.record.weights
 
 
@@ -135,7 +148,7 @@ def test_nothing_in_a_weights_file_is_ever_run(tmp_path: Path, monkeypatch: pyte
     torch.jit.save(scripted, str(tmp_path / "jit.pt"))
     for name in ("trap.pt", "plain.pt", "jit.pt"):
         with pytest.raises(EncoderError, match="refused"):
-            load(resolve(f"local:{CONFIG}:{tmp_path / name}"), "cpu")
+            load_encoder(resolve_encoder(f"local:{CONFIG}:{tmp_path / name}"), "cpu")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -145,10 +158,10 @@ def test_weights_that_do_not_fit_the_config_are_an_error(tmp_path: Path) -> None
     (tmp_path / "other.json").write_text(json.dumps(config))
     weights = save_weights(tmp_path)
     with pytest.raises(EncoderError, match="does not fit its model config"):
-        load(resolve(f"local:{tmp_path / 'other.json'}:{weights}"), "cpu")
+        load_encoder(resolve_encoder(f"local:{tmp_path / 'other.json'}:{weights}"), "cpu")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EncoderError, match="cannot be read as plain tensors"):
-        load(resolve(f"local:{CONFIG}:{tmp_path / 'cut.safetensors'}"), "cpu")
+        load_encoder(resolve_encoder(f"local:{CONFIG}:{tmp_path / 'cut.safetensors'}"), "cpu")
 
 
 def test_an_encoder_without_a_text_tower_embeds_pictures_and_says_so(tmp_path: Path) -> None:
@@ -156,7 +169,7 @@ def test_an_encoder_without_a_text_tower_embeds_pictures_and_says_so(tmp_path: P
     del config["text_cfg"]
     (tmp_path / "images.json").write_text(json.dumps(config))
     weights = save_weights(tmp_path, config=tmp_path / "images.json")
-    encoder = load(resolve(f"local:{tmp_path / 'images.json'}:{weights}"), "cpu")
+    encoder = load_encoder(resolve_encoder(f"local:{tmp_path / 'images.json'}:{weights}"), "cpu")
     assert not encoder.has_text
     assert not encoder.record.has_text
     assert encoder.encode_images(pixels(2)).shape == (2, 16)
@@ -173,7 +186,7 @@ def test_texts_beyond_the_context_are_cut_with_a_warning(tiny: Encoder, caplog: 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_lower_precisions_stay_close_and_are_other_records(tiny: Encoder, precision: str) -> None:
-    lower = load(resolve(RANDOM), "cpu", precision)
+    lower = load_encoder(resolve_encoder(RANDOM), "cpu", precision)
     assert lower.record.weights == tiny.record.weights
     assert lower.record.id != tiny.record.id
     assert cosines(lower.encode_images(pixels(4)), tiny.encode_images(pixels(4))).min() > 0.999
@@ -182,7 +195,7 @@ def test_lower_precisions_stay_close_and_are_other_records(tiny: Encoder, precis
 
 
 def test_compvis_preprocessing_is_another_encoder_to_a_database(tiny: Encoder) -> None:
-    other = load(resolve(RANDOM), "cpu", preprocess="compvis")
+    other = load_encoder(resolve_encoder(RANDOM), "cpu", preprocess="compvis")
     assert other.prepare(Image.fromarray(pixels(1, 50)[0])).dtype == np.float32
     assert other.record.id != tiny.record.id
     with pytest.raises(
@@ -193,7 +206,7 @@ def test_compvis_preprocessing_is_another_encoder_to_a_database(tiny: Encoder) -
 
 def test_a_mismatch_names_both_encoders_and_the_fix(tiny: Encoder, tmp_path: Path) -> None:
     name = local_encoder(tmp_path)
-    trained = load(resolve(name), "cpu")
+    trained = load_encoder(resolve_encoder(name), "cpu")
     with pytest.raises(EncoderError, match=r"did not make this database's vectors.*weights .* Use --encoder random:"):
         require_match(tiny.record, trained)
     assert load_recorded(trained.record, "cpu").record == trained.record
@@ -222,9 +235,9 @@ def test_a_mismatch_names_both_encoders_and_the_fix(tiny: Encoder, tmp_path: Pat
 )
 def test_names_that_stand_for_nothing_are_errors_before_work(name: str, expected: str) -> None:
     with pytest.raises(EncoderError) as error:
-        spec = resolve(name)
-        check(spec)
-        load(spec, "cpu")
+        spec = resolve_encoder(name)
+        check_encoder(spec)
+        load_encoder(spec, "cpu")
     assert expected in str(error.value)
 
 
@@ -233,17 +246,17 @@ def test_a_config_that_open_clip_cannot_build_is_an_error(tmp_path: Path) -> Non
         path = tmp_path / f"{i}.json"
         path.write_text(text)
         with pytest.raises(EncoderError, match=f"{i}.json|cannot build its config"):
-            load(resolve(f"random:{path}"), "cpu")
+            load_encoder(resolve_encoder(f"random:{path}"), "cpu")
 
 
 def test_unknown_devices_and_precisions_are_errors() -> None:
     with pytest.raises(EncoderError, match="fp32, fp16, bf16"):
-        load(resolve(RANDOM), "cpu", "fp64")
+        load_encoder(resolve_encoder(RANDOM), "cpu", "fp64")
     with pytest.raises(EncoderError, match="not one that torch knows"):
-        load(resolve(RANDOM), "gpu")
+        load_encoder(resolve_encoder(RANDOM), "gpu")
     if not torch.cuda.is_available():
         with pytest.raises(EncoderError, match="no GPU"):
-            load(resolve(RANDOM), "cuda")
+            load_encoder(resolve_encoder(RANDOM), "cuda")
 
 
 def test_plain_names_are_listed() -> None:
@@ -351,7 +364,7 @@ def test_a_hub_repository_is_checked_by_its_headers_then_loaded_then_cached(
     loading = "print(load(resolve('hf-hub:someone/tiny-clip'), 'cpu').record.weights)"
     first, _ = in_new_process(loading, **env)
     weights = folder / "open_clip_model.safetensors"
-    assert first == load(resolve(f"local:{CONFIG}:{weights}"), "cpu").record.weights
+    assert first == load_encoder(resolve_encoder(f"local:{CONFIG}:{weights}"), "cpu").record.weights
     again, _ = in_new_process(
         "check(resolve('hf-hub:someone/tiny-clip')); " + loading, **{**env, "HF_HUB_OFFLINE": "1"}
     )
@@ -374,7 +387,7 @@ def test_a_missing_repository_or_file_is_an_error_that_says_where_it_looked(
 
 
 def test_torchvision_imports_beside_this_torch_in_a_fresh_process() -> None:
-    code = "from pipeline.torch_setup import prepare_torchvision as p; p(); p(); import torchvision, open_clip"
+    code = "from pipeline.machine import prepare_torchvision as p; p(); p(); import torchvision, open_clip"
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{done.stderr} after {time.monotonic() - start:.0f} s"

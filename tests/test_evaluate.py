@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate_config import EvaluateConfig
+from pipeline.evaluation import EvaluateConfig
 from tests.builds import REPO
 from tests.evaluations import atelier_database, quiet_evaluate, small_config
 from tests.generations import pictures, save_model
@@ -109,7 +109,7 @@ def test_neighbours_come_from_where_the_condition_says(
     place: tuple[Path, EvaluateConfig], whole: dict[str, Any]
 ) -> None:
     folder, config = place
-    from pipeline.evaluate_data import read_labelled
+    from pipeline.evaluation.data import read_labelled
 
     labelled = read_labelled("small", config, str(folder / "home"))
     style = dict(zip(labelled.checksums, labelled.pictures.styles, strict=True))

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate_judges import ContentNetwork, judge_pictures, pieces, train_content, train_style
-from pipeline.evaluate_score import Panel
-from pipeline.progress import Progress
-from pipeline.train_data import Pictures
+from pipeline.evaluation.judges import ContentNetwork, judge_pictures, pieces, train_content, train_style
+from pipeline.evaluation.scores import Panel
+from pipeline.execution import Progress
+from pipeline.training import LabelledPictures
 from tests.evaluations import judge
 
 WORDS = ("red", "green", "blue", "white")
 PLACES = ("left", "right")
 
 
-def shapes(count: int = 160) -> Pictures:
+def shapes(count: int = 160) -> LabelledPictures:
     """A coloured square on the left or right, as the caption says, drawn flat or hatched: content and style."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.full((count, 3, 32, 32), 90, dtype=torch.uint8)
@@ -38,7 +38,7 @@ def shapes(count: int = 160) -> Pictures:
     low = torch.tensor(["low" in caption for caption in captions])
     pixels[low] = pixels[low].flip(2)
     pixels[low, :, :4] = 255
-    return Pictures(pixels, tuple(captions), ("",) * count, tuple(captions), tuple(styles), ("",) * count)
+    return LabelledPictures(pixels, tuple(captions), ("",) * count, tuple(captions), tuple(styles), ("",) * count)
 
 
 def quiet() -> Progress:
@@ -86,7 +86,7 @@ def test_a_style_without_pictures_is_an_error_that_names_it(tmp_path: Path) -> N
 
 def test_pictures_without_captions_are_an_error_that_says_where_to_get_some(tmp_path: Path) -> None:
     pictures = shapes(16)
-    bare = Pictures(pictures.pixels, ("",) * 16, *(("",) * 16,) * 4)
+    bare = LabelledPictures(pictures.pixels, ("",) * 16, *(("",) * 16,) * 4)
     with pytest.raises(ConfigError, match="--captions"):
         train_content(bare, list(range(16)), judge(1), tmp_path, quiet())
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.evaluate_config import EvaluateConfig, read_evaluate_config
+from pipeline.evaluation import EvaluateConfig, read_evaluate_config
 from tests.encoders import RANDOM
 from tests.evaluations import quiet_evaluate, tiny
 from tests.generations import save_model
@@ -53,9 +53,9 @@ def artbench(server: Server, folder: Path, each: int = 16) -> str:
                          "cifar_index": len(rows)})  # fmt: skip
     archive = tar_of(server.folder / "files" / "artbench-10-imagefolder-split.tar", members)
     table = csv_of(server.folder / "files" / "ArtBench-10.csv", rows)
-    from pipeline.manifest import shipped
+    from pipeline.catalog.manifests import shipped_manifests
 
-    text = shipped()["artbench"].read_text()
+    text = shipped_manifests()["artbench"].read_text()
     for line in text.splitlines():
         if line.startswith("md5"):
             text = text.replace(line, f'md5 = "{md5(archive)}"')

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate_config import EvaluateConfig, Postfix, Sweep, read_evaluate_config
-from pipeline.evaluate_data import Caption, Labelled, choose_captions, common_captions, split_by_content
-from pipeline.evaluate_plan import (
+from pipeline.evaluation import EvaluateConfig, read_evaluate_config
+from pipeline.evaluation.config import Postfix, Sweep
+from pipeline.evaluation.data import Caption, Labelled, choose_captions, common_captions, split_by_content
+from pipeline.evaluation.plan import (
     ABSENT,
     CONDITIONS,
     POSTFIX_NEIGHBOURS,
@@ -25,12 +26,10 @@ from pipeline.evaluate_plan import (
     share_filter,
     tuning_trials,
 )
-from pipeline.evaluate_plan import (
-    test_trials as trials_of_the_test,
-)
-from pipeline.evaluate_score import Nearest, pool_of, shrunk
+from pipeline.evaluation.plan import test_trials as trials_of_the_test
+from pipeline.evaluation.scores import Nearest, pool_of, shrunk
 from pipeline.filters import filter_mask
-from pipeline.train_data import Pictures
+from pipeline.training import LabelledPictures
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 STYLES = ("ink", "oil", "o'hara")
@@ -124,12 +123,12 @@ def made_up(contents: int = 60) -> Labelled:
     names = tuple(f"c{content}" for content, _ in rows)
     count = len(rows)
     pixels = torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    pictures = Pictures(pixels, captions, ("",) * count, names, tuple(s for _, s in rows), ("",) * count)
+    pictures = LabelledPictures(pixels, captions, ("",) * count, names, tuple(s for _, s in rows), ("",) * count)
     return Labelled(tuple(range(count)), tuple(f"sum {i}" for i in range(count)), pictures, "content_id", {})
 
 
 def test_test_captions_are_held_out_and_validation_has_others() -> None:
-    from pipeline.train_data import held_out_contents
+    from pipeline.training import held_out_contents
 
     labelled = made_up()
     held = held_out_contents(labelled.pictures, 0.3)
@@ -154,7 +153,9 @@ def test_captions_of_contents_that_all_styles_have_come_first() -> None:
 
 def test_the_most_usual_caption_of_a_content_is_the_one_asked_for() -> None:
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    pictures = Pictures(pixels, ("cat", "dog", "dog", ""), ("",) * 4, ("a", "a", "a", "b"), ("x",) * 4, ("",) * 4)
+    pictures = LabelledPictures(
+        pixels, ("cat", "dog", "dog", ""), ("",) * 4, ("a", "a", "a", "b"), ("x",) * 4, ("",) * 4
+    )
     assert common_captions(pictures) == {"a": "dog"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.evaluate_statistics import (
+from pipeline.evaluation.statistics import (
     best,
     bootstrap,
     confusion,

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import BudgetError, IndexBuildError
-from pipeline.faiss_build import check_installation, choose, compressed_keys, size
-from pipeline.index import IndexConfig, build_index
-from pipeline.recall import Queries
-from pipeline.search import open_search
+from pipeline.index import IndexConfig, Queries, build_index
+from pipeline.index.sizing import check_installation, choose, compressed_keys, size
+from pipeline.retrieval import open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 ROWS, DIM = 6000, 32
@@ -200,8 +199,8 @@ def test_two_builds_of_faiss_in_one_folder_are_an_error_with_the_fix(
 def test_a_filter_that_leads_away_from_the_query_costs_time_and_not_recall(tmp_path: Path, key: str) -> None:
     import faiss
 
-    from pipeline.approximate import ladder
-    from pipeline.neighbours import SearchIndex
+    from pipeline.index import SearchIndex
+    from pipeline.index.approximate import ladder
 
     vectors = clustered(8000, DIM, clusters=20)
     np.save(tmp_path / "vectors.npy", vectors.astype(np.float16))

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import FilterError
-from pipeline.expressions import sandbox
 from pipeline.filters import MetadataFilter, check_filter, conjunction, filter_mask
+from pipeline.filters.expressions import sandbox
 
 COLUMNS = {
     "style": "string",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.gallery import write_gallery
+from pipeline.generation.gallery import write_gallery
 from tests.gallery_demo import make_run, thumbnails
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.contact import BOUNDS, MOST, lay_out, sample, write_contact_sheet
+from pipeline.generation.contact import BOUNDS, MOST, lay_out, sample, write_contact_sheet
 from pipeline.storage import Storage
 
 

@@ -18,17 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.catalog import resolve_database
 from pipeline.errors import BudgetError, ConfigError, DatabaseError, FilterError, ModelError, PromptError
-from pipeline.executor import Backend
-from pipeline.expand import GenerateConfig
-from pipeline.generate import generate, run_name
-from pipeline.models import check_memory, default_model, find_model, list_models
-from pipeline.painter import Rendering, painter
-from pipeline.pictures import Picture, Source
-from pipeline.progress import Progress
-from pipeline.provenance import read_record
-from pipeline.resolve import resolve_database
-from pipeline.search import open_search
+from pipeline.execution import Backend, Progress
+from pipeline.generation import GenerateConfig, find_model, generate, list_models
+from pipeline.generation.models import check_memory, default_model
+from pipeline.generation.painter import Rendering, painter
+from pipeline.generation.provenance import read_record
+from pipeline.generation.requests import Neighbourhood, PictureRequest
+from pipeline.generation.run import run_name
+from pipeline.retrieval import open_search
 from tests.builds import REPO
 from tests.generations import pictures, quiet_generate, results, save_model, styles_database
 
@@ -190,7 +189,7 @@ def started(world: World, prompts: Path, out: Path, **options: Any) -> subproces
     config = {"prompts": str(prompts), "model": world.model, "home": str(world.home), "db": world.views, "k": 3,
               "threads": 1, "out": str(out), **options}  # fmt: skip
     code = (
-        "from pipeline.generate import GenerateConfig, generate\nfrom pipeline.progress import Progress\n"
+        "from pipeline.execution import Progress\nfrom pipeline.generation import GenerateConfig, generate\n"
         f"print(generate(GenerateConfig(**{config!r}), Progress()).made)"
     )
     return subprocess.Popen(
@@ -315,8 +314,8 @@ def test_a_pinned_version_is_the_same_picture_as_the_current_one(world: World, t
 def test_a_model_that_takes_raw_vectors_gets_stored_vector_times_norm(world: World, tmp_path: Path) -> None:
     model = save_model(tmp_path / "raw", context_norm="raw")
     selection = resolve_database("styles", str(world.home))
-    picture = Picture(
-        "a fox", "", "", "both", 1.0, 0, Source("styles", selection.version.id), 2, "ddim", 2, 1.0, 0.0, 32, 32
+    picture = PictureRequest(
+        "a fox", "", "", "both", 1.0, 0, Neighbourhood("styles", selection.version.id), 2, "ddim", 2, 1.0, 0.0, 32, 32
     )
     rendering = Rendering(str(tmp_path), str(world.home), str(model), "raw", "", "fp32", "cpu", 1)
     with painter(rendering) as made, open_search(selection.database, selection.version) as searcher:

@@ -11,13 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.database import RetrievalDatabase
-from pipeline.embeddings_export import export_embeddings
-from pipeline.embeddings_import import import_embeddings
 from pipeline.errors import DatabaseError, EncoderError, SourceError
+from pipeline.exchange import export_embeddings, import_embeddings
+from pipeline.exchange.npz import natural
 from pipeline.index import IndexConfig
-from pipeline.npz import natural
-from pipeline.query import QueryRequest, run_query
-from pipeline.search import open_search
+from pipeline.retrieval import QueryRequest, open_search, run_query
 from tests.builds import command, folder_of, last_json, quiet_build
 from tests.encoders import RANDOM
 

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase
+from pipeline.database import IndexEntry, RetrievalDatabase
+from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, IndexBuildError
 from pipeline.index import IndexConfig, build_index
+from pipeline.retrieval import open_search
 from pipeline.schema import metadata_columns
-from pipeline.search import open_search
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 DIM = 32
@@ -180,10 +181,10 @@ def test_a_build_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path: P
         from pathlib import Path
         from tests.vectors import *
         from pipeline.index import IndexConfig, build_index
-        import pipeline.recall, pyarrow.parquet, json
+        from pipeline.storage import Artifact
         db = home_database(Path({str(tmp_path)!r}))
         names = db.storage.list(f"embeddings/{{encoder_record({DIM}).id}}", ".parquet")
-        shards = [ShardEntry(n, 500, __import__("pipeline.storage").storage.Artifact(
+        shards = [ShardEntry(n, 500, Artifact(
             f"embeddings/{{encoder_record({DIM}).id}}/{{name}}", str(n), 1)) for n, name in enumerate(names)]
         print("ready", flush=True)
         while True:

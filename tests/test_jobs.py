@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cron import calendar_events, latest, parse_cron, time_zone
 from pipeline.errors import ConfigError
-from pipeline.job_run import JobSummary, run_job
-from pipeline.jobfile import load_job, shipped
+from pipeline.scheduling import load_job, run_job
+from pipeline.scheduling.cron import calendar_events, latest, parse_cron, time_zone
+from pipeline.scheduling.jobfile import shipped_jobs
+from pipeline.scheduling.run import JobSummary
 from pipeline.storage import Storage
 
 ENTRY = (sys.executable, "-m", "tests.jobprogram")
@@ -61,7 +62,7 @@ def starts(tmp_path: Path) -> int:
 # ---- job files
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(shipped_jobs()))
 def test_shipped_jobs_are_well_formed(name: str) -> None:
     loaded = load_job(name)
     assert loaded.job.name == name
@@ -70,7 +71,7 @@ def test_shipped_jobs_are_well_formed(name: str) -> None:
 
 
 def test_the_jobs_that_ship_are_the_ones_that_are_promised() -> None:
-    assert set(shipped()) >= {"nightly-wikiart", "nightly-artbench", "nightly-styles", "nightly-laion"}
+    assert set(shipped_jobs()) >= {"nightly-wikiart", "nightly-artbench", "nightly-styles", "nightly-laion"}
 
 
 @pytest.mark.parametrize(

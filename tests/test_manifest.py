@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.catalog import add_manifest, load_manifest, resolve_database, resolve_target
+from pipeline.catalog.manifests import manifest_for_folder, shipped_manifests
 from pipeline.errors import ConfigError, DatabaseError, ManifestError
-from pipeline.manifest import Manifest, View, add, for_folder, load, parse, shipped
-from pipeline.resolve import resolve_database, resolve_target
+from pipeline.sources import Manifest, View, parse_manifest
 
 ARTBENCH_STYLES = {
     "art_nouveau", "baroque", "expressionism", "impressionism", "post_impressionism",
@@ -33,10 +34,10 @@ def write(path: Path, text: str) -> str:
 
 
 def test_every_shipped_manifest_loads_and_is_called_as_its_file() -> None:
-    names = shipped()
+    names = shipped_manifests()
     assert {"wikiart", "artbench"} <= set(names)
     for name, path in names.items():
-        made = load(str(path))
+        made = load_manifest(str(path))
         assert made.name == name
         if isinstance(made, View):
             assert made.base in names
@@ -46,15 +47,15 @@ def test_every_shipped_manifest_loads_and_is_called_as_its_file() -> None:
 
 
 def test_artbench_has_its_ten_views() -> None:
-    views = {name.removeprefix("artbench-") for name in shipped() if name.startswith("artbench-")}
+    views = {name.removeprefix("artbench-") for name in shipped_manifests() if name.startswith("artbench-")}
     assert views == ARTBENCH_STYLES
-    view = load("artbench-baroque")
+    view = load_manifest("artbench-baroque")
     assert isinstance(view, View)
     assert (view.base, view.where) == ("artbench", "style = 'baroque'")
 
 
 def test_wikiart_is_what_the_hub_has() -> None:
-    wikiart = load("wikiart")
+    wikiart = load_manifest("wikiart")
     assert isinstance(wikiart, Manifest)
     assert (wikiart.source.repo, wikiart.expected_rows) == ("huggan/wikiart", 81_444)
 
@@ -72,19 +73,19 @@ def test_wikiart_is_what_the_hub_has() -> None:
 )
 def test_a_bad_manifest_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(write(tmp_path / "mine.toml", MINIMAL.replace(*change)))
+        load_manifest(write(tmp_path / "mine.toml", MINIMAL.replace(*change)))
 
 
 def test_a_view_needs_a_filter_and_its_bases_name() -> None:
     with pytest.raises(ManifestError, match="needs a `where`"):
-        parse({"name": "a-b", "base": "a", "where": " "}, "x.toml")
+        parse_manifest({"name": "a-b", "base": "a", "where": " "}, "x.toml")
     with pytest.raises(ManifestError, match="does not start with a-"):
-        parse({"name": "b", "base": "a", "where": "1 = 1"}, "x.toml")
+        parse_manifest({"name": "b", "base": "a", "where": "1 = 1"}, "x.toml")
 
 
 def test_an_unknown_name_gets_the_nearest_one(home: Path) -> None:
     with pytest.raises(ManifestError, match="did you mean 'wikiart'"):
-        load("wikart")
+        load_manifest("wikart")
     with pytest.raises(ManifestError, match="no such folder"):
         resolve_target("./no-such-folder")
     with pytest.raises(DatabaseError, match="did you mean 'artbench-baroque'"):
@@ -98,14 +99,14 @@ def test_a_folder_needs_no_manifest(tmp_path: Path) -> None:
     made = resolve_target(str(tmp_path / "My Pictures!"))
     assert (made.name, made.source.kind, made.encoder) == ("my_pictures", "folder", "vit-l-14")
     with pytest.raises(ManifestError, match="--name"):
-        for_folder(tmp_path, name="No Spaces")
+        manifest_for_folder(tmp_path, name="No Spaces")
 
 
 def test_a_manifest_added_to_the_home_is_known_by_name(tmp_path: Path, home: Path) -> None:
-    add(Path(write(tmp_path / "mine.toml", MINIMAL)))
-    assert isinstance(load("mine"), Manifest)
+    add_manifest(Path(write(tmp_path / "mine.toml", MINIMAL)))
+    assert isinstance(load_manifest("mine"), Manifest)
     with pytest.raises(ManifestError, match="comes with the package"):
-        add(Path(write(tmp_path / "w.toml", MINIMAL.replace('"mine"', '"wikiart"'))))
+        add_manifest(Path(write(tmp_path / "w.toml", MINIMAL.replace('"mine"', '"wikiart"'))))
 
 
 def test_building_a_view_means_building_its_base() -> None:

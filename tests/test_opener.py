@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.errors import ConfigError
-from pipeline.sources.addresses import Refused, is_public, networks, resolve
-from pipeline.sources.opener import AGENTS, FetchRules, SafeOpener
-from pipeline.sources.robots import opts_out, parse_robots
-from pipeline.sources.url_fetch import reason
+from pipeline.sources import networks
+from pipeline.sources.web.addresses import Refused, is_public, resolve_address
+from pipeline.sources.web.opener import AGENTS, FetchRules, SafeOpener
+from pipeline.sources.web.pictures import reason
+from pipeline.sources.web.robots import opts_out, parse_robots
 from tests.pictures import jpeg
 from tests.server import Fault, Server, serve
 
@@ -69,7 +70,7 @@ def test_addresses_that_are(address: str) -> None:
 )
 def test_however_it_is_spelt_an_inner_address_is_refused_after_resolving(host: str) -> None:
     with pytest.raises(Refused, match="private_address"):
-        resolve(host, 80)
+        resolve_address(host, 80)
 
 
 def test_a_name_that_resolves_inwards_is_refused_by_what_it_resolves_to() -> None:
@@ -81,13 +82,13 @@ def test_a_name_that_resolves_inwards_is_refused_by_what_it_resolves_to() -> Non
     if any(is_public(address) for address in found):
         pytest.skip("this machine has a public address")
     with pytest.raises(Refused, match=f"private_address: {own} is "):
-        resolve(own, 80)
+        resolve_address(own, 80)
 
 
 def test_a_flag_opens_the_networks_it_names_and_no_others() -> None:
-    assert resolve("10.1.2.3", 80, networks(["10.1.0.0/16", "fd00::/8"])) == ["10.1.2.3"]
+    assert resolve_address("10.1.2.3", 80, networks(["10.1.0.0/16", "fd00::/8"])) == ["10.1.2.3"]
     with pytest.raises(Refused):
-        resolve("10.2.0.1", 80, networks(["10.1.0.0/16"]))
+        resolve_address("10.2.0.1", 80, networks(["10.1.0.0/16"]))
     with pytest.raises(ConfigError, match=r"10\.1\.0\.0/16"):
         networks(["the office"])
 

@@ -22,13 +22,12 @@ import pytest
 
 from pipeline.database import RetrievalDatabase, ShardEntry
 from pipeline.errors import BudgetError, IndexBuildError
-from pipeline.executor import Backend
-from pipeline.faiss_merge import map_index
+from pipeline.execution import Backend, Progress
 from pipeline.index import IndexConfig, build_index
-from pipeline.partition_index import partition_keys, partitions_of, plan_partitions, plan_sizing
-from pipeline.progress import Progress
+from pipeline.index.merge import map_index
+from pipeline.index.partitions import partition_keys, partitions_of, plan_partitions, plan_sizing
+from pipeline.retrieval import open_search
 from pipeline.schema import SHARD_ROWS
-from pipeline.search import open_search
 from pipeline.storage import Artifact, Storage
 from tests.builds import REPO
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.encoders import Preprocess
+from pipeline.encoders.preprocess import preprocess_of_model
 from pipeline.errors import EncoderError
 from pipeline.images import DRAFT_SIDE, decode
-from pipeline.preprocess import Preprocess, of_model
-from pipeline.torch_setup import prepare_torchvision
+from pipeline.machine import prepare_torchvision
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -78,7 +79,7 @@ def test_a_reduced_jpeg_is_prepared_almost_as_the_whole_one(shared: Path) -> Non
 def test_what_a_model_wants_and_we_do_not_have_is_an_error() -> None:
     config = {"mean": MEAN, "std": STD}
     with pytest.raises(EncoderError, match="not one of openclip, compvis"):
-        of_model("clip", 224, config)
+        preprocess_of_model("clip", 224, config)
     with pytest.raises(EncoderError, match="longest"):
-        of_model("openclip", 224, {**config, "resize_mode": "longest"})
-    assert of_model("openclip", (336, 336), config).size == 336
+        preprocess_of_model("openclip", 224, {**config, "resize_mode": "longest"})
+    assert preprocess_of_model("openclip", (336, 336), config).size == 336

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PromptError
-from pipeline.pictures import Maker, Picture, Source, batches, file_name, shards
-from pipeline.prompts import COLUMNS, SAMPLERS, PromptList, accept, read_prompts
+from pipeline.generation import accept_rows, read_prompts
+from pipeline.generation.prompts import COLUMNS, SAMPLERS, PromptList
+from pipeline.generation.requests import Maker, Neighbourhood, PictureRequest, batches, file_name, shards
 
 
 def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> str:
@@ -140,21 +141,21 @@ def test_a_bad_row_is_named_with_its_line_before_anything_starts(tmp_path: Path,
         assert not prompts.bad
         return
     with pytest.raises(PromptError, match=f"1 of 2 row.*\n  line 3: .*{says}"):
-        accept(prompts)
-    assert [good.line for good in accept(prompts, skip_bad=True)] == [2]
+        accept_rows(prompts)
+    assert [good.line for good in accept_rows(prompts, skip_bad=True)] == [2]
 
 
 def test_all_bad_rows_are_reported_at_once_and_the_list_is_capped(tmp_path: Path) -> None:
     path = write(tmp_path, "p.csv", "prompt,seed\ngood,1\n" + "bad,x\n" * 30)
     with pytest.raises(PromptError, match="30 of 31 row") as caught:
-        accept(read_prompts(path))
+        accept_rows(read_prompts(path))
     assert str(caught.value).count("line ") == 20 and "and 10 more" in str(caught.value)
     assert "--skip-bad" in str(caught.value)
 
 
 def test_a_list_without_any_good_row_stops_even_with_skip_bad(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="No row is left"):
-        accept(read_prompts(write(tmp_path, "p.csv", "prompt,seed\nbad,x\n")), skip_bad=True)
+        accept_rows(read_prompts(write(tmp_path, "p.csv", "prompt,seed\nbad,x\n")), skip_bad=True)
 
 
 def test_an_unclosed_quote_is_a_bad_row_with_the_line_it_opens_on(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_an_unclosed_quote_is_a_bad_row_with_the_line_it_opens_on(tmp_path: Path
 def test_rows_after_a_stray_quote_are_still_read(tmp_path: Path) -> None:
     content = 'prompt,k\nfine,1\n"a "bad" quote",2\nfine too,3\n"opened,4\nswallowed,5\nit is "closed" here,6\nlast,7\n'
     prompts = read_prompts(write(tmp_path, "p.csv", content))
-    assert [(row.line, row.prompt) for row in accept(prompts, skip_bad=True)] == [
+    assert [(row.line, row.prompt) for row in accept_rows(prompts, skip_bad=True)] == [
         (2, "fine"),
         (4, "fine too"),
         (8, "last"),
@@ -246,8 +247,9 @@ def test_sampler_names_are_the_models() -> None:
 
 # ---- keys and plan
 
-PICTURE = Picture(
-    prompt="a fox", negative="", image="", use="both", text_weight=1.0, seed=7, source=Source("wikiart", "v1", ("a = 1",)),
+PICTURE = PictureRequest(
+    prompt="a fox", negative="", image="", use="both", text_weight=1.0, seed=7,
+    source=Neighbourhood("wikiart", "v1", ("a = 1",)),
     k=4, sampler="ddim", steps=50, scale=5.0, eta=0.0, width=64, height=64,
 )  # fmt: skip
 MAKER = Maker(model="m", encoder="e", precision="fp32")
@@ -257,7 +259,8 @@ MAKER = Maker(model="m", encoder="e", precision="fp32")
     "change",
     [
         {"prompt": "a  fox"}, {"negative": "x"}, {"image": "00"}, {"use": "neighbours"}, {"text_weight": 2.0}, {"seed": 8},
-        {"source": Source("wikiart", "v2", ("a = 1",))}, {"source": Source("wikiart", "v1")}, {"source": None}, {"k": 5},
+        {"source": Neighbourhood("wikiart", "v2", ("a = 1",))}, {"source": Neighbourhood("wikiart", "v1")},
+        {"source": None}, {"k": 5},
         {"sampler": "plms"}, {"steps": 51}, {"scale": 5.5}, {"eta": 0.1}, {"width": 128}, {"height": 128},
     ],
 )  # fmt: skip
@@ -281,7 +284,7 @@ def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:
 def test_a_picture_survives_the_plan_file() -> None:
     (shard,) = shards({"k": PICTURE}, [["k"]], 8)
     (batch,) = json.loads(json.dumps(shard.spec))["batches"]
-    assert Picture.from_dict(batch[0]) == PICTURE
+    assert PictureRequest.from_dict(batch[0]) == PICTURE
 
 
 def test_batches_hold_one_shape_and_shards_hold_whole_batches() -> None:

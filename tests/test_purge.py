@@ -11,14 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.database import RetrievalDatabase
-from pipeline.embeddings_export import export_embeddings
-from pipeline.embeddings_import import import_embeddings
+from pipeline.catalog import resolve_database
+from pipeline.database import RetrievalDatabase, picture_files
 from pipeline.errors import ConfigError, DatabaseError
-from pipeline.purge import PurgeRequest, purge
-from pipeline.resolve import resolve_database
-from pipeline.search import open_search
-from pipeline.thumbnails import picture_files
+from pipeline.exchange import export_embeddings, import_embeddings
+from pipeline.maintenance import PurgeRequest, purge
+from pipeline.retrieval import open_search
 from tests.builds import command, contents, folder_of, last_json, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM
 

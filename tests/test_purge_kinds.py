@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.database import RetrievalDatabase
 from pipeline.index import IndexConfig
-from pipeline.purge import PurgeRequest, purge
-from pipeline.search import open_search
+from pipeline.maintenance import PurgeRequest, purge
+from pipeline.retrieval import open_search
 from pipeline.sources import SourceOptions
 from tests.builds import folder_of, manifest_of, picture, quiet_build
 from tests.server import Fault, serve

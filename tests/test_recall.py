@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import IndexBuildError
-from pipeline.index import IndexConfig, build_index
-from pipeline.neighbours import SearchIndex
-from pipeline.recall import Probe, Queries, exact_top, probes, prompts, text_queries, wilson
+from pipeline.index import IndexConfig, Queries, SearchIndex, build_index, text_queries
+from pipeline.index.recall import Probe, exact_top, probes, prompts, wilson
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, write_shards
 
 DIM = 32

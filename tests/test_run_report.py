@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.run_report import run_report
+from pipeline.scheduling.report import run_report
 
 SUMMARY: dict[str, Any] = {
     "job": "nightly-wikiart",

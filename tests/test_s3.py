@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, Version
+from pipeline.database import IndexEntry, RetrievalDatabase, Version
+from pipeline.encoders import EncoderRecord
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
-from pipeline.lease import lease
-from pipeline.purge import PurgeRequest, purge
-from pipeline.query import QueryRequest, run_query
-from pipeline.storage import Artifact, Storage
-from pipeline.versions import collect
+from pipeline.maintenance import PurgeRequest, collect, purge
+from pipeline.retrieval import QueryRequest, run_query
+from pipeline.storage import Artifact, Storage, lease
 from tests.builds import folder_of, manifest_of, quiet_build
 from tests.generations import quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
@@ -350,8 +349,7 @@ def test_a_run_over_a_store_that_keeps_failing_gives_the_same_files_as_on_a_disk
 ) -> None:
     import io
 
-    from pipeline.executor import run
-    from pipeline.progress import Progress
+    from pipeline.execution import Progress, run_stages
 
     rng = random.Random(11)
     for method in ("GET", "PUT"):
@@ -359,7 +357,7 @@ def test_a_run_over_a_store_that_keeps_failing_gives_the_same_files_as_on_a_disk
     found = []
     for home in (Storage(str(tmp_path / "disk")), Storage(root)):
         chain = (stage(tmp_path, "first", storage=home), stage(tmp_path, "second", before="first", storage=home))
-        outcome = run(chain, shards(6), None, Progress(stream=io.StringIO()), total=6)
+        outcome = run_stages(chain, shards(6), None, Progress(stream=io.StringIO()), total=6)
         assert outcome.failures == []
         assert outcome.ran == {"first": 6, "second": 6}
         found.append(

@@ -18,15 +18,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.cron import parse_cron
+from pipeline.cli.app import app
 from pipeline.errors import ConfigError, JobError
-from pipeline.jobfile import load_job, shipped, with_home
-from pipeline.kubernetes import create_and_wait
-from pipeline.schedules import render
+from pipeline.scheduling import create_and_wait, load_job, render, with_home
+from pipeline.scheduling.cron import parse_cron
+from pipeline.scheduling.jobfile import shipped_jobs
 
 KUBERNETES = "1.33"
-JOBS = sorted(shipped())
+JOBS = sorted(shipped_jobs())
 CUSTOM = """
 command = "generate"
 arguments = ["list.csv", "--db", "wikiart"]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError, DatabaseError, FilterError
-from pipeline.exact import MANY_QUERIES, ExactScan
 from pipeline.index import IndexConfig, build_index
-from pipeline.search import Searcher, open_search
+from pipeline.index.exact import MANY_QUERIES, ExactScan
+from pipeline.retrieval import Searcher, open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 ROWS, DIM = 3000, 32

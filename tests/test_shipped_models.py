@@ -26,7 +26,7 @@ def test_together_they_take_less_than_forty_megabytes_and_are_what_was_trained()
 def test_plain_open_clip_loads_the_encoder_and_it_knows_red_from_blue() -> None:
     from PIL import Image
 
-    from pipeline.encoder_specs import import_open_clip
+    from pipeline.encoders import import_open_clip
 
     open_clip = import_open_clip()
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{ENCODER}")
@@ -49,9 +49,9 @@ def test_plain_open_clip_loads_the_encoder_and_it_knows_red_from_blue() -> None:
 
 
 def test_captions_find_their_pictures_in_real_styles_far_above_chance(shared: Path) -> None:
-    from pipeline.train_data import DataConfig, read_pictures
-    from pipeline.train_encoder import evaluate_encoder
-    from pipeline.trained_encoder import load_encoder
+    from pipeline.training.data import DataConfig, read_pictures
+    from pipeline.training.encoder import evaluate_encoder
+    from pipeline.training.trained import load_encoder
 
     pictures = read_pictures(DataConfig(parquet=(str(shared / "data/styles/twemoji.parquet"),)))
     network, tokenizer = load_encoder(ENCODER)
@@ -81,8 +81,8 @@ def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
 
 
 def test_the_first_stage_restores_a_real_drawing(shared: Path) -> None:
-    from pipeline.train_autoencoder import evaluate_autoencoder
-    from pipeline.train_data import DataConfig, read_pictures
+    from pipeline.training.autoencoder import evaluate_autoencoder
+    from pipeline.training.data import DataConfig, read_pictures
     from rdm import RDM
 
     pictures = read_pictures(DataConfig(parquet=(str(shared / "data/styles/openmoji.parquet"),)))

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pipeline.atelier import STYLES
+from pipeline.catalog import load_manifest
+from pipeline.catalog.manifests import shipped_manifests
 from pipeline.errors import ConfigError, RdmpipeError
-from pipeline.manifest import Manifest, View, load, shipped
-from pipeline.sources import SourceOptions, open_source
-from pipeline.sources.pictures import sniff
+from pipeline.sources import Manifest, SourceOptions, View, open_source, sniff
 
 
 def atelier(**options: Any) -> Manifest:
-    made = load("atelier")
+    made = load_manifest("atelier")
     assert isinstance(made, Manifest)
     return replace(made, source=replace(made.source, shard_rows=15, options={"count": 40, "size": 64, **options}))
 
@@ -59,11 +59,11 @@ def test_options_that_cannot_be_are_errors(options: dict[str, Any]) -> None:
 
 
 def test_the_shipped_manifest_and_a_view_for_every_style_fit_the_package() -> None:
-    made = load("atelier")
+    made = load_manifest("atelier")
     assert isinstance(made, Manifest)
     source = open_source(made)
     assert source.estimate()[0] == made.expected_rows
-    views = [load(name) for name in shipped() if name.startswith("atelier-")]
+    views = [load_manifest(name) for name in shipped_manifests() if name.startswith("atelier-")]
     assert {view.where for view in views if isinstance(view, View)} == {f"style = '{style}'" for style in STYLES}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BudgetError, SourceError
-from pipeline.sources.fetch import fetch, rebase, remote_size
-from pipeline.sources.patience import Patience
+from pipeline.sources.web.download import fetch, rebase, remote_size
+from pipeline.sources.web.retries import Patience
 from tests.server import Fault, Server, serve
 
 QUICK = Patience(attempts=3, first_wait_s=0.01, timeout_s=5.0)

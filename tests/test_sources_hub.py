@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.catalog import load_manifest
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest, load
-from pipeline.sources import Sample, SourceOptions, open_source
+from pipeline.sources import Manifest, Sample, SourceOptions, open_source
 from pipeline.sources.hub import HubDataset
 from pipeline.sources.parquet import ParquetSource
-from pipeline.sources.patience import Patience
+from pipeline.sources.web.retries import Patience
 from tests.pictures import jpeg, wikiart_files
 from tests.server import Fault, Server, commit, serve
 
@@ -25,7 +25,7 @@ FIRST = "data/train-00000-of-00003.parquet"
 @pytest.fixture
 def wikiart() -> Manifest:
     """The shipped manifest, with fewer rows a shard."""
-    manifest = load("wikiart")
+    manifest = load_manifest("wikiart")
     assert isinstance(manifest, Manifest)
     return replace(manifest, source=replace(manifest.source, shard_rows=12))
 

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest, SourceSpec
-from pipeline.sources import Sample, open_source
-from pipeline.sources.columns import choose, kinds_of_values, plain
-from pipeline.sources.csvfile import MetadataCsv, read_csv
-from pipeline.sources.rowgroups import cut
+from pipeline.sources import Manifest, Sample, SourceSpec, choose_columns, open_source
+from pipeline.sources.columns import kinds_of_values, plain
+from pipeline.sources.csv_tables import MetadataCsv, read_csv
+from pipeline.sources.parquet import cut
 from tests.pictures import jpeg, wikiart_files
 
 
@@ -91,8 +90,7 @@ def test_ten_thousand_rows_in_small_groups_are_read_in_order(tmp_path: Path, hom
 READ_ALL = """
 import sys
 import pyarrow as pa
-from pipeline.manifest import Manifest, SourceSpec
-from pipeline.sources import open_source
+from pipeline.sources import Manifest, SourceSpec, open_source
 source = open_source(Manifest("x", "t", SourceSpec(kind="parquet", path=sys.argv[1]), "CC0-1.0", "t", "o"))
 rows = sum(1 for spec in source.plan() for sample in source.read(spec.spec))
 print(rows, pa.default_memory_pool().max_memory())
@@ -179,7 +177,7 @@ def test_fingerprints_do_not_depend_on_where_the_files_lie(tmp_path: Path, home:
 def test_reserved_names_are_stored_under_another() -> None:
     spec = SourceSpec(kind="folder", caption="text")
     available = {"Width": "int64", "key": "string", "text": "string", "caption": "string", "style": "string"}
-    assert choose(spec, available, "x").stored() == {
+    assert choose_columns(spec, available, "x").stored() == {
         "source_Width": "int64",
         "source_key": "string",
         "source_caption": "string",
@@ -188,7 +186,7 @@ def test_reserved_names_are_stored_under_another() -> None:
 
 
 def test_names_that_sql_cannot_tell_apart_get_numbers() -> None:
-    assert list(choose(SourceSpec(kind="folder"), {"Style": "string", "style": "string"}, "x").stored()) == [
+    assert list(choose_columns(SourceSpec(kind="folder"), {"Style": "string", "style": "string"}, "x").stored()) == [
         "Style",
         "style_2",
     ]
@@ -196,9 +194,9 @@ def test_names_that_sql_cannot_tell_apart_get_numbers() -> None:
 
 def test_nested_columns_are_left_out_and_refused_where_they_are_asked_for() -> None:
     available = {"tags": None, "year": "int64"}
-    assert choose(SourceSpec(kind="folder"), available, "x").stored() == {"year": "int64"}
+    assert choose_columns(SourceSpec(kind="folder"), available, "x").stored() == {"year": "int64"}
     with pytest.raises(SourceError, match="'tags' holds nested values"):
-        choose(SourceSpec(kind="folder", columns=("tags",)), available, "x")
+        choose_columns(SourceSpec(kind="folder", columns=("tags",)), available, "x")
 
 
 def test_values_that_do_not_fit_their_column_are_empty() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.catalog import load_manifest
 from pipeline.errors import ConfigError, SourceError
-from pipeline.manifest import Manifest, SourceSpec, load
-from pipeline.sources import Sample, SourceOptions, open_source
+from pipeline.sources import Manifest, Sample, SourceOptions, SourceSpec, open_source
 from tests.pictures import APPLE_DOUBLE, csv_of, jpeg, link, md5, tar_of
 from tests.server import Server, serve
 
@@ -60,7 +60,7 @@ def artbench(server: Server) -> Manifest:
     members += [("__MACOSX/x.jpg", APPLE_DOUBLE), (f"{ROOT}/.DS_Store", b"x"), (f"{ROOT}/README.txt", b"hello")]
     archive = tar_of(server.folder / "files" / "artbench-10-imagefolder-split.tar", members)
     table = csv_of(server.folder / "files" / "ArtBench-10.csv", rows)
-    shipped = load("artbench")
+    shipped = load_manifest("artbench")
     assert isinstance(shipped, Manifest)
     return replace(shipped, source=replace(shipped.source, md5=md5(archive), csv_md5=md5(table), shard_rows=4))
 

@@ -13,19 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.building import plan_shards
+from pipeline.building.download import filter_columns
+from pipeline.building.plan import write_plan
+from pipeline.catalog import load_manifest
+from pipeline.catalog.manifests import shipped_manifests
 from pipeline.config import from_mapping
 from pipeline.database import RetrievalDatabase
-from pipeline.download import filter_columns
-from pipeline.embeddings_export import export_embeddings
 from pipeline.errors import ConfigError, ManifestError, SourceError
+from pipeline.exchange import export_embeddings
 from pipeline.filters import check_filter
-from pipeline.manifest import Manifest, Patches, SourceSpec, load, parse, shipped
-from pipeline.plan import plan_shards, write_plan
-from pipeline.query import QueryRequest, run_query
-from pipeline.sources import Sample, SourceOptions, open_source
-from pipeline.sources.opener import FetchRules
-from pipeline.sources.patches import box_of, read_box
-from pipeline.sources.url_fetch import fetch_urls
+from pipeline.retrieval import QueryRequest, run_query
+from pipeline.sources import Manifest, Sample, SourceOptions, SourceSpec, open_source, parse_manifest, read_box
+from pipeline.sources.manifest import Patches
+from pipeline.sources.patches import box_of
+from pipeline.sources.web.opener import FetchRules
+from pipeline.sources.web.pictures import fetch_urls
 from tests.builds import folder_of, picture, quiet_build
 from tests.encoders import RANDOM
 from tests.pictures import csv_of, jpeg
@@ -103,7 +106,7 @@ def test_planning_a_range_asks_for_few_of_many_files(tmp_path: Path, home: Path)
     for number in range(40):
         table = laion([f"https://example.org/{number}/{i}.jpg" for i in range(4)])
         pq.write_table(table, dataset / f"part-{number:05d}-x-c000.snappy.parquet")
-    manifest = load("laion-2b-en")
+    manifest = load_manifest("laion-2b-en")
     assert isinstance(manifest, Manifest)
     with serve(tmp_path / "served") as server:
         options = SourceOptions(base_url=server.url, shards=(0, 3))
@@ -127,7 +130,7 @@ def test_laion_drops_what_is_not_known_to_be_safe_before_anything_is_fetched(tmp
     dataset.mkdir(parents=True)
     parts = [laion(["https://example.org/a.jpg"], score) for score in (0.5, 0.51, None, 0.1)]
     pq.write_table(pa.concat_tables(part.cast(parts[0].schema) for part in parts), dataset / "part-0-x.snappy.parquet")
-    manifest = load("laion-2b-en")
+    manifest = load_manifest("laion-2b-en")
     assert isinstance(manifest, Manifest) and manifest.source.gated and manifest.checked
     with serve(tmp_path / "served", token="secret") as server:
         with pytest.raises(SourceError, match="access has to be asked for"):
@@ -171,7 +174,7 @@ def test_open_images_as_random_crops_from_csv_to_npz(tmp_path: Path, home: Path)
         (served / "train").mkdir(exist_ok=True)
         (served / f"train/{i:016x}.jpg").write_bytes(picture(i, 300 + 20 * i, "JPEG"))
     with serve(served, host="127.0.0.2") as server:
-        text = shipped()["openimages_patches"].read_text().replace('"vit-l-14"', f"'{RANDOM}'")
+        text = shipped_manifests()["openimages_patches"].read_text().replace('"vit-l-14"', f"'{RANDOM}'")
         text = text.replace("https://open-images-dataset.s3.amazonaws.com", server.url)
         (tmp_path / "oi.toml").write_text(text.replace("shard_rows = 5000", "shard_rows = 100"))
         source = SourceOptions(base_url=server.url, allow_private=("127.0.0.2",))
@@ -239,7 +242,7 @@ def test_crops_stay_inside_and_reach_everywhere() -> None:
     assert box_of(Patches(1, 256), "small", 0, 100, 60)[3] == 60
     with pytest.raises(ManifestError, match="per_image times shard_rows"):
         text = {"name": "x", "title": "t", "licence": "l", "terms": "t", "opt_out": "o", "patches": {"per_image": 20}}
-        parse({**text, "source": {"kind": "folder", "shard_rows": 1000}}, "x.toml")
+        parse_manifest({**text, "source": {"kind": "folder", "shard_rows": 1000}}, "x.toml")
 
 
 def test_what_a_manifest_may_say_of_fetching(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest, SourceSpec
-from pipeline.sources import Sample, SourceOptions, open_source
+from pipeline.sources import Manifest, Sample, SourceOptions, SourceSpec, open_source
 from pipeline.sources.webdataset import expand
 from tests.pictures import jpeg, png, tar_of
 from tests.server import serve

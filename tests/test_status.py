@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.catalog import home_status, status_of
+from pipeline.catalog.status import DatabaseStatus, RunStatus, database_status
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError
-from pipeline.lease import lease
-from pipeline.progress import Progress
-from pipeline.status import DatabaseStatus, RunStatus, database_status, home_status, status_of
-from pipeline.storage import Storage
+from pipeline.execution import Progress
+from pipeline.storage import Storage, lease
 from tests.builds import command, folder_of, last_json, manifest_of, quiet_build
 from tests.generations import save_model
 

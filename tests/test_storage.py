@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BusyError, DatabaseError, DiskFullError
-from pipeline.lease import lease
-from pipeline.storage import Storage, disk_full_is_an_error
+from pipeline.storage import Storage, disk_full_is_an_error, lease
 
 
 def test_a_written_file_reads_back_and_is_listed(tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_second_writer_can_wait(tmp_path: Path) -> None:
 
 def test_a_killed_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pipeline.lease import lease; from pipeline.storage import Storage\n"
+        "import sys, time; from pipeline.storage import Storage, lease\n"
         "with lease(Storage(sys.argv[1]), 'doomed'):\n    print('held', flush=True); time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

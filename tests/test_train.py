@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.progress import Progress
-from pipeline.train import TrainConfig, read_train_config, train
+from pipeline.execution import Progress
+from pipeline.training import read_train_config, train
+from pipeline.training.config import TrainConfig
 from rdm.train import read_average, read_curve
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
@@ -137,7 +138,7 @@ def test_a_few_steps_lower_the_loss(trained: TrainConfig, part: str) -> None:
 def test_a_run_leaves_models_curves_sheets_and_hashes_that_plain_libraries_read(trained: TrainConfig) -> None:
     import json
 
-    from pipeline.encoder_specs import import_open_clip
+    from pipeline.encoders import import_open_clip
     from pipeline.storage import sha256_file
     from rdm import RDM
 
@@ -174,7 +175,7 @@ def test_texture_wants_an_encoder_of_convolutions(tmp_path: Path) -> None:
 
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     whole, killed = (write_run(tmp_path, name, steps=14, save=0.0) for name in ("whole", "killed"))
-    command = [sys.executable, "-c", "from pipeline.cli_train import train_app; train_app()", "autoencoder"]
+    command = [sys.executable, "-c", "from pipeline.cli.train import train_app; train_app()", "autoencoder"]
     environment = {**os.environ, "PYTHONPATH": str(JOBS.parent), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> None:
@@ -205,7 +206,7 @@ def first_gradients(run: Path, part: str) -> dict[int, torch.Tensor]:
 def test_two_ray_workers_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
     import ray
 
-    from pipeline.raytrain import train_on_ray
+    from pipeline.training import train_on_ray
 
     one, two = (read_train_config(write_run(tmp_path, name, steps=1)) for name in ("one", "two"))
     ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(JOBS.parent)}})
@@ -249,7 +250,7 @@ def test_texture_compares_how_much_there_is_of_what_and_not_where() -> None:
 
 
 def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
-    from pipeline.train_rdm import build_rdm
+    from pipeline.training.denoiser import build_rdm
     from rdm.objectives import denoising_loss
 
     config = read_train_config(JOBS / "train-rdm-768.toml")
@@ -270,8 +271,8 @@ def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
 def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest(tmp_path: Path) -> None:
     import numpy as np
 
-    from pipeline.neighbours import SearchIndex
-    from pipeline.train_rdm import nearest_others
+    from pipeline.index import SearchIndex
+    from pipeline.training.denoiser import nearest_others
 
     drawn = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     np.save(tmp_path / "vectors.npy", drawn.half().numpy())
@@ -288,7 +289,7 @@ def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest(tmp_
 
 
 def test_a_caption_is_true_of_every_picture_that_it_names() -> None:
-    from pipeline.train_encoder import BOTH, CONTENT, STYLE, positives
+    from pipeline.training.encoder import BOTH, CONTENT, STYLE, positives
 
     contents, styles = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
     found = positives(contents, styles, torch.tensor([CONTENT, BOTH, STYLE]))
@@ -296,7 +297,7 @@ def test_a_caption_is_true_of_every_picture_that_it_names() -> None:
 
 
 def test_the_loss_is_clips_where_each_caption_is_true_of_one_picture() -> None:
-    from pipeline.train_encoder import contrastive_loss
+    from pipeline.training.encoder import contrastive_loss
 
     draw = torch.Generator().manual_seed(1)
     images, texts = (F.normalize(torch.randn(8, 16, generator=draw), dim=1) for _ in range(2))
@@ -307,7 +308,8 @@ def test_the_loss_is_clips_where_each_caption_is_true_of_one_picture() -> None:
 
 
 def test_every_word_of_a_held_out_caption_is_read_elsewhere(shared: Path) -> None:
-    from pipeline.train_data import DataConfig, held_out_contents, read_pictures, training_rows, words
+    from pipeline.training import caption_words, held_out_contents
+    from pipeline.training.data import DataConfig, read_pictures, training_rows
 
     config = DataConfig(parquet=(str(shared / "data/styles/twemoji.parquet"), str(shared / "data/styles/unifont.parquet")),
                         held_out_styles=("unifont",), size=16)  # fmt: skip
@@ -318,15 +320,16 @@ def test_every_word_of_a_held_out_caption_is_read_elsewhere(shared: Path) -> Non
     assert not {pictures.contents[i] for i in rows} & held
     assert {pictures.styles[i] for i in rows} == {"twemoji"}
     known = {word for i, content in enumerate(pictures.contents) if content not in held
-             for word in words(pictures.captions[i]) + words(pictures.tags[i])}  # fmt: skip
+             for word in caption_words(pictures.captions[i]) + caption_words(pictures.tags[i])}  # fmt: skip
     missing = {word for i, content in enumerate(pictures.contents) if content in held
-               for word in words(pictures.captions[i])} - known  # fmt: skip
+               for word in caption_words(pictures.captions[i])} - known  # fmt: skip
     assert not missing
 
 
 def test_dropped_rows_are_the_null_context_and_as_many_as_asked() -> None:
-    from pipeline.train import DenoiserConfig, Steps
-    from pipeline.train_rdm import Cache, draw_context
+    from pipeline.training import Steps
+    from pipeline.training.config import DenoiserConfig
+    from pipeline.training.denoiser import Cache, draw_context
 
     count = 4000
     cache = Cache(torch.zeros(count, 4, 2, 2), torch.ones(count, 8), torch.ones(count, 3, 8),

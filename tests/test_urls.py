@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.database import RetrievalDatabase
+from pipeline.database import RetrievalDatabase, gone_keys
 from pipeline.errors import ConfigError, DatabaseError
-from pipeline.query import QueryRequest, run_query
-from pipeline.refresh import gone_keys
+from pipeline.retrieval import QueryRequest, run_query
 from pipeline.sources import SourceOptions
 from tests.builds import folder_of, picture, quiet_build
 from tests.server import Server, serve

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.database import EncoderRecord, IndexEntry, RetrievalDatabase, ShardEntry, Version
+from pipeline.database import IndexEntry, RetrievalDatabase, ShardEntry, Version
+from pipeline.encoders import EncoderRecord
 from pipeline.schema import embedding_schema, key_of
 
 COLUMNS = {"style": "string", "year": "int64", "score_": "float64", "nice": "bool"}

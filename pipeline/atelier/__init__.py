@@ -1,5 +1,8 @@
-"""Atelier: pictures of our own, drawn from a number. See render.py for the API, CONTRIBUTING for adding to it."""
+"""Pictures drawn from numbers: scenes, subjects, settings and styles. A style never knows a subject.
 
-from pipeline.atelier.render import STYLES, SUBJECTS, Picture, caption_with_style, cell, metadata, picture, png_bytes
+`__init__.pyi` lists what other packages may import; names load when they are first used.
+"""
 
-__all__ = ["STYLES", "SUBJECTS", "Picture", "caption_with_style", "cell", "metadata", "picture", "png_bytes"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

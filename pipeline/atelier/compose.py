@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# Importing these modules registers the subjects; their order is the order of SUBJECTS.
 from pipeline.atelier import (
     subjects_animals,
     subjects_buildings,

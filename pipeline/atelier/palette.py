@@ -27,18 +27,29 @@ COLOURS: dict[str, Colour] = {
     "black": (0.14, 0.14, 0.17),
     "brown": (0.47, 0.29, 0.16),
 }
+
 TIMES = ("dawn", "day", "dusk", "night")
+
 WEATHERS = ("clear", "cloudy", "rain", "snow", "fog", "storm")
 
 INK: Colour = (0.10, 0.09, 0.11)
+
 CREAM: Colour = (0.96, 0.92, 0.82)
+
 WOOD: Colour = (0.55, 0.36, 0.20)
+
 STONE: Colour = (0.62, 0.60, 0.57)
+
 IRON: Colour = (0.22, 0.23, 0.26)
+
 GLASS: Colour = (0.62, 0.78, 0.86)
+
 LAMP: Colour = (1.00, 0.86, 0.45)
+
 LEAF: Colour = (0.27, 0.47, 0.20)
+
 WHITE: Colour = (0.97, 0.96, 0.93)
+
 SNOW: Colour = (0.93, 0.95, 0.98)
 
 
@@ -134,6 +145,7 @@ _HOURS: dict[str, tuple[tuple[Colour, Colour, Colour, Colour, Colour, float], ..
         ((0.02, 0.10, 0.18), (0.10, 0.30, 0.40), (0.68, 0.82, 0.96), (0.30, 0.44, 0.60), (0.94, 0.98, 0.92), 0.8),
     ),
 }
+
 # weather: (grey mixed into the sky as a share of daylight, share, haze, contrast)
 _WEATHER: dict[str, tuple[float, float, float, float]] = {
     "clear": (1.0, 0.0, 0.10, 1.0),
@@ -143,6 +155,7 @@ _WEATHER: dict[str, tuple[float, float, float, float]] = {
     "fog": (0.90, 0.70, 0.72, 0.4),
     "storm": (0.48, 0.72, 0.20, 0.85),
 }
+
 _DAYLIGHT = {"dawn": 0.92, "day": 0.98, "dusk": 0.66, "night": 0.30}
 
 

@@ -24,7 +24,9 @@ import numpy as np
 from pipeline.atelier.palette import INK, Colour, Light, Palette, mix, tint
 
 Array = np.ndarray[Any, Any]
+
 Points = Sequence[tuple[float, float]]
+
 #: Paints of one picture; ids are one byte, and 0 is the bare ground of the plate.
 MAX_PAINTS = 255
 

@@ -19,6 +19,7 @@ from pipeline.atelier.pen import Paint, Pen, Shape
 from pipeline.atelier.texture import noise
 
 Array = np.ndarray[Any, Any]
+
 _SHIFT = 4  # fractional bits of cv2's integer coordinates
 
 

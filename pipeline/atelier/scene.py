@@ -2,7 +2,7 @@
 
 `sample(seed, content_id)` is a pure function: the same two numbers give the same scene on any day,
     in any process, in any
-order. Nothing here draws; `compose` in render.py does.
+order. Nothing here draws; `compose` in atelier/compose.py does.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ from pipeline.atelier.subjects import REGISTRY
 
 #: Share of contents whose split is "held_out".
 HELD_OUT_FRACTION = 0.1
+
 _NUMBERS = ("no", "one", "two", "three", "four", "five")
+
 _WEATHERS = ("clear", "cloudy", "rain", "snow", "fog", "storm")
+
 _WEATHER_ODDS = (0.34, 0.18, 0.14, 0.13, 0.10, 0.11)
+
 _TIMES = ("dawn", "day", "dusk", "night")
+
 _TIME_ODDS = (0.20, 0.38, 0.22, 0.20)
+
 _NEVER_SNOW = ("desert", "beach")
+
 _CALM = ("under water",)  # no weather down there
+
 _SCALE = (1.0, 1.0, 0.80, 0.66, 0.58, 0.52)  # of one among n
 
 
@@ -162,9 +170,13 @@ _WHEN = {
     "dusk": ("at dusk", "at sunset", "in the evening light"),
     "night": ("at night", "on a clear night", "by moonlight"),
 }
+
 _HOUR = {"dawn": "at dawn", "day": "", "dusk": "at dusk", "night": "at night"}
+
 _SPELL = {"dawn": "morning", "day": "day", "dusk": "evening", "night": "night"}
+
 _ADJECTIVE = {"cloudy": "cloudy", "rain": "rainy", "snow": "snowy", "fog": "foggy", "storm": "stormy"}
+
 _IN = {
     "cloudy": "under a cloudy sky",
     "rain": "in the rain",
@@ -172,6 +184,7 @@ _IN = {
     "fog": "in the fog",
     "storm": "in a thunderstorm",
 }
+
 #: Words of which a caption holds at least one for each value of these attributes (clear days may go without saying).
 CAPTION_WORDS: dict[str, tuple[str, ...]] = {
     "dawn": ("dawn", "sunrise", "morning"),

@@ -45,7 +45,6 @@ class Setting:
 
 SETTINGS: dict[str, Setting] = {}
 
-
 Draw = Callable[[Pen, View], Ground]
 
 

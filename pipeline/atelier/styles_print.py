@@ -18,6 +18,7 @@ _PIGMENTS = np.array(
     ],
     np.float32,
 )  # fmt: skip
+
 _CHROMA = _PIGMENTS - _PIGMENTS.mean(-1, keepdims=True)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Importing these modules registers the settings that subjects name.
 from pipeline.atelier import settings_indoors, settings_land, settings_water
 from pipeline.atelier.pen import Pen
 from pipeline.atelier.settings import SETTINGS
@@ -34,6 +33,7 @@ class Subject:
 
 
 REGISTRY: dict[str, Subject] = {}
+
 TABLE = "wooden table, tablecloth, window sill, shelf"
 
 

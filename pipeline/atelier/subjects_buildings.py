@@ -1,24 +1,10 @@
 """Buildings. One short function each; see `subjects` for the frame they draw in."""
 
-# Outlines are tables of points, and rows of them read better than one point a line.
-# fmt: off
 from __future__ import annotations
 
 import math
 
-from pipeline.atelier.palette import (
-    CREAM,
-    GLASS,
-    IRON,
-    LAMP,
-    SNOW,
-    STONE,
-    WHITE,
-    WOOD,
-    Colour,
-    mix,
-    times,
-)
+from pipeline.atelier.palette import CREAM, GLASS, IRON, LAMP, SNOW, STONE, WHITE, WOOD, Colour, mix, times
 from pipeline.atelier.pen import Pen
 from pipeline.atelier.sky import lamp_or_dark
 from pipeline.atelier.subjects import subject
@@ -58,8 +44,12 @@ def lighthouse(pen: Pen) -> None:
     pen.box(-0.24, 0.0, 0.24, 0.05, STONE, grain=0.8)
     pen.poly([(-0.15, 0.03), (0.15, 0.03), (side(0.74), 0.74), (-side(0.74), 0.74)], m, shade=1.0, flow=1.57)
     for y in (0.20, 0.49):
-        pen.poly([(-side(y), y), (side(y), y), (side(y + 0.13), y + 0.13), (-side(y + 0.13), y + 0.13)], band, shade=1.0,
-            flow=1.57)
+        pen.poly(
+            [(-side(y), y), (side(y), y), (side(y + 0.13), y + 0.13), (-side(y + 0.13), y + 0.13)],
+            band,
+            shade=1.0,
+            flow=1.57,
+        )
     if pen.light.lamps:
         beam = mix(mix(pen.palette.sky, pen.palette.horizon, 0.4), LAMP, 0.40)
         pen.poly([(0.0, 0.84), (-1.3, 0.98), (-1.3, 0.72)], beam, shade=0, glow=True, ink=0.0)
@@ -74,14 +64,23 @@ def lighthouse(pen: Pen) -> None:
     pen.box(-0.045, 0.03, 0.045, 0.15, times(WOOD, 0.6), shade=0)
 
 
-@subject("windmill", "building", "red, white, blue, brown, green", "meadow, hill, field, village", width=0.92, size=0.68,
-    most=2)
+@subject(
+    "windmill",
+    "building",
+    "red, white, blue, brown, green",
+    "meadow, hill, field, village",
+    width=0.92,
+    size=0.68,
+    most=2,
+)
 def windmill(pen: Pen) -> None:
     m = pen.main
     pen.poly([(-0.19, 0.0), (0.19, 0.0), (0.125, 0.60), (-0.125, 0.60)], m, shade=1.0, flow=1.57, grain=0.5)
     pen.line([(-0.165, 0.24), (0.165, 0.24)], 0.022, times(m, 0.7))
-    pen.blob([(-0.15, 0.585), (0.15, 0.585), (0.13, 0.68), (0.0, 0.74),
-        (-0.13, 0.68)], roof_colour(pen, times(mix(m, WOOD, 0.7), 0.7)))
+    pen.blob(
+        [(-0.15, 0.585), (0.15, 0.585), (0.13, 0.68), (0.0, 0.74), (-0.13, 0.68)],
+        roof_colour(pen, times(mix(m, WOOD, 0.7), 0.7)),
+    )
     pen.box(-0.05, 0.0, 0.05, 0.15, times(WOOD, 0.55), shade=0)
     pane(pen, -0.06, 0.31, 0.05, 0.07)
     pane(pen, 0.06, 0.42, 0.05, 0.07)
@@ -95,15 +94,24 @@ def windmill(pen: Pen) -> None:
         def at(u: float, v: float, c: float = c, s: float = s) -> tuple[float, float]:
             return (u * c - v * s, 0.645 + u * s + v * c)
 
-        pen.poly([at(0.09, 0.005), at(0.43, 0.005), at(0.43, 0.105), at(0.09, 0.09)], sail, shade=0.3, flow=-a, grain=0.6)
+        pen.poly(
+            [at(0.09, 0.005), at(0.43, 0.005), at(0.43, 0.105), at(0.09, 0.09)], sail, shade=0.3, flow=-a, grain=0.6
+        )
         pen.line([at(0.0, 0.0), at(0.44, 0.0)], 0.026, times(WOOD, 0.55))
         pen.line([at(0.2, 0.0), at(0.2, 0.095)], 0.012, times(WOOD, 0.6))
         pen.line([at(0.32, 0.0), at(0.32, 0.1)], 0.012, times(WOOD, 0.6))
     pen.dots([(0.0, 0.645)], 0.032, IRON)
 
 
-@subject("cottage", "building", "white, yellow, pink, blue, red, green", "meadow, hill, forest, mountains, garden, field",
-    width=1.15, size=0.52, most=2)
+@subject(
+    "cottage",
+    "building",
+    "white, yellow, pink, blue, red, green",
+    "meadow, hill, forest, mountains, garden, field",
+    width=1.15,
+    size=0.52,
+    most=2,
+)
 def cottage(pen: Pen) -> None:
     m = pen.main
     roof = roof_colour(pen, (0.36, 0.24, 0.20) if m[0] > 0.6 else (0.62, 0.30, 0.20))
@@ -122,8 +130,15 @@ def cottage(pen: Pen) -> None:
         pen.line([(x, 0.19), (x, 0.37)], 0.016, WHITE if min(m) < 0.75 else WOOD, ink=0.1)
 
 
-@subject("castle", "building", "grey, white, pink, yellow, brown", "hill, cliff, mountains, meadow", width=1.1, size=0.62,
-    most=1)
+@subject(
+    "castle",
+    "building",
+    "grey, white, pink, yellow, brown",
+    "hill, cliff, mountains, meadow",
+    width=1.1,
+    size=0.62,
+    most=1,
+)
 def castle(pen: Pen) -> None:
     m = pen.main
     roof = roof_colour(pen, (0.26, 0.34, 0.52) if m[2] < 0.7 or min(m) > 0.8 else (0.55, 0.25, 0.24))
@@ -146,14 +161,24 @@ def castle(pen: Pen) -> None:
     merlons(-0.40, 0.40, 0.38, 8)
     tower(-0.42, 0.105, 0.52, 0.22)
     tower(0.42, 0.105, 0.52, 0.22)
-    pen.poly([(-0.09, 0.0), (-0.09, 0.16), (-0.05, 0.23), (0.0, 0.25), (0.05, 0.23), (0.09, 0.16), (0.09, 0.0)],
-        times(WOOD, 0.5), shade=0.2)
+    pen.poly(
+        [(-0.09, 0.0), (-0.09, 0.16), (-0.05, 0.23), (0.0, 0.25), (0.05, 0.23), (0.09, 0.16), (0.09, 0.0)],
+        times(WOOD, 0.5),
+        shade=0.2,
+    )
     for x in (-0.22, 0.22):
         pane(pen, x, 0.18, 0.05, 0.09)
 
 
-@subject("church", "building", "white, red, yellow, grey, blue", "village, hill, mountains, meadow", width=0.95, size=0.66,
-    most=1)
+@subject(
+    "church",
+    "building",
+    "white, red, yellow, grey, blue",
+    "village, hill, mountains, meadow",
+    width=0.95,
+    size=0.66,
+    most=1,
+)
 def church(pen: Pen) -> None:
     m = pen.main
     roof = roof_colour(pen, (0.30, 0.33, 0.38) if m[0] > 0.6 else (0.50, 0.27, 0.20))
@@ -168,12 +193,23 @@ def church(pen: Pen) -> None:
     pen.poly([(-0.285, 0.0), (-0.285, 0.14), (-0.22, 0.22), (-0.155, 0.14), (-0.155, 0.0)], times(WOOD, 0.6), shade=0)
     for x in (0.06, 0.20, 0.34):
         colour, glow = lamp_or_dark(pen)
-        pen.poly([(x - 0.035, 0.09), (x - 0.035, 0.21), (x, 0.26), (x + 0.035, 0.21), (x + 0.035, 0.09)], colour, shade=0,
-            glow=glow)
+        pen.poly(
+            [(x - 0.035, 0.09), (x - 0.035, 0.21), (x, 0.26), (x + 0.035, 0.21), (x + 0.035, 0.09)],
+            colour,
+            shade=0,
+            glow=glow,
+        )
 
 
-@subject("pagoda", "building", "red, green, white, black, orange", "mountains, hill, garden, forest", width=0.85, size=0.70,
-    most=1)
+@subject(
+    "pagoda",
+    "building",
+    "red, green, white, black, orange",
+    "mountains, hill, garden, forest",
+    width=0.85,
+    size=0.70,
+    most=1,
+)
 def pagoda(pen: Pen) -> None:
     m = pen.main
     tile = roof_colour(pen, (0.20, 0.27, 0.30) if max(m) > 0.5 else (0.60, 0.22, 0.16))
@@ -185,14 +221,31 @@ def pagoda(pen: Pen) -> None:
             pane(pen, w * x, y + 0.025, w * 0.42, h * 0.5)
         y += h
         e = w + 0.15
-        pen.poly([(-e, y + 0.025), (-e * 0.92, y - 0.012), (e * 0.92, y - 0.012), (e, y + 0.025), (w * 0.80, y + 0.075),
-            (-w * 0.80, y + 0.075)], tile, shade=0.9)
+        pen.poly(
+            [
+                (-e, y + 0.025),
+                (-e * 0.92, y - 0.012),
+                (e * 0.92, y - 0.012),
+                (e, y + 0.025),
+                (w * 0.80, y + 0.075),
+                (-w * 0.80, y + 0.075),
+            ],
+            tile,
+            shade=0.9,
+        )
         y += 0.06
     pen.line([(0.0, y), (0.0, 1.0)], 0.022, (0.80, 0.63, 0.25))
 
 
-@subject("tent", "building", "orange, red, green, blue, yellow", "forest, mountains, meadow, beach, desert", width=1.35,
-    size=0.44, most=3)
+@subject(
+    "tent",
+    "building",
+    "orange, red, green, blue, yellow",
+    "forest, mountains, meadow, beach, desert",
+    width=1.35,
+    size=0.44,
+    most=3,
+)
 def tent(pen: Pen) -> None:
     m = pen.main
     pen.poly([(-0.20, 0.95), (0.42, 0.85), (0.66, 0.0), (0.12, 0.0)], times(m, 0.80), shade=0.5, flow=1.2)

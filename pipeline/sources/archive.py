@@ -21,16 +21,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError
-from pipeline.sources import SourceOptions
-from pipeline.sources.fetch import fetch, locked
-from pipeline.sources.pictures import MAX_PICTURE_BYTES, is_junk, printable, safe_path
+from pipeline.sources.base import SourceOptions
+from pipeline.sources.names import MAX_PICTURE_BYTES, is_junk, printable, safe_path
+from pipeline.sources.web.download import fetch, locked
 from pipeline.storage import disk_full_is_an_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 1 << 20
+
 _UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: beyond this a .gz is a bomb
+
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 

@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest
-from pipeline.sources import Sample, ShardSpec, SourceOptions
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.manifest import Manifest
 
 _TYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
 _NOT_COLUMNS = ("item_id", "caption")
+
 _PNG_BYTES_PER_PIXEL = 1.5  # measured: 75 kB at 256 pixels, 8 kB at 64; on the safe side
 
 

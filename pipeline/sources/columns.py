@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SourceError, nearest
-from pipeline.manifest import SourceSpec
 from pipeline.schema import FROM_SOURCE, column_name
-from pipeline.sources import Sample
+from pipeline.sources.base import Sample
+from pipeline.sources.manifest import SourceSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +61,7 @@ class Columns:
         )
 
 
-def choose(spec: SourceSpec, available: Mapping[str, str | None], where: str) -> Columns:
+def choose_columns(spec: SourceSpec, available: Mapping[str, str | None], where: str) -> Columns:
     """Give each available column its part. `available` is by type name; None where a column holds no plain values.
 
     Where the manifest does not say, `caption`, `licence` and `url` columns take those parts. Names that every row

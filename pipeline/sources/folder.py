@@ -18,11 +18,11 @@ from typing import Any
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest
-from pipeline.sources import Sample, ShardSpec, SourceOptions
-from pipeline.sources.columns import Columns, choose
-from pipeline.sources.csvfile import MetadataCsv
-from pipeline.sources.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.columns import Columns, choose_columns
+from pipeline.sources.csv_tables import MetadataCsv
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.names import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
 
 
 class FolderSource:
@@ -85,7 +85,7 @@ class FolderSource:
 
     @cached_property
     def _columns(self) -> Columns:
-        return choose(self.spec, self._csv.kinds() if self._csv else {}, self.where)
+        return choose_columns(self.spec, self._csv.kinds() if self._csv else {}, self.where)
 
     def _lines(self, names: list[str]) -> list[dict[str, Any]]:
         """The CSV's line of each file; empty where there is none."""

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
-from pipeline.sources import SourceOptions
-from pipeline.sources.patience import TRANSIENT_STATUS, Broken, Patience, patiently
+from pipeline.sources.base import SourceOptions
+from pipeline.sources.web.retries import TRANSIENT_STATUS, Broken, Patience, patiently
 from pipeline.storage import disk_full_is_an_error
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.config import digest
 from pipeline.errors import SourceError
 from pipeline.images import upright_size
-from pipeline.manifest import Patches
 from pipeline.schema import IMAGE_KEY, OK, PATCH_COORDS
-from pipeline.sources import FetchingSource, Sample, ShardSpec, Source
+from pipeline.sources.base import FetchingSource, Sample, ShardSpec, Source
+from pipeline.sources.manifest import Patches
 
 
 def box_of(patches: Patches, item: str, patch: int, width: int, height: int) -> tuple[int, int, int, int]:

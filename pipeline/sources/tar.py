@@ -22,13 +22,13 @@ from typing import Any
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest
-from pipeline.sources import Sample, ShardSpec, SourceOptions
 from pipeline.sources.archive import Archive, open_archive
-from pipeline.sources.columns import Columns, choose
-from pipeline.sources.csvfile import MetadataCsv
-from pipeline.sources.fetch import fetch, remote_size
-from pipeline.sources.pictures import is_picture
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.columns import Columns, choose_columns
+from pipeline.sources.csv_tables import MetadataCsv
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.names import is_picture
+from pipeline.sources.web.download import fetch, remote_size
 
 _CSV_BYTES = 4 << 30
 
@@ -151,7 +151,7 @@ class TarSource:
     def _columns(self) -> Columns:
         kinds = self._csv.kinds() if self._csv else {}
         given = {field: "string" for field in self.fields if field != "name"}
-        return choose(self.spec, {**kinds, **given}, self.where)
+        return choose_columns(self.spec, {**kinds, **given}, self.where)
 
     @cached_property
     def _listing(self) -> _Listing:

@@ -3,8 +3,8 @@
 [source] keys: repo and revision, or path, or files as addresses of CSV files; files (globs); image (the column with the URL),
 item_id (default: the URL), caption, licence, source_url (default: the URL), columns, shard_rows. options: see UrlOptions.
 
-`read` gives the list alone; `fetch` gets the pictures of a shard with img2dataset (url_fetch.py), once for each address, each
-ending with its bytes, as `filtered` (a site's wish: opt_out, robots) or as failed with a reason. Does not promise the same
+`read` gives the list alone; `fetch` gets the pictures of a shard with img2dataset (web/pictures.py), once for each address,
+each ending with its bytes, as `filtered` (a site's wish: opt_out, robots) or as failed with a reason. Does not promise the same
 result twice: the Internet changes. Planning a range of shards reads the list as far as that range.
 """
 
@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import from_mapping
 from pipeline.errors import SourceError, nearest
-from pipeline.manifest import Manifest
 from pipeline.schema import FILTERED
-from pipeline.sources import Sample, ShardSpec, SourceOptions
-from pipeline.sources.columns import Columns, choose, kind_of
-from pipeline.sources.csv_files import CsvFiles
-from pipeline.sources.opener import FetchRules
-from pipeline.sources.parquet_files import ParquetFiles
-from pipeline.sources.url_fetch import fetch_urls
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.columns import Columns, choose_columns, kind_of
+from pipeline.sources.csv_lists import CsvFiles
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.parquet import ParquetFiles
+from pipeline.sources.web.opener import FetchRules
+from pipeline.sources.web.pictures import fetch_urls
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 WISHES = frozenset({"opt_out", "robots"})  # reasons for which a picture is left out rather than failed
+
 _LIST_ROWS = 8192  # rows of a list read at a time
 
 
@@ -144,7 +145,7 @@ class UrlSource:
                     f"{name}: no column {column!r}{nearest(column, available)}, which the manifest names under {why!r}; "
                     f"columns: {', '.join(available)}"
                 )
-        return choose(self.spec, available, name)
+        return choose_columns(self.spec, available, name)
 
     def _address(self, row: Mapping[str, Any]) -> str:
         if not self.own.template:

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest
-from pipeline.sources import Sample, ShardSpec, SourceOptions
 from pipeline.sources.archive import Archive, open_archive
-from pipeline.sources.columns import Columns, choose, kinds_of_values, text
-from pipeline.sources.fetch import remote_size
-from pipeline.sources.pictures import is_picture
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.columns import Columns, choose_columns, kinds_of_values, text
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.names import is_picture
+from pipeline.sources.web.download import remote_size
 
 _LOOK_AT = 1000
 
@@ -177,7 +177,7 @@ class WebdatasetSource:
     def _columns(self) -> Columns:
         archive, groups = self._groups(self.tars[0])
         kinds = kinds_of_values(self._fields(archive, group)[0] for group in islice(groups, _LOOK_AT))
-        return choose(self.spec, kinds, f"{self.where} {archive.name}")
+        return choose_columns(self.spec, kinds, f"{self.where} {archive.name}")
 
 
 def expand(pattern: str) -> list[str]:

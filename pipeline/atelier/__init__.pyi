@@ -1,0 +1,9 @@
+from .pictures import STYLES as STYLES
+from .pictures import SUBJECTS as SUBJECTS
+from .pictures import DrawnPicture as DrawnPicture
+from .pictures import caption_with_style as caption_with_style
+from .pictures import cell as cell
+from .pictures import metadata as metadata
+from .pictures import picture as picture
+from .pictures import png_bytes as png_bytes
+from .scene import split_of as split_of

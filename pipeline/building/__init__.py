@@ -1,0 +1,8 @@
+"""From a source to a published version: plan, download, embed, index, publish; refresh and retry.
+
+`__init__.pyi` lists what other packages may import; names load when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,236 @@
+"""`rdmpipe build-index`: plan -> download -> embed -> index -> publish, under one lease, resumable at any point.
+
+Reads: a manifest and its source. Writes: a database's files and, last of all, its version and `current`. Does not
+publish anything while a shard is missing: what is finished is kept, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from pipeline.building.choice import choose_plan, download_config
+from pipeline.building.download import download_stage
+from pipeline.building.embed import EmbedConfig, Images, embed_stage
+from pipeline.building.plan import BuildPlan, plan_shards
+from pipeline.building.request import BuildRequest, BuildSummary, settle
+from pipeline.config import canonical_json
+from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, require_purged, rows_file, totals
+from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
+from pipeline.errors import DatabaseError
+from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
+from pipeline.filters import filter_mask
+from pipeline.index import build_index, check_index, text_queries
+from pipeline.sources import Manifest
+from pipeline.storage import Artifact, lease
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildSummary:
+    """Build a database, or go on building it. Raises RdmpipeError; what is finished is kept in any case."""
+    start = time.monotonic()
+    manifest, request = settle(request)
+    if "embed" in request.stages or "index" in request.stages:
+        check_encoder(resolve_encoder(manifest.encoder))
+    database = RetrievalDatabase(manifest.name, request.home)
+    with lease(database.storage, f"build-index {manifest.name}", request.wait_s, notify=progress.say):
+        require_purged(database)
+        database.storage.clear_scratch()
+        progress.record_in(database.storage)
+        return _Build(database, manifest, request, progress, start).run()
+
+
+class _Build:
+    """One build under its lease: what was asked for, and what is known so far."""
+
+    def __init__(
+        self, database: RetrievalDatabase, manifest: Manifest, request: BuildRequest, progress: Progress, start: float
+    ) -> None:
+        self.database, self.manifest, self.request, self.progress = database, manifest, request, progress
+        self.start = start
+        self.published = database.version() if database.exists() else None
+        self.gone: Artifact | None = None
+        self.changes: Mapping[str, int] = {}
+        self.loaded: list[Encoder] = []
+
+    def run(self) -> BuildSummary:
+        chosen = choose_plan(self.database, self.manifest, self.request, self.published, self.progress)
+        plan, self.request, self.gone, self.changes = chosen.plan, chosen.request, chosen.gone, chosen.changes
+        if (nothing := self._nothing_new(plan)) is not None:
+            return nothing
+        if "index" in self.request.stages and self.published is None:
+            # How many rows a filter or the addresses of a list leave is not known yet.
+            known = not self.request.where and self.manifest.source.kind != "urls"
+            check_index(self.request.index, plan.rows if known else 0, self._record().dim)
+        outcome = Outcome()
+        stages = self._stages(plan)
+        if stages:
+            outcome = run_stages(
+                stages, plan_shards(self.database, plan.id), self.request.backend, self.progress, plan.shards
+            )
+        self._list_failures(outcome.failures)
+        if outcome.failures:
+            raise StageFailed(tuple(outcome.failures))
+        if "index" not in self.request.stages:
+            return self._summary(outcome, totals(self.database, self._receipts(stages[-1], plan)))
+        version = self._index(plan, self._receipts(self._embed_stage(plan), plan))
+        return self._summary(outcome, version.counts, version)
+
+    def _nothing_new(self, plan: BuildPlan) -> BuildSummary | None:
+        """How a refresh ends whose source and settings are those of the published version: at once, no shard looked at."""
+        before = self.published
+        if before is None or not self.request.refresh or "index" not in self.request.stages:
+            return None
+        config = asdict(self.request.index)
+        if (plan.id, self.gone, config) != (before.plan, before.gone, before.index.build.get("config")):
+            return None
+        self.progress.say(f"nothing new: version {before.id} stays")
+        self._list_failures([])
+        return self._summary(Outcome(skipped=dict.fromkeys(("download", "embed"), plan.shards)), before.counts, before)
+
+    def _list_failures(self, failures: Iterable[Failure]) -> None:
+        listed = [asdict(failure) for failure in failures]
+        self.database.storage.write_text("failures.json", canonical_json(listed) + "\n")
+
+    # ---- what a shard goes through
+
+    def _stages(self, plan: BuildPlan) -> tuple[Stage, ...]:
+        """The chain a shard goes through. `embed` fetches what is missing: pictures may be gone after embedding."""
+        if "embed" in self.request.stages:
+            return self._download_stage(plan), self._embed_stage(plan)
+        return (self._download_stage(plan),) if "download" in self.request.stages else ()
+
+    def _download_stage(self, plan: BuildPlan) -> Stage:
+        stage = download_stage(self.database, download_config(self.manifest, plan, self.request), filter_mask)
+        return replace(
+            stage, resources=replace(stage.resources, cpus=0.0)
+        )  # it waits for disk and network; CPUs are for models
+
+    def _embed_stage(self, plan: BuildPlan) -> Stage:
+        backend = self.request.backend
+        share = (os.cpu_count() or 1) // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
+        config = EmbedConfig(
+            encoder=self.manifest.encoder,
+            precision=self.request.precision,
+            preprocess=self.request.preprocess,
+            images=cast("Images", self.request.images),
+            device=self.request.device,
+            batch=self.request.batch,
+            torch_threads=self.request.threads or share,
+            patches=self.manifest.patches is not None,
+        )
+        return embed_stage(self.database, config, self._record(), backend.workers)
+
+    def _record(self) -> EncoderRecord:
+        """Which encoder makes the vectors: as written down by the first build, else found out by loading it."""
+        if self.published is not None:
+            return self.published.encoder
+        text = self.database.storage.read_text("encoder.json")
+        wanted = (self.manifest.encoder, self.request.precision, self.request.preprocess)
+        if text is not None:
+            record = EncoderRecord(**json.loads(text))
+            if (record.name, record.precision, record.preprocess) == wanted:
+                return record
+        record = self._encoder().record
+        self.database.storage.write_text("encoder.json", canonical_json(record) + "\n")
+        return record
+
+    def _encoder(self) -> Encoder:
+        if not self.loaded:
+            self.progress.say(f"loading encoder {self.manifest.encoder}")
+            spec = resolve_encoder(self.manifest.encoder)
+            self.loaded.append(load_encoder(spec, self.request.device, self.request.precision, self.request.preprocess))
+        return self.loaded[0]
+
+    def _receipts(self, stage: Stage, plan: BuildPlan) -> list[Receipt]:
+        found = []
+        for shard in plan_shards(self.database, plan.id):
+            receipt = stage.receipt(shard)
+            if receipt is None:
+                raise DatabaseError(
+                    f"database {self.database.name!r}: shard {shard.name} is not through {stage.name}; run "
+                    f"`rdmpipe {stage.name} {self.database.name}` first"
+                )
+            found.append(receipt)
+        return found
+
+    # ---- what comes of it
+
+    def _index(self, plan: BuildPlan, receipts: list[Receipt]) -> Version:
+        """Index and publish; where nothing is new, the published version as it is."""
+        shards = tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
+        before, config = self.published, self.request.index
+        if before and (before.shards, before.gone, before.index.build.get("config")) == (
+            shards,
+            self.gone,
+            asdict(config),
+        ):
+            return before
+        encoder = load_encoder(
+            resolve_encoder(self.manifest.encoder), self.request.device, self.request.precision, self.request.preprocess
+        )
+        text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
+        gone = gone_keys(self.database, self.gone)
+        started = time.monotonic()
+        self.progress.begin("index", 1)
+        try:
+            entry = build_index(
+                self.database,
+                config,
+                encoder.record,
+                plan.columns,
+                shards,
+                gone,
+                text,
+                self.request.backend,
+                self.progress,
+            )
+        except StageFailed as error:
+            self._list_failures(error.failures)
+            raise
+        self.progress.advance("index", 0, entry.rows, time.monotonic() - started)
+        version = Version(
+            database=self.database.name,
+            manifest=asdict(self.manifest),
+            encoder=encoder.record,
+            columns=plan.columns,
+            shards=shards,
+            index=entry,
+            counts={**totals(self.database, receipts, gone), "duplicates": int(entry.build["duplicates"])},
+            images=self.request.images,
+            plan=plan.id,
+            gone=self.gone,
+            parent=before.id if before else "",
+        )
+        self.database.publish(version, before.id if before else None)
+        return version
+
+    def _summary(self, outcome: Outcome, counts: Mapping[str, Any], version: Version | None = None) -> BuildSummary:
+        warnings = []
+        trained = version.encoder.trained if version else resolve_encoder(self.manifest.encoder).trained
+        if not trained:
+            warnings.append("the encoder is untrained (random weights): search results carry no meaning")
+        each = self.manifest.patches.per_image if self.manifest.patches else 1
+        expected, part = self.manifest.expected_rows * each, self.request.source
+        if expected and counts["input"] != expected and not (part.limit or part.shards):
+            warnings.append(f"the source has {counts['input']:,} rows; its manifest expects {expected:,}")
+        names = sorted({*outcome.ran, *outcome.skipped})
+        index = (
+            {name: getattr(version.index, name) for name in ("id", "kind", "key", "rows", "recall")} if version else {}
+        )
+        return BuildSummary(
+            name=self.database.name,
+            version=version.id if version else "",
+            **{name: counts[name] for name in ("input", "ok", "filtered", "failed", "reasons")},
+            duplicates=counts.get("duplicates", 0),
+            encoder=self.manifest.encoder,
+            trained=trained,
+            index=index,
+            shards={name: {"ran": outcome.ran.get(name, 0), "skipped": outcome.skipped.get(name, 0)} for name in names},
+            changes=dict(self.changes),
+            seconds=round(time.monotonic() - self.start, 3),
+            warnings=tuple(warnings),
+        )

@@ -1,0 +1,299 @@
+"""The download stage: one shard of a source into pictures and rows.
+
+Reads: the source. Writes images/<shard>.tar (img2dataset's layout: {key:012d}.jpg|png|..., .json, .txt, sorted, without
+times or owners, so that the same shard gives the same bytes), then images/<shard>.parquet (one row a sample). A bad sample is
+a row with status and error, never an exception. Does not decode: bytes that begin like a picture are `ok` here, and embedding
+finds those that are cut short.
+
+A finished shard whose tar was removed (thumbnails were kept instead) is not done: the pictures would be needed again.
+Chains therefore ask the last stage first: a shard that is embedded is never downloaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import canonical_json, digest
+from pipeline.database import PURGED, BlockList, RetrievalDatabase, read_block_list
+from pipeline.errors import DatabaseError, SourceError
+from pipeline.execution import Receipt, Resources, Shard, Stage, count_statuses
+from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of
+from pipeline.sources import FetchingSource, Manifest, Sample, Source, SourceOptions, name_patches, open_source, sniff
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+# (expression, rows with `filter_columns`) -> a boolean for each row; False is `filtered`. A module-level function, so that
+# workers can be told of it: pipeline.filters.filter_mask.
+RowFilter = Callable[[str, "pa.Table"], "np.ndarray[Any, Any]"]
+
+STAGE = "download"
+
+_BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
+
+_FORMAT = 1  # raise it when the same source would give other files
+
+_OUTSIDE = "where: outside the filter"
+
+# What a filter calls width and height before a picture is read: the columns of the source that announce them.
+_ANNOUNCED = {"width": "source_width", "height": "source_height"}
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """All that decides what the stage writes, and how to reach the source."""
+
+    manifest: Manifest
+    columns: Mapping[str, str]  # the source's own, by type name: from the plan, so that all workers agree
+    options: SourceOptions = field(default_factory=SourceOptions)
+    where: str = ""  # rows outside it are `filtered`
+
+    def fingerprint(self) -> str:
+        """Hash of what changes the output. Addresses, checksums, tokens and the encoder do not: fingerprints of the
+        shards stand for the input."""
+        source, patches = self.manifest.source, self.manifest.patches
+        meaning = [source.kind, source.item_id, source.image, source.caption, source.licence, source.source_url]
+        told = [self.manifest.name, self.manifest.licence, list(source.columns), dict(source.options)]
+        more = [asdict(patches)] if patches else []
+        return digest([_FORMAT, meaning, told, list(self.columns.items()), self.where, *more])
+
+
+def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """What a row filter can name at download: the row's origin and the source's own columns, by type name. `width` and
+    `height` are what the source announces, where it has such columns."""
+    fixed = dict.fromkeys(("item_id", "source", "url", "licence", "caption"), "string")
+    announced = {name: columns[column] for name, column in _ANNOUNCED.items() if column in columns}
+    own = {name: kind for name, kind in columns.items() if name not in FROM_SOURCE}
+    return {"key": "int64", **fixed, **own, **announced}
+
+
+def download_stage(
+    db: RetrievalDatabase, config: DownloadConfig, row_filter: RowFilter | None = None, workers: int = 0
+) -> Stage:
+    """The stage for a database. `row_filter` is needed where `config.where` is not empty."""
+    if config.where and row_filter is None:
+        raise ValueError("where: a row filter needs a function that applies it")
+    return Stage(
+        name=STAGE,
+        folder="images",
+        storage=db.storage,
+        config=config.fingerprint(),
+        setup=partial(open_source, config.manifest, config.options),
+        run=partial(_run, db, config, row_filter),
+        resources=Resources(cpus=1.0),
+        workers=workers,
+    )
+
+
+def _run(
+    db: RetrievalDatabase, config: DownloadConfig, row_filter: RowFilter | None, source: Source, shard: Shard
+) -> Receipt:
+    return download_shard(db, config, source, shard, row_filter)
+
+
+def download_shard(
+    db: RetrievalDatabase,
+    config: DownloadConfig,
+    source: Source,
+    shard: Shard,
+    row_filter: RowFilter | None = None,
+) -> Receipt:
+    """Read one shard and write its files. Holds a batch of pictures at a time.
+
+    Raises SourceError where the shard cannot be read or is not what was planned, DiskFullError.
+    """
+    import pyarrow as pa
+
+    schema = image_schema(config.columns)
+    blocked = read_block_list(db.storage)
+    tables: list[pa.Table] = []
+    with db.storage.scratch() as scratch:
+        part = scratch / "images.tar"
+        samples = read_spec(source, shard.spec)
+        if isinstance(source, FetchingSource):  # what is left out is not fetched
+            samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter, blocked)), scratch)
+        with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            first, stored = 0, -1
+            last: tuple[Sample, int] | None = None
+            for batch in _batches(samples):
+                keys = [key_of(shard.id, first + i) for i in range(len(batch))]
+                first += len(batch)
+                rows = [image_row(config, key, sample) for key, sample in zip(keys, batch, strict=True)]
+                if config.manifest.patches:
+                    last = name_patches(config.manifest.patches, rows, batch, last)
+                if config.where and row_filter is not None and not isinstance(source, FetchingSource):
+                    _leave_out(rows, row_filter(config.where, _named(config, rows)).tolist())
+                blocked.blank(rows)
+                for row, sample in zip(rows, batch, strict=True):
+                    image = row[IMAGE_KEY] if config.manifest.patches else row["key"]
+                    if row["status"] == OK and sample.data is not None and image != stored:
+                        _add_sample(archive, row, sample.data)  # once for all crops of a picture
+                        stored = image
+                tables.append(pa.Table.from_pylist(rows, schema))
+        if shard.rows not in (first, -1):
+            raise SourceError(
+                f"shard {shard.name}: planned {shard.rows} rows, found {first}: the source changed since the plan was "
+                "made; run the same command again to plan anew"
+            )
+        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        artifacts = (
+            db.storage.publish(part, db.image_tar(shard.id)),
+            db.write_table(db.image_table(shard.id), table.combine_chunks()),
+        )
+    counts = count_statuses(table.column("status").to_pylist(), table.column("error").to_pylist())
+    return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
+
+
+def _left_in(
+    config: DownloadConfig, shard: int, samples: Iterator[Sample], row_filter: RowFilter | None, blocked: BlockList
+) -> Iterator[Sample]:
+    """The samples, those outside the filter or on the block list marked so and without an address."""
+    first = 0
+    for batch in _batches(samples):
+        keep = [True] * len(batch)
+        if config.where and row_filter is not None:
+            rows = [image_row(config, key_of(shard, first + i), sample) for i, sample in enumerate(batch)]
+            keep = row_filter(config.where, _named(config, rows)).tolist()
+        for sample, wanted in zip(batch, keep, strict=True):
+            if blocked.covers({"item_id": sample.item_id, "url": sample.url}):
+                yield replace(sample, address="", status=FILTERED, error=PURGED)
+            else:
+                yield sample if wanted else replace(sample, address="", status=FILTERED, error=_OUTSIDE)
+        first += len(batch)
+
+
+def _named(config: DownloadConfig, rows: list[dict[str, Any]]) -> pa.Table:
+    """The columns that a row filter can name, of these rows."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(rows, image_schema(config.columns))
+    names = filter_columns(config.columns)
+    return pa.table({name: table[_ANNOUNCED.get(name, name)] for name in names})
+
+
+def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source, by item; trying
+    failed rows again, by their place in the part."""
+    if "picked" not in spec:
+        yield from source.read(spec)
+        return
+    for part in spec["picked"]:
+        if "rows" in part:
+            places = set(part["rows"])
+            yield from (sample for row, sample in enumerate(read_spec(source, part["spec"])) if row in places)
+            continue
+        wanted = Counter(part["items"])
+        for sample in source.read(part["spec"]):
+            if wanted[sample.item_id] > 0:
+                wanted[sample.item_id] -= 1
+                yield sample
+
+
+def read_images(
+    db: RetrievalDatabase, shard: int, patches: bool = False
+) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok. With
+    `patches`, rows of one image_key share a picture.
+
+    Reads the tar once, front to back. Raises DatabaseError where it is absent or does not hold what the rows say.
+    """
+    name = db.image_tar(shard)
+    rows = db.read_table(db.image_table(shard)).to_pylist()
+    mend = "run `rdmpipe download` for this database again"
+    try:
+        with db.storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+            pictures = _pictures(archive)
+            image, data = -1, b""
+            for row in rows:
+                if row["status"] != OK:
+                    yield row, None
+                    continue
+                if patches and row[IMAGE_KEY] == image:
+                    yield row, data
+                    continue
+                key, data = next(pictures, (-1, b""))
+                image = row[IMAGE_KEY] if patches else key
+                if key != row["key"]:
+                    raise DatabaseError(f"{db.name}: {name} does not hold the picture of key {row['key']}; {mend}")
+                yield row, data
+    except FileNotFoundError as error:
+        raise DatabaseError(f"{db.name}: no pictures in {name}; {mend}") from error
+    except tarfile.TarError as error:
+        raise DatabaseError(f"{db.name}: {name} is damaged: {error}; remove it and {mend}") from error
+
+
+def _pictures(archive: tarfile.TarFile) -> Iterator[tuple[int, bytes]]:
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        path = PurePosixPath(member.name)
+        if path.suffix in (".json", ".txt"):
+            continue
+        handle = archive.extractfile(member)
+        if handle is not None:
+            yield int(path.stem), handle.read()
+
+
+def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    size = 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.data or b"")
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
+    """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
+    error = sample.error
+    status = sample.status or (FAILED if error else OK)
+    if status == OK:
+        error = sniff(sample.data or b"")[1]
+        status = FAILED if error else OK
+    return {
+        **{name: sample.metadata.get(name) for name in config.columns if name not in FROM_SOURCE},
+        "key": key,
+        "item_id": sample.item_id,
+        "status": status,
+        "error": error,
+        "source": config.manifest.name,
+        "url": sample.url,
+        "licence": sample.licence or config.manifest.licence,
+        "caption": sample.caption,
+        "sha256": hashlib.sha256(sample.data).hexdigest() if sample.data else None,
+    }
+
+
+def _leave_out(rows: list[dict[str, Any]], keep: list[bool]) -> None:
+    """Mark the rows outside the filter, whatever else is wrong with them."""
+    for row, wanted in zip(rows, keep, strict=True):
+        if not wanted:
+            row["status"], row["error"] = FILTERED, _OUTSIDE
+
+
+def _add_sample(archive: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:
+    name = f"{row['key']:012d}"
+    about = {column: value for column, value in row.items() if column != "error"}
+    members = {
+        sniff(data)[0]: data,
+        "json": canonical_json({**about, "key": name}).encode(),
+    }
+    if row["caption"] is not None:
+        members["txt"] = row["caption"].encode()
+    for extension in sorted(members):
+        info = tarfile.TarInfo(f"{name}.{extension}")
+        info.size = len(members[extension])
+        info.mode = 0o644
+        archive.addfile(info, io.BytesIO(members[extension]))

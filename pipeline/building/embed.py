@@ -1,0 +1,346 @@
+"""The embed stage: one shard of pictures into unit vectors.
+
+Reads: images/<shard>.parquet and .tar. Writes thumbnails/<shard>.tar (`--images thumbnail`), then
+embeddings/<encoder>/<shard>.parquet: every row of the image table, with perceptual hash, size, vector and norm for those
+that are ok. Once the receipt is there, images/<shard>.tar is removed unless pictures are kept. A picture that cannot be
+decoded is a failed row, never an exception.
+
+Decoding runs ahead of the model in a bounded pool. The same pictures, encoder, batch size and torch threads give the same
+bytes on the same machine. Does not check the pictures' sha256 again.
+
+The rows of one embedding shard while it is being made, and the table they become.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tarfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.building.decoding import Decoded, decode_row
+from pipeline.building.download import read_images
+from pipeline.config import digest
+from pipeline.database import RetrievalDatabase
+from pipeline.encoders import Encoder, EncoderRecord, load_encoder, require_match, resolve_encoder, to_numpy, unit_rows
+from pipeline.execution import Receipt, Resources, Shard, Stage, ahead, count_statuses
+from pipeline.images import MAX_PIXELS
+from pipeline.schema import FAILED, OK, with_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
+
+
+@dataclass
+class EmbeddedRows:
+    """The columns that embedding adds or changes, by row. `status` and `error` start as the image table has them."""
+
+    rows: int
+    dim: int
+    status: list[str]
+    error: list[str | None]
+    phash: list[str | None] = field(init=False)
+    width: list[int | None] = field(init=False)
+    height: list[int | None] = field(init=False)
+    vectors: NDArray[np.float16] = field(init=False)
+    norms: NDArray[np.float32] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.phash = [None] * self.rows
+        self.width, self.height = [None] * self.rows, [None] * self.rows
+        self.vectors = np.zeros((self.rows, self.dim), np.float16)
+        self.norms = np.zeros(self.rows, np.float32)
+
+    def fail(self, row: int, error: str) -> None:
+        self.status[row], self.error[row] = FAILED, error
+
+    def add_vectors(self, rows: list[int], made: NDArray[np.float32]) -> None:
+        """Vectors as the model gave them. One that has no direction is a failed row."""
+        unit, norms = unit_rows(made)
+        good = np.isfinite(norms) & (norms > 0) & np.isfinite(unit).all(axis=1)
+        for row, vector, norm, is_good in zip(rows, unit, norms, good, strict=True):
+            if is_good:
+                self.vectors[row], self.norms[row] = vector, norm
+            else:
+                self.fail(row, f"not_finite: the vector's norm is {norm}")
+
+    def table(self, images: pa.Table) -> pa.Table:
+        """The embedding table (schema.embedding_schema)."""
+        import pyarrow as pa
+
+        schema = with_vectors(images.schema, self.dim)
+        absent = np.array([status != OK for status in self.status], dtype=bool)
+        made: dict[str, Any] = {
+            "status": self.status,
+            "error": self.error,
+            "phash": self.phash,
+            "width": self.width,
+            "height": self.height,
+        }
+        columns = [
+            pa.array(made[name], schema.field(name).type) if name in made else images[name]
+            for name in schema.names
+            if name not in ("vector", "norm")
+        ]
+        # Parquet readers of Arrow refuse a fixed-size list with nulls in it: a row without a vector holds zeros.
+        filled = np.where(absent[:, None], np.float16(0), self.vectors)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), self.dim)
+        norms = pa.array(self.norms, mask=absent)
+        return pa.table([*columns, vectors, norms], schema=schema).combine_chunks()
+
+
+log = logging.getLogger(__name__)
+
+EMBED_STAGE = "embed"
+
+_FORMAT = 1  # raise it when the same pictures would give other files
+
+Images = Literal["keep", "thumbnail", "drop"]
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """How to embed. Zeros are filled in for the machine by `embed_stage`."""
+
+    encoder: str
+    precision: str = "fp32"
+    preprocess: str = "openclip"
+    images: Images = "keep"
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    batch: int = 0
+    torch_threads: int = 0  # of the model, on the CPU; the same number gives the same bytes
+    decode_threads: int = 0
+    max_pixels: int = MAX_PIXELS
+    patches: bool = False  # rows are crops: their patch_coords say which
+
+    def fingerprint(self, record: EncoderRecord) -> str:
+        """Hash of what changes the output. Batch size, threads and device change no vector beyond float16 rounding."""
+        return digest([_FORMAT, record, self.images, self.max_pixels, *(["patches"] if self.patches else [])])
+
+    def for_machine(self) -> EmbedConfig:
+        """The same config with this machine's device, batch size and threads filled in."""
+        import torch
+
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        on_gpu, cores = device.startswith("cuda"), _cores()
+        return replace(
+            self,
+            device=device,
+            batch=self.batch or (256 if on_gpu else 16),
+            torch_threads=self.torch_threads or (1 if on_gpu else cores),
+            decode_threads=self.decode_threads or (min(cores, 16) if on_gpu else cores),
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class Timing:
+    """Where a shard's time went, seconds of the main thread. Goes to the log and to callbacks, never into a receipt."""
+
+    shard: int = 0
+    pictures: int = 0
+    waiting: float = 0.0  # for decoded pictures
+    forward: float = 0.0  # assembling batches and the model
+    writing: float = 0.0
+    total: float = 0.0
+
+
+def embed_stage(
+    db: RetrievalDatabase,
+    config: EmbedConfig,
+    record: EncoderRecord,
+    workers: int = 0,
+    on_timing: Callable[[Timing], None] | None = None,
+) -> Stage:
+    """The stage for a database. `record` is that of the loaded encoder: workers refuse to run with another."""
+    config = config.for_machine()
+    on_gpu = config.device.startswith("cuda")
+    return Stage(
+        name=EMBED_STAGE,
+        folder=db.embedding_folder(record),
+        storage=db.storage,
+        config=config.fingerprint(record),
+        setup=partial(_set_up, config, record),
+        run=partial(_run, db, config, on_timing),
+        resources=Resources(
+            cpus=float(config.decode_threads if on_gpu else config.torch_threads), gpus=1.0 if on_gpu else 0.0
+        ),
+        workers=workers,
+        finish=None if config.images == "keep" else partial(_remove_pictures, db),
+    )
+
+
+def _set_up(config: EmbedConfig, record: EncoderRecord) -> Encoder:
+    import torch
+
+    torch.set_num_threads(config.torch_threads)
+    torch.set_flush_denormal(True)  # random and pruned weights have denormals, which are slow
+    encoder = load_encoder(resolve_encoder(config.encoder), config.device, config.precision, config.preprocess)
+    require_match(record, encoder)
+    return encoder
+
+
+def _run(
+    db: RetrievalDatabase,
+    config: EmbedConfig,
+    on_timing: Callable[[Timing], None] | None,
+    encoder: Encoder,
+    shard: Shard,
+) -> Receipt:
+    return embed_shard(db, config, encoder, shard, on_timing)
+
+
+def _remove_pictures(db: RetrievalDatabase, shard: Shard) -> None:
+    db.storage.remove(db.image_tar(shard.id))
+
+
+def embed_shard(
+    db: RetrievalDatabase,
+    config: EmbedConfig,
+    encoder: Encoder,
+    shard: Shard,
+    on_timing: Callable[[Timing], None] | None = None,
+) -> Receipt:
+    """Embed one shard and write its files. Raises DatabaseError where its pictures are absent or damaged, DiskFullError."""
+    import torch
+
+    config = config.for_machine()
+    if encoder.device.type == "cpu" and torch.get_num_threads() != config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    timing = Timing(shard=shard.id)
+    start = time.monotonic()
+    table = db.read_table(db.image_table(shard.id))
+    found = EmbeddedRows(table.num_rows, encoder.dim, table["status"].to_pylist(), table["error"].to_pylist())
+    artifacts = []
+    with db.storage.scratch() as scratch:
+        thumbnails = scratch / "thumbnails.tar"
+        with _tar(thumbnails if config.images == "thumbnail" else None) as archive:
+            _embed(db, config, encoder, shard, found, archive, timing)
+        begun = time.monotonic()
+        if config.images == "thumbnail":
+            artifacts.append(db.storage.publish(thumbnails, db.thumbnail_tar(shard.id)))
+        made = found.table(table)
+        artifacts.append(db.write_table(db.embedding_table(encoder.record, shard.id), made))
+    counts = count_statuses(found.status, found.error)
+    timing.writing += time.monotonic() - begun
+    timing.total = time.monotonic() - start
+    log.info("embedded shard %s: %s", shard.name, asdict(timing))
+    if on_timing is not None:
+        on_timing(timing)
+    return Receipt(
+        EMBED_STAGE,
+        shard.id,
+        config.fingerprint(encoder.record),
+        shard.fingerprint,
+        artifacts=tuple(artifacts),
+        **counts,
+    )
+
+
+def _embed(
+    db: RetrievalDatabase,
+    config: EmbedConfig,
+    encoder: Encoder,
+    shard: Shard,
+    found: EmbeddedRows,
+    archive: tarfile.TarFile | None,
+    timing: Timing,
+) -> None:
+    """Decode ahead, run the model batch by batch, and fill `found`. A GPU works on one batch while the next is gathered."""
+    # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
+    size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
+    rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id, config.patches)))
+    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
+    may_decode = threading.Event()
+    may_decode.set()
+    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()
+    running: deque[tuple[list[int], torch.Tensor]] = deque()
+    batch: list[int] = []
+    pixels: NDArray[Any] | None = None
+
+    def when_allowed(item: tuple[int, dict[str, Any], bytes | None]) -> Decoded:
+        may_decode.wait()
+        return decode(item)
+
+    def collect(left: int) -> None:
+        while len(running) > left:
+            these, made = running.popleft()
+            found.add_vectors(these, to_numpy(made)[: len(these)])
+
+    def flush() -> None:
+        nonlocal batch, pixels
+        assert pixels is not None
+        pixels[len(batch) :] = 0
+        if takes_turns:  # one stalled thread of the model stalls them all: decoding waits where there is no core for it
+            may_decode.clear()
+        try:
+            running.append((batch, encoder.submit(pixels)))
+        finally:
+            may_decode.set()
+        timing.pictures += len(batch)
+        batch, pixels = [], None
+        collect(1)
+
+    since = time.monotonic()
+    stream = ahead(rows, when_allowed, config.decode_threads, 2 * size + 8, lambda item: len(item[2] or b""))
+    with contextlib.closing(stream):
+        for (i, row, _), decoded in stream:
+            timing.waiting += time.monotonic() - since
+            if decoded.error is not None:
+                found.fail(i, decoded.error)
+            if decoded.pixels is not None:
+                found.phash[i], found.width[i], found.height[i] = decoded.phash, decoded.width, decoded.height
+                if archive is not None and decoded.thumbnail is not None:
+                    _add(archive, f"{row['key']:012d}.jpg", decoded.thumbnail)
+                begun = time.monotonic()
+                if pixels is None:
+                    pixels = np.empty((size, *decoded.pixels.shape), decoded.pixels.dtype)
+                pixels[len(batch)] = decoded.pixels
+                batch.append(i)
+                if len(batch) == size:
+                    flush()
+                timing.forward += time.monotonic() - begun
+            since = time.monotonic()
+    begun = time.monotonic()
+    if batch:
+        flush()
+    collect(0)
+    timing.forward += time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def _tar(path: Path | None) -> Iterator[tarfile.TarFile | None]:
+    """A new tar, or nothing where `path` is None."""
+    if path is None:
+        yield None
+        return
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        yield archive
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A member without time or owner, so that the same pictures give the same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    archive.addfile(info, io.BytesIO(data))

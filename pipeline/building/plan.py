@@ -1,0 +1,121 @@
+"""The plan of a build: which shards there are and what each of them reads.
+
+Writes and reads: plan/<id>.parquet (shard, rows, fingerprint, spec as JSON) and plan/<id>.json (columns, counts, options),
+the latter last. Both directions stream: 200,000 shards take no more memory than 1,000. The id is a hash over the shards'
+fingerprints and the columns, so that the same input makes the same plan wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.config import canonical_json
+from pipeline.database import RetrievalDatabase
+from pipeline.errors import DatabaseError, SourceError
+from pipeline.execution import Shard
+from pipeline.schema import SHARD_ROWS
+from pipeline.sources import Source, SourceOptions
+
+_GROUP = 1000  # shards in memory at a time
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A plan's header."""
+
+    id: str
+    shards: int
+    rows: int
+    columns: Mapping[str, str]  # the source's metadata columns by type name
+    revision: str  # what the source looked like
+    options: Mapping[str, Any] = field(default_factory=dict)  # limit, shards; after a refresh the next free shard id
+
+
+def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) -> BuildPlan:
+    """List the source's shards into the database. Raises SourceError where the source is empty or cannot be listed."""
+    asked = {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
+    return save_plan(db, listed(source, options), source.columns(), source.revision(), asked)
+
+
+def listed(source: Source, options: SourceOptions) -> Iterator[Shard]:
+    """The source's shards by their place in its list, or those of them that `options.shards` asks for."""
+    first, behind = options.shards or (0, None)
+    for number, spec in enumerate(source.plan()):
+        if behind is not None and number >= behind:
+            break
+        if number >= first:
+            yield Shard(number, spec.rows, spec.fingerprint, spec.spec)
+
+
+def save_plan(
+    db: RetrievalDatabase,
+    shards: Iterable[Shard],
+    columns: Mapping[str, str],
+    revision: str,
+    options: Mapping[str, Any],
+) -> BuildPlan:
+    """Write a plan, streaming, its header last. Raises SourceError where there are no shards."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [("shard", pa.int64()), ("rows", pa.int64()), ("fingerprint", pa.string()), ("spec", pa.string())]
+    )
+    hasher = hashlib.sha256(canonical_json(columns).encode())
+    count = rows = 0
+    with db.storage.scratch() as scratch:
+        part = scratch / "plan.parquet"
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            group: list[dict[str, Any]] = []
+            for shard in shards:
+                group.append(_line(shard))
+                hasher.update(f"{shard.id} {shard.rows} {shard.fingerprint}\n".encode())
+                count, rows = count + 1, rows + shard.rows
+                if len(group) == _GROUP:
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    group = []
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+        if not count:
+            raise SourceError(f"{db.name}: the source has no rows (asked for: {dict(options)})")
+        plan = BuildPlan(hasher.hexdigest()[:16], count, rows, columns, revision, options)
+        db.storage.publish(part, _table(plan.id))
+    db.storage.write_text(f"plan/{plan.id}.json", canonical_json(asdict(plan)) + "\n")
+    return plan
+
+
+def read_plan(db: RetrievalDatabase, plan_id: str) -> BuildPlan:
+    """A plan's header. Raises DatabaseError."""
+    text = db.storage.read_text(f"plan/{plan_id}.json")
+    if text is None:
+        raise DatabaseError(f"database {db.name!r} has no plan {plan_id!r}; run `rdmpipe build-index {db.name}` again")
+    return BuildPlan(**json.loads(text))
+
+
+def plan_shards(db: RetrievalDatabase, plan_id: str) -> Iterator[Shard]:
+    """A plan's shards in order, a few hundred in memory at a time."""
+    import pyarrow.parquet as pq
+
+    with db.storage.open(_table(plan_id)) as handle, pq.ParquetFile(handle) as file:
+        for batch in file.iter_batches(batch_size=_GROUP):
+            for line in batch.to_pylist():
+                yield Shard(line["shard"], line["rows"], line["fingerprint"], json.loads(line["spec"]))
+
+
+def _table(plan_id: str) -> str:
+    return f"plan/{plan_id}.parquet"
+
+
+def _line(shard: Shard) -> dict[str, Any]:
+    if shard.rows > SHARD_ROWS:
+        raise SourceError(f"shard {shard.id} has {shard.rows} rows; a shard holds at most {SHARD_ROWS}")
+    return {
+        "shard": shard.id,
+        "rows": shard.rows,
+        "fingerprint": shard.fingerprint,
+        "spec": json.dumps(shard.spec, sort_keys=True),  # ASCII: file names need not be valid UTF-8
+    }

@@ -1,0 +1,148 @@
+"""What a refresh has to do: the new plan, and the keys that are gone, from a published version and what its source is now.
+
+Reads: the source's list, and of shards that changed their rows; the published version's plan and image rows. Writes: the new
+plan. A key is never moved or reused: a row that left the source, or whose bytes or metadata changed, gets a
+tombstone, and new and changed rows go to new shards. Shards whose input is what it was are shared by reference, unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.building.download import DownloadConfig, image_row, read_spec
+from pipeline.building.plan import BuildPlan, listed, plan_shards, save_plan
+from pipeline.config import digest
+from pipeline.database import PURGED, BlockList, Gone, RetrievalDatabase, has_rows_left, read_block_list
+from pipeline.errors import DatabaseError
+from pipeline.execution import Shard
+from pipeline.schema import IMAGE_KEY, PATCH_COORDS, shard_of
+from pipeline.sources import FetchingSource, Source
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The new plan (the old one where nothing changed), what is gone now, and how many rows are new and changed."""
+
+    plan: BuildPlan
+    gone: tuple[Gone, ...]
+    added: int
+    changed: int
+
+    @property
+    def removed(self) -> int:
+        return sum(1 for entry in self.gone if entry.why == "removed")
+
+
+def plan_refresh(
+    db: RetrievalDatabase, old: BuildPlan, config: DownloadConfig, source: Source, gone_before: frozenset[int]
+) -> Refresh:
+    """Compare the source with the published plan. Raises DatabaseError where its columns are no longer the same."""
+    revision = source.revision()
+    if revision and revision == old.revision:
+        return Refresh(old, (), 0, 0)
+    if source.columns() != dict(old.columns):
+        raise DatabaseError(
+            f"database {db.name!r}: the source's metadata columns changed from {dict(old.columns)} to {source.columns()}; "
+            "rows with other columns do not fit in: build another database with --name"
+        )
+    unread: dict[str, list[Shard]] = {}
+    for shard in plan_shards(db, old.id):
+        unread.setdefault(shard.fingerprint, []).append(shard)
+    holed = {shard_of(key) for key in gone_before}
+    kept: list[Shard] = []
+    changed_specs: list[dict[str, Any]] = []
+    for spec in listed(source, config.options):
+        same = [shard for shard in unread.get(spec.fingerprint, []) if shard.id not in holed]
+        if same:
+            kept.append(same[0])
+            unread[spec.fingerprint].remove(same[0])
+        else:
+            changed_specs.append(spec.spec)
+    loose = sorted((shard for shards in unread.values() for shard in shards), key=lambda shard: shard.id)
+    listed_only = isinstance(source, FetchingSource)
+    known = _rows_by_item(db, loose, config, gone_before, listed_only)
+    blocked = read_block_list(db.storage)
+    picked: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
+    for number, part in enumerate(changed_specs):
+        for item, row_digest in _items(source, part, config, blocked):
+            candidates = known.get(item, [])
+            unchanged = next((entry for entry in candidates if entry["digest"] == row_digest), None)
+            if unchanged is not None:
+                candidates.remove(unchanged)
+            else:
+                picked.append((number, item, row_digest))
+    new_items = {item for _, item, _ in picked}
+    gone = tuple(
+        Gone(entry["key"], "changed" if item in new_items else "removed")
+        for item, entries in known.items()
+        for entry in entries
+    )
+    before = gone_before | {entry.key for entry in gone}
+    loose = [shard for shard in loose if has_rows_left(shard, before)]
+    first = max(int(old.options.get("next_shard", 0)), 1 + max(shard.id for shard in plan_shards(db, old.id)))
+    fresh = list(_new_shards(picked, changed_specs, first, config.manifest.source.shard_rows))
+    options = {**old.options, "next_shard": first + len(fresh)}
+    shards = sorted([*kept, *loose, *fresh], key=lambda shard: shard.id)
+    plan = save_plan(db, shards, old.columns, revision, options)
+    changed = sum(1 for entry in gone if entry.why == "changed")
+    return Refresh(plan, tuple(sorted(gone, key=lambda entry: entry.key)), len(picked) - changed, changed)
+
+
+def _items(
+    source: Source, spec: Mapping[str, Any], config: DownloadConfig, blocked: BlockList
+) -> Iterator[tuple[str, str]]:
+    """(item id, digest of all that is stored of it) for each row of a part of the source."""
+    listed_only = isinstance(source, FetchingSource)
+    for sample in read_spec(source, spec):
+        row = image_row(config, 0, sample)
+        blocked.blank([row])
+        yield sample.item_id, _digest(row, listed_only)
+
+
+def _rows_by_item(
+    db: RetrievalDatabase, shards: list[Shard], config: DownloadConfig, gone: frozenset[int], listed_only: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Living rows of published shards by item id: key, status, reason, digest."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for shard in shards:
+        for row in db.read_table(db.image_table(shard.id)).to_pylist():
+            if row["key"] in gone:
+                continue
+            entry = {
+                "key": row["key"],
+                "status": row["status"],
+                "reason": _reason(row["error"]),
+                "digest": _digest(row, listed_only),
+            }
+            found.setdefault(row["item_id"], []).append(entry)
+    return found
+
+
+def _reason(error: str | None) -> str:
+    return (error or "").split(":", 1)[0]
+
+
+def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
+    """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
+    what the list says alone: the pictures are not fetched to see whether they changed."""
+    if row["error"] == PURGED:
+        return PURGED  # nothing else is known of it
+    left_out = {"key", "error", "status", IMAGE_KEY, PATCH_COORDS} | ({"sha256"} if listed_only else set())
+    stored = {name: value for name, value in sorted(row.items()) if name not in left_out}
+    return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)
+
+
+def _new_shards(
+    picked: list[tuple[int, str, str]], specs: list[dict[str, Any]], first: int, rows: int
+) -> Iterator[Shard]:
+    """Shards that read only the picked rows of the source's parts, `rows` each, in the source's order."""
+    for start in range(0, len(picked), rows):
+        group = picked[start : start + rows]
+        parts: dict[int, list[str]] = {}
+        for number, item, _ in group:
+            parts.setdefault(number, []).append(item)
+        spec = {"picked": [{"spec": specs[number], "items": items} for number, items in parts.items()]}
+        fingerprint = digest(["picked", [(item, row_digest) for _, item, row_digest in group]], 32)
+        yield Shard(first + start // rows, len(group), fingerprint, spec)

@@ -1,0 +1,172 @@
+"""What a build was asked for, what that means for a database that was begun before, and how it ended.
+
+Reads: manifests, and manifest.json of a database that was begun. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.catalog import resolve_target
+from pipeline.config import from_mapping
+from pipeline.database import RetrievalDatabase
+from pipeline.errors import DatabaseError, ManifestError
+from pipeline.execution import Backend
+from pipeline.index import IndexConfig
+from pipeline.sources import NAME, Manifest, SourceOptions
+
+STAGES = ("download", "embed", "index")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What `build-index` was asked for; empty values mean the manifest's own or the default."""
+
+    target: str
+    name: str = ""
+    home: str | None = None
+    encoder: str = ""
+    precision: str = ""  # fp32 | fp16 | bf16
+    preprocess: str = ""  # openclip | compvis
+    images: str = ""  # keep | thumbnail | drop
+    where: str = ""
+    source: SourceOptions = field(default_factory=SourceOptions)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    backend: Backend = field(default_factory=Backend)
+    batch: int = 0  # pictures a forward pass
+    device: str = "auto"
+    threads: int = (
+        0  # torch threads of a worker on a CPU; 0: its share of the cores. The same number gives the same bytes
+    )
+    wait_s: float = 0.0
+    stages: tuple[str, ...] = STAGES
+    refresh: bool = False  # look at the source again and do what is new
+    retry: bool = False  # try the failed URLs of what is published again, and nothing else
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """How a build ended: input = ok + filtered + failed, `reasons` counts filtered and failed rows by reason."""
+
+    name: str
+    version: str  # empty where the build was to stop before the index
+    input: int
+    ok: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+    duplicates: int
+    encoder: str
+    trained: bool
+    index: dict[str, Any]
+    shards: dict[str, dict[str, int]]  # by stage: ran and skipped
+    changes: dict[str, int]  # of a refresh: rows added, changed and removed
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """For people: what there is now, and what to do next."""
+        lines = [
+            f"{self.name}: {self.input:,} rows in = {self.ok:,} ok + {self.filtered:,} filtered + {self.failed:,} failed"
+        ]
+        lines += [f"  {reason}: {count:,}" for reason, count in self.reasons.items()]
+        if self.duplicates:
+            lines.append(f"  {self.duplicates:,} exact duplicates marked (search --no-duplicates leaves them out)")
+        if self.index:
+            recall = self.index["recall"]
+            words = "; ".join(_recall_words(kind, recall["k"], recall[kind]) for kind in ("text", "image"))
+            lines.append(f"index {self.index['key']} over {self.index['rows']:,} rows; {words}")
+        ran = ", ".join(
+            f"{stage} {count['ran']} ran, {count['skipped']} skipped" for stage, count in self.shards.items()
+        )
+        lines.append(f"shards: {ran}; {self.seconds:,.1f} s; encoder {self.encoder}")
+        if self.changes:
+            what = "retry" if "retried" in self.changes else "refresh"
+            found = ", ".join(f"{count:,} {change}" for change, count in self.changes.items())
+            lines.append(f"{what}: {found if any(self.changes.values()) else 'nothing new'}")
+        lines += [f"note: {warning}" for warning in self.warnings]
+        if self.version:
+            lines.append(
+                f'version {self.version}; try: rdmpipe search {self.name} "a harbour at dawn" -k 5 --sheet sheet.png'
+            )
+        return "\n".join(lines)
+
+
+def _recall_words(kind: str, k: int, measured: dict[str, Any]) -> str:
+    if "value" not in measured:
+        return f"{kind} recall {measured['origin']}"
+    return f"{kind} recall@{k} {measured['value']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
+
+
+def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
+    """The manifest, and the request with all that was left open filled in: from the database's beginning, else defaults.
+
+    Raises DatabaseError where a published database was built otherwise: its rows cannot be mixed with others.
+    """
+    before = begun(request.name or request.target, request.home)
+    try:
+        manifest = resolve_target(request.target, request.name, request.encoder, request.home)
+        before = before or begun(manifest.name, request.home)
+    except ManifestError:
+        if before is None:
+            raise
+        manifest = from_mapping(Manifest, _dated(before["manifest"]), f"{request.target}/manifest.json")
+    settings = (before or {}).get("settings", {})
+    default = {
+        "encoder": manifest.encoder,
+        "precision": "fp32",
+        "preprocess": "openclip",
+        "where": manifest.where,
+        "images": "",
+    }
+    chosen = {name: getattr(request, name) or settings.get(name) or value for name, value in default.items()}
+    if RetrievalDatabase(manifest.name, request.home).exists():
+        if before is not None:
+            _require_same_source(manifest, before["manifest"]["source"], request.refresh)
+        for name, value in chosen.items():
+            if name in settings and value != settings[name]:
+                raise DatabaseError(
+                    f"database {manifest.name!r} was built with {name} {settings[name] or 'nothing'}, not {value}: its rows do "
+                    f"not mix with others. Leave --{name} out to go on with it, or build another database with --name."
+                )
+    manifest = replace(manifest, encoder=chosen["encoder"])
+    return manifest, replace(request, **cast("dict[str, Any]", chosen))
+
+
+def _require_same_source(manifest: Manifest, before: Mapping[str, Any], refresh: bool) -> None:
+    """A published database stays that of its source: two folders may be called alike. Raises DatabaseError.
+
+    A folder may have moved: the old place is then empty. Another address of the same kind is taken with --refresh.
+    """
+    now = manifest.source
+    moved = now.path != before["path"] and bool(before["path"]) and not Path(before["path"]).expanduser().exists()
+    same_place = Path(now.path).expanduser().resolve() == Path(before["path"]).expanduser().resolve()
+    same_address = (now.repo, now.url) == (before["repo"], before["url"]) or refresh
+    if now.kind != before["kind"] or not (same_place or moved) or not same_address:
+        raise DatabaseError(
+            f"database {manifest.name!r} was built from {_place(before)}, not from {_place(vars(now))}: give this one "
+            "another name with --name"
+        )
+
+
+def _place(source: Mapping[str, Any]) -> str:
+    where = next((source[name] for name in ("path", "repo", "url") if source[name]), "")
+    return f"{source['kind']} {where}".strip()
+
+
+def begun(name: str, home: str | None) -> dict[str, Any] | None:
+    """What a database's first build wrote down, or None where there is no such database."""
+    if not NAME.match(name):
+        return None
+    text = RetrievalDatabase(name, home).storage.read_text("manifest.json")
+    return None if text is None else dict(json.loads(text))
+
+
+def _dated(table: dict[str, Any]) -> dict[str, Any]:
+    checked = table.get("checked")
+    return {**table, "checked": datetime.date.fromisoformat(checked) if checked else None}

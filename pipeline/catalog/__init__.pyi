@@ -1,0 +1,11 @@
+from .manifests import add_manifest as add_manifest
+from .manifests import check_manifest as check_manifest
+from .manifests import known_manifests as known_manifests
+from .manifests import load_manifest as load_manifest
+from .names import Selection as Selection
+from .names import base_of as base_of
+from .names import resolve_database as resolve_database
+from .names import resolve_target as resolve_target
+from .status import home_status as home_status
+from .status import listing as listing
+from .status import status_of as status_of

@@ -1,0 +1,86 @@
+"""Database names, as every command takes them: `wikiart`, `wikiart@<version>`, or a view such as `artbench-baroque`.
+
+Reads: published databases and manifests. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_folder
+from pipeline.database import RetrievalDatabase, Version, list_databases
+from pipeline.errors import DatabaseError, ManifestError, nearest
+from pipeline.sources import Manifest, View
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A database at one version, and the view's WHERE clause (empty for a whole database)."""
+
+    name: str
+    database: RetrievalDatabase
+    version: Version
+    where: str = ""
+
+
+def resolve_database(name: str, home: str | None = None) -> Selection:
+    """The published database, pinned version and view filter that `name` stands for. Raises DatabaseError."""
+    base, _, pinned = name.partition("@")
+    database = RetrievalDatabase(base, home)
+    if database.exists():
+        return Selection(name, database, database.version(pinned))
+    view = _view(base, home)
+    if view is not None:
+        database = RetrievalDatabase(view.base, home)
+        return Selection(name, database, database.version(pinned), view.where)
+    published = list_databases(home)
+    names = [*published, *(other for other in known_manifests(home) if other not in published)]
+    begun = RetrievalDatabase(base, home).storage.exists("plan")
+    if base in names or begun:
+        RetrievalDatabase(base, home).version(pinned)  # says how to build it, or to go on
+    raise DatabaseError(
+        f"no database {base!r} in {database.home}{nearest(base, names)}. Published: {', '.join(published) or 'none yet'}; "
+        f"build one with `rdmpipe build-index NAME`"
+    )
+
+
+def base_of(name: str, home: str | None = None) -> str:
+    """The database that `name` stands for: a view's base, else the name itself, whether there is such a database or not."""
+    if RetrievalDatabase(name, home).storage.exists("manifest.json"):
+        return name
+    view = _view(name, home)
+    return name if view is None else view.base
+
+
+def _view(name: str, home: str | None) -> View | None:
+    try:
+        made = load_manifest(name, home)
+    except ManifestError:
+        return None
+    return made if isinstance(made, View) else None
+
+
+def resolve_target(target: str, name: str = "", encoder: str = "", home: str | None = None) -> Manifest:
+    """What `build-index TARGET` means: a folder of pictures, a manifest file, or a manifest's name (a view means its base)."""
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return manifest_for_folder(path, name, encoder or "vit-l-14")
+    if "/" in target and path.suffix != ".toml":
+        raise ManifestError(
+            f"{target}: no such folder. A folder of pictures is given by its path, a data set by its name."
+        )
+    made = load_manifest(target, home)
+    if isinstance(made, View):
+        made = load_manifest(made.base, home)
+    if isinstance(made, View):
+        raise ManifestError(f"{target}: a view of a view; its base must be a data set")
+    if name:
+        from dataclasses import replace
+
+        from pipeline.sources import NAME
+
+        if not NAME.match(name):
+            raise ManifestError(f"--name {name!r}: use lower-case letters, digits and _, parts joined by -")
+        made = replace(made, name=name)
+    return made

@@ -1,0 +1,8 @@
+"""The command line. Modules parse, call and print; `main` is the console script.
+
+`__init__.pyi` lists what other packages may import; names load when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

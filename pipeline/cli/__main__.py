@@ -1,0 +1,5 @@
+"""`python -m pipeline.cli`: what units, crontabs and submitted jobs call."""
+
+from pipeline.cli.app import main
+
+main()

@@ -1,0 +1,83 @@
+"""The commands about embeddings that come from elsewhere or go there: import, export and purge."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Home, Json, Where, command, print_json, reported_errors
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("import")(import_command)
+    app.command("export")(export)
+    app.command("purge")(purge_command)
+
+
+def import_command(
+    name: Annotated[str, typer.Argument(help="Call the database this.")],
+    path: Annotated[Path, typer.Argument(help="A .npz file, a folder of them, or a clip-retrieval folder.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="The encoder that made the embeddings.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Make a searchable database of published embeddings, without pictures."""
+    with reported_errors():
+        from pipeline.exchange import import_embeddings
+
+        version = import_embeddings(name, path, encoder, home)
+    recall = {kind: version.index.recall[kind] for kind in ("text", "image")}
+    if as_json:
+        print_json({"name": name, "version": version.id, **version.counts, "recall": recall})
+    else:
+        counts = version.counts
+        print(f"{name}: {counts['input']:,} rows in = {counts['ok']:,} ok + 0 filtered + {counts['failed']:,} failed")
+        print(f"index {version.index.key}; text recall: {recall['text']}; version {version.id}")
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    to: Annotated[str, typer.Option("--to", help="npz or clip-retrieval.")] = "npz",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write a database's embeddings as others read them."""
+    with reported_errors():
+        from pipeline.catalog import resolve_database
+        from pipeline.exchange import export_embeddings
+
+        chosen = resolve_database(name, home)
+        files = export_embeddings(chosen.database, chosen.version, to, out, chosen.where)
+    if as_json:
+        print_json([str(path) for path in files])
+    else:
+        for path in files:
+            print(path)
+
+
+def purge_command(
+    name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
+    hash_list: Annotated[Path | None, typer.Option("--hash-list", help="File of sha256 sums, one a line.")] = None,
+    url_list: Annotated[Path | None, typer.Option("--url-list", help="File of picture addresses, one a line.")] = None,
+    where: Where = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed; change nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer.")] = 0.0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove rows for good, from all versions, and keep them out; without a list: finish a purge that was interrupted."""
+    with command() as progress:
+        from pipeline.maintenance import PurgeRequest, purge
+
+        done = purge(PurgeRequest(name, hash_list, url_list, where, dry_run, home, wait), progress.say)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        for note in done.notes:
+            print(f"note: {note}")
+        print(done.text(dry_run))

@@ -1,0 +1,83 @@
+"""`rdmpipe evaluate`: parse, read the protocol, hand over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import (
+    Address,
+    BackendOption,
+    Home,
+    Json,
+    LogFormatOption,
+    Workers,
+    command,
+    print_json,
+    which_backend,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(evaluate)
+
+
+def evaluate(
+    job: Annotated[
+        Path | None, typer.Argument(help="The protocol, such as jobs/evaluate-mini.toml; without one the default.")
+    ] = None,
+    db: Annotated[str, typer.Option("--db", help="The labelled database (default: the protocol's).")] = "",
+    styles: Annotated[str, typer.Option("--styles", help="all, or styles separated by commas.")] = "",
+    prompts: Annotated[str, typer.Option("--prompts", help="A prompt list in place of held-out captions.")] = "",
+    captions: Annotated[
+        str,
+        typer.Option("--captions", help="A database with captions for the content judge (default: the labelled one)."),
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="A model's name or folder.")] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation (default: in the home).")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Say how many pictures it would make, and stop.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads of the judges.")] = 1,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0.0, help="Seconds to wait for another one in this folder.")
+    ] = 0.0,
+    backend: BackendOption = "auto",
+    address: Address = "",
+    workers: Workers = 0,
+    home: Home = None,
+    log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:
+    """Does swapping the database swap the style? Measured by judges that have no part in it, against naming the style."""
+    with command(log_format) as progress:
+        from pipeline.evaluation import EvaluateConfig, read_evaluate_config, summary_text
+        from pipeline.evaluation import evaluate as run_evaluation
+        from pipeline.execution import Backend
+
+        config = read_evaluate_config(job) if job else EvaluateConfig()
+        named = () if styles in ("", "all") else tuple(name.strip() for name in styles.split(",") if name.strip())
+        config = replace(
+            config,
+            database=db or config.database,
+            model=model or config.model,
+            content_database=captions or config.content_database,
+            styles=named if styles else config.styles,
+            prompts=replace(config.prompts, file=prompts or config.prompts.file),
+        )
+        if plan:
+            from pipeline.evaluation import count_pictures, open_study
+
+            counts = count_pictures(open_study(config, home))
+            print_json(counts) if as_json else print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
+            return
+        chosen = Backend(kind=which_backend(backend, address), address=address, workers=workers)
+        folder, summary = run_evaluation(
+            config, progress, chosen, home=home, out=out, device=device, threads=threads, wait_s=wait
+        )
+        if as_json:
+            print_json({"out": str(folder), **summary})
+        else:
+            print(summary_text(folder, summary))

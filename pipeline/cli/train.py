@@ -1,0 +1,71 @@
+"""`rdmpipe train`: parse, read the run's TOML, hand over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import Json, LogFormatOption, command, print_json
+
+if TYPE_CHECKING:
+    from pipeline.training import Part
+
+Job = Annotated[Path, typer.Argument(help="The run's TOML file, such as jobs/train-mini.toml.")]
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last save.")]
+
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Workers that share each batch, on Ray.")]
+
+Address = Annotated[str, typer.Option("--address", help="Ray cluster to use; empty: one of our own on this machine.")]
+
+train_app = typer.Typer(no_args_is_help=True, help="Train an encoder, an autoencoder or an RDM.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(train_app, name="train")
+
+
+def _run(part: Part, job: Path, resume: bool, workers: int, address: str, log_format: str, as_json: bool) -> None:
+    with command(log_format) as progress:
+        from pipeline.training import read_train_config, train
+
+        config = read_train_config(job)
+        if workers > 1 or address:
+            from pipeline.training import train_on_ray
+
+            folder = train_on_ray(part, config, progress, workers=workers, address=address, resume=resume)
+        else:
+            folder = train(part, config, progress, resume=resume)
+        if as_json:
+            print_json({"part": part, "model": str(folder)})
+        else:
+            print(folder)
+
+
+@train_app.command()
+def encoder(
+    job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """A contrastive encoder of pictures and texts, in open_clip's format."""
+    _run("encoder", job, resume, workers, address, log_format, as_json)
+
+
+@train_app.command()
+def autoencoder(
+    job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """The first stage: a KL autoencoder, in diffusers' format."""
+    _run("autoencoder", job, resume, workers, address, log_format, as_json)
+
+
+@train_app.command()
+def rdm(
+    job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """The retrieval-augmented denoiser; wants a trained encoder and autoencoder."""
+    _run("rdm", job, resume, workers, address, log_format, as_json)

@@ -1,0 +1,43 @@
+"""Tombstones: the keys of rows that left a database, and why. Reads and writes gone/<id>.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.config import digest
+from pipeline.database.layout import RetrievalDatabase
+from pipeline.execution import Shard
+from pipeline.schema import SHARD_ROWS
+from pipeline.storage import Artifact
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A tombstone: the key of a row that left the source or was replaced. Counts, index and search leave it out."""
+
+    key: int
+    why: str  # removed | changed | purged | retried
+
+
+def has_rows_left(shard: Shard, gone: frozenset[int]) -> bool:
+    """Whether a shard has a row that is not gone."""
+    first = shard.id * SHARD_ROWS
+    return any(first + row not in gone for row in range(shard.rows))
+
+
+def write_gone(db: RetrievalDatabase, before: Artifact | None, more: Iterable[Gone]) -> Artifact:
+    """Tombstones of a version: those there were and new ones, as Parquet (key, why) in order of key."""
+    import pyarrow as pa
+
+    entries = {} if before is None else {row["key"]: row["why"] for row in db.read_table(before.path).to_pylist()}
+    entries.update({entry.key: entry.why for entry in more})
+    keys = sorted(entries)
+    table = pa.table({"key": pa.array(keys, pa.int64()), "why": pa.array([entries[key] for key in keys], pa.string())})
+    name = digest([[key, entries[key]] for key in keys], 12)
+    return db.write_table(f"gone/{name}.parquet", table)
+
+
+def gone_keys(db: RetrievalDatabase, gone: Artifact | None) -> list[int]:
+    """The keys in a version's tombstones, ascending."""
+    return [] if gone is None else [int(key) for key in db.read_table(gone.path, ["key"])["key"].to_pylist()]

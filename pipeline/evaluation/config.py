@@ -1,0 +1,183 @@
+"""The protocol of an evaluation: one strict TOML file that is written down before the first picture is made.
+
+Reads: the job's TOML. Writes nothing. Everything that a person could choose after having seen results is a key here, and the
+run keeps a copy that a resumed run has to agree with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.config import from_mapping, read_toml
+from pipeline.errors import ConfigError
+from pipeline.training import Steps
+
+LEVELS = ("common", "rare", "unseen")
+
+
+@dataclass(frozen=True)
+class Build:
+    """A database that is built first where it is wanted and not published yet: what `rdmpipe build-index` takes.
+
+    A target that is a file's name is looked for beside the job.
+    """
+
+    target: str
+    name: str = ""
+    encoder: str = ""
+    images: str = ""
+    preprocess: str = ""
+    where: str = ""
+    limit: int = 0
+    base_url: str = ""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Which captions are asked for.
+
+    file         a prompt list to use in place of the database's held-out captions
+    test         captions that results are reported for; validation: others, for choosing k and guidance
+    held_out     share of the contents held out in training (pipeline/training/data.py's rule, which gives the same ones)
+    candidates   captions among which the content network has to find the right one
+    """
+
+    file: str = ""
+    test: int = 100
+    validation: int = 10
+    held_out: float = 0.1
+    candidates: int = 100
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every picture is sampled. `batch` pictures at a time; 0: by device."""
+
+    sampler: str = "dpmpp_2m"
+    steps: int = 12
+    batch: int = 64
+    seeds: tuple[int, ...] = (0, 1, 2)
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Grids searched on the validation captions, for each condition by itself; each caption in `styles` of the styles."""
+
+    k: tuple[int, ...] = (1, 4, 8, 19)
+    guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
+    styles: int = 3
+
+
+@dataclass(frozen=True)
+class Postfix:
+    """Swap against "in the style of ...": captions, styles (empty: `count` of them, spread), what the general database holds.
+
+    common: the general database as it is; rare: the style thinned to `rare_share`; unseen: the style left out. Thinning needs
+    the general database to be the labelled one; another is taken as it is.
+    """
+
+    captions: int = 40
+    styles: tuple[str, ...] = ()
+    count: int = 3
+    levels: tuple[str, ...] = LEVELS
+    rare_share: float = 0.01
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One number changed at a time, on `captions` test captions in `styles` of the styles each."""
+
+    captions: int = 12
+    styles: int = 4
+    k: tuple[int, ...] = (0, 1, 2, 4, 8, 19)
+    guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+    shares: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0)  # of the style's database
+    separate: tuple[str, ...] = ()  # styles, of those there are, that are also built as a database of their own
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network that judges. `backbone`: a torchvision model by name in place of the small CNN; `pretrained`: its weights."""
+
+    train: Steps
+    width: int = 32
+    backbone: str = ""
+    pretrained: bool = False
+
+
+def _style_judge() -> Judge:
+    return Judge(Steps(steps=1100, batch=96, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.98, seed=11))
+
+
+def _content_judge() -> Judge:
+    return Judge(Steps(steps=800, batch=80, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """One evaluation.
+
+    database         labelled: real pictures with a style, captions unless `content_database` or prompts.file has them
+    general          the database that the model was trained with; empty: the labelled one, all styles mixed
+    sources          style -> database to swap in; a style that is not named is a filter over the labelled database
+    others           databases swapped in that carry no style of the classifier's: content and diversity only
+    content          columns that name a content; the first one that the database has; none: every picture its own
+    never_seen       styles that neither encoder nor model was trained with
+    encoder_captions how often the encoder's training captions name the style: words for the report
+    size             pixels a side at which pictures are judged
+    """
+
+    database: str = "atelier"
+    model: str = "rdm-mini"
+    general: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    style: str = "style"
+    caption: str = "caption"
+    content: tuple[str, ...] = ("content_id", "base_hexcode")
+    tags: str = "tags"
+    content_database: str = ""
+    never_seen: tuple[str, ...] = ()
+    encoder_captions: str = "not stated"
+    any_encoder: bool = False
+    size: int = 64
+    most_pictures: int = 20_000  # real pictures read of each database, by chance where it has more
+    build: tuple[Build, ...] = ()
+    prompts: Prompts = field(default_factory=Prompts)
+    sampling: Sampling = field(default_factory=Sampling)
+    tuning: Tuning = field(default_factory=Tuning)
+    postfix: Postfix = field(default_factory=Postfix)
+    sweep: Sweep = field(default_factory=Sweep)
+    style_judge: Judge = field(default_factory=_style_judge)
+    content_judge: Judge = field(default_factory=_content_judge)
+
+    def __post_init__(self) -> None:
+        for level in self.postfix.levels:
+            if level not in LEVELS:
+                raise ConfigError(f"[postfix] levels: {level!r} is not one of {', '.join(LEVELS)}")
+        if not 0 < self.postfix.rare_share < 1 or any(not 0 < share <= 1 for share in self.sweep.shares):
+            raise ConfigError("[postfix] rare_share and [sweep] shares are shares of a database, above 0 and up to 1")
+        if (
+            not self.sampling.seeds
+            or self.prompts.test < 2
+            or self.prompts.validation < 1
+            or self.prompts.candidates < 2
+        ):
+            raise ConfigError("an evaluation wants seeds, 2 test captions, 1 for validation and 2 candidates, or more")
+        if self.content_judge.backbone:
+            raise ConfigError("[content_judge] has a network of its own: leave `backbone` out")
+
+
+def read_evaluate_config(path: Path) -> EvaluateConfig:
+    """The protocol that a TOML file describes; files that it names are looked for beside it. Raises ConfigError."""
+    config = from_mapping(EvaluateConfig, read_toml(path), path.name)
+
+    def beside(name: str) -> str:
+        return str(path.parent / name) if name and (path.parent / name).is_file() else name
+
+    build = tuple(replace(entry, target=beside(entry.target)) for entry in config.build)
+    return replace(config, build=build, prompts=replace(config.prompts, file=beside(config.prompts.file)))

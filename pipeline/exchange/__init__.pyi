@@ -1,0 +1,2 @@
+from .exporting import export_embeddings as export_embeddings
+from .importing import import_embeddings as import_embeddings

@@ -1,0 +1,15 @@
+from .backend import Backend as Backend
+from .backend import Outcome as Outcome
+from .chain import run_stages as run_stages
+from .lookahead import ahead as ahead
+from .process import Ended as Ended
+from .process import run_process as run_process
+from .progress import LogFormat as LogFormat
+from .progress import Progress as Progress
+from .stage import Failure as Failure
+from .stage import Receipt as Receipt
+from .stage import Resources as Resources
+from .stage import Shard as Shard
+from .stage import Stage as Stage
+from .stage import StageFailed as StageFailed
+from .stage import count_statuses as count_statuses

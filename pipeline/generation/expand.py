@@ -1,0 +1,292 @@
+"""From flags and rows to requested pictures, every one of them checked before any work starts.
+
+Reads: the model's description, published databases, filters' columns, image prompts. Writes nothing. A mistake in a flag is an
+error at once, since it holds for every row; one in a row is a BadRow with its line. A row's value beats the flag's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.catalog import Selection, resolve_database
+from pipeline.encoders import EncoderRecord, resolve_encoder, same_encoder
+from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
+from pipeline.filters import check_filter
+from pipeline.generation.models import ModelInfo
+from pipeline.generation.prompts import SAMPLERS, BadRow, PromptList, PromptRow
+from pipeline.generation.requests import (
+    NEIGHBOURS,
+    TEXT,
+    USES,
+    Maker,
+    Neighbourhood,
+    PictureRequest,
+    RequestedCopy,
+    copies,
+)
+from pipeline.schema import metadata_columns
+
+if TYPE_CHECKING:
+    from pipeline.retrieval import Searcher
+
+_Problem = (ConfigError, DatabaseError, EncoderError, ModelError)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """One `rdmpipe generate`. None and empty mean: the row's, else the model's own."""
+
+    prompts: str  # a list's path, or one prompt
+    db: tuple[str, ...] = ()
+    model: str = ""  # empty: the first by name that takes the first database's encoder; rdm-768 without a database
+    where: str = ""
+    k: int | None = None
+    steps: int = 50
+    scale: float | None = None
+    sampler: str = "ddim"
+    eta: float = 0.0
+    n: int = 1
+    seed: int = 0  # every row starts from it: the same noise under every prompt and database, to compare them by
+    width: int | None = None
+    height: int | None = None
+    negative: str = ""
+    image: str = ""
+    text_weight: float = 1.0
+    use: Literal["both", "neighbours", "text"] = "both"
+    any_encoder: bool = False  # take a database whose encoder goes by another name than the model's
+    skip_bad: bool = False
+    home: str | None = None
+    out: str = ""  # where the run is written; empty: <home>/generations/<run>
+    run: str = ""  # the run's name; empty: made from the prompts' name and the flags
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    device: str = "auto"
+    batch: int = 0  # pictures at a time; 0: 1 on a CPU, 4 on a GPU
+    shard: int = 0  # pictures a shard; 0: two batches, four pictures at least
+    threads: int = 0  # torch's, in each worker; 0: torch's own number
+    gallery: bool = True  # whether index.html and contact.png are written beside the results
+
+
+@dataclass
+class Expander:
+    """Turns rows into requests; remembers databases, filters and images it has looked at."""
+
+    config: GenerateConfig
+    model: ModelInfo
+    precision: str
+    folder: str = ""  # where rows' relative image paths start
+    warnings: list[str] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)  # where image prompts are, by sha256
+    selections: dict[str, Selection] = field(default_factory=dict)
+    text_encoder: EncoderRecord | None = None  # for pictures without a database
+    _filters: dict[tuple[str, str], str] = field(default_factory=dict)
+    _open: dict[str, Searcher] = field(default_factory=dict)
+    _looked_at: dict[str, str] = field(default_factory=dict)  # image prompts' sha256, by where they are
+
+    def requests(self, prompts: PromptList) -> tuple[list[RequestedCopy], list[BadRow]]:
+        """Every requested picture in order (rows, databases, copies), and the rows that cannot be made."""
+        self.folder = prompts.folder
+        self.check_flags()
+        made: list[RequestedCopy] = []
+        bad: list[BadRow] = []
+        for row in prompts.rows:
+            try:
+                made += list(self._row(row))
+            except _Problem as error:
+                bad.append(BadRow(row.line, str(error)))
+        for searcher in self._open.values():
+            searcher.close()
+        self._open.clear()
+        return made, bad
+
+    def check_flags(self) -> None:
+        """Raise for a flag that no row could use."""
+        config = self.config
+        if config.use not in USES:
+            raise ConfigError(f"--use {config.use!r}: expected one of {', '.join(USES)}")
+        if config.sampler not in SAMPLERS:
+            raise ConfigError(
+                f"--sampler {config.sampler!r}: expected one of {', '.join(SAMPLERS)}{nearest(config.sampler, SAMPLERS)}"
+            )
+        bounds = (("--steps", config.steps, 1, 1000), ("-n", config.n, 1, 10_000), ("--eta", config.eta, 0, 1),
+                  ("--scale", config.scale or 0.0, 0, 1000), ("--text-weight", config.text_weight, 0, 1000),
+                  ("--seed", config.seed, 0, 2**62))  # fmt: skip
+        for flag, value, low, high in bounds:
+            if not math.isfinite(value) or not low <= value <= high:
+                raise ConfigError(f"{flag} {value}: expected a number from {low} to {high}")
+        if config.text_weight == 0:
+            raise ConfigError("--text-weight 0 leaves the text out: say --use neighbours")
+        self._check_k("-k", self._k(PromptRow(0, "x")))
+        self._size(PromptRow(0, "x"), "--")
+        for name in config.db:
+            self.selection(name)
+        if config.where and not config.db:
+            raise ConfigError("--where needs a --db to filter")
+        for name in config.db:
+            self._where(name, config.where)
+        if config.image:
+            self._image(config.image, "")
+
+    def _row(self, row: PromptRow) -> Iterator[RequestedCopy]:
+        config, model = self.config, self.model.config
+        k = self._k(row)
+        self._check_k("k", k)
+        width, height = self._size(row, "")
+        sampler, scale = row.sampler or config.sampler, row.scale if row.scale is not None else config.scale
+        if config.eta and sampler != "ddim":
+            raise ConfigError(f"sampler {sampler} is deterministic: --eta {config.eta} goes with ddim")
+        image = (
+            self._image(row.image, self.folder) if row.image else self._image(config.image, "") if config.image else ""
+        )
+        if not row.prompt and not image:
+            raise ConfigError("no prompt, and no image in its place")
+        names = (row.db or tuple(dict.fromkeys(config.db))) if k else ("",)
+        if not names:
+            raise ConfigError("no database: give --db NAME or a `db` column (or --use text for none)")
+        first = row.seed if row.seed is not None else config.seed
+        for name in names:
+            source = self._source(name, row) if name else None
+            record = self.selection(name).version.encoder if name else self._text_record()
+            if not record.has_text and (not image or row.negative or config.negative):
+                raise EncoderError(f"encoder {record.name} has no text tower: give an image in place of the prompt")
+            for copy, seed in enumerate(copies(first, row.n or config.n)):
+                picture = PictureRequest(
+                    prompt=row.prompt, negative=row.negative or config.negative, image=image,
+                    use=config.use if k else TEXT, text_weight=config.text_weight if k else 1.0, seed=seed, source=source,
+                    k=k, sampler=sampler, steps=row.steps or config.steps,
+                    scale=float(model.default_guidance if scale is None else scale), eta=config.eta,
+                    width=width, height=height,
+                )  # fmt: skip
+                yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record)))
+
+    def maker(self, record: EncoderRecord) -> Maker:
+        return Maker(self.model.hash, record.id, self.precision)
+
+    # ---- one value at a time
+
+    def _k(self, row: PromptRow) -> int:
+        if self.config.use == TEXT:
+            return 0
+        if row.k is not None:
+            return row.k
+        return self.model.config.default_k if self.config.k is None else self.config.k
+
+    def _check_k(self, what: str, k: int) -> None:
+        most = self.model.config.max_neighbours
+        if not 0 <= k <= most:
+            raise ModelError(f"{what} is {k}: {self.model.config.name} takes 0 to {most} neighbours beside the prompt")
+        if k == 0 and self.config.use == NEIGHBOURS:
+            raise ConfigError(f"{what} is 0, and --use neighbours leaves the prompt out: nothing would be left")
+
+    def _size(self, row: PromptRow, dashes: str) -> tuple[int, int]:
+        from rdm.errors import ConfigError as SizeError
+
+        size = self.model.config.default_size
+        width, height = row.width or self.config.width or size, row.height or self.config.height or size
+        try:
+            self.model.config.latent_size(height, width)
+        except SizeError as error:
+            raise ModelError(f"{dashes}{error}") from error
+        return width, height
+
+    def selection(self, name: str) -> Selection:
+        """The published database of a name, checked to be one the model can use."""
+        if name not in self.selections:
+            found = resolve_database(name, self.config.home)
+            self._check_encoder(found)
+            self.selections[name] = found
+        return self.selections[name]
+
+    def _check_encoder(self, selection: Selection) -> None:
+        record, model = selection.version.encoder, self.model.config
+        base = selection.database.name
+        if record.dim != model.context_dim:
+            raise ModelError(
+                f"database {selection.name!r} holds vectors of {record.dim} numbers (encoder {record.name}); {model.name} "
+                f"takes {model.context_dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
+                f"{model.encoder} --name {base}_2`, or use a model for {record.name}"
+            )
+        if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
+            raise ModelError(
+                f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
+                f"{model.encoder}. Build it again with --encoder {model.encoder}, or say --any-encoder if both have the "
+                "same weights"
+            )
+        if not record.trained:
+            self._warn(
+                f"database {selection.name!r}: its encoder is untrained (random weights): neighbours mean nothing"
+            )
+
+    def _text_record(self) -> EncoderRecord:
+        """The encoder for pictures that use no database: the first --db's, else the model's own."""
+        if self.text_encoder is None and self.config.db:
+            self.text_encoder = self.selection(self.config.db[0]).version.encoder
+        if self.text_encoder is None:
+            from pipeline.encoders import check_encoder, load_encoder
+
+            spec = resolve_encoder(self.model.config.encoder)
+            check_encoder(spec)
+            self.text_encoder = load_encoder(spec, "cpu").record
+        return self.text_encoder
+
+    def _source(self, name: str, row: PromptRow) -> Neighbourhood:
+        selection = self.selection(name)
+        columns = metadata_columns(selection.version.columns)
+        view = check_filter(selection.where, columns).sql if selection.where else ""
+        own = self._where(name, row.where or self.config.where)
+        return Neighbourhood(selection.database.name, selection.version.id, tuple(part for part in (view, own) if part))
+
+    def _where(self, name: str, where: str) -> str:
+        """The filter as DuckDB writes it, checked against the database's columns and found to match something."""
+        if not where:
+            return ""
+        if (name, where) not in self._filters:
+            selection = self.selection(name)
+            checked = check_filter(where, metadata_columns(selection.version.columns)).sql
+            if name not in self._open:
+                from pipeline.retrieval import open_search
+
+                self._open[name] = open_search(selection.database, selection.version, selection.where)
+            matching = self._open[name].matching(where)
+            if matching is not None and not len(matching):
+                raise FilterError(f"no picture of database {name!r} matches the filter {where}")
+            self._filters[name, where] = checked
+        return self._filters[name, where]
+
+    def _image(self, path: str, folder: str) -> str:
+        """sha256 of an image prompt that can be read and decoded."""
+        from pipeline.images import decode
+
+        full = path if "://" in path or path.startswith(("/", "~")) or not folder else f"{folder}/{path}"
+        if full in self._looked_at:
+            return self._looked_at[full]
+        try:
+            data = _bytes_at(full)
+            decode(data)
+        except (OSError, ValueError, ImportError, PictureError) as error:
+            raise ConfigError(f"image {path!r} is not a picture that can be read: {error}") from error
+        key = hashlib.sha256(data).hexdigest()
+        self.images.setdefault(key, full)
+        self._looked_at[full] = key
+        return key
+
+    def image_bytes(self, key: str) -> bytes:
+        """An image prompt as it was when the rows were looked at. Raises ConfigError where it is another one now."""
+        data = _bytes_at(self.images[key])
+        if hashlib.sha256(data).hexdigest() != key:
+            raise ConfigError(f"image {self.images[key]!r} changed while the run began; run the same command again")
+        return data
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+def _bytes_at(place: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(place, "rb") as handle:
+        return bytes(handle.read())

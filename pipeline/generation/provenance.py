@@ -1,0 +1,53 @@
+"""A picture that carries where it came from: PNG bytes with text chunks, and back.
+
+The chunk `rdmpipe` holds everything as JSON (prompt, seed, settings, database version, neighbours with their rights, model,
+key); Description, Software and a few plain chunks are for other programs. Holds no times, so that the same picture is the
+same bytes. Reads and writes bytes only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pipeline.config import canonical_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK = "rdmpipe"
+
+_PLAIN = ("prompt", "negative", "seed", "database", "key", "model", "sampler")
+
+
+def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> bytes:
+    """PNG of pixels (H, W, 3) with `record` in its text chunks, all before the image data."""
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("Description", str(record.get("prompt", "")))
+    info.add_text("Software", f"rdmpipe {record.get('rdmpipe', '')}")
+    for name in _PLAIN:
+        info.add_itxt(name, str(record.get(name, "")))
+    text = canonical_json(record)
+    info.add_itxt(
+        CHUNK, text, zip=len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK
+    )  # more is not inflated on reading
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def read_record(handle: BinaryIO) -> dict[str, Any] | None:
+    """The record of a PNG that `encode_png` made, without decoding its pixels; None for any other file."""
+    from PIL import Image
+
+    try:
+        with Image.open(handle, formats=["PNG"]) as image:
+            record = json.loads(image.info[CHUNK])
+    except (OSError, SyntaxError, KeyError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

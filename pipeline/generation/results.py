@@ -1,0 +1,164 @@
+"""results.parquet: one row per requested picture, with where it came from.
+
+Reads: finished PNG files, whose text chunks hold their own provenance (generation/provenance.py) and are the truth, and the
+logs of shards for seconds and errors. Writes: results.parquet. Rights follow every row: each neighbour comes with licence,
+source, address and checksum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.generation.requests import RequestedCopy
+from pipeline.installation import version
+from pipeline.schema import OK
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PENDING = "pending"  # status of a picture that an interrupted run did not come to
+
+COLUMNS = {
+    "key": "string",
+    "row": "int64",  # line of the prompt list
+    "id": "string",
+    "prompt": "string",
+    "negative": "string",
+    "image": "string",
+    "db": "string",  # as the user named it; empty where no neighbours are used
+    "db_version": "string",
+    "where": "string",
+    "copy": "int64",
+    "seed": "int64",
+    "file": "string",  # relative to results.parquet
+    "status": "string",  # ok | failed | pending
+    "error": "string",
+    "note": "string",  # what to know of a finished picture: fewer neighbours than asked for, a prompt cut off
+    "seconds": "float64",  # of the worker, shared evenly by the pictures of a batch
+    "neighbour_keys": "list<int64>",
+    "neighbour_scores": "list<float64>",
+    "neighbour_captions": "list<string>",
+    "neighbour_licences": "list<string>",
+    "neighbour_sources": "list<string>",
+    "neighbour_urls": "list<string>",
+    "neighbour_sha256": "list<string>",
+    "neighbour_details": "list<string>",  # JSON of the database's other columns: title, artist, ...
+    "k": "int64",
+    "sampler": "string",
+    "steps": "int64",
+    "scale": "float64",
+    "eta": "float64",
+    "width": "int64",
+    "height": "int64",
+    "text_weight": "float64",
+    "use": "string",
+    "precision": "string",
+    "model": "string",
+    "model_hash": "string",
+    "encoder": "string",
+    "rdmpipe": "string",
+}
+
+SETTINGS = ("k", "sampler", "steps", "scale", "eta", "text_weight", "use", "where", "precision", "model", "model_hash",
+            "encoder", "db_version", "image", "rdmpipe")  # fmt: skip
+
+_NEIGHBOUR = {"captions": "caption", "licences": "licence", "sources": "source", "urls": "url", "sha256": "sha256"}
+
+_OWN = ("key", "score", *_NEIGHBOUR.values())
+
+
+def results_table(
+    requests: Sequence[RequestedCopy],
+    extra: Sequence[str],
+    made: Mapping[str, Mapping[str, Any]],
+    log: Mapping[str, Mapping[str, Any]],
+    common: Mapping[str, Any],
+) -> pa.Table:
+    """The table. `made` is the provenance of finished keys, `log` seconds or error by key, `common` the run's constants.
+
+    Carried-through columns come last; one with the name of a column above is called row_<name>.
+    """
+    import pyarrow as pa
+
+    names: dict[str, str] = {}
+    for name in extra:
+        stored = name
+        while stored in COLUMNS or stored in names.values() or (stored != name and stored in extra):
+            stored = f"row_{stored}"
+        names[name] = stored
+    rows = [_row(request, made.get(request.key), log.get(request.key, {}), common) for request in requests]
+    arrays = {name: pa.array([row[name] for row in rows], _type(kind)) for name, kind in COLUMNS.items()}
+    for name, stored in names.items():
+        arrays[stored] = _carried([request.row.extra.get(name) for request in requests])
+    return pa.table(arrays)
+
+
+def _type(kind: str) -> pa.DataType:
+    import pyarrow as pa
+
+    plain = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    return pa.list_(plain[kind[5:-1]]) if kind.startswith("list<") else plain[kind]
+
+
+def _carried(values: list[Any]) -> pa.Array:
+    """A column as it came where its values are of one type, as text (JSON for nested values) where they are not."""
+    import pyarrow as pa
+
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        array = None
+    if array is not None and not pa.types.is_nested(array.type) and not pa.types.is_null(array.type):
+        return array
+    texts = [value if isinstance(value, str) or value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.string())
+
+
+def _row(
+    request: RequestedCopy, made: Mapping[str, Any] | None, log: Mapping[str, Any], common: Mapping[str, Any]
+) -> dict[str, Any]:
+    picture, row = request.picture, request.row
+    neighbours = made["neighbours"] if made else []
+    status = OK if made else ("failed" if log.get("error") else PENDING)
+    return {
+        "key": request.key,
+        "row": row.line,
+        "id": row.id,
+        "prompt": picture.prompt,
+        "negative": picture.negative,
+        "image": picture.image,
+        "db": request.db,
+        "db_version": picture.source.version if picture.source else "",
+        "where": " AND ".join(picture.source.where) if picture.source else "",
+        "copy": request.copy,
+        "seed": picture.seed,
+        "file": request.file if made else "",
+        "status": status,
+        "error": None if made else log.get("error"),
+        "note": "; ".join(made["notes"]) if made else "",
+        "seconds": log.get("seconds"),
+        "neighbour_keys": [neighbour["key"] for neighbour in neighbours],
+        "neighbour_scores": [neighbour["score"] for neighbour in neighbours],
+        **{
+            f"neighbour_{column}": [neighbour.get(name) for neighbour in neighbours]
+            for column, name in _NEIGHBOUR.items()
+        },
+        "neighbour_details": [
+            json.dumps({name: value for name, value in neighbour.items() if name not in _OWN}, ensure_ascii=False)
+            for neighbour in neighbours
+        ],
+        "k": picture.k,
+        "sampler": picture.sampler,
+        "steps": picture.steps,
+        "scale": picture.scale,
+        "eta": picture.eta,
+        "width": picture.width,
+        "height": picture.height,
+        "text_weight": picture.text_weight,
+        "use": picture.use,
+        "encoder": made["encoder"] if made else "",
+        "rdmpipe": made["rdmpipe"] if made else version(),
+        **common,
+    }

@@ -1,0 +1,110 @@
+"""The stage that makes pictures: one shard of a run's plan, and how a worker for it is set up.
+
+Reads: the run's inputs, databases and the model through the worker's Painter. Writes, below the run's folder, each file whole
+or not at all: images/*.png, and shards/<plan>/<shard>.log with seconds and errors. A picture is finished when its file exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import canonical_json
+from pipeline.execution import Receipt, Resources, Shard, Stage
+from pipeline.generation.painter import Near, Painter, Rendering, set_up
+from pipeline.generation.provenance import encode_png
+from pipeline.generation.requests import RECIPE, PictureRequest, file_name
+from pipeline.installation import version
+from pipeline.storage import Artifact, Storage
+
+NOT_FINITE = "not_finite: the model gave numbers that are no colours; try --precision fp32 or bf16"
+
+
+def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) -> Receipt:
+    """Make the shard's pictures that are not there yet. A batch is made whole, so that a picture's bytes do not depend on which
+    of its fellows an earlier worker finished before it died; files that are there are left alone."""
+    planned = [{entry["key"]: PictureRequest.from_dict(entry) for entry in batch} for batch in shard.spec["batches"]]
+    pictures = {key: picture for batch in planned for key, picture in batch.items()}
+    files = {key: file_name(picture.prompt, picture.seed, key) for key, picture in pictures.items()}
+    present = {key for key, file in files.items() if storage.exists(file)}
+    todo = [batch for batch in planned if not present.issuperset(batch)]
+    near = painter.near({key: picture for batch in todo for key, picture in batch.items()})
+    log_file = f"shards/{plan}/{shard.name}.log"
+    log: dict[str, Any] = json.loads(storage.read_text(log_file) or "{}")
+    for batch in todo:
+        start = time.monotonic()
+        painted = painter.paint(list(batch.values()), [near[key] for key in batch])
+        for (key, picture), pixels in zip(batch.items(), painted, strict=True):
+            if pixels is None:
+                log[key] = {"error": NOT_FINITE}
+            elif key not in present:
+                record = provenance(painter, key, picture, near[key])
+                storage.write_bytes(files[key], encode_png(pixels, record))
+                log[key] = {"seconds": round((time.monotonic() - start) / len(batch), 3)}
+        storage.write_text(log_file, canonical_json(log))
+    made = [_artifact(storage, file) for file in files.values() if storage.exists(file)]
+    failed = len(pictures) - len(made)
+    return Receipt(
+        "generate", shard.id, plan, shard.fingerprint, ok=len(made), filtered=0, failed=failed,
+        reasons={"not_finite": failed} if failed else {}, artifacts=tuple(made),
+    )  # fmt: skip
+
+
+def _artifact(storage: Storage, file: str) -> Artifact:
+    data = storage.read_bytes(file)
+    return Artifact(file, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def provenance(painter: Painter, key: str, picture: PictureRequest, near: Near) -> dict[str, Any]:
+    """All that made a picture, as its PNG carries it. Holds no times and nothing of the row that asked for it."""
+    rendering, record = painter.rendering, painter.record(picture)
+    notes = list(near.notes)
+    if len(near.records) < picture.k:
+        notes.append(f"only {len(near.records)} of {picture.k} neighbours: no more match the filter")
+    if not record.trained:
+        notes.append("the encoder is untrained: its neighbours mean nothing")
+    table = asdict(picture)
+    source = table.pop("source") or {"database": "", "version": "", "where": ()}
+    return {
+        **table,
+        "key": key,
+        "database": source["database"],
+        "database_version": source["version"],
+        "where": list(source["where"]),
+        "neighbours": list(near.records),
+        "model": rendering.model_name,
+        "model_hash": rendering.model_hash,
+        "encoder": record.id,
+        "encoder_name": record.name,
+        "precision": rendering.precision,
+        "recipe": RECIPE,
+        "rdmpipe": version(),
+        "notes": notes,
+    }
+
+
+def generate_stage(
+    storage: Storage, rendering: Rendering, plan: str, memory: int = 0, cpus: float = 1.0, workers: int = 0
+) -> Stage:
+    """The stage: a model on one GPU, or on `cpus` cores, in each worker."""
+    on_gpu = rendering.device.startswith("cuda")
+    return Stage(
+        name="generate",
+        folder=f"shards/{plan}",
+        storage=storage,
+        config=plan,
+        setup=functools.partial(set_up, rendering),
+        run=functools.partial(_run, storage, plan),
+        resources=Resources(
+            cpus=cpus, gpus=1.0 if on_gpu else 0.0, memory=0 if on_gpu else memory, timeout_s=6 * 3600.0
+        ),
+        workers=workers,
+    )
+
+
+def _run(storage: Storage, plan: str, painter: Painter, shard: Shard) -> Receipt:
+    return generate_shard(painter, storage, plan, shard)

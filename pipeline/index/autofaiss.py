@@ -1,0 +1,82 @@
+"""autofaiss, behind two functions; the only place that imports it, and only inside a process of its own (index/worker.py).
+
+autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). Its failures are logged
+and returned as (None, None), or raised as whatever came up; here they are IndexBuildErrors. Not asked of it, because it does
+them badly: training (it takes the first rows, which a sorted collection makes one-sided, and as many as it likes), compressed
+keys (OPQ takes longer to train than all the rest), and recall (measured with the first 500 rows as queries).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BudgetError, IndexBuildError
+
+NUMPY_FIX = "autofaiss 2.18 needs numpy below 2: pip install 'numpy<2'"
+
+
+def choose(rows: int, dim: int, index_bytes: int) -> str:
+    """autofaiss's first choice of index key for so many rows within `index_bytes`. Raises BudgetError where it has none."""
+    _check_numpy()
+    from autofaiss.external.optimize import get_optimal_index_keys_v2
+
+    try:
+        keys = get_optimal_index_keys_v2(rows, dim, f"{index_bytes}B")
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise BudgetError(
+            f"autofaiss finds no index for {rows:,} rows within {index_bytes:,} bytes ({error})"
+        ) from error
+    if not keys:
+        raise BudgetError(f"autofaiss finds no index for {rows:,} rows within {index_bytes:,} bytes")
+    return str(keys[0])
+
+
+def build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, folder: Path) -> Any:
+    """An inner-product faiss index over vectors.npy, built by autofaiss under an untrained `key`. Writes into `folder`."""
+    _check_numpy()
+    import autofaiss
+
+    only = folder / "autofaiss"
+    only.mkdir()
+    os.link(vectors, only / "vectors.npy")  # autofaiss reads every .npy file of a folder
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger("autofaiss").addHandler(handler)
+    try:
+        index, _ = autofaiss.build_index(
+            embeddings=str(only),
+            index_path=str(folder / "autofaiss.index"),
+            index_infos_path=str(folder / "autofaiss.json"),
+            index_key=key,
+            index_param="efSearch=64",  # index/recall.py measures and raises it: no need for another search for it
+            max_index_memory_usage=f"{index_bytes}B",
+            current_memory_available=f"{memory}B",
+            metric_type="ip",
+            nb_cores=threads,
+            verbose=logging.WARNING,
+        )
+    except (IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise IndexBuildError(
+            f"autofaiss could not build {key}: {type(error).__name__}: {error}. Name an index key yourself (`--key`), "
+            "as in IVF1024,SQ8"
+        ) from error
+    finally:
+        logging.getLogger("autofaiss").removeHandler(handler)
+    if index is None:
+        said = " ".join(log.getvalue().split())[-500:] or "nothing"
+        raise IndexBuildError(
+            f"autofaiss gave up on {key} without an error; it said: {said}. Give it more memory (`--memory`) or name an "
+            "index key yourself (`--key`), as in IVF1024,SQ8"
+        )
+    return index
+
+
+def _check_numpy() -> None:
+    import numpy
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        raise IndexBuildError(f"numpy {numpy.__version__} is installed; {NUMPY_FIX}")

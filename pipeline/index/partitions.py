@@ -1,0 +1,248 @@
+"""An index of a very large database: trained once, filled in partitions by workers, merged on disk.
+
+Reads: embedding shards; vectors.npy for training and recall. Writes, while it works, below `<index folder>/parts/`:
+trained.faiss, gone.npy, and for each partition <number>.faiss, its receipt, and what it took (.log); then, into the caller's
+folder, index.faiss, which is mapped in search and need not fit into memory. A partition is a stage's shard: it is retried,
+its worker replaced, and a run that was killed goes on with the partitions that are finished.
+
+By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has a partition for every PARTITION_ROWS of
+them, or for fewer where less memory is given. The memory budget is for each process that builds: training, or one partition;
+merging maps its files. Keys are inverted files over 8-bit codes unless one is named; fast-scan codes cannot be merged on disk.
+Does not extend an index: a refresh trains and adds anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import digest
+from pipeline.database import ShardEntry
+from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.execution import Backend, Progress, Receipt, Resources, Shard, Stage, StageFailed, run_stages
+from pipeline.index.rows import write_vectors
+from pipeline.index.sizing import BASE, GROWTH, PER_LIST, WORKING, Sizing, check_installation, mb, run_worker, size
+from pipeline.schema import SHARD_ROWS
+from pipeline.storage import Artifact
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.database import RetrievalDatabase
+    from pipeline.index.config import IndexConfig
+    from pipeline.index.recall import Queries
+
+STAGE = "partition"
+
+PARTITION_ROWS = 20_000_000
+
+TRAINING_ROWS = 10_000_000  # at most: 39 for each of 256,000 lists
+
+TIMEOUT_S = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """What a partition's worker needs to know: where parts go, and what they are made with."""
+
+    folder: str  # <index folder>/parts
+    dim: int
+    memory: int  # bytes
+    trained: Artifact
+    gone: Artifact
+
+    def fingerprint(self) -> str:
+        return digest([self.trained.sha256, self.gone.sha256], 32)
+
+
+def partitions_of(rows: int, dim: int, config: IndexConfig) -> int:
+    """How many partitions an index of so many rows is built in; 1: it is built in one piece."""
+    if config.partitions or rows <= PARTITION_ROWS:
+        return config.partitions or 1
+    kept = max(0, config.memory - BASE - WORKING) / 2 / (GROWTH * (dim + 8))  # half of it for rows, half for centroids
+    return math.ceil(rows / max(1.0, min(PARTITION_ROWS, kept)))
+
+
+def plan_sizing(rows: int, dim: int, config: IndexConfig) -> Sizing:
+    """The key and what a process takes at most: training, or a partition. Raises BudgetError naming what would do."""
+    room, part = config.memory - BASE - WORKING, math.ceil(rows / partitions_of(rows, dim, config))
+    keys = [config.key] if config.key else partition_keys(rows)
+    sizings = [
+        replace(size(key, rows, dim, room, TRAINING_ROWS), index=size(key, part, dim, room, TRAINING_ROWS).index)
+        for key in keys
+    ]
+    for sizing in sizings:
+        if sizing.peak <= config.memory:
+            return sizing
+    least = min(sizings, key=lambda sizing: sizing.peak)
+    raise BudgetError(
+        f"{mb(config.memory)} is too little for partitions of {part:,} rows; {least.key} takes {mb(least.peak)} at its peak: "
+        f"give --memory {math.ceil(least.peak / (1 << 20))}MB, or more --partitions"
+    )
+
+
+def partition_keys(rows: int) -> list[str]:
+    """Inverted files over 8-bit codes, the finest first: lists a power of two near 4 sqrt(rows), or fewer."""
+    most = int(math.log2(max(16.0, min(4 * math.sqrt(rows), min(TRAINING_ROWS, rows) / PER_LIST))))
+    return [f"IVF{2**power}{'_HNSW32' if power >= 10 else ''},SQ8" for power in range(most, 3, -1)]
+
+
+def build_partitioned(
+    db: RetrievalDatabase,
+    index_folder: str,
+    scratch: Path,
+    shards: Sequence[ShardEntry],
+    gone: NDArray[Any],
+    dim: int,
+    config: IndexConfig,
+    text: Queries | None,
+    backend: Backend,
+    progress: Progress,
+) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Build scratch/index.faiss beside scratch/vectors.npy and keys.npy.
+
+    Returns (key, search parameters, recall, measurements). Raises BudgetError, IndexBuildError, and StageFailed where
+    partitions kept failing; those that are finished are kept.
+    """
+    import numpy as np
+
+    check_installation()
+    keys = np.load(scratch / "keys.npy", mmap_mode="r")
+    sizing = plan_sizing(len(keys), dim, config)
+    _check_key(sizing.key, dim)
+    folder = f"{index_folder}/parts"
+    trained, taught = _train(db, folder, scratch, sizing, config)
+    np.save(scratch / "gone.npy", gone)
+    part = Partitioned(
+        folder, dim, config.memory, trained, db.storage.publish(scratch / "gone.npy", f"{folder}/gone.npy")
+    )
+    work = plan_partitions(shards, keys, partitions_of(len(keys), dim, config))
+    stage = partition_stage(db, part, sizing, backend.workers)
+    outcome = run_stages((stage,), work, backend, progress, len(work))
+    if outcome.failures:
+        raise StageFailed(tuple(outcome.failures))
+    receipts = [receipt for shard in work if (receipt := stage.receipt(shard)) is not None]
+    progress.say(f"merging {len(receipts)} partitions of {len(keys):,} rows on disk")
+    job = {
+        "task": "merge",
+        "folder": str(scratch),
+        "trained": str(db.storage.local(trained)),
+        "parts": [str(db.storage.local(receipt.artifacts[0])) for receipt in receipts],
+        "config": asdict(config),
+        "text": None if text is None else {"origin": text.origin, "texts": list(text.texts)},
+    }
+    if text is not None and len(text.texts):
+        np.save(scratch / "queries.npy", text.vectors)
+    merged = run_worker(job, scratch)
+    added = [json.loads(db.storage.read_text(f"{folder}/{shard.name}.log") or "{}") for shard in work]
+    build = {
+        "budget_bytes": config.memory,
+        "planned_bytes": sizing.peak,
+        "peak_bytes": max(answer["peak_bytes"] for answer in (taught, *added)),
+        "training_rows": sizing.training_rows,
+        "builder": "partitions",
+        "partitions": len(work),
+        "seconds": {
+            "train": taught["seconds"],
+            "add": round(sum(answer["seconds"] for answer in added), 1),  # of all workers
+            **merged["seconds"],
+        },
+    }
+    return sizing.key, merged["params"], merged["recall"], build
+
+
+def _check_key(key: str, dim: int) -> None:
+    import faiss
+
+    index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is None or isinstance(faiss.downcast_index(inverted), faiss.IndexIVFFastScan):
+        raise IndexBuildError(
+            f"{key}: partitions are merged list by list on disk, which takes inverted files over plain codes, as in "
+            "IVF65536_HNSW32,SQ8 or IVF65536_HNSW32,PQ96; leave out --index-key, or ask for --partitions 1"
+        )
+
+
+def _train(
+    db: RetrievalDatabase, folder: str, scratch: Path, sizing: Sizing, config: IndexConfig
+) -> tuple[Artifact, dict[str, Any]]:
+    """The trained, empty index: the one an interrupted run published (its partitions fit no other), else trained now."""
+    path = f"{folder}/trained.faiss"
+    if db.storage.exists(path):
+        data = db.storage.read_bytes(path)
+        return Artifact(path, hashlib.sha256(data).hexdigest(), len(data)), {"peak_bytes": 0, "seconds": 0.0}
+    job = {"task": "train", "folder": str(scratch), "key": sizing.key, "training_rows": sizing.training_rows}
+    answer = run_worker({**job, "seed": config.seed}, scratch)
+    if answer["peak_bytes"] > config.memory:
+        raise BudgetError(
+            f"training {sizing.key} took {mb(answer['peak_bytes'])} at its peak, more than the {mb(config.memory)} allowed; "
+            "give more --memory"
+        )
+    return db.storage.publish(scratch / "trained.faiss", path), answer
+
+
+def plan_partitions(shards: Sequence[ShardEntry], keys: NDArray[Any], partitions: int) -> list[Shard]:
+    """About equal partitions of whole shards, in order of key. `keys` are the index's, int64 (N,) ascending."""
+    import numpy as np
+
+    edges = np.searchsorted(keys, [shard.id * SHARD_ROWS for shard in shards] + [(shards[-1].id + 1) * SHARD_ROWS])
+    groups: dict[int, list[tuple[ShardEntry, int, int]]] = {}
+    for shard, first, end in zip(shards, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        if end > first:
+            groups.setdefault(first * partitions // len(keys), []).append((shard, first, end))
+    return [
+        Shard(
+            number,
+            group[-1][2] - group[0][1],
+            digest([(shard.artifact.sha256, first, end) for shard, first, end in group], 32),
+            {"first": group[0][1], "shards": [asdict(shard) for shard, _, _ in group]},
+        )
+        for number, group in enumerate(groups.values())
+    ]
+
+
+def partition_stage(db: RetrievalDatabase, part: Partitioned, sizing: Sizing, workers: int = 0) -> Stage:
+    """The stage whose shards are partitions."""
+    return Stage(
+        name=STAGE,
+        folder=part.folder,
+        storage=db.storage,
+        config=part.fingerprint(),
+        setup=functools.partial(_open_parts, db, part),
+        run=functools.partial(add_partition, db, part),
+        resources=Resources(cpus=1.0, memory=sizing.peak, timeout_s=TIMEOUT_S),
+        workers=workers,
+    )
+
+
+def _open_parts(db: RetrievalDatabase, part: Partitioned) -> tuple[Path, NDArray[Any]]:
+    import numpy as np
+
+    gone: NDArray[Any] = np.load(db.storage.local(part.gone))
+    return db.storage.local(part.trained), gone
+
+
+def add_partition(
+    db: RetrievalDatabase, part: Partitioned, context: tuple[Path, NDArray[Any]], shard: Shard
+) -> Receipt:
+    """Add one partition's rows to the trained index, in a process of its own, and publish it."""
+    trained, gone = context
+    entries = [ShardEntry(**{**entry, "artifact": Artifact(**entry["artifact"])}) for entry in shard.spec["shards"]]
+    with db.storage.scratch() as scratch:
+        write_vectors(db, entries, gone, part.dim, shard.rows, scratch / "vectors.npy")
+        job = {"task": "add", "folder": str(scratch), "trained": str(trained), "first": shard.spec["first"]}
+        answer = run_worker(job, scratch)
+        if answer["peak_bytes"] > part.memory:
+            raise BudgetError(
+                f"a partition of {shard.rows:,} rows took {mb(answer['peak_bytes'])} at its peak, more than the "
+                f"{mb(part.memory)} allowed; give more --memory or more --partitions"
+            )
+        artifact = db.storage.publish(scratch / "part.faiss", f"{part.folder}/{shard.name}.faiss")
+        db.storage.write_text(f"{part.folder}/{shard.name}.log", json.dumps(answer))
+    return Receipt(STAGE, shard.id, part.fingerprint(), shard.fingerprint, shard.rows, 0, 0, artifacts=(artifact,))

@@ -1,0 +1,4 @@
+from .query import QueryRequest as QueryRequest
+from .query import run_query as run_query
+from .search import Searcher as Searcher
+from .search import open_search as open_search

@@ -1,0 +1,236 @@
+"""`rdmpipe search`: a text, an image file or a row's key -> nearest rows, as records, Parquet or a contact sheet.
+
+Reads: a published database and the query's image. Writes: only the files that are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.catalog import Selection, resolve_database
+from pipeline.errors import ConfigError, EncoderError, PictureError
+from pipeline.schema import metadata_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from pipeline.encoders import Encoder
+    from pipeline.index import SearchPlan
+    from pipeline.retrieval.search import Searcher
+
+
+@dataclass(frozen=True)
+class QueryRequest:
+    """One search. Exactly one of text, image and key says what to look for."""
+
+    database: str
+    text: str = ""
+    image: Path | None = None
+    key: int | None = None
+    k: int = 10
+    where: str = ""
+    no_duplicates: bool = False
+    device: str = "auto"
+    home: str | None = None
+    sheet: Path | None = None  # where the results will be written to: names are checked before work
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results, best first: one row each of the metadata columns with `score` behind `key`."""
+
+    selection: Selection
+    rows: pa.Table
+    plan: SearchPlan
+    encode_s: float
+    warnings: tuple[str, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.rows.to_pylist()]
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Columns worth reading on a terminal, and their rows."""
+        skip = {"source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
+        names = [name for name in self.rows.column_names if name not in skip]
+        names = [name for name in names if name in ("key", "score") or self.rows[name].null_count < self.rows.num_rows]
+        cells = [
+            tuple(f"{row[name]:.4f}" if name == "score" else row[name] for name in names)
+            for row in self.rows.to_pylist()
+        ]
+        return tuple(names), cells
+
+    def explanation(self) -> str:
+        plan = self.plan
+        return (
+            f"{plan.plan}; {plan.matched:,} of {plan.rows:,} rows match\n"
+            f"encode {1e3 * self.encode_s:.1f} ms, filter {1e3 * plan.filter_s:.1f} ms, search {1e3 * plan.search_s:.1f} ms, "
+            f"re-rank {1e3 * plan.rerank_s:.1f} ms"
+        )
+
+    def write_parquet(self, path: Path) -> None:
+        """The results with all their columns. Raises ConfigError where the file cannot be written."""
+        import pyarrow.parquet as pq
+
+        with _writing(path):
+            pq.write_table(self.rows, path)
+
+    def write_sheet(self, path: Path) -> None:
+        """A contact sheet of the results: pictures in reading order, each with its score and what it is.
+
+        Raises ConfigError where the file cannot be written.
+        """
+        from pipeline.database import thumbnails
+
+        pictures = thumbnails(self.selection.database, self.rows["key"].to_pylist())
+        labels = [_label(row) for row in self.rows.to_pylist()]
+        sheet = draw_sheet([pictures.get(key) for key in self.rows["key"].to_pylist()], labels)
+        with _writing(path):
+            sheet.save(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+
+
+def _label(row: dict[str, Any]) -> str:
+    words = [row.get(name) for name in ("title", "caption", "artist", "style", "item_id")]
+    seen = list(dict.fromkeys(str(word) for word in words if word))
+    return f"{row['score']:.3f}  {', '.join(seen[:3])}"
+
+
+def run_query(request: QueryRequest) -> Found:
+    """Search. Raises DatabaseError, FilterError, EncoderError or ConfigError, each with its fix."""
+    import time
+
+    from pipeline.retrieval.search import open_search
+
+    asked = [
+        name
+        for name, value in (("text", request.text), ("--image", request.image), ("--key", request.key))
+        if value not in ("", None)
+    ]
+    if len(asked) != 1:
+        raise ConfigError(
+            f"give exactly one of a text, --image and --key to look for; found {', '.join(asked) or 'none'}"
+        )
+    for flag, path, suffix, kind in (
+        ("--sheet", request.sheet, ".png", "a PNG"),
+        ("--out", request.out, ".parquet", "Parquet"),
+    ):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {suffix}")
+    selection = resolve_database(request.database, request.home)
+    warnings = []
+    if not selection.version.encoder.trained and request.key is None:
+        warnings.append("this database was made by an untrained encoder (random weights): the results carry no meaning")
+    with open_search(selection.database, selection.version, selection.where) as searcher:
+        searcher.matching(request.where)  # a bad filter is found before the encoder is loaded
+        start = time.monotonic()
+        vector = _query_vector(request, selection, searcher)
+        encode_s = time.monotonic() - start
+        exclude = [request.key] if request.key is not None else []
+        found = searcher.search(vector, request.k, request.where, exclude_keys=exclude, distinct=request.no_duplicates)
+        rows = searcher.metadata(found.keys[0])
+    import pyarrow as pa
+
+    rows = rows.add_column(1, "score", pa.array(found.scores[0], pa.float32()))
+    if not rows.num_rows:
+        warnings.append(
+            f"the filter matches no row; the columns are {', '.join(metadata_columns(selection.version.columns))}"
+        )
+    return Found(selection, rows, found.plan, encode_s, tuple(warnings))
+
+
+def _query_vector(request: QueryRequest, selection: Selection, searcher: Searcher) -> NDArray[Any]:
+    """The query as a unit vector, float32 (1, D)."""
+    if request.key is not None:
+        vectors, _ = searcher.vectors([request.key])
+        return vectors
+    from pipeline.encoders import check_encoder, load_encoder, require_match, resolve_encoder
+
+    record = selection.version.encoder
+    if request.text and not record.has_text:
+        raise EncoderError(
+            f"database {selection.database.name!r} was made by {record.name}, which has no text tower; "
+            "look for pictures with --image or --key"
+        )
+    pictures = (
+        read_pictures([request.image]) if request.image is not None else []
+    )  # before the encoder, which takes longer
+    spec = resolve_encoder(record.name)
+    check_encoder(spec)
+    encoder = load_encoder(spec, request.device, record.precision, record.preprocess)
+    require_match(record, encoder)
+    if request.text:
+        return encoder.encode_texts([request.text])
+    return encode_pictures(encoder, pictures)
+
+
+def encode_image_files(encoder: Encoder, paths: list[Path]) -> NDArray[Any]:
+    """Picture files into unit rows, float32 (n, D). Raises ConfigError naming a file that is missing or not a picture."""
+    return encode_pictures(encoder, read_pictures(paths))
+
+
+def read_pictures(paths: list[Path]) -> list[Image]:
+    """Picture files as RGB images. Raises ConfigError naming a file that is missing or not a picture."""
+    from pipeline.images import decode
+
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(decode(path.read_bytes()).image)
+        except OSError as error:
+            raise ConfigError(f"{path}: no picture can be read there ({error.strerror}); check the path") from error
+        except PictureError as error:
+            raise ConfigError(f"{path}: not a picture that can be read: {error}; give another file") from error
+    return pictures
+
+
+def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
+    """RGB images into unit rows, float32 (n, D)."""
+    import numpy as np
+
+    from pipeline.encoders import unit_rows
+
+    rows, _ = unit_rows(encoder.encode_images(np.stack([encoder.prepare(picture) for picture in pictures])))
+    return rows
+
+
+def draw_sheet(pictures: list[Any], labels: list[str], side: int = 192, columns: int = 0) -> Any:
+    """Pictures (PIL images; None: a blank with its label) in reading order on white, each above its label."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    count = max(1, len(labels))
+    columns = columns or min(count, max(3, round(math.sqrt(count * 1.6))))
+    gap, text = 12, 34
+    lines = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, lines * (side + text + gap) + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
+        if picture is None:
+            draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#eee9e0", outline="#cfc7ba")
+            draw.multiline_text((x + 10, y + 10), "\n".join(textwrap.wrap(label, 26)[:8]), fill="#665f55", font=font)
+        else:
+            small = picture.copy()
+            small.thumbnail((side, side))
+            if max(small.size) < side:
+                scale = side / max(small.size)
+                small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+            sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
+        draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(label, 34)[:2]), fill="#1e1b17", font=font)
+    return sheet

@@ -1,0 +1,214 @@
+"""Filtered search in a retrieval database.
+
+Reads: a version's index files, mapped; metadata columns as filters ask for them. Writes nothing. DuckDB resolves a filter to
+rows, index/search.py finds the best among them. A result always has min(k, matching rows) entries, equal scores in the order
+of their keys. Not safe for several threads at once: open one Searcher for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, DatabaseError, nearest
+from pipeline.filters import MetadataFilter, conjunction
+from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan
+from pipeline.schema import metadata_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from pipeline.database import RetrievalDatabase, Version
+
+
+@dataclass(frozen=True)
+class Results:
+    """m = min(k, matching rows) neighbours of each query, best first."""
+
+    keys: NDArray[Any]  # (Q, m) int64
+    scores: NDArray[Any]  # (Q, m) float32, inner products with the stored vectors
+    ordinals: NDArray[Any]  # (Q, m) int64
+    plan: SearchPlan
+
+
+class Searcher:
+    """An open version of a database, warm: vectors mapped, filters' columns in memory once they were used."""
+
+    def __init__(
+        self,
+        db: RetrievalDatabase,
+        version: Version,
+        where: str = "",
+        threads: int = 0,
+        exact_subset: int = EXACT_SUBSET,
+    ) -> None:
+        self.version = version
+        self.columns = metadata_columns(version.columns)
+        entry = version.index
+        paths = {role: db.storage.local(artifact) for role, artifact in entry.files.items()}
+        missing = [str(path) for path in paths.values() if not path.exists()]
+        if missing:
+            raise DatabaseError(
+                f"database {db.name!r}: {missing[0]} is missing; `rdmpipe index {db.name}` builds the index again"
+            )
+        self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset)
+        self.keys: NDArray[Any] = np.load(paths["keys"], mmap_mode="r")
+        self._norms: NDArray[Any] = np.load(paths["norms"], mmap_mode="r")
+        self._metadata = paths["metadata"]
+        self._filter = MetadataFilter(self.columns, self._load, threads=threads)
+        self.where = conjunction(where, columns=self.columns)
+        self._originals: NDArray[Any] | None = None
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.index.close()
+        self._filter.close()
+
+    @property
+    def dim(self) -> int:
+        return int(self.index.vectors.shape[1])
+
+    def search(
+        self,
+        queries: NDArray[Any],
+        k: int = 19,
+        where: str = "",
+        exclude_keys: Sequence[int] = (),
+        distinct: bool = False,
+        exact: bool = False,
+    ) -> Results:
+        """The k best rows for each query, float32 (Q, D) of unit length, among those that match `where` (and the view's).
+
+        `exclude_keys` are left out, as the row itself is in a search by key; `distinct` leaves out all but the first
+        matching row of every picture that occurs more than once, byte for byte; `exact` scans whatever it costs.
+        Raises FilterError, and ConfigError for queries of another dimension or length.
+        """
+        queries = np.ascontiguousarray(np.atleast_2d(queries), np.float32)
+        self._check(queries, k)
+        start = time.perf_counter()
+        ordinals = self.matching(where)
+        if distinct:
+            ordinals = self._distinct(ordinals)
+        filter_s = time.perf_counter() - start
+        matched = len(self.keys) if ordinals is None else len(ordinals)
+        excluded = self._present(exclude_keys, ordinals)
+        scores, found, plan = self.index.top(queries, k + len(excluded), ordinals, exact)
+        if len(excluded):
+            keep = min(k, matched - len(excluded))
+            # A stable sort by "is excluded" moves the excluded ones behind the others, whose order stays.
+            order = np.argsort(np.isin(found, excluded), axis=1, kind="stable")[:, :keep]
+            scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+        plan = dataclasses.replace(plan, filter_s=filter_s, matched=matched - len(excluded))
+        return Results(np.asarray(self.keys)[found], scores, found, plan)
+
+    def matching(self, where: str = "") -> NDArray[Any] | None:
+        """Ascending ordinals of the rows that match the view's filter and `where`; None: all rows, there is no filter."""
+        both = [expression for expression in (self.where, where) if expression.strip()]
+        return self._filter.ordinals(*both) if both else None
+
+    def ordinals(self, keys: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """The ordinals of keys, int64 (n,). Raises DatabaseError for a key that is not in this version."""
+        wanted = np.asarray(keys, np.int64)
+        places = np.searchsorted(self.keys, wanted)
+        bad = (places >= len(self.keys)) | (self.keys[np.minimum(places, len(self.keys) - 1)] != wanted)
+        if bad.any():
+            raise DatabaseError(
+                f"database {self.version.database!r} has no row with key {int(wanted[bad][0])} in version "
+                f"{self.version.id}; its keys are {int(self.keys[0])} to {int(self.keys[-1])}, with gaps"
+            )
+        return np.asarray(places, np.int64)
+
+    def vectors(self, keys: Sequence[int] | NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The stored unit vectors, float32 (n, D), and the L2 norms they had before, float32 (n,), in the order of `keys`."""
+        places = self.ordinals(keys)
+        return self.index.vectors[places].astype(np.float32), np.asarray(self._norms[places], np.float32)
+
+    def metadata(self, keys: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> pa.Table:
+        """Metadata of rows, in the order of `keys`; all columns, or those named. Reads only the row groups it needs."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = list(self.columns if columns is None else columns)
+        for name in names:
+            if name not in self.columns:
+                raise ConfigError(
+                    f"no column {name!r}{nearest(name, self.columns)}; the columns are {', '.join(self.columns)}"
+                )
+        places = self.ordinals(keys)
+        with pq.ParquetFile(self._metadata, memory_map=True) as file:
+            if not len(places):
+                return file.schema_arrow.empty_table().select(names)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            group_of = np.searchsorted(starts, places, side="right") - 1
+            groups = np.unique(group_of)
+            table = file.read_row_groups(groups.tolist(), columns=names)
+        before = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])])
+        return table.take(pa.array(places - starts[group_of] + before[np.searchsorted(groups, group_of)])).select(names)
+
+    def _load(self, names: list[str]) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not names:
+            return pa.table({"key": np.asarray(self.keys)})
+        return pq.read_table(self._metadata, columns=names)
+
+    def _check(self, queries: NDArray[Any], k: int) -> None:
+        if k < 1:
+            raise ConfigError(f"k is {k}; ask for at least one neighbour")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ConfigError(
+                f"queries have shape {queries.shape}; database {self.version.database!r} holds vectors of {self.dim} "
+                f"dimensions, made by encoder {self.version.encoder.name}: encode the queries with it"
+            )
+        lengths = np.linalg.norm(queries, axis=1)
+        if not bool((np.abs(lengths - 1.0) < 1e-2).all()):
+            raise ConfigError("queries have to be finite and of unit length: divide each by its L2 norm")
+
+    def _present(self, keys: Sequence[int], ordinals: NDArray[Any] | None) -> NDArray[Any]:
+        """Ordinals of those of `keys` that are in the index and match."""
+        wanted = np.unique(np.asarray(keys, np.int64))
+        places = np.searchsorted(self.keys, wanted)
+        places = places[(places < len(self.keys)) & (self.keys[np.minimum(places, len(self.keys) - 1)] == wanted)]
+        return np.asarray(places if ordinals is None else places[np.isin(places, ordinals)])
+
+    def _distinct(self, ordinals: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Leave out every matching row whose picture another matching row before it has."""
+        if self._originals is None:
+            original = self._load(["duplicate_of"])["duplicate_of"]
+            own = np.asarray(self.keys)
+            self._originals = np.where(np.asarray(original.is_valid()), original.fill_null(-1).to_numpy(), own)
+        within = np.arange(len(self.keys)) if ordinals is None else ordinals
+        originals = self._originals[within]
+        copies = originals != self.keys[within]
+        if not copies.any():
+            return ordinals
+        # Only pictures that have copies need sorting out: rows that are copies, and the originals they point to.
+        group = np.flatnonzero(copies | np.isin(originals, originals[copies]))
+        _, first = np.unique(originals[group], return_index=True)
+        keep = np.ones(len(within), bool)
+        keep[group] = False
+        keep[group[first]] = True
+        return np.asarray(within[keep])
+
+
+def open_search(
+    db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0, exact_subset: int = EXACT_SUBSET
+) -> Searcher:
+    """Open a version for searching. `where` is a view's filter, which every search in it obeys. Close it afterwards.
+
+    `exact_subset`: up to so many matching rows are scanned exactly whatever the index.
+    """
+    return Searcher(db, version, where, threads, exact_subset)

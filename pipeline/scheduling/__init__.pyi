@@ -1,0 +1,9 @@
+from .cluster import JobsClient as JobsClient
+from .cluster import Submission as Submission
+from .cluster import as_record as as_record
+from .jobfile import LoadedJob as LoadedJob
+from .jobfile import load_job as load_job
+from .jobfile import with_home as with_home
+from .rayjobs import create_and_wait as create_and_wait
+from .run import run_job as run_job
+from .schedules import render as render

@@ -1,0 +1,78 @@
+"""What a job's command gets: its environment, arguments and secrets; and how secrets are kept out of all that is written.
+
+Reads the environment of this process. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+
+from pipeline.errors import ConfigError
+from pipeline.scheduling.jobfile import JobFile, LoadedJob
+
+TAKES_WORKERS = ("build-index", "download", "embed", "index", "generate")
+
+
+def command_environment(loaded: LoadedJob) -> dict[str, str]:
+    """The command's environment. Raises ConfigError for a secret that is not set or a requirement that is not installed."""
+    job = loaded.job
+    missing = [name for name in job.environment.secrets if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"job {job.name}: secret {', '.join(missing)} not set. Set it in the environment of the process that runs the job "
+            "(on a cluster: of its nodes; in Kubernetes: in the Secret the job names); it does not belong in the job file."
+        )
+    absent = [text for text in (*job.environment.pip, *job.environment.uv) if not _installed(text)]
+    if absent:
+        wanted = " ".join(f"'{text}'" for text in absent)
+        raise ConfigError(
+            f"job {job.name} needs {wanted}, not installed here: `{sys.executable} -m pip install {wanted}`"
+        )
+    return {**os.environ, "RDMPIPE_HOME": job.home, **job.environment.variables}
+
+
+def _installed(requirement: str) -> bool:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        wanted = Requirement(requirement)
+    except InvalidRequirement as error:
+        raise ConfigError(f"requirement {requirement!r}: {error}; write it as name==1.2") from error
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return True
+    try:
+        return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def command_arguments(job: JobFile, env: Mapping[str, str]) -> list[str]:
+    """The command's arguments; on a cluster, with the number of workers the job asks for at most."""
+    given = list(job.arguments)
+    if job.command in TAKES_WORKERS:
+        if env.get("RAY_ADDRESS") and job.resources.workers_max and "--workers" not in given:
+            given += ["--workers", str(job.resources.workers_max)]
+        if "--json" not in given:
+            given.append("--json")
+    return given
+
+
+def webhook_address(job: JobFile, env: Mapping[str, str]) -> str:
+    """The job's webhook, where it is a secret by its value; empty: none."""
+    hook = job.report.webhook
+    return env[hook[1:]] if hook.startswith("$") else hook
+
+
+def secrets(job: JobFile, env: Mapping[str, str]) -> dict[str, str]:
+    """Names by value, for `scrub`."""
+    return {env[name]: name for name in job.environment.secrets if len(env[name]) > 3}
+
+
+def scrub(text: str, hidden: Mapping[str, str]) -> str:
+    """The text with the values of secrets cut out."""
+    for value, name in hidden.items():
+        text = text.replace(value, f"[{name}]")
+    return text

@@ -1,0 +1,278 @@
+"""Job files: one strict TOML for a run here, on a cluster, or from a schedule.
+
+Reads: a file by path, or a shipped one by name (`nightly-wikiart`). Writes nothing. Secrets are named, never given:
+their values come from the environment the command runs in. Does not check
+that the command's arguments make sense: the command does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import default_home, from_mapping, parse_size, read_toml
+from pipeline.errors import ConfigError, nearest
+from pipeline.installation import data_folder
+from pipeline.scheduling.cron import Cron, latest, parse_cron, time_zone
+
+NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
+
+OBJECT = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+
+SLOT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?$")
+
+VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+LONGEST_NAME = 30  # with slot and attempt it names Kubernetes objects, and KubeRay allows 47 characters
+
+_SECRET_WORDS = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)($|_)", re.I
+)
+
+Overlap = Literal["forbid", "wait", "replace"]
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """What one worker takes, and how many there may be. workers_max = 0: as the command decides."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: str = "4GB"
+    workers_min: int = 1
+    workers_max: int = 0
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the command runs. working_dir is relative to the job file; `home` empty: RDMPIPE_HOME."""
+
+    home: str = ""
+    working_dir: str = ""
+    pip: tuple[str, ...] = ()
+    uv: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()  # names of environment variables
+
+
+@dataclass(frozen=True)
+class Schedule:
+    cron: str
+    timezone: str = "Etc/UTC"
+
+    @property
+    def parsed(self) -> Cron:
+        return parse_cron(self.cron)
+
+    def slot(self, now: datetime.datetime) -> str:
+        """Name of the latest scheduled time at or before `now`: `20261122t0115z` (UTC)."""
+        return latest(self.parsed, time_zone(self.timezone), now).strftime("%Y%m%dt%H%Mz")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run's summary goes besides the home: a file, and an address it is POSTed to (`$NAME`: taken from a secret)."""
+
+    summary: str = ""
+    webhook: str = ""
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """What only a rendered job needs. `claim`: a ReadWriteMany volume claim, mounted where the home is."""
+
+    image: str = "rdmpipe:latest"
+    namespace: str = "default"
+    service_account: str = ""  # empty: the job's name
+    claim: str = ""
+    secret: str = ""  # Kubernetes Secret that holds the secrets by name; empty: <job>-secrets
+    ray_version: str = ""  # empty: the version installed where the job is rendered
+    keep: str = "1d"  # how long a finished RayJob stays to be looked at
+    cpu_limit: bool = False  # limit CPUs as well as request them
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """One job. `timeout` bounds the whole run with its retries; retries are further attempts of the command."""
+
+    name: str
+    command: str
+    arguments: tuple[str, ...] = ()
+    title: str = ""
+    timeout: str = "12h"
+    retries: int = 2
+    retry_wait: str = "1m"
+    overlap: Overlap = "forbid"
+    resources: WorkerResources = field(default_factory=WorkerResources)
+    environment: Environment = field(default_factory=Environment)
+    schedule: Schedule | None = None
+    report: Report = field(default_factory=Report)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
+
+    @property
+    def timeout_s(self) -> float:
+        return parse_duration(self.timeout, "timeout")
+
+    @property
+    def home(self) -> str:
+        return self.environment.home or default_home()
+
+    def slot(self, now: datetime.datetime) -> str:
+        """The schedule's latest slot; without a schedule, this minute."""
+        return self.schedule.slot(now) if self.schedule else now.strftime("%Y%m%dt%H%Mz")
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job with the text it was read from, the directory its paths are relative to, and its file where it has one."""
+
+    job: JobFile
+    text: str
+    folder: Path
+    path: Path | None = None
+
+    @property
+    def working_dir(self) -> Path | None:
+        given = self.job.environment.working_dir
+        return (self.folder / Path(given).expanduser()).resolve() if given else None
+
+
+def shipped_jobs() -> dict[str, Path]:
+    """Job files that come with the package, by name. (A TOML file there without a command is another record.)"""
+    return {path.stem: path for path in sorted(data_folder("jobs").glob("*.toml")) if "command" in read_toml(path)}
+
+
+def load_job(where: str) -> LoadedJob:
+    """A job by path, a shipped one by name, or `env:NAME`: a submitted one, with its files in the current directory.
+
+    Raises ConfigError.
+    """
+    if where.startswith("env:"):
+        return _from_environment(where.removeprefix("env:"))
+    path = Path(where).expanduser()
+    if "/" not in where and path.suffix != ".toml":
+        known = shipped_jobs()
+        if where not in known:
+            raise ConfigError(
+                f"no job {where!r}{nearest(where, known)}; shipped: {', '.join(known)}. Give a job file by its path."
+            )
+        path = known[where]
+    table = read_toml(path)
+    job, text = _checked(path, table), path.read_text(encoding="utf-8")
+    named = text if "name" in table else f'name = "{job.name}"\n{text}'  # it travels without its file's name
+    return LoadedJob(job, named, path.resolve().parent, path.resolve())
+
+
+def _from_environment(name: str) -> LoadedJob:
+    text = os.environ.get(name)
+    if text is None:
+        raise ConfigError(f"env:{name}: no such environment variable; it should hold a job file's text")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"env:{name}: not a job file: {error}") from error
+    if "environment" in table:
+        table["environment"].pop("working_dir", None)
+    loaded = LoadedJob(_checked(Path(name), table), text, Path.cwd())
+    return with_home(loaded, os.environ.get("RDMPIPE_HOME"))  # the submitter's, the job's own included
+
+
+def _checked(path: Path, table: dict[str, Any]) -> JobFile:
+    job = from_mapping(JobFile, {"name": path.stem, **table}, path.name)
+    if not NAME.match(job.name) or len(job.name) > LONGEST_NAME:
+        raise ConfigError(
+            f"{path.name}: name {job.name!r}: use lower-case letters and digits, words joined by -, at most {LONGEST_NAME} "
+            "characters (it names Kubernetes objects)"
+        )
+    if not re.match(r"^[a-z][a-z-]*$", job.command):
+        raise ConfigError(f"{path.name}: command {job.command!r} is no rdmpipe command; arguments go to `arguments`")
+    for what, text in (("title", job.title), ("environment home", job.environment.home)):
+        if not text.isprintable():
+            raise ConfigError(f"{path.name}: {what} {text!r}: use one line of plain text (crontabs and units hold it)")
+    parse_duration(job.timeout, f"{path.name} timeout")
+    parse_duration(job.retry_wait, f"{path.name} retry_wait", zero=True)
+    parse_duration(job.kubernetes.keep, f"{path.name} kubernetes keep")
+    if not 0 <= job.retries <= 20:
+        raise ConfigError(f"{path.name}: retries = {job.retries}: use 0 to 20")
+    _check_resources(path.name, job.resources)
+    _check_environment(path, job.environment)
+    _check_kubernetes(path.name, job.kubernetes)
+    if job.schedule is not None:
+        parse_cron(job.schedule.cron, f"{path.name} schedule cron")
+        time_zone(job.schedule.timezone, f"{path.name} schedule timezone")
+    hook = job.report.webhook
+    if hook.startswith("$") and hook[1:] not in job.environment.secrets:
+        raise ConfigError(f"{path.name}: report webhook {hook}: add {hook[1:]!r} to environment secrets")
+    return job
+
+
+def _check_resources(where: str, need: WorkerResources) -> None:
+    parse_size(need.memory, f"{where} resources memory")
+    if need.cpus <= 0 or need.gpus < 0:
+        raise ConfigError(f"{where} resources: cpus must be above 0 and gpus at least 0")
+    if need.workers_min < 0 or (need.workers_max and need.workers_max < max(1, need.workers_min)):
+        raise ConfigError(
+            f"{where} resources: workers_min = {need.workers_min}, workers_max = {need.workers_max}: the maximum must be at "
+            "least the minimum (0: as the command decides)"
+        )
+
+
+def _check_environment(path: Path, environment: Environment) -> None:
+    for name in (*environment.variables, *environment.secrets):
+        if not VARIABLE.match(name):
+            raise ConfigError(f"{path.name} environment: {name!r} is no name of an environment variable")
+    for name in environment.variables:
+        if _SECRET_WORDS.search(name):
+            raise ConfigError(
+                f"{path.name} environment variables: {name} looks like a secret. Take its value out of the file and add its "
+                f'name to secrets = ["{name}"]: the value then comes from the environment and is never written down.'
+            )
+    if environment.pip and environment.uv:
+        raise ConfigError(f"{path.name} environment: give requirements as pip or as uv, not both")
+    given = environment.working_dir
+    if given and not (path.resolve().parent / Path(given).expanduser()).is_dir():
+        raise ConfigError(f"{path.name} environment: working_dir {given!r} is no directory beside the job file")
+
+
+def _check_kubernetes(where: str, k8s: Kubernetes) -> None:
+    for name in ("namespace", "service_account", "claim", "secret"):
+        value = getattr(k8s, name)
+        if not OBJECT.match(value) and (value or name == "namespace"):
+            raise ConfigError(
+                f"{where} kubernetes {name}: {value!r} is no Kubernetes name; use lower-case letters, digits and -, at most 63"
+            )
+    if not k8s.image or not k8s.image.isprintable() or " " in k8s.image:
+        raise ConfigError(
+            f"{where} kubernetes image: {k8s.image!r} is no image; write it as registry.example/rdmpipe:0.1.0"
+        )
+
+
+def scheduled(loaded: LoadedJob) -> Schedule:
+    """The job's schedule. Raises ConfigError where it has none."""
+    if loaded.job.schedule is None:
+        raise ConfigError(
+            f"job {loaded.job.name} has no schedule; add [schedule] with cron = '15 2 * * *' and a timezone, or render a rayjob"
+        )
+    return loaded.job.schedule
+
+
+def with_home(loaded: LoadedJob, home: str | None) -> LoadedJob:
+    """The job with another home, as `--home` asks."""
+    if not home:
+        return loaded
+    return replace(loaded, job=replace(loaded.job, environment=replace(loaded.job.environment, home=home)))
+
+
+def parse_duration(text: str, where: str, zero: bool = False) -> float:
+    """Seconds in `90s`, `30m`, `6h`, `2d`. Raises ConfigError."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    if unit not in units or not re.match(r"^\d+(\.\d+)?$", number) or (float(number) == 0 and not zero):
+        raise ConfigError(f"{where}: {text!r} is no length of time; write it as 90s, 30m, 6h or 2d")
+    return float(number) * units[unit]

@@ -1,0 +1,17 @@
+from .base import FetchingSource as FetchingSource
+from .base import Sample as Sample
+from .base import Source as Source
+from .base import SourceOptions as SourceOptions
+from .columns import Columns as Columns
+from .columns import choose_columns as choose_columns
+from .columns import kind_of as kind_of
+from .manifest import NAME as NAME
+from .manifest import Manifest as Manifest
+from .manifest import SourceSpec as SourceSpec
+from .manifest import View as View
+from .manifest import parse_manifest as parse_manifest
+from .names import sniff as sniff
+from .patches import name_patches as name_patches
+from .patches import read_box as read_box
+from .readers import open_source as open_source
+from .web.addresses import networks as networks

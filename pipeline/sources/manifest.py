@@ -1,0 +1,119 @@
+"""Manifests: one strict TOML file per data set and per view.
+
+Reads: the manifests shipped with the package, those added to the home, or a file by path. A view is a base and a
+WHERE clause and stores nothing. Does not reach the network: whether a source can be read is its reader's business.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import digest, from_mapping
+from pipeline.errors import ManifestError, nearest
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*$")
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where the pictures come from. Which keys a kind uses is said by its reader in pipeline/sources."""
+
+    kind: str
+    repo: str = ""  # Hub data set, owner/name
+    revision: str = ""  # Hub commit or tag; empty: resolved once and pinned in the plan
+    files: tuple[str, ...] = ()  # paths, globs or URLs inside the source
+    url: str = ""  # one archive
+    md5: str = ""
+    sha256: str = ""
+    csv: str = ""  # metadata CSV: path or URL
+    csv_md5: str = ""
+    path: str = ""  # a folder or file on this machine
+    item_id: str = ""  # column that names a row; empty: the source's own position or path
+    image: str = "image"  # column with the bytes, or with the URL for URL lists
+    caption: str = ""  # column with a text for each picture
+    licence: str = ""  # column with a licence for each row
+    source_url: str = ""  # column with the address of each picture's page or file
+    columns: tuple[str, ...] = ()  # metadata columns to keep; empty: all that are plain values
+    shard_rows: int = 1000  # rows a shard
+    gated: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)  # what only one kind of source knows
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Random square crops: how many of each picture, their side in pixels, and what they are drawn from."""
+
+    per_image: int
+    size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set that can be built into a retrieval database."""
+
+    name: str
+    title: str
+    source: SourceSpec
+    licence: str  # SPDX where there is one, else words
+    terms: str  # what a user has to know before using the pictures
+    opt_out: str  # how a right holder's wish reaches this database
+    encoder: str = "vit-l-14"
+    expected_rows: int = 0  # 0: not known beforehand
+    checked: datetime.date | None = None  # when these facts were last checked
+    homepage: str = ""
+    where: str = ""  # rows outside it are `filtered`
+    patches: Patches | None = None  # rows are crops of the pictures, with image_key and patch_coords
+
+    def fingerprint(self) -> str:
+        return digest(self, 64)
+
+
+@dataclass(frozen=True)
+class View:
+    """A base database and a WHERE clause, under a name of its own."""
+
+    name: str
+    base: str
+    where: str
+    title: str = ""
+
+
+def parse_manifest(table: Mapping[str, Any], where: str) -> Manifest | View:
+    """A manifest or a view from its TOML table; ManifestError says what is wrong with it and where."""
+    try:
+        made: Manifest | View = (
+            from_mapping(View, table, where) if "base" in table else from_mapping(Manifest, table, where)
+        )
+    except ManifestError:
+        raise
+    except Exception as error:
+        raise ManifestError(str(error)) from error
+    if not NAME.match(made.name):
+        raise ManifestError(f"{where}: name {made.name!r}: use lower-case letters, digits and _, parts joined by -")
+    if isinstance(made, View) and not made.where.strip():
+        raise ManifestError(f"{where}: a view needs a `where` expression")
+    if isinstance(made, View) and not made.name.startswith(f"{made.base}-"):
+        raise ManifestError(f"{where}: a view is called <base>-<slug>; {made.name!r} does not start with {made.base}-")
+    if isinstance(made, Manifest):
+        from pipeline.schema import SHARD_ROWS
+        from pipeline.sources.kinds import READERS
+
+        if made.source.kind not in READERS:
+            raise ManifestError(
+                f"{where}: unknown source kind {made.source.kind!r}{nearest(made.source.kind, READERS)}; "
+                f"known: {', '.join(READERS)}"
+            )
+        if not 1 <= made.source.shard_rows <= SHARD_ROWS:
+            raise ManifestError(f"{where}: shard_rows is {made.source.shard_rows}; it must be 1 to {SHARD_ROWS}")
+        crops = made.patches
+        if crops and (crops.per_image < 1 or crops.size < 1 or crops.per_image * made.source.shard_rows > SHARD_ROWS):
+            raise ManifestError(
+                f"{where}: patches of {crops.size} pixels, {crops.per_image} of each picture: both must be above 0, and "
+                f"per_image times shard_rows ({made.source.shard_rows}) at most {SHARD_ROWS}"
+            )
+    return made

@@ -1,0 +1,106 @@
+"""Fetch a shard of URLs with img2dataset, in a process of its own, and give every one its picture or its reason.
+
+Reads: the network, through worker.py. Writes into a scratch folder that the caller removes. The process has a deadline:
+before it, URLs that are left fail as `deadline`; where it does not end by itself it is killed, and the shard is tried again
+by whoever asked. Results are joined by img2dataset's key, since its rows come in the order they were finished in.
+Memory: here one picture at a time; in the process 2 x threads pictures of at most max_bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tarfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.execution import Ended, run_process
+from pipeline.installation import python_path
+from pipeline.sources.web.opener import FetchRules
+
+START_S = 120.0  # img2dataset imports torch, ray and wandb: ten seconds and more on a busy machine
+
+_REASON = re.compile(r"^[a-z][a-z0-9_]*(: |$)")
+
+
+class Fetched:
+    """What became of a shard's URLs, by their place in the list. Holds img2dataset's tar open."""
+
+    def __init__(self, folder: Path, urls: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        self._urls = urls
+        rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
+        self._rows = {int(row["key"]): row for row in rows}
+        with tarfile.open(folder / "00000.tar", "r:") as archive:
+            self._places = {member.name: (member.offset_data, member.size) for member in archive}
+        self._tar = (folder / "00000.tar").open("rb")
+
+    def close(self) -> None:
+        self._tar.close()
+
+    def __getitem__(self, number: int) -> tuple[bytes | None, str | None]:
+        """(the picture file's bytes, None) or (None, `reason: detail`)."""
+        row = self._rows.get(number)
+        if row is None or row["url"] != self._urls[number]:
+            return None, "lost: img2dataset gave no result for it"
+        if row["status"] != "success":
+            return None, reason(row["error_message"] or "unknown")
+        offset, size = self._places[f"{row['key']}.jpg"]
+        self._tar.seek(offset)
+        return self._tar.read(size), None
+
+
+def fetch_urls(
+    urls: Sequence[str], rules: FetchRules, allow_private: Sequence[str], threads: int, seconds: float, scratch: Path
+) -> Fetched:
+    """Fetch the URLs into `scratch`; `seconds` are for the fetching alone, START_S for starting come before them.
+
+    Raises SourceError where the process failed as a whole, with the last lines it said.
+    """
+    import pyarrow as pa
+
+    folder = scratch / "fetched"
+    folder.mkdir()
+    listed = scratch / "urls.arrow"
+    with pa.OSFile(str(listed), "wb") as sink:
+        table = pa.table({"url": pa.array(urls, pa.string())})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    job = {
+        "urls": str(listed),
+        "folder": str(folder),
+        "threads": min(threads, len(urls)),
+        "seconds": seconds,
+        "rules": asdict(rules),
+        "allow_private": list(allow_private),
+    }
+    (scratch / "job.json").write_text(json.dumps(job))
+    heard: deque[str] = deque(maxlen=20)
+    env = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "PYTHONPATH": python_path()}
+    command = [sys.executable, "-m", "pipeline.sources.web.worker", str(scratch / "job.json")]
+    deadline = time.monotonic() + START_S + seconds + 2 * rules.total_s
+    end = run_process(command, env, None, deadline, lambda: False, heard.append, grace_s=2.0)
+    if end.how is not Ended.BY_ITSELF or end.code:
+        raise SourceError(
+            f"img2dataset's process ended with code {end.code} ({end.how.value}) while it fetched {len(urls)} URLs: "
+            f"{' | '.join(heard) or 'it said nothing'}"
+        )
+    return Fetched(folder, urls)
+
+
+def reason(message: str) -> str:
+    """img2dataset's words for a failed URL as `reason: detail`. Ours, which come from the opener, are so already."""
+    if _REASON.match(message):
+        return message[:500]
+    if "X-Robots-Tag" in message:
+        return "opt_out: X-Robots-Tag"
+    if message.startswith("unknown url type"):
+        return f"bad_url: {message}"[:500]
+    return f"not_fetched: {message}"[:500]

@@ -1,0 +1,94 @@
+"""One worker among those that train together: its device, its rows of a batch, and the mean of all gradients.
+
+Reads RANK and WORLD_SIZE where torchrun has set them; writes nothing. A crew of one needs no process group; a larger one
+uses torch.distributed's default group, made by Ray Train (pipeline/training/ray.py) or from torchrun's variables. Each worker
+takes every `size`-th row of the same global batch, so that the crew's gradient is the one that a single worker would have
+had with all rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Worker `rank` of `size`. device "auto" is the GPU where there is one; threads 0 leaves torch's own number."""
+
+    device: str = "auto"
+    threads: int = 0
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def of_environment(device: str, threads: int) -> Crew:
+        """This process's place as torchrun's variables tell it, its process group joined; alone where there are none."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return Crew(device, threads)
+        import torch
+        import torch.distributed as dist
+
+        gpu = device != "cpu" and torch.cuda.is_available()
+        dist.init_process_group("nccl" if gpu else "gloo")
+        if gpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return Crew(device, threads, dist.get_rank(), size)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def prepare(self) -> None:
+        """Set this process up for training: threads, and denormals flushed (they cost a CPU a factor of tens)."""
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+
+    def torch_device(self) -> torch.device:
+        import torch
+
+        name = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This worker's share of a global batch's rows."""
+        return rows[self.rank :: self.size]
+
+    @property
+    def average(self) -> Callable[[Sequence[Tensor]], None] | None:
+        return None if self.size == 1 else self._average
+
+    def _average(self, gradients: Sequence[Tensor]) -> None:
+        import torch
+        import torch.distributed as dist
+
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not hundreds
+        dist.all_reduce(flat)
+        flat /= self.size
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, parts, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All workers' (B / size, D) as (B, D) in the global batch's order; gradients reach each worker's own rows.
+
+        The backward pass sums what all workers' losses say of a row, which after `average` is the mean, as for one
+        worker: every worker computes the same loss of the same global batch.
+        """
+        if self.size == 1:
+            return rows
+        import torch
+        from torch.distributed.nn.functional import all_gather
+
+        parts = all_gather(rows)  # type: ignore[no-untyped-call]
+        return torch.stack(list(parts), dim=1).flatten(0, 1)

@@ -1,0 +1,231 @@
+"""Training of the encoder: an open_clip model, contrastive, several positives a row.
+
+Reads the run's pictures. Writes the part's folder (see training/run.py) and `model/` (see training/trained.py).
+
+A batch holds contents in pairs: two pictures of one content, in two styles where there are two. A caption names the content,
+or content and style, or the style alone; every picture that it is true of is a positive.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.storage import Storage
+from pipeline.training.config import EncoderConfig, TrainConfig
+from pipeline.training.data import LabelledPictures, read_pictures, training_rows
+from pipeline.training.loop import load_average, say_report
+from pipeline.training.sheets import curve_picture
+from pipeline.training.trained import build_encoder, embed_pictures, embed_texts, save_encoder, to_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipeline.execution import Progress
+    from pipeline.training.crew import Crew
+
+CONTENT, BOTH, STYLE = 0, 1, 2
+
+_CONTENT = ("{0}", "{0}", "a picture of {0}", "a drawing of {0}")
+
+_BOTH = ("{0} in the style of {1}", "{0} in the style of {1}", "{0}, {1}", "a {1} picture of {0}")
+
+_STYLE = ("in the style of {1}", "{1}", "a {1} picture")
+
+
+def style_words(style: str) -> str:
+    """A style's name as a caption says it."""
+    return style.replace("-", " ").replace("_", " ")
+
+
+def with_style(caption: str, style: str) -> str:
+    """The prompt that asks for a style in words (the paper's postfix)."""
+    return f"{caption} in the style of {style_words(style)}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """Contents and styles of the pictures as numbers, (N,) each."""
+
+    contents: Tensor
+    styles: Tensor
+
+    @staticmethod
+    def of(pictures: LabelledPictures) -> Names:
+        import torch
+
+        def number(values: Sequence[str]) -> Tensor:
+            order = {name: i for i, name in enumerate(dict.fromkeys(values))}
+            return torch.tensor([order[name] for name in values])
+
+        return Names(number(pictures.contents), number(pictures.styles))
+
+
+def draw_rows(names: Names, batch: int, generator: torch.Generator) -> Tensor:
+    """(batch,) rows: half of them by chance, each followed by another picture of its content where there is one."""
+    import torch
+
+    first = torch.randint(len(names.contents), (batch // 2,), generator=generator)
+    same = names.contents[first][:, None] == names.contents[None, :]
+    same[torch.arange(len(first)), first] = False
+    weights = same.float()
+    weights[~same.any(dim=1)] = 1.0  # a content with one picture: any other
+    second = torch.multinomial(weights, 1, generator=generator)[:, 0]
+    return torch.stack([first, second], dim=1).flatten()
+
+
+def draw_texts(
+    pictures: LabelledPictures, rows: Sequence[int], config: EncoderConfig, seed: int
+) -> tuple[list[str], list[int]]:
+    """One caption a row, and what it names: CONTENT, BOTH or STYLE."""
+    die = random.Random(seed)
+    texts, kinds = [], []
+    for row in rows:
+        throw = die.random()
+        kind = STYLE if throw < config.style_only else BOTH if throw < config.style_only + config.both else CONTENT
+        content = pictures.captions[row]
+        if pictures.tags[row] and die.random() < config.tags:
+            content = pictures.tags[row]
+        template = die.choice((_CONTENT, _BOTH, _STYLE)[kind])
+        texts.append(template.format(content, style_words(pictures.styles[row])))
+        kinds.append(kind)
+    return texts, kinds
+
+
+def positives(contents: Tensor, styles: Tensor, kinds: Tensor) -> Tensor:
+    """(B, B) bool: caption i is true of picture j."""
+    same_content = contents[:, None] == contents[None, :]
+    same_style = styles[:, None] == styles[None, :]
+    kind = kinds[:, None]
+    return (same_content | (kind == STYLE)) & (same_style | (kind == CONTENT))
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
+    """Mean over rows of -log softmax averaged over the row's positives, captions to pictures and back.
+
+    images, texts (B, D) unit rows; scale the temperature's inverse; true (B, B) as `positives` gives it. With one positive
+    a row this is CLIP's loss; the mean outside the logarithm is arXiv 2004.11362's.
+    """
+    from torch.nn import functional as F
+
+    logits = scale * texts @ images.T
+    weights = true.float()
+
+    def one_way(logits: Tensor, weights: Tensor) -> Tensor:
+        return -((weights * F.log_softmax(logits, dim=1)).sum(dim=1) / weights.sum(dim=1)).mean()
+
+    return 0.5 * (one_way(logits, weights) + one_way(logits.T, weights.T))
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 pictures moved by up to 3 pixels and, half of them, mirrored; the border is repeated."""
+    import torch
+    from torch.nn import functional as F
+
+    count, _, height, width = pixels.shape
+    wide = F.pad(pixels.float(), (3, 3, 3, 3), mode="replicate").byte()
+    moves = torch.randint(7, (count, 2), generator=generator).tolist()
+    moved = torch.stack([
+        picture[:, y : y + height, x : x + width] for picture, (y, x) in zip(wide, moves, strict=True)
+    ])  # fmt: skip
+    mirror = torch.rand(count, generator=generator) < 0.5
+    moved[mirror] = moved[mirror].flip(-1)
+    return moved
+
+
+def train_encoder(config: TrainConfig, folder: Path, progress: Progress, crew: Crew, resume: bool) -> Path:
+    """Train, and save the averaged weights; see pipeline.train.train."""
+    import torch
+    from torch.nn import functional as F
+
+    from rdm.train import CURVE, fit
+
+    part = config.encoder
+    assert part is not None
+    device = crew.torch_device()
+    everything = read_pictures(config.data, config.folder())
+    rows = training_rows(everything, config.data)
+    pictures = everything.take(rows)
+    names = Names.of(pictures)
+    progress.say(f"encoder: {len(pictures)} pictures to train on, {len(everything) - len(pictures)} held out")
+    network, tokenizer = build_encoder(part.model, part.train.seed)
+    net: Any = network
+    net.to(device, memory_format=torch.channels_last)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        chosen = draw_rows(names, part.train.batch, generator)
+        texts, kinds = draw_texts(pictures, chosen.tolist(), part, seed=(part.train.seed << 32) + step)
+        pixels = augment(pictures.pixels[chosen], generator)
+        images = net.encode_image(to_model(crew.mine(pixels)).to(device, memory_format=torch.channels_last))
+        words = net.encode_text(crew.mine(tokenizer(texts)).to(device))
+        images, words = (crew.gather(F.normalize(made.float(), dim=-1)) for made in (images, words))
+        true = positives(names.contents[chosen], names.styles[chosen], torch.tensor(kinds)).to(device)
+        scale = net.logit_scale.exp().clamp(max=100)
+        contrast = contrastive_loss(images, words, scale, true)
+        apart = (images.mean(dim=0) - words.mean(dim=0)).square().sum()
+        best = (words @ images.T).argmax(dim=1)
+        right = true[torch.arange(len(best), device=device), best].float().mean()
+        return contrast + part.gap * apart, {"found": right, "gap": apart, "scale": scale}
+
+    def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        twin = load_average(live, weights)
+        figures = evaluate_encoder(twin, tokenizer, everything, set(rows), device)
+        progress.say(f"encoder: step {step}, " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        Storage(str(folder)).write_text("figures.json", json.dumps({"step": step, **figures}, indent=1))
+        curve_picture(folder / CURVE, folder / "curve.png", ("loss", "found", "gap"))
+        save_encoder(twin, part.model, folder / "model")
+
+    fit(
+        network, loss, part.train.loop(), folder, resume=resume, average=crew.average, writes=crew.first,
+        on_report=say_report(progress, "encoder", part.train.batch) if crew.first else None, on_save=on_save,
+    )  # fmt: skip
+    return folder / "model"
+
+
+def evaluate_encoder(
+    network: nn.Module,
+    tokenizer: Any,
+    pictures: LabelledPictures,
+    trained: set[int],
+    device: torch.device,
+    most: int = 4000,
+) -> dict[str, float]:
+    """What `most` captions and pictures, evenly chosen, find among all pictures.
+
+    recall10_*      share of captions whose content is among the ten nearest pictures of the caption's picture's style, for
+                    contents trained on (`trained` holds rows), held out, and of styles held out whole
+    same_style_*    share of those pictures' twelve nearest others that share their style
+    style_text      share of pictures of the styles trained on whose nearest style name is theirs
+    """
+    import torch
+
+    names = Names.of(pictures)
+    vectors = embed_pictures(network, pictures.pixels, device)
+    asked = torch.arange(0, len(pictures), max(1, len(pictures) // most))
+    words = embed_texts(network, tokenizer, [pictures.captions[i] for i in asked.tolist()], device)
+    found, alike = torch.zeros(len(asked)), torch.zeros(len(asked))
+    for style in names.styles.unique().tolist():  # type: ignore[no-untyped-call]
+        members, queries = (names.styles == style).nonzero()[:, 0], names.styles[asked] == style
+        near = (words[queries] @ vectors[members].T).topk(min(10, len(members)), dim=1).indices
+        same = names.contents[members][near] == names.contents[asked[queries]][:, None]
+        found[queries] = same.any(dim=1).float()
+    for rows in torch.split(torch.arange(len(asked)), 1000):
+        likeness = vectors[asked[rows]] @ vectors.T
+        likeness[torch.arange(len(rows)), asked[rows]] = -2
+        near = likeness.topk(min(12, len(pictures) - 1), dim=1).indices
+        alike[rows] = (names.styles[near] == names.styles[asked[rows]][:, None]).float().mean(dim=1)
+    styles = list(dict.fromkeys(pictures.styles))
+    said = embed_texts(network, tokenizer, [f"in the style of {style_words(style)}" for style in styles], device)
+    named = ((vectors[asked] @ said.T).argmax(dim=1) == names.styles[asked]).float()
+    kept = torch.tensor([row in trained for row in asked.tolist()])
+    seen_styles = {pictures.styles[row] for row in trained}
+    seen = torch.tensor([pictures.styles[row] in seen_styles for row in asked.tolist()])
+    groups = {"trained": kept, "held_out": ~kept & seen, "unseen_style": ~seen}
+    figures = {f"recall10_{name}": float(found[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    figures |= {f"same_style_{name}": float(alike[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    return {**figures, "style_text": float(named[seen].mean())}

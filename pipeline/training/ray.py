@@ -1,0 +1,81 @@
+"""Training on several workers: Ray Train starts them and makes their process group, pipeline/training/run.py does the work.
+
+Reads what pipeline.train reads, on every worker: on several nodes the run's folder and its pictures have to be on a shared
+disk. Writes what pipeline.train writes, by the first worker alone. A worker that dies ends the run; the same command with
+--resume goes on from the last save.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import JobError
+from pipeline.installation import python_path
+from pipeline.training.config import Part, TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.execution import Progress
+
+
+def train_on_ray(
+    part: Part, config: TrainConfig, progress: Progress, *, workers: int, address: str = "", resume: bool = False
+) -> Path:
+    """Train one part on `workers` workers, a GPU each where the cluster has them; the folder of the finished model.
+
+    Every batch of the config is shared out: the gradient is the one that a single worker would have had. Raises JobError
+    where a worker failed, with its message.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    steps = getattr(config, part)
+    if steps is not None and steps.train.batch % workers:
+        raise JobError(f"a batch of {steps.train.batch} does not go into {workers} workers: choose a multiple")
+    began = not ray.is_initialized()
+    if began:
+        local = {} if address else {"include_dashboard": False}
+        ray.init(address=address or None, runtime_env={"env_vars": {"PYTHONPATH": python_path()}}, **local)
+    try:
+        gpu = ray.cluster_resources().get("GPU", 0) >= workers and config.device != "cpu"
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"part": part, "config": config, "folder": str(config.folder().absolute()),
+                               "directory": str(Path.cwd()), "resume": resume},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+            run_config=RunConfig(storage_path=str((config.folder() / "ray").absolute()), name=part),
+        )  # fmt: skip
+        progress.say(f"{part}: {workers} workers, {'a GPU each' if gpu else 'on CPUs'}")
+        result = trainer.fit()
+    except ray.exceptions.RayError as error:
+        raise JobError(f"training {part} on Ray failed: {error}; mend the cause and go on with --resume") from error
+    finally:
+        if began:
+            ray.shutdown()
+    if result.error is not None:
+        raise JobError(f"training {part} on Ray failed: {result.error}; mend the cause and go on with --resume")
+    return config.folder() / part / "model"
+
+
+def _work(given: dict[str, Any]) -> None:
+    """One worker: the same function that a single process runs, with its place in the crew."""
+    import ray.train
+
+    from pipeline.execution import Progress
+    from pipeline.training.crew import Crew
+    from pipeline.training.run import train
+
+    os.chdir(given["directory"])
+    place = ray.train.get_context()
+    config: TrainConfig = given["config"]
+    device = config.device
+    if device == "auto":
+        import ray.train.torch
+
+        device = str(ray.train.torch.get_device())
+    crew = Crew(device, config.threads, place.get_world_rank(), place.get_world_size())
+    with Progress("text") as progress:
+        train(given["part"], config, progress, resume=given["resume"], crew=crew)
