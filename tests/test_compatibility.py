@@ -37,11 +37,8 @@ FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = FIXTURE / "expected"
 TIME = 1_700_000_000  # of the gallery's files: a folder's plan holds times, and a checkout does not keep them
 LIBRARIES = ("torch", "numpy", "pyarrow", "pillow", "open_clip_torch", "diffusers", "faiss-cpu", "duckdb")
-PRELOADED = [
-    "tests.preloaded",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-]
+PRELOADED = ("tests.preloaded", "diffusers.models.autoencoders.autoencoder_kl",
+             "diffusers.models.unets.unet_2d_condition", "typer", "rich.console", __name__)  # fmt: skip
 SCORE, COSINE, PIXEL, LOSS, WEIGHT = 1e-4, 0.9999, 2, 1e-3, 1e-3  # what another processor may make of it
 
 BUILD = ("build-index", "gallery.toml", "--threads", "1", "--json")
@@ -163,7 +160,7 @@ def _command(arguments: tuple[str, ...], work: str) -> None:
 
 def rdmpipe(work: Path, *arguments: str) -> Ran:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
+    processes.set_forkserver_preload([*PRELOADED])
     line = tuple(word.replace("{first}", first_version(work)) for word in arguments)
     process = processes.Process(target=_command, args=(line, str(work)))
     process.start()
