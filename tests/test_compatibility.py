@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import load_file
 
 REPO = Path(__file__).parent.parent
 FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
@@ -39,7 +41,8 @@ TIME = 1_700_000_000  # of the gallery's files: a folder's plan holds times, and
 LIBRARIES = ("torch", "numpy", "pyarrow", "pillow", "open_clip_torch", "diffusers", "faiss-cpu", "duckdb")
 PRELOADED = ("tests.preloaded", "diffusers.models.autoencoders.autoencoder_kl",
              "diffusers.models.unets.unet_2d_condition", "typer", "rich.console", __name__)  # fmt: skip
-SCORE, COSINE, PIXEL, LOSS, WEIGHT = 1e-4, 0.9999, 2, 1e-3, 1e-3  # what another processor may make of it
+# What another processor may make of it. Of weights: their distance, as a share of the way that the resumed steps went.
+SCORE, COSINE, PIXEL, LOSS, APART = 1e-4, 0.9999, 2, 1e-3, 0.05
 
 BUILD = ("build-index", "gallery.toml", "--threads", "1", "--json")
 BUILD_HALTED = ("build-index", "halted.toml", "--images", "thumbnail", "--threads", "1", "--json")
@@ -397,6 +400,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_pictures(
 # ---- training, jobs
 
 
+def weights(path: Path) -> NDArray[Any]:
+    """All weights of a file as one vector."""
+    found = load_file(path)
+    return np.concatenate([found[name].astype(np.float64).ravel() for name in sorted(found)])
+
+
 def test_a_killed_training_goes_on_to_the_same_weights(work: Path, same_machine: bool) -> None:
     part = work / "train" / "autoencoder"
     recipe = (part / "config.json").read_bytes()
@@ -407,20 +416,19 @@ def test_a_killed_training_goes_on_to_the_same_weights(work: Path, same_machine:
     assert (part / "config.json").read_bytes() == recipe
     (found, whole) = (list(csv.DictReader((f / "curve.csv").open(newline=""))) for f in (part, EXPECTED))
     assert 0 < len(before) < len(found) == len(whole)
-    steps = len(found[: len(before) - 1])  # the last one may have come after the last save
-    assert found[:steps] == before[:steps]
+    kept = len(before) - 1  # the last step may have come after the last save
+    assert found[:kept] == before[:kept]
+    assert kept > 0
     columns = [name for name in whole[0] if name != "seconds"]
     for row, wanted in zip(found, whole, strict=True):
         if same_machine:
             assert {name: row[name] for name in columns} == {name: wanted[name] for name in columns}
         np.testing.assert_allclose(*([float(r[name]) for name in columns] for r in (row, wanted)), rtol=LOSS)
-    from safetensors.numpy import load_file
-
-    weights = load_file(next((work / model).glob("*.safetensors")))
-    wanted_weights = load_file(EXPECTED / "autoencoder.safetensors")
-    assert weights.keys() == wanted_weights.keys()
-    for name, value in weights.items():
-        np.testing.assert_allclose(value, wanted_weights[name], rtol=0, atol=0 if same_machine else WEIGHT)
+    now, whole_run = weights(next((work / model).glob("*.safetensors"))), weights(EXPECTED / "autoencoder.safetensors")
+    if same_machine:
+        assert np.array_equal(now, whole_run)
+    then = weights(next((FIXTURE / "train" / "autoencoder" / "model").glob("*.safetensors")))
+    assert np.linalg.norm(now - whole_run) < APART * np.linalg.norm(whole_run - then)
     noted = json.loads((work / "train" / "weights.json").read_text())
     assert [hashlib.sha256((work / "train" / name).read_bytes()).hexdigest() for name in noted] == [*noted.values()]
 
