@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check test-cluster test-crash test-scale install clean
+# Tests run on WORKERS processes. Most of their time is waiting, so that there are more of them than cores.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test quick check test-cluster test-crash test-scale install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
 test: check
-	$(BIN)/python -m pytest -m "not cluster and not crash and not scale"
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not long"
+
+quick: $(STAMP)
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -19,13 +26,13 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m cluster --timeout 3600
+	$(PYTEST) -m long tests/test_cluster.py --timeout 3600
 
 test-crash: $(STAMP)
-	$(BIN)/python -m pytest -m crash -rP --timeout 3600
+	$(PYTEST) -m long tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
 
 test-scale: $(STAMP)
-	$(BIN)/python -m pytest -m scale --timeout 7200
+	$(PYTEST) -m long tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_urls.py --timeout 7200
 
 install: $(STAMP)
 

@@ -1,16 +1,59 @@
-"""Fixtures that all tests share: the folder with real pictures and reference tensors, and a home of one's own."""
+"""Fixtures that all tests share, and the tiers that they belong to.
+
+    unit      starts no process; a second or so each; the tier of every test without another marker
+    process   starts processes: commands, servers, a browser, the process that builds a faiss index
+    cluster   runs on Ray
+    long      a seeded matrix or a large input; `make test` leaves it out
+
+A unit test that starts a process fails: that is how the tiers stay true.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+TIERS = ("process", "cluster", "long")
+STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty")
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_running: list[str] = []  # the unit test that runs now
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its tier. Tests of one file stay on one worker, and so do all that share the Ray cluster."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker("unit")
+        on_ray = item.get_closest_marker("cluster") and "ray_here" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    if item.get_closest_marker("unit"):
+        _running.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        _running.clear()
+
+
+def _no_process(event: str, arguments: tuple[object, ...]) -> None:
+    if event in STARTS and _running:
+        raise AssertionError(f"{_running[0]} is a unit test and starts a process ({arguments[:1]}): mark it `process`")
+
+
+sys.addaudithook(_no_process)
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +75,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RDMPIPE_HOME", str(folder))
     monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / "cache"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _ray() -> Iterator[None]:
+    import ray
+
+    root = str(Path(__file__).resolve().parent.parent)
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_here(_ray: None) -> None:
+    """This process is connected to a Ray cluster of its own with three CPUs, the same for all tests that ask for it."""

@@ -51,6 +51,7 @@ def test_there_are_ten_styles_and_forty_subjects_and_their_names_are_slugs_and_w
     assert list(STYLES) == sorted(STYLES)
 
 
+@pytest.mark.process
 def test_a_fresh_process_draws_the_same_bytes_in_another_order_and_with_other_threads() -> None:
     here = {str(i): digest(i) for i in INDICES}
     code = (

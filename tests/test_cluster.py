@@ -32,7 +32,7 @@ from tests.generations import pictures, quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import lines, order
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
 ENTRY = ("python", "-m", "tests.clusterwork", "run")
 SHARDS = 14
@@ -184,7 +184,7 @@ def test_a_killed_driver_is_a_failure_and_the_next_attempt_goes_on(
     same(tmp_path, undisturbed, client, finished(client, second))
 
 
-@pytest.mark.cluster  # the executor's own tests hang a worker on one machine
+@pytest.mark.long  # the executor's own tests hang a worker on one machine
 @pytest.mark.usefixtures("three")
 def test_a_worker_that_hangs_is_replaced(client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     order(tmp_path, "second", 3, "hang")
@@ -193,7 +193,7 @@ def test_a_worker_that_hangs_is_replaced(client: JobsClient, tmp_path: Path, und
     assert lines(tmp_path, "run second 3") == ["run second 3"] * 2
 
 
-@pytest.mark.cluster  # tests/test_s3.py runs stages over a failing store on one machine
+@pytest.mark.long  # tests/test_s3.py runs stages over a failing store on one machine
 def test_a_store_that_breaks_off_in_mid_run_changes_nothing(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +248,7 @@ def test_a_node_killed_in_mid_run_changes_nothing(
 MISHAPS = ("node", "driver", "hang", "cable", "twice")
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RDMPIPE_TEST_MISHAPS", "12"))))
 @pytest.mark.usefixtures("three")
 def test_any_two_mishaps_at_any_moment_change_nothing(
@@ -288,7 +288,7 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
         proxy.close()
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.usefixtures("three")
 def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
     nodes: Cluster, client: JobsClient, tmp_path: Path
@@ -317,7 +317,7 @@ def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
     assert "embed" in page and expected.version in page
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.usefixtures("three")
 def test_a_prompt_list_submitted_as_a_job_gives_the_pictures_that_it_gives_here(
     client: JobsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.process
+
 REPO = Path(__file__).parent.parent
 FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = FIXTURE / "expected"

@@ -33,6 +33,7 @@ def texts(command: Any) -> Iterator[str]:
         yield from texts(below)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("arguments", "code"), [(["encoders"], 0), (["search", "--no-such-flag"], 2)])
 def test_a_command_ends_with_its_code_and_after_what_python_does_at_its_end(arguments: list[str], code: int) -> None:
     program = (

@@ -19,6 +19,8 @@ import pytest
 
 from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
 
+pytestmark = pytest.mark.process
+
 SHARDS, SHARD_ROWS = 12, 10
 STAGES = ("download", "embed", "index")
 
@@ -140,13 +142,13 @@ def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, po
     assert contents(home) == undisturbed
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.parametrize(("stage", "point"), [("download", 2), ("embed", 3)])
 def test_a_killed_actor_is_replaced(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
     _kill_actor(target, home, stage, point)
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.parametrize(("stage", "point"), [("embed", 4)])
 def test_a_killed_driver_on_ray_is_run_again(
     target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int

@@ -18,9 +18,9 @@ import pytest
 from tests.builds import contents, quiet_build
 from tests.crashes import KILLS, Driver, Tally, Target, at_work, points, receipts, target_of
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.long
 
-BACKENDS = [pytest.param(False, id="inline"), pytest.param(True, id="ray", marks=pytest.mark.ray)]
+BACKENDS = [pytest.param(False, id="inline"), pytest.param(True, id="ray", marks=pytest.mark.cluster)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_driver_killed_again_and_again(target: Target, home: Path, stage: str,
     tally.tell(f"driver {'on Ray' if ray else 'inline'}, {stage}")
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.parametrize("stage", ["download", "embed"])
 def test_workers_killed_one_after_another_are_replaced(target: Target, home: Path, stage: str) -> None:
     """Each blow falls on a process that is amid a shard of the stage, all in one build."""

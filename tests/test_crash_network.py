@@ -19,7 +19,7 @@ from tests.pictures import wikiart_files
 from tests.server import serve
 from tests.wire import Wire, wire
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.long
 
 ROWS, FILES, SHARD_ROWS = 96, 8, 6
 

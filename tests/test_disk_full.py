@@ -15,6 +15,8 @@ import pytest
 from pipeline.errors import BudgetError
 from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

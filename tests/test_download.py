@@ -276,7 +276,7 @@ def test_a_plan_that_is_not_there_is_an_error(home: Path) -> None:
         read_plan(RetrievalDatabase("x", str(home)), "abc")
 
 
-@pytest.mark.scale
+@pytest.mark.long
 def test_a_plan_of_two_hundred_thousand_shards_streams(home: Path) -> None:
     db = RetrievalDatabase("x", str(home))
     tracemalloc.start()

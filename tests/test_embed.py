@@ -117,6 +117,7 @@ def test_vit_b_32_embeds_real_paintings(home: Path, tmp_path: Path, shared: Path
     assert len(table["vector"][0]) == 512
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("policy", ["keep", "thumbnail"])
 def test_another_process_writes_the_same_bytes(tmp_path: Path, tiny: Encoder, policy: str) -> None:
     folder = collection(tmp_path / "pictures")
@@ -129,7 +130,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, tiny: Encoder, po
         "import sys\nfrom pathlib import Path\nfrom tests.test_embed import *\n"
         f"db, _, shards = downloaded(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         f"config = replace(CONFIGURED, images={policy!r})\n"
-        "stage = embed_stage(db, config, load(resolve(RANDOM), 'cpu').record)\n"
+        "stage = embed_stage(db, config, load_encoder(resolve_encoder(RANDOM), 'cpu').record)\n"
         "run_shard_once(stage, stage.setup, shards[0])\n"
     )
     repository = Path(__file__).parent.parent
@@ -301,14 +302,14 @@ def test_times_are_told_beside_the_receipt(home: Path, tmp_path: Path, tiny: Enc
     assert embed_shard(db, CONFIGURED, tiny, shard) == first
 
 
-@pytest.mark.ray
-def test_ray_workers_write_the_same_bytes(tmp_path: Path, tiny: Encoder) -> None:
+@pytest.mark.cluster
+def test_ray_workers_write_the_same_bytes(tmp_path: Path, tiny: Encoder, ray_here: None) -> None:
     folder = collection(tmp_path / "pictures")
     made = {}
     for kind in ("inline", "ray"):
         db, download, shards = downloaded(tmp_path / kind, folder, shard_rows=9)
         stage = embed_stage(db, replace(CONFIGURED, images="thumbnail"), tiny.record, workers=1)
-        outcome = run_stages((download, stage), shards, Backend(kind, address="local" if kind == "ray" else ""))  # type: ignore[arg-type]
+        outcome = run_stages((download, stage), shards, Backend(kind))  # type: ignore[arg-type]
         assert outcome.failures == []
         made[kind] = {name: digest for name, digest in files_of(db).items() if "/" in name}
     assert made["ray"] == made["inline"]

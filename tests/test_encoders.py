@@ -283,16 +283,18 @@ def in_new_process(code: str, **env: str) -> tuple[str, float]:
     return "\n".join(lines), float(seconds)
 
 
+@pytest.mark.process
 def test_offline_without_a_cache_is_an_error_before_work(tmp_path: Path) -> None:
-    said, _ = in_new_process("check(resolve('vit-l-14'))", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    said, _ = in_new_process("check_encoder(resolve_encoder('vit-l-14'))", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert said.startswith("EncoderError encoder 'vit-l-14': its weights cannot be reached: HF_HUB_OFFLINE is set")
     assert str(tmp_path) in said
     assert "hf download timm/vit_large_patch14_clip_224.openai" in said
 
 
+@pytest.mark.process
 def test_an_endpoint_that_does_not_answer_is_a_quick_error(tmp_path: Path) -> None:
     said, seconds = in_new_process(
-        "check(resolve('open_clip:ViT-B-32/laion2b_s34b_b79k'))",
+        "check_encoder(resolve_encoder('open_clip:ViT-B-32/laion2b_s34b_b79k'))",
         HF_ENDPOINT="http://127.0.0.1:9",
         HF_HOME=str(tmp_path),
         HF_HUB_OFFLINE="0",
@@ -349,6 +351,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     server.server_close()
 
 
+@pytest.mark.process
 def test_a_hub_repository_is_checked_by_its_headers_then_loaded_then_cached(
     hub: tuple[str, Path, list[str]], tmp_path: Path
 ) -> None:
@@ -357,7 +360,7 @@ def test_a_hub_repository_is_checked_by_its_headers_then_loaded_then_cached(
     save_weights(folder, name="open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(CONFIG.read_text())}))
     env = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    said, _ = in_new_process("check(resolve('hf-hub:someone/tiny-clip'))", **env)
+    said, _ = in_new_process("check_encoder(resolve_encoder('hf-hub:someone/tiny-clip'))", **env)
     assert said == ""
     assert asked
     assert all(line.startswith("HEAD") for line in asked)
@@ -366,18 +369,19 @@ def test_a_hub_repository_is_checked_by_its_headers_then_loaded_then_cached(
     weights = folder / "open_clip_model.safetensors"
     assert first == load_encoder(resolve_encoder(f"local:{CONFIG}:{weights}"), "cpu").record.weights
     again, _ = in_new_process(
-        "check(resolve('hf-hub:someone/tiny-clip')); " + loading, **{**env, "HF_HUB_OFFLINE": "1"}
+        "check_encoder(resolve_encoder('hf-hub:someone/tiny-clip')); " + loading, **{**env, "HF_HUB_OFFLINE": "1"}
     )
     assert again == first
 
 
+@pytest.mark.process
 def test_a_missing_repository_or_file_is_an_error_that_says_where_it_looked(
     hub: tuple[str, Path, list[str]], tmp_path: Path
 ) -> None:
     address, root, _ = hub
     (root / "someone" / "empty").mkdir(parents=True)
     env = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-    said, _ = in_new_process("check(resolve('hf-hub:someone/empty'))", **env)
+    said, _ = in_new_process("check_encoder(resolve_encoder('hf-hub:someone/empty'))", **env)
     assert "the repository has none of these files" in said
     assert address in said
     said, seconds = in_new_process("load(resolve('hf-hub:no/where'), 'cpu')", **env)
@@ -386,6 +390,7 @@ def test_a_missing_repository_or_file_is_an_error_that_says_where_it_looked(
     assert seconds < 30
 
 
+@pytest.mark.process
 def test_torchvision_imports_beside_this_torch_in_a_fresh_process() -> None:
     code = "from pipeline.machine import prepare_torchvision as p; p(); p(); import torchvision, open_clip"
     start = time.monotonic()

@@ -151,6 +151,7 @@ quiet_evaluate(small_config(folder / "model"), folder / "killed", folder / "home
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["judges/content/state.pt", "pictures/images"])
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(
     place: tuple[Path, EvaluateConfig], whole: dict[str, Any], moment: str

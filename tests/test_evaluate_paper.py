@@ -101,7 +101,7 @@ def reduced(server: Server, folder: Path) -> EvaluateConfig:
     return tiny(replace(job, build=build, any_encoder=True, styles=STYLES, style_judge=judge), model)
 
 
-@pytest.mark.scale
+@pytest.mark.long
 def test_the_papers_experiment_runs_step_by_step_on_stand_ins(server: Server, tmp_path: Path, home: Path) -> None:
     config = reduced(server, tmp_path)
     config = replace(config, tuning=replace(config.tuning, k=(19,)))

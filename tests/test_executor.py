@@ -14,24 +14,15 @@ from pipeline.execution import Backend, Progress, Resources, Shard, run_stages
 from tests.stages import lines, order, shards, stage
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(params=["inline", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(params=["inline", pytest.param("ray", marks=pytest.mark.cluster)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "ray":
-        request.getfixturevalue("cluster")
+        request.getfixturevalue("ray_here")
     return Backend(kind=request.param, workers=2 if request.param == "ray" else 0)
 
 
 @pytest.fixture
-def ray_backend(cluster: None) -> Backend:
+def ray_backend(ray_here: None) -> Backend:
     return Backend(kind="ray", workers=2)
 
 
@@ -128,6 +119,7 @@ def test_a_shard_that_kills_every_worker_is_a_failure(tmp_path: Path, ray_backen
     assert outcome.ran == {"only": 2}
 
 
+@pytest.mark.process
 def test_a_stuck_worker_is_timed_out_and_replaced(tmp_path: Path, ray_backend: Backend) -> None:
     order(tmp_path, "only", 1, "hang")
     outcome = run_stages((stage(tmp_path, "only", timeout_s=3.0),), shards(4), ray_backend, quiet(), total=4)
@@ -135,6 +127,7 @@ def test_a_stuck_worker_is_timed_out_and_replaced(tmp_path: Path, ray_backend: B
     assert outcome.ran == {"only": 4}
 
 
+@pytest.mark.process
 def test_work_in_flight_is_bounded_when_a_later_stage_is_slow(tmp_path: Path, ray_backend: Backend) -> None:
     chain = (stage(tmp_path, "fast"), stage(tmp_path, "slow", before="fast", pause=0.1))
     run_stages(chain, shards(40), ray_backend, quiet(), total=40)

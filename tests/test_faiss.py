@@ -60,6 +60,7 @@ def built(request: pytest.FixtureRequest, collection: tuple) -> tuple:
     return db, version_of(db, entry, shards, DIM), vectors, table
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("where", list(SHARES))
 def test_every_kind_of_index_gives_exactly_min_k_matches(built: tuple, where: str) -> None:
     db, version, vectors, table = built
@@ -92,6 +93,7 @@ def test_every_kind_of_index_gives_exactly_min_k_matches(built: tuple, where: st
                 assert hits / (10 * expected) >= 0.75
 
 
+@pytest.mark.process
 def test_a_filter_that_would_open_every_list_reads_its_rows_instead(collection: tuple) -> None:
     home, shards, _, _ = collection
     db = home_database(home)
@@ -118,6 +120,7 @@ def test_an_entry_tells_key_parameters_recall_and_measured_memory(built: tuple) 
     assert set(entry.files) == {"keys", "norms", "vectors", "metadata", "faiss"}
 
 
+@pytest.mark.process
 def test_autofaiss_chooses_and_builds_above_the_exact_size(collection: tuple) -> None:
     home, shards, vectors, _ = collection
     db = home_database(home)
@@ -130,6 +133,7 @@ def test_autofaiss_chooses_and_builds_above_the_exact_size(collection: tuple) ->
     assert results.ordinals[0, 0] == 10
 
 
+@pytest.mark.process
 def test_a_budget_that_cannot_be_kept_is_refused_before_work_with_the_smallest_that_can() -> None:
     rows, dim = 5_000_000, 768
     with pytest.raises(BudgetError, match=r"--memory \d+MB or more") as refused:
@@ -155,6 +159,7 @@ def test_a_tiny_budget_is_refused_and_leaves_nothing_behind(collection: tuple, t
     assert db.storage.list(".tmp") == []
 
 
+@pytest.mark.process
 def test_larger_budgets_choose_finer_codes_and_training_stays_capped() -> None:
     chosen = [choose(1_000_000, 768, IndexConfig(memory=mb << 20)) for mb in (256, 2048, 4096)]
     assert [sizing.key.split(",")[-1] for sizing, _ in chosen] == ["PQ192x4fs", "SQ8", "HNSW32"]
@@ -173,6 +178,7 @@ def test_a_key_that_cannot_be_filtered_is_refused() -> None:
         size("IVF16,Flat,RFlat", 10_000, DIM, 1 << 30)
 
 
+@pytest.mark.process
 def test_recall_that_stays_too_low_fails_and_says_so(collection: tuple) -> None:
     home, shards, _, _ = collection
     noise = np.random.default_rng(3).standard_normal((20, DIM))

@@ -13,6 +13,8 @@ import pytest
 from pipeline.generation.gallery import write_gallery
 from tests.gallery_demo import make_run, thumbnails
 
+pytestmark = pytest.mark.process
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
          "--disable-background-networking", "--disable-sync", "--force-color-profile=srgb")  # fmt: skip

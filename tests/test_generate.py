@@ -171,8 +171,8 @@ def test_shards_do_not_change_a_byte_and_batches_and_threads_hardly_a_pixel(
             assert difference.max() <= LEVELS and (difference > 0).mean() <= SHARE
 
 
-@pytest.mark.ray
-def test_ray_with_two_workers_makes_the_same_bytes(world: World, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.cluster
+def test_ray_with_two_workers_makes_the_same_bytes(world: World, prompts: Path, tmp_path: Path, ray_here: None) -> None:
     inline = world.run(prompts, out=str(tmp_path / "inline"), batch=2)
     ray = world.run(prompts, out=str(tmp_path / "ray"), batch=2, shard=2, backend=Backend("ray", workers=2))
     assert (ray.made, ray.failed) == (9, 0)
@@ -206,6 +206,7 @@ def wait_for_pictures(process: subprocess.Popen[str], out: Path, count: int) -> 
         time.sleep(0.02)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_pictures(
     world: World, prompts: Path, tmp_path: Path, how: signal.Signals

@@ -139,6 +139,7 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(tmp_path: Path, home
         import_embeddings("mine", tmp_path / "good.npz", RANDOM)
 
 
+@pytest.mark.process
 def test_a_built_database_exports_vectors_with_their_lengths(tmp_path: Path, home: Path) -> None:
     quiet_build(folder_of(tmp_path / "pictures", 6), name="mine")
     (file,) = [Path(path) for path in last_json(command("export", "mine", tmp_path / "out", "--json", home=home))]

@@ -172,6 +172,7 @@ def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
         IndexConfig(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.3])
 def test_a_build_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path: Path, delay: float) -> None:
     script = textwrap.dedent(

@@ -25,6 +25,8 @@ from pipeline.scheduling.jobfile import shipped_jobs
 from pipeline.scheduling.run import JobSummary
 from pipeline.storage import Storage
 
+pytestmark = pytest.mark.process
+
 ENTRY = (sys.executable, "-m", "tests.jobprogram")
 REPO = Path(__file__).resolve().parent.parent
 

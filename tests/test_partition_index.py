@@ -32,6 +32,8 @@ from pipeline.storage import Artifact, Storage
 from tests.builds import REPO
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
+pytestmark = pytest.mark.process
+
 ROWS, DIM = 6000, 32
 CONFIG = IndexConfig(key="IVF32,SQ8", partitions=4, queries=20, min_recall=0.8, memory=300 << 20)
 GONE = np.arange(40, dtype=np.int64)
@@ -81,8 +83,8 @@ def test_the_merged_index_is_the_one_that_holds_all_rows_under_the_same_quantize
     assert results.ordinals[0, 0] == 60  # row 100, forty rows before it being gone
 
 
-@pytest.mark.ray
-def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows) -> None:
+@pytest.mark.cluster
+def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here: None) -> None:
     db, shards, _ = rows
     undisturbed = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards)
     shutil.rmtree(db.storage.full(db.index_folder(encoder_record(DIM), undisturbed.id)))

@@ -66,6 +66,6 @@ def test_every_poisoned_row_is_counted_under_its_reason(tmp_path: Path, home: Pa
     _count(tmp_path, 200)
 
 
-@pytest.mark.scale
+@pytest.mark.long
 def test_every_poisoned_row_is_counted_among_thousands(tmp_path: Path, home: Path) -> None:
     _count(tmp_path, 3000)

@@ -178,7 +178,7 @@ def test_a_killed_purge_finishes_when_run_again(tmp_path: Path, home: Path, poin
     _killed(tmp_path, home, point)
 
 
-@pytest.mark.crash
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["begun", "indexed", "removing"])
 def test_a_killed_purge_finishes_when_run_again_at_other_points(tmp_path: Path, home: Path, point: str) -> None:
     _killed(tmp_path, home, point)

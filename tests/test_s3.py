@@ -28,6 +28,8 @@ from tests.generations import quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import shards, stage
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:

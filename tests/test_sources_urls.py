@@ -34,6 +34,8 @@ from tests.encoders import RANDOM
 from tests.pictures import csv_of, jpeg
 from tests.server import serve
 
+pytestmark = pytest.mark.process
+
 
 def listed(path: Path, **options: Any) -> Manifest:
     spec = SourceSpec(
@@ -265,7 +267,7 @@ def test_a_template_makes_the_address_and_a_gap_in_it_is_a_failed_row(tmp_path: 
     assert rows[0].url == rows[0].item_id == "https://example.org/train/a.jpg"
 
 
-@pytest.mark.scale
+@pytest.mark.long
 def test_a_shard_out_of_time_still_gives_every_url_a_reason(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     (tmp_path / "served/a.jpg").write_bytes(jpeg(1))

@@ -202,21 +202,15 @@ def first_gradients(run: Path, part: str) -> dict[int, torch.Tensor]:
     return {number: values["exp_avg"] / 0.1 for number, values in state.items()}
 
 
-@pytest.mark.ray
-def test_two_ray_workers_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
-    import ray
-
+@pytest.mark.cluster
+def test_two_ray_workers_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path, ray_here: None) -> None:
     from pipeline.training import train_on_ray
 
     one, two = (read_train_config(write_run(tmp_path, name, steps=1)) for name in ("one", "two"))
-    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(JOBS.parent)}})
-    try:
-        with Progress() as progress:
-            for part in ("encoder", "autoencoder"):
-                train(part, one, progress)  # type: ignore[arg-type]
-                train_on_ray(part, two, progress, workers=2)  # type: ignore[arg-type]
-    finally:
-        ray.shutdown()
+    with Progress() as progress:
+        for part in ("encoder", "autoencoder"):
+            train(part, one, progress)  # type: ignore[arg-type]
+            train_on_ray(part, two, progress, workers=2)  # type: ignore[arg-type]
     for part in ("encoder", "autoencoder"):
         mine, theirs = (first_gradients(config.folder(), part) for config in (one, two))
         assert mine.keys() == theirs.keys()

@@ -20,6 +20,8 @@ from tests.builds import folder_of, picture, quiet_build
 from tests.server import Server, serve
 from tests.urls import FILTERED, HOST, UrlList, manifest_of, url_list
 
+pytestmark = pytest.mark.process
+
 ALLOWED = SourceOptions(allow_private=(f"{HOST}/32",))
 
 
@@ -94,7 +96,7 @@ def test_every_url_ends_somewhere_and_what_failed_can_be_tried_again(
     assert len(made.failed()) > 60 and made.first[""] > 150
 
 
-@pytest.mark.scale
+@pytest.mark.long
 def test_two_thousand_urls_in_several_shards(server: Server, tmp_path: Path, shared: Path) -> None:
     build_then_retry(server, tmp_path, drawings(shared, 2000), 500)
 
