@@ -102,6 +102,7 @@ def test_a_purged_picture_is_nowhere_and_stays_out(tmp_path: Path, home: Path, i
     assert sorted(names) == sorted(_keys())
 
 
+@pytest.mark.process
 def test_a_filter_through_a_view_purges_the_base_and_says_so(tmp_path: Path, home: Path) -> None:
     quiet_build(folder_of(tmp_path / "pictures", 10), name="mine")
     (home / "manifests").mkdir()
@@ -173,6 +174,7 @@ def _killed(tmp_path: Path, home: Path, point: str) -> None:
     assert contents(home) == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("point", ["a shard"])
 def test_a_killed_purge_finishes_when_run_again(tmp_path: Path, home: Path, point: str) -> None:
     _killed(tmp_path, home, point)

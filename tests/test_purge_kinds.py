@@ -19,6 +19,8 @@ from tests.server import Fault, serve
 from tests.urls import HOST
 from tests.urls import manifest_of as list_manifest
 
+pytestmark = pytest.mark.process
+
 ALLOWED = SourceOptions(allow_private=(f"{HOST}/32",))
 
 

@@ -142,6 +142,7 @@ def test_networks_that_are_not_an_rdms_are_refused() -> None:
         RDM.from_config(config)
 
 
+@pytest.mark.process
 def test_importing_the_package_imports_no_torch() -> None:
     program = "import sys, rdm, rdm.config; assert 'torch' not in sys.modules; assert 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

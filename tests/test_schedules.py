@@ -288,6 +288,7 @@ def test_a_command_that_there_is_not_is_never_scheduled(tmp_path: Path) -> None:
     assert "'build-indx' is no rdmpipe command (did you mean 'build-index'?)" in result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", JOBS)
 def test_a_crontab_line_is_five_fields_and_a_command_the_shell_takes(name: str) -> None:
     lines = [line for line in render(load_job(name), "crontab").splitlines() if not line.startswith("#")]
@@ -307,6 +308,7 @@ def test_percent_signs_are_escaped_for_cron(tmp_path: Path) -> None:
     assert shlex.split(line.replace("\\%", "%"))[-1] == str(path / "job.toml")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 @pytest.mark.parametrize("name", [*JOBS, "odd"])
 def test_systemd_verifies_the_units(name: str, tmp_path: Path) -> None:

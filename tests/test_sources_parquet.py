@@ -97,6 +97,7 @@ print(rows, pa.default_memory_pool().max_memory())
 """
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_row_group(tmp_path: Path, home: Path) -> None:
     table = pa.table({"image": pa.array([os.urandom(200_000) for _ in range(500)], pa.binary())})
     pq.write_table(table, tmp_path / "a.parquet", write_batch_size=5)

@@ -89,6 +89,7 @@ def test_shards_that_were_done_before_are_in_no_rate() -> None:
     assert 1.9 < state["rows_per_second"] <= 2.0 and 49 < state["seconds_left"] < 60
 
 
+@pytest.mark.process
 def test_a_log_as_json_has_a_line_for_every_shard_and_stage(tmp_path: Path, home: Path) -> None:
     target = manifest_of(tmp_path / "mine.toml", folder_of(tmp_path / "pictures", 30))
     made = command("build-index", target, "--log-format", "json", home=home)
@@ -106,6 +107,7 @@ def test_a_log_as_json_has_a_line_for_every_shard_and_stage(tmp_path: Path, home
     assert state.progress["stages"]["index"]["done"] == 1
 
 
+@pytest.mark.process
 def test_a_prompt_list_is_generated_by_a_job(tmp_path: Path, home: Path) -> None:
     quiet_build(folder_of(tmp_path / "pictures", 12), name="mine")
     model = save_model(tmp_path / "model")

@@ -65,6 +65,7 @@ def test_a_swap_from_the_wrong_value_changes_nothing(tmp_path: Path) -> None:
     assert storage.read_text("current") == "one"
 
 
+@pytest.mark.process
 def test_a_killed_writer_leaves_no_torn_file(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.storage import Storage\n"
@@ -122,6 +123,7 @@ def test_a_second_writer_can_wait(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
+@pytest.mark.process
 def test_a_killed_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pipeline.storage import Storage, lease\n"
