@@ -50,7 +50,6 @@ def matching(table: pa.Table, where: str) -> np.ndarray:
     return np.array([n for n, row in enumerate(table.to_pylist()) if tests[where](row)], np.int64)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("count", [1, 3, MANY_QUERIES + 5])
 @pytest.mark.parametrize("where", FILTERS)
 def test_filtered_search_equals_brute_force(searcher: Searcher, built: tuple, where: str, count: int) -> None:
@@ -126,7 +125,6 @@ def test_excluded_keys_are_never_returned_and_are_made_up_for(searcher: Searcher
     assert everything.plan.matched == table.num_rows - 1
 
 
-@pytest.mark.process
 def test_vectors_and_norms_come_back_as_they_were_stored(searcher: Searcher, built: tuple) -> None:
     _, _, vectors, table = built
     keys = table["key"].to_numpy()[[7, 3, 3, 2000]]

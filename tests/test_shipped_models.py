@@ -59,7 +59,6 @@ def test_captions_find_their_pictures_in_real_styles_far_above_chance(shared: Pa
     assert figures["recall10_trained"] > 0.7  # chance: 10 of 1,683
 
 
-@pytest.mark.process
 def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
     from rdm import RDM
     from rdm.networks import diffusers
@@ -81,7 +80,6 @@ def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
     assert ours.config.encoder == "mini"
 
 
-@pytest.mark.process
 def test_the_first_stage_restores_a_real_drawing(shared: Path) -> None:
     from pipeline.training.autoencoder import evaluate_autoencoder
     from pipeline.training.data import DataConfig, read_pictures
