@@ -8,6 +8,7 @@ counted: convolution workspaces, the allocator's fragmentation, the CUDA context
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.most = 0
+        self.alive: int = 0
+        self.most: int = 0
         self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())  # views of weights are free
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,6 +68,14 @@ class _FusedAttention(TorchFunctionMode):
             query, value = args[0], args[2]
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
         return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
+    """The most bytes that are alive at once during `call`, which runs `network` on the meta device; its weights are free."""
+    with _FusedAttention(), _LiveBytes(network) as counted:
+        call()
+    return counted.most
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation import EvaluateConfig, evaluate
-from pipeline.evaluation.config import Judge, Postfix, Prompts, Sampling, Sweep, Tuning
+from pipeline.evaluation.config import Judge, PictureSettings, Postfix, Prompts, Sweep, Tuning
 from pipeline.execution import Backend, Progress
 from pipeline.training import Steps
 from tests.builds import quiet_build
@@ -27,7 +27,7 @@ def tiny(config: EvaluateConfig, model: Path) -> EvaluateConfig:
         model=str(model),
         size=32,
         prompts=replace(config.prompts, test=2, validation=1, held_out=0.5, candidates=5),
-        sampling=Sampling(steps=2, batch=16, seeds=(0, 1)),
+        sampling=PictureSettings(steps=2, batch=16, seeds=(0, 1)),
         tuning=Tuning(k=(2, 4), guidance=(2.0,), styles=2),
         postfix=replace(config.postfix, captions=2, count=2),
         sweep=replace(config.sweep, captions=1, styles=1, k=(0, 2, 6), guidance=(1.0, 3.0), shares=(0.5, 1.0)),
@@ -57,8 +57,9 @@ def small_config(model: Path) -> EvaluateConfig:
 
 
 def quiet_evaluate(config: EvaluateConfig, out: Path, home: Path) -> dict[str, Any]:
+    """The evaluation's summary, as summary.json holds it."""
     folder, summary = evaluate(
         config, Progress(stream=io.StringIO()), Backend(), home=str(home), out=str(out), device="cpu"
     )
     assert folder == out
-    return summary
+    return summary.to_json()

@@ -16,11 +16,12 @@ from PIL import Image
 from pipeline.generation.prompts import PromptRow
 from pipeline.generation.provenance import encode_png
 from pipeline.generation.requests import Maker, Neighbourhood, PictureRequest, RequestedCopy
-from pipeline.generation.results import results_table
+from pipeline.generation.results import MadeWith, results_table
+from pipeline.generation.sampling import Sampling
 from pipeline.storage import Storage
 
 MAKER = Maker(model="0" * 64, encoder="tiny-00000000", precision="fp32")
-COMMON = {"model": "rdm-test", "model_hash": MAKER.model, "encoder": MAKER.encoder, "precision": "fp32"}
+COMMON = MadeWith("rdm-test", MAKER.model, "fp32")
 
 
 def paintings(shared: Path) -> list[dict[str, str]]:
@@ -49,7 +50,15 @@ def make_run(
         for db in databases:
             for copy in range(n):
                 picture = PictureRequest(
-                    prompt, "", "", "both", 1.0, 7 + copy, Neighbourhood(db, "v0"), k, "ddim", 50, 5.0, 0.0, side, side
+                    prompt,
+                    "",
+                    "",
+                    "both",
+                    1.0,
+                    7 + copy,
+                    Neighbourhood(db, "v0"),
+                    k,
+                    Sampling("ddim", 50, 5.0, 0.0, side, side),
                 )
                 row = PromptRow(line, prompt, extra=extra or {})
                 requests.append(RequestedCopy(row, copy, db, picture, picture.key(MAKER)))

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.execution import Backend, Progress
-from pipeline.generation import GenerateConfig, generate
-from pipeline.generation.run import GenerateSummary
+from pipeline.generation import GenerateConfig, GenerateSummary, PromptRow, Sampling, generate
+from pipeline.generation.sampling import SETTINGS
 from rdm import RDM
 from tests.builds import quiet_build
 from tests.encoders import RANDOM
@@ -60,11 +60,15 @@ def styles_database(home: Path, folder: Path, shared: Path, each: int = 12) -> t
     return tuple(add_view(home, "styles", style, f"style = '{style}'") for style in styles)
 
 
-def quiet_generate(prompts: str | Path, **options: Any) -> GenerateSummary:
+def quiet_generate(prompts: str | Path | tuple[PromptRow, ...], **options: Any) -> GenerateSummary:
     """generate() in this process on one thread, with few steps unless told."""
     backend = options.pop("backend", Backend())
     settings = {"steps": 2, "threads": 1, "k": 3, **options}
-    return generate(GenerateConfig(prompts=str(prompts), **settings), Progress(stream=io.StringIO()), backend)
+    sampling = Sampling(**{name: settings.pop(name) for name in SETTINGS if name in settings})
+    given = prompts if isinstance(prompts, tuple) else str(prompts)
+    return generate(
+        GenerateConfig(prompts=given, sampling=sampling, **settings), Progress(stream=io.StringIO()), backend
+    )
 
 
 def results(summary: GenerateSummary) -> pa.Table:

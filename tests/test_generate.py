@@ -21,10 +21,11 @@ from PIL import Image
 from pipeline.catalog import resolve_database
 from pipeline.errors import BudgetError, ConfigError, DatabaseError, FilterError, ModelError, PromptError
 from pipeline.execution import Backend, Progress
-from pipeline.generation import GenerateConfig, find_model, generate, list_models
+from pipeline.generation import GenerateConfig, Sampling, find_model, generate, list_models
 from pipeline.generation.models import check_memory, default_model
 from pipeline.generation.painter import Rendering, painter
 from pipeline.generation.provenance import read_record
+from pipeline.generation.rdm_model import LoadedRDM
 from pipeline.generation.requests import Neighbourhood, PictureRequest
 from pipeline.generation.run import run_name
 from pipeline.retrieval import open_search
@@ -188,9 +189,10 @@ def started(world: World, prompts: Path, out: Path, **options: Any) -> subproces
     """A run in a process of its own, slow enough to be stopped in the middle."""
     config = {"prompts": str(prompts), "model": world.model, "home": str(world.home), "db": world.views, "k": 3,
               "threads": 1, "out": str(out), **options}  # fmt: skip
+    steps = config.pop("steps")
     code = (
-        "from pipeline.execution import Progress\nfrom pipeline.generation import GenerateConfig, generate\n"
-        f"print(generate(GenerateConfig(**{config!r}), Progress()).made)"
+        "from pipeline.execution import Progress\nfrom pipeline.generation import GenerateConfig, Sampling, generate\n"
+        f"print(generate(GenerateConfig(**{config!r}, sampling=Sampling(steps={steps})), Progress()).made)"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -316,12 +318,14 @@ def test_a_model_that_takes_raw_vectors_gets_stored_vector_times_norm(world: Wor
     model = save_model(tmp_path / "raw", context_norm="raw")
     selection = resolve_database("styles", str(world.home))
     picture = PictureRequest(
-        "a fox", "", "", "both", 1.0, 0, Neighbourhood("styles", selection.version.id), 2, "ddim", 2, 1.0, 0.0, 32, 32
-    )
-    rendering = Rendering(str(tmp_path), str(world.home), str(model), "raw", "", "fp32", "cpu", 1)
+        "a fox", "", "", "both", 1.0, 0, Neighbourhood("styles", selection.version.id), 2,
+        Sampling("ddim", 2, 1.0, 0.0, 32, 32),
+    )  # fmt: skip
+    rendering = Rendering(str(tmp_path), str(world.home), find_model(str(model)), "fp32", "cpu", 1)
     with painter(rendering) as made, open_search(selection.database, selection.version) as searcher:
         near = made.near({"key": picture})["key"]
-        tokens = made._context([picture], [near]).tokens[0].numpy()
+        assert isinstance(made.model, LoadedRDM)
+        tokens = made.model.context([picture], [near]).tokens[0].numpy()
         vectors, norms = searcher.vectors([record["key"] for record in near.records])
         encoder = next(iter(made.encoders.values()))
         _, prompt_norm = encoder.text_vectors(["a fox"])
@@ -397,7 +401,7 @@ def test_without_a_model_the_one_trained_with_the_databases_encoder_is_taken(wor
     own.parent.mkdir()
     own.symlink_to(world.model)
     try:
-        assert "tiny" in [row["name"] for row in list_models(str(world.home))]
+        assert "tiny" in [row.name for row in list_models(str(world.home))]
         summary = world.run("a fox", model="", out=str(tmp_path / "run"))
         said = world.run("a fox", model=world.model, out=str(tmp_path / "said"))
         path = listed(tmp_path, f"prompt,db\na,stiles\nb,{world.views[0]}\n")
@@ -426,8 +430,8 @@ def test_a_picture_of_no_numbers_is_a_failed_row_and_is_tried_again(world: World
     broken.save_pretrained(tmp_path / "broken")
     for _ in range(2):
         said = io.StringIO()
-        config = GenerateConfig("a fox", db=world.views, model=str(tmp_path / "broken"), home=str(world.home), k=2, steps=1,
-                                out=str(tmp_path / "run"))  # fmt: skip
+        config = GenerateConfig("a fox", db=world.views, model=str(tmp_path / "broken"), home=str(world.home), k=2,
+                                sampling=Sampling(steps=1), out=str(tmp_path / "run"))  # fmt: skip
         summary = generate(config, Progress(stream=said))
         assert (summary.requested, summary.ok, summary.failed) == (3, 0, 3)
         assert "generate: 1/1 shards" in said.getvalue()
@@ -441,7 +445,7 @@ def test_a_run_is_named_after_its_prompts_and_flags() -> None:
     assert run_name(named).startswith("my-prompts-")
     same = [GenerateConfig("lists/My prompts.csv", db=("a",), n=9, batch=4, device="cpu", threads=3, home="/x")]
     other = [GenerateConfig("lists/My prompts.csv", db=("b",)), GenerateConfig("other/My prompts.csv", db=("a",)),
-             GenerateConfig("lists/My prompts.csv", db=("a",), scale=3.0)]  # fmt: skip
+             GenerateConfig("lists/My prompts.csv", db=("a",), sampling=Sampling(scale=3.0))]  # fmt: skip
     assert {run_name(config) for config in same} == {run_name(named)}
     assert run_name(named) not in {run_name(config) for config in other}
     assert run_name(GenerateConfig("A castle, by the sea!")).startswith("a-castle-by-the-sea-")

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PromptError
-from pipeline.generation import accept_rows, read_prompts
-from pipeline.generation.prompts import COLUMNS, SAMPLERS, PromptList
-from pipeline.generation.requests import Maker, Neighbourhood, PictureRequest, batches, file_name, shards
+from pipeline.generation import GenerateConfig, accept_rows, read_prompts
+from pipeline.generation.prompts import COLUMNS, PromptList, PromptRow
+from pipeline.generation.requests import (
+    ImagePrompting,
+    Maker,
+    Neighbourhood,
+    PictureRequest,
+    batches,
+    file_name,
+    shards,
+)
+from pipeline.generation.run import run_name
+from pipeline.generation.sampling import SAMPLERS, SETTINGS, Sampling
 
 
 def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> str:
@@ -43,10 +54,9 @@ def test_csv_reads_every_known_column(tmp_path: Path) -> None:
     (row,) = read_prompts(path).rows
     assert row.prompt == "a fox" and row.id == "fox-1" and row.db == ("wikiart", "artbench-baroque")
     assert row.seed == 9007199254740993, "a seed keeps digits that a float would lose"
-    assert (row.k, row.steps, row.scale, row.sampler, row.n) == (4, 20, 2.5, "plms", 3)
-    assert (row.width, row.height, row.negative, row.image, row.where) == (
-        256,
-        128,
+    assert (row.k, row.n) == (4, 3)
+    assert row.sampling == Sampling("plms", 20, 2.5, None, 256, 128)
+    assert (row.negative, row.image, row.where) == (
         "blurry",
         "sketch.png",
         "style = 'x'",
@@ -55,7 +65,7 @@ def test_csv_reads_every_known_column(tmp_path: Path) -> None:
 
 def test_blank_cells_leave_the_choice_to_the_flags(tmp_path: Path) -> None:
     (row,) = read_prompts(write(tmp_path, "p.csv", "prompt,seed,db,scale,where\na fox,, ,,\n")).rows
-    assert row.seed is None and row.db == () and row.scale is None and row.where == ""
+    assert row.seed is None and row.db == () and row.sampling == Sampling() and row.where == ""
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
@@ -65,7 +75,7 @@ def test_line_numbers_hold_with_quoted_newlines_blank_lines_and_any_line_ending(
 ) -> None:
     text = ending.join(["", "prompt,steps", '"a fox', 'in snow",10', "", "ein Fuchs – 狐,20", "bad,many", ""])
     prompts = read_prompts(write(tmp_path, "p.csv", text, encoding))
-    assert [(row.line, row.steps) for row in prompts.rows] == [(3, 10), (6, 20)]
+    assert [(row.line, row.sampling.steps) for row in prompts.rows] == [(3, 10), (6, 20)]
     assert prompts.rows[0].prompt.split() == ["a", "fox", "in", "snow"]
     assert prompts.rows[1].prompt == "ein Fuchs – 狐"
     assert [row.line for row in prompts.bad] == [7]
@@ -242,7 +252,7 @@ def test_a_missing_file_and_an_empty_file_say_so(tmp_path: Path) -> None:
 
 def test_sampler_names_are_the_models() -> None:
     sampling = pytest.importorskip("rdm.sampling")
-    assert sampling.SAMPLERS == SAMPLERS
+    assert SAMPLERS[: len(sampling.SAMPLERS)] == sampling.SAMPLERS
 
 
 # ---- keys and plan
@@ -250,9 +260,15 @@ def test_sampler_names_are_the_models() -> None:
 PICTURE = PictureRequest(
     prompt="a fox", negative="", image="", use="both", text_weight=1.0, seed=7,
     source=Neighbourhood("wikiart", "v1", ("a = 1",)),
-    k=4, sampler="ddim", steps=50, scale=5.0, eta=0.0, width=64, height=64,
+    k=4, sampling=Sampling("ddim", steps=50, scale=5.0, eta=0.0, width=64, height=64),
 )  # fmt: skip
 MAKER = Maker(model="m", encoder="e", precision="fp32")
+
+
+def changed(**changes: Any) -> PictureRequest:
+    """PICTURE with other values, settings of the sampler among them."""
+    sampling = {name: changes.pop(name) for name in SETTINGS if name in changes}
+    return replace(PICTURE, **changes, sampling=replace(PICTURE.sampling, **sampling))
 
 
 @pytest.mark.parametrize(
@@ -262,17 +278,18 @@ MAKER = Maker(model="m", encoder="e", precision="fp32")
         {"source": Neighbourhood("wikiart", "v2", ("a = 1",))}, {"source": Neighbourhood("wikiart", "v1")},
         {"source": None}, {"k": 5},
         {"sampler": "plms"}, {"steps": 51}, {"scale": 5.5}, {"eta": 0.1}, {"width": 128}, {"height": 128},
+        {"prompting": ImagePrompting(0.5)},
     ],
 )  # fmt: skip
 def test_whatever_changes_the_pixels_changes_the_key(change: dict[str, object]) -> None:
-    assert replace(PICTURE, **change).key(MAKER) != PICTURE.key(MAKER)  # type: ignore[arg-type]
+    assert changed(**change).key(MAKER) != PICTURE.key(MAKER)
 
 
 def test_what_a_picture_does_not_use_leaves_its_key_alone() -> None:
-    unguided, alone = replace(PICTURE, scale=1.0), replace(PICTURE, use="neighbours")
+    unguided, alone = changed(scale=1.0), replace(PICTURE, use="neighbours")
     assert replace(unguided, negative="rain").key(MAKER) == unguided.key(MAKER)
     assert replace(alone, text_weight=3.0).key(MAKER) == alone.key(MAKER)
-    assert replace(PICTURE, eta=0, text_weight=1).key(MAKER) == replace(PICTURE, eta=0.0, text_weight=1.0).key(MAKER)
+    assert changed(eta=0, text_weight=1).key(MAKER) == changed(eta=0.0, text_weight=1.0).key(MAKER)
 
 
 def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:
@@ -282,13 +299,39 @@ def test_every_part_of_a_picture_and_its_maker_is_in_the_key() -> None:
 
 
 def test_a_picture_survives_the_plan_file() -> None:
-    (shard,) = shards({"k": PICTURE}, [["k"]], 8)
-    (batch,) = json.loads(json.dumps(shard.spec))["batches"]
-    assert PictureRequest.from_dict(batch[0]) == PICTURE
+    for picture in (PICTURE, changed(prompting=ImagePrompting(0.5, "mean", "style"))):
+        (shard,) = shards({"k": picture}, [["k"]], 8)
+        (batch,) = json.loads(json.dumps(shard.spec))["batches"]
+        assert PictureRequest.from_dict(batch[0]) == picture
+
+
+def test_keys_shards_and_names_of_runs_are_those_that_earlier_versions_gave() -> None:
+    """Recorded from the code before settings of the sampler had a class of their own."""
+    unguided = changed(source=None, k=0, use="text", seed=0, scale=1, negative="rain")
+    alone = changed(use="neighbours", text_weight=3, sampler="plms", steps=12, eta=0.5, scale=2.5, width=768, height=512,
+                    image="00")  # fmt: skip
+    assert [picture.key(MAKER) for picture in (PICTURE, unguided, alone)] == [
+        "fd5197ec5c8146c06e01ea8f", "51290adb691ab275f759c345", "f08b95fd6f318e687c330108",
+    ]  # fmt: skip
+    assert shards({"k": PICTURE}, [["k"]], 8)[0].fingerprint == "d022b933cddd71d4b03f006ede80dbed"
+    flags = GenerateConfig("a fox", db=("wikiart",), where="year > 1870", k=3, seed=4, negative="x", model="rdm-mini",
+                           sampling=Sampling("plms", 30, 3.0, width=64))  # fmt: skip
+    assert run_name(flags) == "a-fox-109a22"
+    assert run_name(GenerateConfig("A castle, by the sea!")) == "a-castle-by-the-sea-d637e3"
+
+
+def test_rows_may_be_given_in_place_of_a_list() -> None:
+    rows = (PromptRow(1, "a fox", extra={"mood": "calm"}), PromptRow(2, "an owl"))
+    prompts = read_prompts(rows)
+    assert (prompts.rows, prompts.extra, prompts.unit) == (rows, ("mood",), "row")
+    assert run_name(GenerateConfig(rows)).startswith("a-fox-")
+    assert run_name(GenerateConfig(rows)) != run_name(GenerateConfig(rows[:1]))
+    with pytest.raises(PromptError, match="at least one row"):
+        read_prompts(())
 
 
 def test_batches_hold_one_shape_and_shards_hold_whole_batches() -> None:
-    pictures = {f"{i}": replace(PICTURE, seed=i, width=64 if i % 3 else 128) for i in range(20)}
+    pictures = {f"{i}": changed(seed=i, width=64 if i % 3 else 128) for i in range(20)}
     plan = batches(pictures, 4)
     assert sorted(key for batch in plan for key in batch) == sorted(pictures)
     assert all(len({pictures[key].shape() for key in batch}) == 1 and len(batch) <= 4 for batch in plan)

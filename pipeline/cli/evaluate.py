@@ -78,6 +78,6 @@ def evaluate(
             config, progress, chosen, home=home, out=out, device=device, threads=threads, wait_s=wait
         )
         if as_json:
-            print_json({"out": str(folder), **summary})
+            print_json({"out": str(folder), **summary.to_json()})
         else:
             print(summary_text(folder, summary))

@@ -46,10 +46,15 @@ def generate(
     model: Model = "",
     where: Annotated[str, typer.Option("--where", help="Only neighbours that match this SQL expression.")] = "",
     k: Annotated[int | None, typer.Option("-k", min=0, help="Neighbours (default: the model's).")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Sampler steps.")] = 50,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps (default: the model's).")] = None,
     scale: Annotated[float | None, typer.Option("--scale", help="Guidance scale (default: the model's).")] = None,
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, plms, dpmpp_2m or unipc.")] = "ddim",
-    eta: Annotated[float, typer.Option("--eta", min=0.0, help="DDIM's noise.")] = 0.0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler", help="ddim, plms, dpmpp_2m or unipc; euler or euler_a with some (default: the model's)."
+        ),
+    ] = None,
+    eta: Annotated[float | None, typer.Option("--eta", min=0.0, help="DDIM's noise (default: the model's).")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures for each prompt and database.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first; the next have seed + 1, + 2, ...")] = 0,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels (default: the model's).")] = None,
@@ -59,6 +64,16 @@ def generate(
     text_weight: Annotated[
         float, typer.Option("--text-weight", help="Weight of the text beside the neighbours.")
     ] = 1.0,
+    image_scale: Annotated[
+        float | None,
+        typer.Option("--image-scale", min=0.0, help="Strength of neighbours as image prompts (ip-adapter models)."),
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option("--weighting", help="equal, similarity or mean: how image prompts count (ip-adapter models).")
+    ] = "",
+    blocks: Annotated[
+        str, typer.Option("--blocks", help="all, style, ...: which blocks see image prompts (ip-adapter models).")
+    ] = "",
     use: Annotated[str, typer.Option("--use", help="both, neighbours alone, or text alone.")] = "both",
     any_encoder: Annotated[bool, typer.Option("--any-encoder", help="Take an encoder of another name.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out instead of stopping.")] = False,
@@ -81,7 +96,7 @@ def generate(
     """Make pictures for a list of prompts with the neighbours that each database has for them."""
     with command(log_format) as progress:
         from pipeline.execution import Backend
-        from pipeline.generation import GenerateConfig
+        from pipeline.generation import GenerateConfig, Sampling
         from pipeline.generation import generate as generate_pictures
 
         config = GenerateConfig(
@@ -90,17 +105,15 @@ def generate(
             model=model,
             where=where,
             k=k,
-            steps=steps,
-            scale=scale,
-            sampler=sampler,
-            eta=eta,
+            sampling=Sampling(sampler, steps, scale, eta, width, height),
             n=n,
             seed=seed,
-            width=width,
-            height=height,
             negative=negative,
             image=image,
             text_weight=text_weight,
+            image_scale=image_scale,
+            weighting=weighting,
+            blocks=blocks,
             use=cast("Any", one_of("--use", use, ("both", "neighbours", "text"))),
             any_encoder=any_encoder,
             skip_bad=skip_bad,
@@ -134,18 +147,30 @@ def convert(
 
         report = convert_checkpoint(checkpoint, folder, config, progress.say)
         if as_json:
-            print_json(report)
+            print_json(report.to_json())
         else:
-            print("\n".join(f"{name}: {value}" for name, value in report.items()))
+            print("\n".join(f"{name}: {value}" for name, value in report.to_json().items()))
 
 
-def models(home: Home = None, as_json: Json = False) -> None:
-    """The models that can be asked for by name."""
+def models(
+    name: Annotated[str, typer.Argument(help="A model, to see its base, licence and terms (default: list all).")] = "",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """The models that can be asked for by name, or all about one."""
     with command():
-        from pipeline.generation import list_models
+        from pipeline.generation import list_models, outline_model
 
+        if name:
+            row = outline_model(name, home)
+            if as_json:
+                print_json(asdict(row))
+            else:
+                print("\n".join(f"{field}: {value}" for field, value in row.lines()))
+            return
         rows = list_models(home)
         if as_json:
-            print_json(rows)
+            print_json([asdict(row) for row in rows])
         else:
-            print_table(("name", "encoder", "neighbours", "size", "where"), [tuple(row.values()) for row in rows])
+            columns = ("name", "encoder", "neighbours", "size", "where")
+            print_table(columns, [tuple(getattr(row, column) for column in columns) for row in rows])

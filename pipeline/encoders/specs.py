@@ -1,6 +1,7 @@
 """Encoders by name: what a name stands for, whether its weights can be had, its config and its untrained model.
 
     vit-l-14, vit-b-32             OpenAI's weights, with QuickGELU
+    vit-h-14, siglip2-base, ...    others of SHORT_NAMES: open_clip's architecture and weights
     open_clip:<arch>/<tag>         any of open_clip's pretrained tags
     hf-hub:<owner>/<repo>[@rev]    a Hub repository in open_clip's layout
     local:<folder>                 open_clip_config.json and open_clip_model.safetensors, open_clip's own layout
@@ -26,7 +27,18 @@ from pipeline.installation import asset
 if TYPE_CHECKING:
     import torch
 
-SHORT_NAMES = {"vit-l-14": ("ViT-L-14", "openai"), "vit-b-32": ("ViT-B-32", "openai")}
+SHORT_NAMES = {
+    "vit-l-14": ("ViT-L-14", "openai"),
+    "vit-b-32": ("ViT-B-32", "openai"),
+    "vit-h-14": ("ViT-H-14", "laion2b_s32b_b79k"),  # IP-Adapter's vit-h files take its vectors
+    "vit-bigg-14": ("ViT-bigG-14", "laion2b_s39b_b160k"),  # ip-adapter_sdxl takes its vectors
+    "siglip2-base": ("ViT-B-16-SigLIP2", "webli"),
+    "siglip2-so400m": ("ViT-SO400M-14-SigLIP2", "webli"),
+    "pe-core-b-16": ("PE-Core-B-16", "meta"),
+    "pe-core-l-14": ("PE-Core-L-14-336", "meta"),
+    "mobileclip2-s2": ("MobileCLIP2-S2", "dfndr2b"),
+    "mobileclip2-b": ("MobileCLIP2-B", "dfndr2b"),
+}
 
 SHIPPED = asset("encoders")
 
@@ -94,7 +106,12 @@ def list_encoders() -> list[str]:
 
 def describe_encoders() -> list[dict[str, str]]:
     """The plain names and the forms a name can have, each with what it stands for."""
-    plain = {name: f"{arch} with {tag}'s weights, QuickGELU" for name, (arch, tag) in SHORT_NAMES.items()}
+    plain = {
+        name: f"{arch} with OpenAI's weights, QuickGELU"
+        if tag == "openai"
+        else f"open_clip's {arch} with weights {tag}"
+        for name, (arch, tag) in SHORT_NAMES.items()
+    }
     forms = {
         "open_clip:ARCH/TAG": "any model and weights that open_clip knows by name",
         "hf-hub:OWNER/REPO[@REVISION]": "a model on the Hub in open_clip's format",

@@ -1,7 +1,7 @@
 """The protocol of an evaluation: one strict TOML file that is written down before the first picture is made.
 
-Reads: the job's TOML. Writes nothing. Everything that a person could choose after having seen results is a key here, and the
-run keeps a copy that a resumed run has to agree with.
+Reads: the job's TOML. Writes nothing. Everything that a person could choose after seeing results is a key here, and the run
+keeps a copy that a resumed run has to agree with.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from pipeline.config import from_mapping, read_toml
 from pipeline.errors import ConfigError
@@ -19,7 +20,7 @@ LEVELS = ("common", "rare", "unseen")
 
 @dataclass(frozen=True)
 class Build:
-    """A database that is built first where it is wanted and not published yet: what `rdmpipe build-index` takes.
+    """A database that is built first where it is needed and not published yet: what `rdmpipe build-index` takes.
 
     A target that is a file's name is looked for beside the job.
     """
@@ -52,19 +53,19 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How every picture is sampled. `batch` pictures at a time; 0: by device."""
+class PictureSettings:
+    """How every picture is made. `batch` pictures at a time; 0: by device."""
 
     sampler: str = "dpmpp_2m"
     steps: int = 12
     batch: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Grids searched on the validation captions, for each condition by itself; each caption in `styles` of the styles."""
+    """Grids that are searched on the validation captions for each condition; each caption in `styles` of the styles."""
 
     k: tuple[int, ...] = (1, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -75,8 +76,8 @@ class Tuning:
 class Postfix:
     """Swap against "in the style of ...": captions, styles (empty: `count` of them, spread), what the general database holds.
 
-    common: the general database as it is; rare: the style thinned to `rare_share`; unseen: the style left out. Thinning needs
-    the general database to be the labelled one; another is taken as it is.
+    common: the general database as it is; rare: the style thinned to `rare_share`; unseen: the style left out. Only the
+    labelled database can be thinned; another general database is used as it is.
     """
 
     captions: int = 40
@@ -100,7 +101,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Judge:
-    """A network that judges. `backbone`: a torchvision model by name in place of the small CNN; `pretrained`: its weights."""
+    """A judge's network. `backbone`: a torchvision model in place of the small network; `pretrained`: with its weights."""
 
     train: Steps
     width: int = 32
@@ -148,7 +149,7 @@ class EvaluateConfig:
     most_pictures: int = 20_000  # real pictures read of each database, by chance where it has more
     build: tuple[Build, ...] = ()
     prompts: Prompts = field(default_factory=Prompts)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: PictureSettings = field(default_factory=PictureSettings)
     tuning: Tuning = field(default_factory=Tuning)
     postfix: Postfix = field(default_factory=Postfix)
     sweep: Sweep = field(default_factory=Sweep)
@@ -167,9 +168,11 @@ class EvaluateConfig:
             or self.prompts.validation < 1
             or self.prompts.candidates < 2
         ):
-            raise ConfigError("an evaluation wants seeds, 2 test captions, 1 for validation and 2 candidates, or more")
+            raise ConfigError(
+                "an evaluation needs a seed, 2 test captions, 1 validation caption and 2 candidates, or more"
+            )
         if self.content_judge.backbone:
-            raise ConfigError("[content_judge] has a network of its own: leave `backbone` out")
+            raise ConfigError("[content_judge] takes no `backbone`: remove that line")
 
 
 def read_evaluate_config(path: Path) -> EvaluateConfig:

@@ -1,7 +1,7 @@
 """Labelled real pictures of a database, and which captions are asked for.
 
-Reads: a published database's metadata and stored pictures (kept or thumbnails). Writes nothing. Contents held out from
-training are found by the rule of pipeline/training/data.py, so that they are the same ones.
+Reads: a published database's metadata and stored pictures (kept or thumbnails). Writes nothing. The rule of
+pipeline/training/data.py finds the contents that training held out.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def chosen_styles(labelled: Labelled, config: EvaluateConfig) -> tuple[str, ...]
     styles = config.styles or tuple(there)
     if len(there) < 2:
         raise ConfigError(
-            f"database {config.database!r} has {len(there)} value(s) of {config.style!r}: a classifier of styles wants two"
+            f"database {config.database!r} has {len(there)} value(s) of {config.style!r}: a classifier of styles needs two"
         )
     return tuple(styles)
 
@@ -124,8 +124,8 @@ def choose_captions(
 ) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
     """(validation, test): captions of held-out contents, in the order of their hashes, those that all styles have first.
 
-    Where they do not suffice for both, all go to the test, and validation takes captions of contents that training saw. A
-    content that every picture has to itself (no content column) counts as there in all styles. Raises ConfigError.
+    Where they do not suffice for both, all go to the test, and validation takes captions of contents that training saw. Without
+    a content column every picture is a content of its own, which counts as there in all styles. Raises ConfigError.
     """
     pictures = labelled.pictures
     texts = common_captions(pictures)
@@ -159,7 +159,7 @@ def own_prompts(path: str, prompts: Prompts) -> tuple[tuple[Caption, ...], tuple
     rows = accept_rows(read_prompts(path))
     texts = list(dict.fromkeys(row.prompt for row in rows if row.prompt))
     if len(texts) < 3:
-        raise ConfigError(f"{path} holds {len(texts)} different prompts; an evaluation wants three or more")
+        raise ConfigError(f"{path} holds {len(texts)} different prompts; an evaluation needs three or more")
     validation = sorted(texts, key=digest_order)[: max(1, min(prompts.validation, len(texts) // 4))]
     test = [text for text in texts if text not in validation][: prompts.test]
     return tuple(Caption(text) for text in validation), tuple(Caption(text) for text in test)
@@ -185,7 +185,7 @@ def split_by_picture(keys: Sequence[int], share: float, salt: str) -> tuple[list
 def perturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 pictures (B, 3, S, S) as judges see them in training, float in -1..1: moved, a part blurred, a part noisy.
 
-    So that a judge goes by what is drawn and not by the last sharp pixel, which a model's first stage does not keep.
+    A judge then depends on what is drawn and not on the last sharp pixel, which a model's first stage does not keep.
     """
     import torch
     from torch.nn import functional as F

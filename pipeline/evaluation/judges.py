@@ -1,9 +1,9 @@
 """Two networks that judge pictures and have no part in making them: one names the style, one finds the caption.
 
 Reads: labelled real pictures. Writes, in a folder each, rdm.train.fit's state and curve: a killed training goes on, a finished
-one is read. Neither shares a weight, a text tower or a seed with the encoder that retrieves; the two differ from each other.
-The style judge is split by content: it is tested on contents it never saw. The content judge is tested on pictures it never
-saw, of contents that it may have seen in another style, since it has to know what a caption means before it can judge.
+one is read. Neither shares a weight, a text tower or a seed with the encoder that retrieves, or with the other. The style judge
+is split by content: it is tested on contents that it never saw. The content judge is tested on pictures that it never saw, of
+contents that it may have seen in another style, because it has to know what a caption means before it can judge.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pipeline.evaluation.data import perturb
 from pipeline.training import LabelledPictures, caption_words
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.evaluation.config import Judge
@@ -43,7 +44,7 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class StyleNetwork(nn.Module):
-    """Four strided convolutions; mean and spread of the last two stages, which say how things are drawn more than what."""
+    """Four strided convolutions; mean and spread of the last two stages, which depend on how things are drawn."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class StyleNetwork(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A torchvision classifier by name, its last layer made anew; pretrained: the others from its published weights."""
+    """A torchvision classifier by name with a new last layer; pretrained: the other layers have its published weights."""
 
     def __init__(self, name: str, classes: int, pretrained: bool) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class Backbone(nn.Module):
             self.network.load_state_dict({**own, **fitting})
 
     def features(self, values: Tensor) -> Tensor:
-        """The class scores: what a torchvision model has under one name in all architectures."""
+        """The class scores: the one output that all torchvision architectures have."""
         found: Tensor = self.network(values)
         return found
 
@@ -90,6 +91,8 @@ class Backbone(nn.Module):
 
 
 class Residual(nn.Module):
+    """Halves the sides, then adds a convolution of the result to it."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.one = nn.Conv2d(inputs, outputs, 4, 2, 1)
@@ -160,7 +163,7 @@ def train_style(
     folder: Path,
     progress: Progress,
 ) -> StyleNetwork | Backbone:
-    """The style judge, trained on `rows` or read where it is finished. Styles weigh alike, however many pictures they have."""
+    """The style judge, trained on `rows`, or read where it is finished. Styles count alike, however many pictures they have."""
     torch.manual_seed(judge.train.seed)
     network: StyleNetwork | Backbone = (
         Backbone(judge.backbone, len(classes), judge.pretrained)
@@ -184,7 +187,7 @@ def train_style(
             "accuracy": (logits.argmax(1) == drawn).float().mean()
         }
 
-    return cast("StyleNetwork | Backbone", _fit(network, loss, judge, folder, progress, "style judge"))
+    return _fit(network, loss, judge, folder, progress, "style judge")
 
 
 def train_content(
@@ -214,10 +217,17 @@ def train_content(
         logits = network.logits(perturb(pictures.pixels[places[chosen]], generator), vectors)
         return F.cross_entropy(logits, target), {"accuracy": (logits.argmax(1) == target).float().mean()}
 
-    return cast("ContentNetwork", _fit(network, loss, judge, folder, progress, "content judge"))
+    return _fit(network, loss, judge, folder, progress, "content judge")
 
 
-def _fit(network: Any, loss: Any, judge: Judge, folder: Path, progress: Progress, name: str) -> Any:
+class _Loss(Protocol):
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def _fit(network: N, loss: _Loss, judge: Judge, folder: Path, progress: Progress, name: str) -> N:
     from pipeline.training import say_report
     from rdm.train import fit
 
@@ -234,9 +244,9 @@ def _fit(network: Any, loss: Any, judge: Judge, folder: Path, progress: Progress
 class Judged:
     """What the judges say of n pictures: style probabilities (n, C), and features of both networks (n, D)."""
 
-    styles: NDArray[Any]
-    style_features: NDArray[Any]
-    content_features: NDArray[Any]
+    styles: NDArray[np.float64]
+    style_features: NDArray[np.float64]
+    content_features: NDArray[np.float64]
 
 
 def judge_pictures(style: StyleNetwork | Backbone, content: ContentNetwork, pixels: Tensor, batch: int = 256) -> Judged:

@@ -1,23 +1,18 @@
-"""Pictures of trials: made by `rdmpipe generate`'s own code, read back as tensors.
+"""The pictures of an evaluation: made by `rdmpipe generate`'s own code and read back as tensors; and databases of one style.
 
-Writes below the evaluation's folder: trials/<name>.jsonl (prompt lists), pictures/ and pictures_neighbours/ (runs without a
-gallery). Pictures have keys: what is there is not made again, and trials that want equal pictures share a file.
-
-A style's pictures as a database of their own, to compare with a filter over the mixed one.
-
-Reads: the labelled database's rows and stored pictures. Writes: a folder of picture files with a metadata.csv, and the
-database `<labelled>_only_<style>` built from it, with the labelled one's encoder. What is there already is left alone.
+Writes below the evaluation's folder: pictures/ and pictures_neighbours/ (runs without a gallery), separate/<style> (a folder of
+picture files with a metadata.csv), and the database `<labelled>_only_<style>` built from that with the labelled one's encoder.
+Pictures have keys and databases names: what is there is not made again, and trials that ask for equal pictures share a file.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import ModelError
@@ -32,6 +27,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Where an evaluation runs and with what; of these only `device` changes what is measured, in the last digits."""
+
+    config: EvaluateConfig
+    folder: Path
+    home: str | None
+    progress: Progress
+    backend: Backend
+    device: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Made:
     """A trial's picture: key, file below the evaluation's folder, its neighbours' keys and checksums, nearest first."""
 
@@ -41,52 +49,46 @@ class Made:
     checksums: tuple[str, ...]
 
 
-def make_pictures(
-    trials: Sequence[Trial], name: str, folder: Path, config: EvaluateConfig, home: str | None, model: str,
-    progress: Progress, backend: Backend, device: str = "auto",
-) -> list[Made]:  # fmt: skip
-    """The picture of every trial, in order. Raises what generation raises; a picture that failed is an error."""
+def make_pictures(run: Run, trials: Sequence[Trial], name: str) -> list[Made]:
+    """The picture of every trial, in order. Raises what generation raises; a picture that failed is a ModelError."""
     made: dict[int, Made] = {}
-    for only, run in ((False, "pictures"), (True, "pictures_neighbours")):
+    for only, folder in ((False, "pictures"), (True, "pictures_neighbours")):
         numbers = [i for i, trial in enumerate(trials) if trial.neighbours_only == only]
         if numbers:
-            rows = _generate([trials[i] for i in numbers], f"{name}-{run}", run, folder, config, home, model, only,
-                             progress, backend, device)  # fmt: skip
+            rows = _generate(run, [trials[i] for i in numbers], f"{name}-{folder}", folder)
             made.update(zip(numbers, rows, strict=True))
     return [made[i] for i in range(len(trials))]
 
 
-def _generate(
-    trials: Sequence[Trial], name: str, run: str, folder: Path, config: EvaluateConfig, home: str | None, model: str,
-    only: bool, progress: Progress, backend: Backend, device: str,
-) -> list[Made]:  # fmt: skip
-    import pyarrow.parquet as pq
-
+def _generate(run: Run, trials: Sequence[Trial], name: str, folder: str) -> list[Made]:
+    """Pictures of trials that all use the prompt, or that all leave it out."""
     from pipeline.generation import GenerateConfig, generate
 
-    sampling = config.sampling
-    prompts = folder / "trials" / f"{name}.jsonl"
-    prompts.parent.mkdir(parents=True, exist_ok=True)
-    rows = (json.dumps(trial.row(i, sampling.sampler, sampling.steps)) for i, trial in enumerate(trials))
-    prompts.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    summary = generate(
-        GenerateConfig(
-            prompts=str(prompts), db=(config.database,), model=model, home=home, out=str(folder / run), run=name,
-            use="neighbours" if only else "both", batch=sampling.batch, shard=8 * sampling.batch, device=device,
-            precision=sampling.precision, any_encoder=config.any_encoder, gallery=False,  # type: ignore[arg-type]
-        ),
-        progress,
-        backend,
-    )  # fmt: skip
+    config, settings = run.config, run.config.sampling
+    request = GenerateConfig(
+        prompts=tuple(trial.row(i, settings.sampler, settings.steps) for i, trial in enumerate(trials)),
+        db=(config.database,),
+        model=config.model,
+        home=run.home,
+        out=str(run.folder / folder),
+        run=name,
+        use="neighbours" if trials[0].neighbours_only else "both",
+        batch=settings.batch,
+        shard=8 * settings.batch,
+        device=run.device,
+        precision=settings.precision,
+        any_encoder=config.any_encoder,
+        gallery=False,
+    )
+    summary = generate(request, run.progress, run.backend)
     if summary.failed:
         raise ModelError(
-            f"{summary.failed} picture(s) of {name} could not be made: {folder / run / 'results.parquet'} says why. Run the "
-            "same command again to try them again"
+            f"{summary.failed} picture(s) of {name} could not be made: {run.folder / folder / 'results.parquet'} says why. Run "
+            "the same command again to try them again"
         )
-    columns = ["key", "file", "neighbour_keys", "neighbour_sha256"]
-    table: list[dict[str, Any]] = pq.read_table(folder / run / "results.parquet", columns=columns).to_pylist()
+    table = summary.table(["key", "file", "neighbour_keys", "neighbour_sha256"]).to_pylist()
     return [
-        Made(row["key"], f"{run}/{row['file']}", tuple(row["neighbour_keys"]), tuple(row["neighbour_sha256"]))
+        Made(row["key"], f"{folder}/{row['file']}", tuple(row["neighbour_keys"]), tuple(row["neighbour_sha256"]))
         for row in table
     ]
 
@@ -103,28 +105,30 @@ def read_made(folder: Path, made: Sequence[Made], size: int) -> Tensor:
     return torch.stack([pixels[one.file] for one in made])
 
 
-def build_separate(
-    style: str, config: EvaluateConfig, home: str | None, folder: Path, progress: Progress, backend: Backend
-) -> str:
-    """The separate database's name; built now where it is not published."""
+# ---- databases of one style
+
+
+def build_separate(run: Run, style: str) -> str:
+    """The name of the style's own database; it is built now where it is not published."""
     from pipeline.building import BuildRequest, build
     from pipeline.catalog import resolve_database
 
+    config, folder = run.config, run.folder / "separate" / style
     name = separate_name(config.database, style)
-    if RetrievalDatabase(name, home).exists():
+    if RetrievalDatabase(name, run.home).exists():
         return name
-    selection = resolve_database(config.database, home)
-    write_pictures(style, config, home, folder)
+    selection = resolve_database(config.database, run.home)
+    write_pictures(style, config, run.home, folder)
     build(
-        BuildRequest(target=str(folder), name=name, home=home, encoder=selection.version.encoder.name, images="thumbnail",
-                     backend=backend),
-        progress,
+        BuildRequest(target=str(folder), name=name, home=run.home, encoder=selection.version.encoder.name,
+                     images="thumbnail", backend=run.backend),
+        run.progress,
     )  # fmt: skip
     return name
 
 
 def write_pictures(style: str, config: EvaluateConfig, home: str | None, folder: Path) -> int:
-    """The style's stored pictures as files named by key, and metadata.csv; how many."""
+    """Write the style's stored pictures as files named by key, and metadata.csv. Returns how many there are."""
     from pipeline.catalog import resolve_database
     from pipeline.database import picture_files
     from pipeline.retrieval import open_search

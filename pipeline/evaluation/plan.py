@@ -1,24 +1,22 @@
-"""What is asked for: every picture of an evaluation as a plain row, before any is made. Pure functions, no files.
+"""What an evaluation is about and which pictures it asks for, before any is made.
 
-A trial names one picture and why it is wanted. Equal pictures of different trials are made once (their keys see to that).
-
-What an evaluation is about: databases, captions and model, looked at before the first picture.
-
-Reads: published databases, a prompt list, the model's description. Writes nothing.
+A trial names one picture and why it is wanted; equal pictures of different trials have equal keys and are made once. Reads:
+published databases, a prompt list, the model's description. Writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.data import Caption, Labelled, choose_captions, chosen_styles, own_prompts, read_labelled
+from pipeline.evaluation.records import ModelName, Setup
 from pipeline.training import with_style
 
 if TYPE_CHECKING:
-    from pipeline.generation import ModelInfo
+    from pipeline.generation import ModelInfo, PromptRow
 
 # Conditions of a picture: what it is conditioned on, and what its prompt says.
 SWAP = "swap"  # prompt, and neighbours from the style's own database
@@ -35,20 +33,22 @@ CONDITIONS = (SWAP, POSTFIX, POSTFIX_NEIGHBOURS, POSTFIX_TEXT, UNNAMED)
 
 ABSENT = "swap, content absent"  # the style's database without the contents that are asked for
 
-# A share of a database, the same for everybody: the multiplier spreads keys that follow one another, so that the rows of a
-# style, which may stand together, are thinned evenly.
+# A share of a database: the multiplier spreads keys that follow one another, so that the rows of a style are thinned evenly
+# where they are stored together.
 PRIME, MULTIPLIER = 10_007, 7919
 
 
 @dataclass(frozen=True)
 class Setting:
+    """What is chosen on the validation captions."""
+
     k: int
     guidance: float
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One wanted picture. `style` is the aim, which for UNNAMED the picture is not told; empty for databases without styles."""
+    """One wanted picture. `style` is the aim, which UNNAMED keeps from the model; empty for databases without styles."""
 
     phase: str
     condition: str
@@ -62,13 +62,15 @@ class Trial:
     level: str = ""  # what the general database holds of the style, or what a sweep changed
     neighbours_only: bool = False
 
-    def row(self, number: int, sampler: str, steps: int) -> dict[str, object]:
-        """The trial as a row of a prompt list."""
-        return {
-            "id": number, "prompt": self.prompt, "db": self.database if self.setting.k else "",
-            "where": self.where if self.setting.k else "", "k": self.setting.k, "scale": self.setting.guidance,
-            "seed": self.seed, "sampler": sampler, "steps": steps,
-        }  # fmt: skip
+    def row(self, number: int, sampler: str, steps: int) -> PromptRow:
+        """The trial as row `number`, from 0, of a prompt list."""
+        from pipeline.generation import PromptRow, Sampling
+
+        k = self.setting.k
+        return PromptRow(
+            number + 1, self.prompt, id=str(number), db=(self.database,) if k else (), where=self.where if k else "", k=k,
+            seed=self.seed, sampling=Sampling(sampler, steps, self.setting.guidance),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,12 @@ def both(one: str, other: str) -> str:
 
 
 def share_filter(share: float) -> str:
-    """Rows that make up a share of the database; all of them: no filter."""
+    """A filter that keeps a share of the database; empty where it keeps all."""
     return "" if share >= 1 else f"key * {MULTIPLIER} % {PRIME} < {max(1, round(share * PRIME))}"
 
 
 def spread(styles: Sequence[str], count: int, first: int) -> list[str]:
-    """`count` of the styles, starting further on for every caption, so that all are used alike."""
+    """`count` of the styles, from the place `first` and around the end: other places use other styles."""
     return [styles[(first + i) % len(styles)] for i in range(min(count, len(styles)))]
 
 
@@ -230,7 +232,7 @@ def separate_name(database: str, style: str) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """What an evaluation is about, once databases and model were looked at."""
+    """What an evaluation is about, after databases and model are read."""
 
     labelled: Labelled
     place: Place
@@ -240,7 +242,7 @@ class Study:
 
 
 def open_study(config: EvaluateConfig, home: str | None) -> Study:
-    """Look at databases and model, and choose the captions. Raises RdmpipeError."""
+    """Read databases and model, and choose the captions. Raises RdmpipeError."""
     from pipeline.generation import find_model
 
     labelled = read_labelled(config.database, config, home)
@@ -255,10 +257,10 @@ def open_study(config: EvaluateConfig, home: str | None) -> Study:
 
 
 def count_pictures(study: Study) -> dict[str, int]:
-    """Different pictures by phase, as far as they can be told before settings are chosen."""
-    config, most = study.place.config, study.model.config.max_neighbours
+    """Different pictures by phase; settings that are not chosen yet count as the grid's last ones."""
+    config, most = study.place.config, study.model.max_neighbours
     guess = {condition: Setting(min(config.tuning.k[-1], most), config.tuning.guidance[-1]) for condition in CONDITIONS}
-    seen: set[Any] = set()
+    seen: set[tuple[object, ...]] = set()
     counts: dict[str, int] = {}
     for trial in (
         *tuning_trials(study.place, study.validation, most),
@@ -272,20 +274,20 @@ def count_pictures(study: Study) -> dict[str, int]:
     return {**counts, "all": len(seen)}
 
 
-def setup_of(config: EvaluateConfig, study: Study, home: str | None) -> dict[str, Any]:
+def setup_of(config: EvaluateConfig, study: Study, home: str | None) -> Setup:
     """The protocol as it is written down: what was asked for, of which versions, for which captions."""
     from pipeline.catalog import resolve_database
 
     place = study.place
     names = [config.database, place.general, *config.sources.values(), *config.others, config.content_database]
     versions = {name: resolve_database(name, home).version.id for name in dict.fromkeys(names) if name}
-    return {
-        "config": config,
-        "databases": versions,
-        "model": {"name": study.model.config.name, "sha256": study.model.hash},
-        "styles": place.styles,
-        "real pictures": len(study.labelled.keys),
-        "validation captions": [caption.text for caption in study.validation],
-        "test captions": [caption.text for caption in study.test],
-        "captions' contents are in the database": bool(place.absent),
-    }
+    return Setup(
+        config=config,
+        databases=versions,
+        model=ModelName(study.model.name, study.model.hash),
+        styles=place.styles,
+        real_pictures=len(study.labelled.keys),
+        validation_captions=tuple(caption.text for caption in study.validation),
+        test_captions=tuple(caption.text for caption in study.test),
+        contents_there=bool(place.absent),
+    )

@@ -1,14 +1,14 @@
 """What the judges say of every picture, as rows: the evaluation's Parquet.
 
-Pure functions over tensors and trials; writes nothing. Which wrong captions a picture's right one stands among depends on the
-caption alone, so that all conditions are asked the same question.
+Pure functions over tensors and trials; writes nothing. The wrong captions beside a picture's right one depend on the right one
+alone, so that all conditions are asked the same question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from pipeline.evaluation.data import Caption, Labelled, digest_order
 from pipeline.evaluation.judges import Backbone, ContentNetwork, Judged, StyleNetwork, judge_pictures
 from pipeline.evaluation.pictures import Made
 from pipeline.evaluation.plan import Trial
+from pipeline.evaluation.records import Score
 from pipeline.evaluation.statistics import rank_of_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+    Floats = NDArray[np.float64]
 
 NEAR_SIDE = 16  # pixels a side at which pictures are compared with real ones
 
@@ -40,7 +43,7 @@ class Panel:
     def judge(self, pixels: Tensor) -> Judged:
         return judge_pictures(self.style, self.content, pixels)
 
-    def ranks(self, features: NDArray[Any], captions: Sequence[str]) -> NDArray[Any]:
+    def ranks(self, features: Floats, captions: Sequence[str]) -> NDArray[np.int64]:
         """(n,) the rank of each picture's caption among `candidates`, from 1."""
         import torch
 
@@ -56,7 +59,7 @@ class Panel:
         return rank_of_first(np.stack(scores))
 
     def question(self, caption: str) -> list[str]:
-        """The caption, and the wrong ones it stands among: those of the pool whose hash with it comes first."""
+        """The caption, and the wrong ones beside it: those of the pool whose hash with it comes first."""
         wrong = [text for text in self.pool if text != caption]
         wrong.sort(key=lambda text: digest_order(f"{caption}:{text}"))
         return [caption, *wrong[: self.candidates - 1]]
@@ -66,14 +69,14 @@ class Panel:
 class Nearest:
     """Real pictures to look for copies among, as small float pixels (N, d)."""
 
-    small: NDArray[Any]
+    small: NDArray[np.float32]
     labelled: Labelled
 
     @staticmethod
     def of(labelled: Labelled) -> Nearest:
         return Nearest(shrunk(labelled.pictures.pixels), labelled)
 
-    def find(self, pixels: Tensor, without: Sequence[int] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    def find(self, pixels: Tensor, without: Sequence[int] | None = None) -> tuple[Floats, NDArray[np.int64]]:
         """(distance, row) of the nearest real picture of each, by root mean square of grey levels in 0..1.
 
         `without`: for each picture the row to leave out, which is the picture itself.
@@ -92,17 +95,17 @@ class Nearest:
         return np.concatenate(distances), np.concatenate(rows)
 
 
-def shrunk(pixels: Tensor) -> NDArray[Any]:
+def shrunk(pixels: Tensor) -> NDArray[np.float32]:
     """(n, 3 * 16 * 16) float32 in 0..1 of uint8 pictures: what is left of a copy after the first stage's blur."""
     from torch.nn import functional as F
 
-    small: NDArray[Any] = F.adaptive_avg_pool2d(pixels.float() / 255, NEAR_SIDE).flatten(1).numpy()
+    small: NDArray[np.float32] = F.adaptive_avg_pool2d(pixels.float() / 255, NEAR_SIDE).flatten(1).numpy()
     return small
 
 
 def score_trials(
     trials: Sequence[Trial], made: Sequence[Made], pixels: Tensor, panel: Panel, nearest: Nearest
-) -> tuple[list[dict[str, Any]], Judged]:
+) -> tuple[list[Score], Judged]:
     """One row a picture, and the judges' features in the same order."""
     judged = panel.judge(pixels)
     ranks = panel.ranks(judged.content_features, [trial.caption.text for trial in trials])
@@ -112,30 +115,33 @@ def score_trials(
     rows = []
     for i, (trial, one) in enumerate(zip(trials, made, strict=True)):
         aim = of.get(trial.style)
-        rows.append({
-            "phase": trial.phase, "condition": trial.condition, "level": trial.level, "style": trial.style,
-            "caption": trial.caption.text, "content": trial.caption.content, "prompt": trial.prompt,
-            "database": trial.database if trial.setting.k else "", "where": trial.where if trial.setting.k else "",
-            "k": trial.setting.k, "guidance": trial.setting.guidance, "seed": trial.seed,
-            "key": one.key, "file": one.file, "neighbours": list(one.neighbours),
-            "neighbour_pictures": list(one.checksums),
-            "guess": panel.styles[guesses[i]],
-            "style_hit": None if aim is None else float(guesses[i] == aim),
-            "style_probability": None if aim is None else float(judged.styles[i, aim]),
-            "rank": int(ranks[i]), "found": float(ranks[i] == 1), "nearly": float(ranks[i] <= TOP),
-            "nearest": nearest.labelled.keys[places[i]],
-            "nearest_picture": nearest.labelled.checksums[places[i]], "nearest_distance": float(distances[i]),
-        })  # fmt: skip
+        k = trial.setting.k
+        rows.append(
+            Score(
+                phase=trial.phase, condition=trial.condition, level=trial.level, style=trial.style,
+                caption=trial.caption.text, content=trial.caption.content, prompt=trial.prompt,
+                database=trial.database if k else "", where=trial.where if k else "",
+                k=k, guidance=trial.setting.guidance, seed=trial.seed,
+                key=one.key, file=one.file, neighbours=list(one.neighbours), neighbour_pictures=list(one.checksums),
+                guess=panel.styles[guesses[i]],
+                style_hit=None if aim is None else float(guesses[i] == aim),
+                style_probability=None if aim is None else float(judged.styles[i, aim]),
+                rank=int(ranks[i]), found=float(ranks[i] == 1), nearly=float(ranks[i] <= TOP),
+                nearest=nearest.labelled.keys[places[i]],
+                nearest_picture=nearest.labelled.checksums[places[i]], nearest_distance=float(distances[i]),
+            )
+        )  # fmt: skip
     return rows, judged
 
 
-def goodness(row: Mapping[str, Any]) -> float:
+def goodness(row: Score) -> float:
     """What k and guidance are chosen by: half for the style's probability, half for the right caption's reciprocal rank."""
-    return 0.5 * float(row["style_probability"]) + 0.5 / float(row["rank"])
+    assert row.style_probability is not None, "settings are chosen with pictures that aim at a style"
+    return 0.5 * row.style_probability + 0.5 / row.rank
 
 
 def pool_of(labelled: Sequence[Caption], captions: Sequence[str], candidates: int) -> tuple[str, ...]:
-    """The captions asked for first, then others of the database by hash, until a question has enough wrong ones."""
+    """The captions asked for first, then others of the database by hash, until a question has enough wrong captions."""
     asked = list(dict.fromkeys(caption.text for caption in labelled))
     more = sorted(set(captions) - set(asked), key=digest_order)
     return tuple(asked + more[: max(0, candidates - len(asked))])

@@ -1,8 +1,14 @@
 from .expand import GenerateConfig as GenerateConfig
-from .models import ModelInfo as ModelInfo
+from .kinds import ModelInfo as ModelInfo
+from .models import ModelRow as ModelRow
 from .models import convert_checkpoint as convert_checkpoint
 from .models import find_model as find_model
 from .models import list_models as list_models
+from .models import outline_model as outline_model
+from .prompts import PromptRow as PromptRow
 from .prompts import accept_rows as accept_rows
 from .prompts import read_prompts as read_prompts
+from .run import GenerateSummary as GenerateSummary
 from .run import generate as generate
+from .sampling import SAMPLERS as SAMPLERS
+from .sampling import Sampling as Sampling

@@ -1,8 +1,8 @@
 """contact.png: a run at a glance, a block of pictures for every prompt, blocks side by side.
 
 Reads: a run's results and pictures. Writes: contact.png, of at most MOST pictures and BOUNDS pixels, as near to a screen's
-proportions as its blocks allow. A longer run's sheet is an even sample of its prompts and says how much it leaves out. Text is
-drawn in Pillow's own font, which knows Latin letters: index.html is the page for all others.
+proportions as its blocks allow. The sheet of a longer run is an even sample of its prompts and says how much it leaves out.
+Text is drawn in Pillow's own font, which has Latin letters only; index.html shows all others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.generation.results import Row
 from pipeline.schema import OK
 from pipeline.storage import Storage
 
@@ -34,7 +35,7 @@ GAP, BETWEEN, MARGIN, HEAD, LABEL, LINE = 8, 24, 28, 48, 18, 17  # pixels
 
 PAPER, INK, MUTED, EMPTY = "#f7f4ef", "#1e1b17", "#665f55", "#e9e3d8"
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> None
 
 
 def sample(prompts: Sequence[Rows]) -> list[Rows]:
-    """At most MOST pictures: of every prompt its first copies in all databases, of too many prompts ones evenly apart."""
+    """At most MOST pictures: the first copies of every prompt in all databases; of too many prompts an even sample."""
     most = max(LEAST, MOST // max(1, len(prompts)))
     blocks = []
     for rows in prompts:
@@ -89,8 +90,11 @@ def sample(prompts: Sequence[Rows]) -> list[Rows]:
 
 
 def lay_out(blocks: int, pictures: int) -> Layout:
-    """The layout of `blocks` blocks of at most `pictures` pictures: the largest pictures that fit BOUNDS, and of their
-    arrangements the one nearest to a screen's proportions, with few empty places."""
+    """The layout of `blocks` blocks of at most `pictures` pictures.
+
+    It takes the largest pictures that fit BOUNDS, and of their arrangements the one nearest to a screen's proportions with few
+    empty places.
+    """
     blocks, pictures = max(1, blocks), max(1, pictures)
     for side in SIDES:
         layouts = [
@@ -151,7 +155,7 @@ def _open(storage: Storage, file: str, side: int) -> Image.Image:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
-    """`text` in at most `most` lines of `width` pixels, broken between words where it can be, its rest an ellipsis."""
+    """`text` in at most `most` lines of `width` pixels, broken between words where possible; an ellipsis replaces the rest."""
     left, lines = " ".join(text.split()), list[str]()
     while left and len(lines) < most:
         fits = next((n for n in range(min(len(left), width // 2), 0, -1) if font.getlength(left[:n]) <= width), 1)

@@ -1,7 +1,7 @@
 """From flags and rows to requested pictures, every one of them checked before any work starts.
 
 Reads: the model's description, published databases, filters' columns, image prompts. Writes nothing. A mistake in a flag is an
-error at once, since it holds for every row; one in a row is a BadRow with its line. A row's value beats the flag's.
+error at once, because it holds for every row; one in a row is a BadRow with its line. A row's value is used before the flag's.
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog import Selection, resolve_database
 from pipeline.encoders import EncoderRecord, resolve_encoder, same_encoder
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
 from pipeline.filters import check_filter
-from pipeline.generation.models import ModelInfo
-from pipeline.generation.prompts import SAMPLERS, BadRow, PromptList, PromptRow
+from pipeline.generation.kinds import ModelInfo
+from pipeline.generation.prompts import BadRow, PromptList, PromptRow
 from pipeline.generation.requests import (
     NEIGHBOURS,
     TEXT,
     USES,
+    WEIGHTINGS,
+    ImagePrompting,
     Maker,
     Neighbourhood,
     PictureRequest,
     RequestedCopy,
     copies,
 )
+from pipeline.generation.sampling import Sampling, known
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -40,23 +43,21 @@ _Problem = (ConfigError, DatabaseError, EncoderError, ModelError)
 class GenerateConfig:
     """One `rdmpipe generate`. None and empty mean: the row's, else the model's own."""
 
-    prompts: str  # a list's path, or one prompt
+    prompts: str | tuple[PromptRow, ...]  # a list's path, one prompt, or rows
     db: tuple[str, ...] = ()
     model: str = ""  # empty: the first by name that takes the first database's encoder; rdm-768 without a database
     where: str = ""
     k: int | None = None
-    steps: int = 50
-    scale: float | None = None
-    sampler: str = "ddim"
-    eta: float = 0.0
+    sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     seed: int = 0  # every row starts from it: the same noise under every prompt and database, to compare them by
-    width: int | None = None
-    height: int | None = None
     negative: str = ""
     image: str = ""
     text_weight: float = 1.0
     use: Literal["both", "neighbours", "text"] = "both"
+    image_scale: float | None = None  # for models that take neighbours as image prompts, as the next two
+    weighting: str = ""
+    blocks: str = ""
     any_encoder: bool = False  # take a database whose encoder goes by another name than the model's
     skip_bad: bool = False
     home: str | None = None
@@ -107,20 +108,21 @@ class Expander:
         config = self.config
         if config.use not in USES:
             raise ConfigError(f"--use {config.use!r}: expected one of {', '.join(USES)}")
-        if config.sampler not in SAMPLERS:
-            raise ConfigError(
-                f"--sampler {config.sampler!r}: expected one of {', '.join(SAMPLERS)}{nearest(config.sampler, SAMPLERS)}"
-            )
-        bounds = (("--steps", config.steps, 1, 1000), ("-n", config.n, 1, 10_000), ("--eta", config.eta, 0, 1),
-                  ("--scale", config.scale or 0.0, 0, 1000), ("--text-weight", config.text_weight, 0, 1000),
-                  ("--seed", config.seed, 0, 2**62))  # fmt: skip
+        config.sampling.check()
+        bounds = (("-n", config.n, 1, 10_000), ("--text-weight", config.text_weight, 0, 1000),
+                  ("--seed", config.seed, 0, 2**62), ("--image-scale", config.image_scale or 0.0, 0, 10))  # fmt: skip
         for flag, value, low, high in bounds:
             if not math.isfinite(value) or not low <= value <= high:
                 raise ConfigError(f"{flag} {value}: expected a number from {low} to {high}")
         if config.text_weight == 0:
-            raise ConfigError("--text-weight 0 leaves the text out: say --use neighbours")
+            raise ConfigError("--text-weight 0 leaves the text out: use `--use neighbours` instead")
+        if config.text_weight != 1 and self.model.prompt == "text":
+            raise ConfigError(
+                f"--text-weight: {self.model.name} has no weight of the text; --image-scale sets the neighbours' strength"
+            )
+        self._prompting()
         self._check_k("-k", self._k(PromptRow(0, "x")))
-        self._size(PromptRow(0, "x"), "--")
+        self._sampling(PromptRow(0, "x"), "--")
         for name in config.db:
             self.selection(name)
         if config.where and not config.db:
@@ -131,13 +133,10 @@ class Expander:
             self._image(config.image, "")
 
     def _row(self, row: PromptRow) -> Iterator[RequestedCopy]:
-        config, model = self.config, self.model.config
+        config = self.config
         k = self._k(row)
         self._check_k("k", k)
-        width, height = self._size(row, "")
-        sampler, scale = row.sampler or config.sampler, row.scale if row.scale is not None else config.scale
-        if config.eta and sampler != "ddim":
-            raise ConfigError(f"sampler {sampler} is deterministic: --eta {config.eta} goes with ddim")
+        sampling = self._sampling(row, "")
         image = (
             self._image(row.image, self.folder) if row.image else self._image(config.image, "") if config.image else ""
         )
@@ -147,23 +146,26 @@ class Expander:
         if not names:
             raise ConfigError("no database: give --db NAME or a `db` column (or --use text for none)")
         first = row.seed if row.seed is not None else config.seed
+        negative = row.negative or config.negative
         for name in names:
             source = self._source(name, row) if name else None
-            record = self.selection(name).version.encoder if name else self._text_record()
-            if not record.has_text and (not image or row.negative or config.negative):
+            record = self.selection(name).version.encoder if name else self._text_record(image)
+            if (
+                record is not None
+                and not record.has_text
+                and (not image or (negative and self.model.prompt == "vector"))
+            ):
                 raise EncoderError(f"encoder {record.name} has no text tower: give an image in place of the prompt")
             for copy, seed in enumerate(copies(first, row.n or config.n)):
                 picture = PictureRequest(
-                    prompt=row.prompt, negative=row.negative or config.negative, image=image,
-                    use=config.use if k else TEXT, text_weight=config.text_weight if k else 1.0, seed=seed, source=source,
-                    k=k, sampler=sampler, steps=row.steps or config.steps,
-                    scale=float(model.default_guidance if scale is None else scale), eta=config.eta,
-                    width=width, height=height,
+                    prompt=row.prompt, negative=negative, image=image, use=config.use if k else TEXT,
+                    text_weight=config.text_weight if k else 1.0, seed=seed, source=source, k=k, sampling=sampling,
+                    prompting=self._prompting(),
                 )  # fmt: skip
                 yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record)))
 
-    def maker(self, record: EncoderRecord) -> Maker:
-        return Maker(self.model.hash, record.id, self.precision)
+    def maker(self, record: EncoderRecord | None) -> Maker:
+        return Maker(self.model.hash, record.id if record else "", self.precision)
 
     # ---- one value at a time
 
@@ -172,25 +174,45 @@ class Expander:
             return 0
         if row.k is not None:
             return row.k
-        return self.model.config.default_k if self.config.k is None else self.config.k
+        return self.model.default_k if self.config.k is None else self.config.k
 
     def _check_k(self, what: str, k: int) -> None:
-        most = self.model.config.max_neighbours
+        most = self.model.max_neighbours
         if not 0 <= k <= most:
-            raise ModelError(f"{what} is {k}: {self.model.config.name} takes 0 to {most} neighbours beside the prompt")
+            raise ModelError(f"{what} is {k}: {self.model.name} takes 0 to {most} neighbours beside the prompt")
         if k == 0 and self.config.use == NEIGHBOURS:
             raise ConfigError(f"{what} is 0, and --use neighbours leaves the prompt out: nothing would be left")
 
-    def _size(self, row: PromptRow, dashes: str) -> tuple[int, int]:
-        from rdm.errors import ConfigError as SizeError
+    def _sampling(self, row: PromptRow, dashes: str) -> Sampling:
+        """All settings: the row's, else the flags', else the model's own."""
+        model, sampling = self.model, row.sampling.over(self.config.sampling).over(self.model.sampling)
+        if sampling.sampler not in model.samplers:
+            raise ModelError(
+                f"{dashes}sampler {sampling.sampler!r}: {model.name} takes {', '.join(model.samplers)}"
+                f"{nearest(str(sampling.sampler), model.samplers)}"
+            )
+        if sampling.eta and sampling.sampler != "ddim":
+            raise ConfigError(f"sampler {sampling.sampler} takes no eta: --eta {sampling.eta} goes with ddim")
+        model.check_size(*sampling.size, dashes)
+        return replace(sampling, scale=float(known(sampling.scale)), eta=float(known(sampling.eta)))
 
-        size = self.model.config.default_size
-        width, height = row.width or self.config.width or size, row.height or self.config.height or size
-        try:
-            self.model.config.latent_size(height, width)
-        except SizeError as error:
-            raise ModelError(f"{dashes}{error}") from error
-        return width, height
+    def _prompting(self) -> ImagePrompting | None:
+        """How neighbours act in a model that takes them as image prompts. Raises ConfigError for a flag it cannot use."""
+        config, own = self.config, self.model.prompting
+        if own is None:
+            flags = {"--image-scale": config.image_scale is not None, "--weighting": bool(config.weighting),
+                     "--blocks": bool(config.blocks)}  # fmt: skip
+            if said := [flag for flag, there in flags.items() if there]:
+                raise ConfigError(
+                    f"{said[0]}: {self.model.name} does not take neighbours as image prompts; leave it out, or name a model "
+                    "of the kind ip-adapter (`rdmpipe models` lists them)"
+                )
+            return None
+        weighting, blocks = config.weighting or own.weighting, config.blocks or own.blocks
+        for flag, value, choices in (("--weighting", weighting, WEIGHTINGS), ("--blocks", blocks, self.model.blocks)):
+            if value not in choices:
+                raise ConfigError(f"{flag} {value!r}: expected one of {', '.join(choices)}{nearest(value, choices)}")
+        return ImagePrompting(own.scale if config.image_scale is None else float(config.image_scale), weighting, blocks)
 
     def selection(self, name: str) -> Selection:
         """The published database of a name, checked to be one the model can use."""
@@ -201,33 +223,35 @@ class Expander:
         return self.selections[name]
 
     def _check_encoder(self, selection: Selection) -> None:
-        record, model = selection.version.encoder, self.model.config
+        record, model = selection.version.encoder, self.model
         base = selection.database.name
-        if record.dim != model.context_dim:
+        if record.dim != model.dim:
             raise ModelError(
                 f"database {selection.name!r} holds vectors of {record.dim} numbers (encoder {record.name}); {model.name} "
-                f"takes {model.context_dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
+                f"takes {model.dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
                 f"{model.encoder} --name {base}_2`, or use a model for {record.name}"
             )
         if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
-                f"{model.encoder}. Build it again with --encoder {model.encoder}, or say --any-encoder if both have the "
-                "same weights"
+                f"{model.encoder}. Build it again: `rdmpipe build-index {base} --encoder {model.encoder} --name {base}_2`, or "
+                "say --any-encoder if both have the same weights"
             )
         if not record.trained:
             self._warn(
                 f"database {selection.name!r}: its encoder is untrained (random weights): neighbours mean nothing"
             )
 
-    def _text_record(self) -> EncoderRecord:
-        """The encoder for pictures that use no database: the first --db's, else the model's own."""
+    def _text_record(self, image: str) -> EncoderRecord | None:
+        """The encoder for pictures that use no database: the first --db's, else the model's own; None where none is needed."""
+        if self.model.prompt == "text" and not image:
+            return None
         if self.text_encoder is None and self.config.db:
             self.text_encoder = self.selection(self.config.db[0]).version.encoder
         if self.text_encoder is None:
             from pipeline.encoders import check_encoder, load_encoder
 
-            spec = resolve_encoder(self.model.config.encoder)
+            spec = resolve_encoder(self.model.encoder)
             check_encoder(spec)
             self.text_encoder = load_encoder(spec, "cpu").record
         return self.text_encoder

@@ -1,9 +1,9 @@
 """The gallery of a run: index.html, one page that shows every picture and what it was drawn from.
 
 Reads: a run's results (results.py) and pictures, the databases' thumbnails through a function. Writes: index.html with
-small pictures inside it while they fit EMBEDDED_BYTES, else beside it in gallery/; either way the folder can be copied anywhere
-and read offline. The page asks no other machine for anything. All words in it are untrusted: they are escaped here and set
-as text there, and a content policy lets no script run but its own.
+small pictures inside it while they fit EMBEDDED_BYTES, else beside it in gallery/. Either way the folder can be copied anywhere
+and read offline: the page asks no other machine for anything. All words in it are untrusted: they are escaped here and set as
+text there, and a content policy lets only the page's own script run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.generation.results import COLUMNS, SETTINGS
+from pipeline.generation.results import COLUMNS, SETTINGS, Row
 from pipeline.installation import asset, version
 from pipeline.schema import OK
 from pipeline.storage import Storage
@@ -36,6 +36,9 @@ MAKERS = ("artist", "artist_name", "author", "creator", "photographer")
 Thumbnails = Callable[[str, list[int]], Mapping[int, bytes]]
 
 """(database as the results name it, keys) -> encoded pictures of those keys that still have one."""
+
+Data = dict[str, Any]
+"""JSON for the page; assets/gallery.js says which keys it reads."""
 
 
 def write_gallery(
@@ -57,11 +60,11 @@ def write_gallery(
     storage.write_text("index.html", page(title, data))
 
 
-def page(title: str, data: Mapping[str, Any]) -> str:
+def page(title: str, data: Data) -> str:
     """The HTML page around `data` (the shape is read in assets/gallery.js)."""
     assets = asset()
     style, script = ((assets / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    # Inside a script element only < can end it; the rest is caution against parsers that are not ours.
+    # Inside a script element only < can end it; the other characters are escaped for parsers that are not ours.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
@@ -113,7 +116,7 @@ class _Small:
         self.names: list[str] = []
 
     def add(self, data: bytes, side: int) -> int:
-        """The picture's place among urls(), or -1 where it is none."""
+        """The picture's place among urls(), or -1 where the bytes are no picture."""
         picture = shrink(data, side)
         if picture is None:
             return -1
@@ -138,20 +141,20 @@ class _Small:
 # ---- the page's data
 
 
-def _files(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _files(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["file"] for row in rows if row["status"] == OK))
 
 
 def _neighbours(
-    rows: list[dict[str, Any]], thumbnails: Thumbnails, small: _Small
-) -> tuple[list[dict[str, Any]], dict[tuple[str, int], int]]:
+    rows: list[Row], thumbnails: Thumbnails, small: _Small
+) -> tuple[list[Data], dict[tuple[str, int], int]]:
     """Every neighbour once, with the place of its thumbnail; and where each (database, key) stands in that list."""
-    wanted: dict[str, dict[int, dict[str, Any]]] = {}
+    wanted: dict[str, dict[int, Data]] = {}
     for row in rows:
         for i, key in enumerate(row["neighbour_keys"] or ()):
             if key not in wanted.setdefault(row["db"], {}):
                 wanted[row["db"]][key] = _neighbour(row, i)
-    listed: list[dict[str, Any]] = []
+    listed: list[Data] = []
     places = {}
     for database, entries in wanted.items():
         found = thumbnails(database, sorted(entries))
@@ -161,7 +164,7 @@ def _neighbours(
     return listed, places
 
 
-def _neighbour(row: Mapping[str, Any], i: int) -> dict[str, Any]:
+def _neighbour(row: Row, i: int) -> Data:
     details = json.loads(row["neighbour_details"][i] or "{}")
     title = next((str(details[name]) for name in TITLES if details.get(name)), "")
     by = next((str(details[name]) for name in MAKERS if details.get(name)), "")
@@ -178,8 +181,8 @@ def _neighbour(row: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def _layout(
-    rows: list[dict[str, Any]], pictures: Mapping[str, int], places: Mapping[tuple[str, int], int], extra: list[str]
-) -> dict[str, Any]:
+    rows: list[Row], pictures: Mapping[str, int], places: Mapping[tuple[str, int], int], extra: list[str]
+) -> Data:
     """Pictures in order; prompts, databases and settings once each, pictures pointing at them by number."""
     prompts: dict[str, int] = {}
     databases: dict[str, int] = {}
@@ -192,7 +195,7 @@ def _layout(
             "negative": row["negative"],
             "extra": {name: str(row[name]) for name in extra if row[name] not in (None, "")},
         }
-        made = {name: row[name] for name in SETTINGS if row[name] not in (None, "")}
+        made = {name: row[name] for name in SETTINGS if row.get(name) not in (None, "")}
         laid.append(
             {
                 "prompt": prompts.setdefault(json.dumps([row["row"], prompt]), len(prompts)),
@@ -221,7 +224,7 @@ def _layout(
     }
 
 
-def _about(rows: list[dict[str, Any]], data: Mapping[str, Any]) -> str:
+def _about(rows: list[Row], data: Data) -> str:
     prompts, databases = len(data["prompts"]), len([entry for entry in data["databases"] if entry["name"]])
     waiting = sum(row["status"] != OK for row in rows)
     words = [f"{prompts} prompt{'s' if prompts != 1 else ''}"]

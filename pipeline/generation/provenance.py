@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pipeline.config import canonical_json
 
@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Neighbour = dict[str, Any]
+"""`key`, `score`, and the columns of the database that the row has: caption, licence, source, url, sha256, title, ..."""
+
+Record = dict[str, Any]
+"""What made a picture: `key`, the flat request (PictureRequest.to_dict), `neighbours`, `notes`, the model, the encoder."""
+
 CHUNK = "rdmpipe"
 
 _PLAIN = ("prompt", "negative", "seed", "database", "key", "model", "sampler")
 
 
-def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, object]) -> bytes:
     """PNG of pixels (H, W, 3) with `record` in its text chunks, all before the image data."""
     from PIL import Image, PngImagePlugin
 
@@ -33,15 +39,14 @@ def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> bytes:
     for name in _PLAIN:
         info.add_itxt(name, str(record.get(name, "")))
     text = canonical_json(record)
-    info.add_itxt(
-        CHUNK, text, zip=len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK
-    )  # more is not inflated on reading
+    # Readers do not inflate a chunk of more than MAX_TEXT_CHUNK.
+    info.add_itxt(CHUNK, text, zip=len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
-def read_record(handle: BinaryIO) -> dict[str, Any] | None:
+def read_record(handle: BinaryIO) -> Record | None:
     """The record of a PNG that `encode_png` made, without decoding its pixels; None for any other file."""
     from PIL import Image
 
@@ -50,4 +55,4 @@ def read_record(handle: BinaryIO) -> dict[str, Any] | None:
             record = json.loads(image.info[CHUNK])
     except (OSError, SyntaxError, KeyError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    return cast("Record", record) if isinstance(record, dict) else None

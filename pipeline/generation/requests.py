@@ -1,8 +1,8 @@
 """Requested pictures: rows x databases x copies, each with the key that names its pixels; and the plan of batches.
 
-Pure functions, no files. One picture is one key: a hash of everything that changes its pixels and of nothing else, so that
-equal keys share a file and a finished one is never made again. The plan depends on the request and the batch size alone,
-never on the number of workers.
+Pure functions, no files. One picture is one key: a hash of everything that changes its pixels and of nothing else. Equal keys
+share a file, and a finished picture is never made again. The plan depends on the request and the batch size alone, never on
+the number of workers.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from pipeline.config import digest
 from pipeline.execution import Shard
 from pipeline.generation.prompts import PromptRow
+from pipeline.generation.sampling import SETTINGS, Sampling
 
-RECIPE = (
-    1  # raise it when a change of this code changes pictures: old files then keep their keys and new ones get theirs
-)
+# Raise it when a change of this code changes pictures: files that exist keep their keys, and new pictures get other ones.
+RECIPE = 1
 
 TEXT, NEIGHBOURS, BOTH = "text", "neighbours", "both"
 
 USES = (BOTH, NEIGHBOURS, TEXT)
+
+Weighting = Literal["equal", "similarity", "mean"]
+
+WEIGHTINGS: tuple[Weighting, ...] = ("equal", "similarity", "mean")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Maker:
     """What all pictures of a run have in common: model, encoder and arithmetic."""
 
     model: str  # sha256 over the model's files
-    encoder: str  # EncoderRecord.id
+    encoder: str  # EncoderRecord.id; empty where no encoder is used
     precision: str  # fp32 | fp16 | bf16
 
 
@@ -45,8 +49,22 @@ class Neighbourhood:
 
 
 @dataclass(frozen=True)
+class ImagePrompting:
+    """How the neighbours' vectors act in a model that takes them as image prompts (IP-Adapter).
+
+    scale      strength beside the text; 0 leaves the neighbours out
+    weighting  equal: k images in one attention; similarity: one attention an image, weighted; mean: one image, their mean
+    blocks     the attention blocks that see them, by a name of the model's description: `all`, `style`, ...
+    """
+
+    scale: float
+    weighting: str = "equal"
+    blocks: str = "all"
+
+
+@dataclass(frozen=True)
 class PictureRequest:
-    """Everything that changes the pixels, but for the Maker. Sizes in pixels; `image` is the sha256 of an image prompt."""
+    """Everything that changes the pixels, except the Maker. `image` is the sha256 of an image prompt."""
 
     prompt: str
     negative: str
@@ -56,39 +74,52 @@ class PictureRequest:
     seed: int
     source: Neighbourhood | None  # None where no neighbours are used
     k: int
-    sampler: str
-    steps: int
-    scale: float
-    eta: float
-    width: int
-    height: int
+    sampling: Sampling  # with all settings
+    prompting: ImagePrompting | None = None  # None for models without image prompts
 
-    def key(self, maker: Maker) -> str:
-        """24 hex digits of sha256 over the picture, the maker and RECIPE; what this picture does not use leaves it alone."""
-        used = asdict(self)
-        used |= {name: float(used[name]) for name in ("text_weight", "scale", "eta")}  # 1 is 1.0
-        if self.scale == 1:  # without guidance there is nothing to lead away from
-            used["negative"] = ""
-        if self.use == NEIGHBOURS:  # and without the prompt's token, none to weigh
-            used["text_weight"] = 1.0
-        return digest([RECIPE, used, asdict(maker)], 24)
-
-    def shape(self) -> tuple[Any, ...]:
-        """What pictures of one batch have in common."""
-        return (self.width, self.height, self.sampler, self.steps, self.scale, self.eta, bool(self.negative))
+    def to_dict(self) -> dict[str, Any]:
+        """One flat table, as plans, keys and provenance hold it. `prompting` is there only where the model has it."""
+        table = asdict(self)
+        table |= table.pop("sampling")
+        if table["prompting"] is None:
+            del table["prompting"]
+        return table
 
     @staticmethod
     def from_dict(table: Mapping[str, Any]) -> PictureRequest:
-        values = {name.name: table[name.name] for name in fields(PictureRequest)}
-        if values["source"] is not None:
-            source = dict(values["source"])
+        """The request that `to_dict` gave, also after a round trip through JSON; other keys are left aside."""
+        values = {it.name: table[it.name] for it in fields(PictureRequest) if it.name not in ("sampling", "prompting")}
+        source, prompting = values["source"], table.get("prompting")
+        if source is not None:
             values["source"] = Neighbourhood(source["database"], source["version"], tuple(source["where"]))
-        return PictureRequest(**values)
+        sampling = Sampling(**{name: table[name] for name in SETTINGS})
+        return PictureRequest(**values, sampling=sampling, prompting=ImagePrompting(**prompting) if prompting else None)
+
+    def key(self, maker: Maker) -> str:
+        """24 hex digits of sha256 over the picture, the maker and RECIPE; without what the picture does not use."""
+        sampling = self.sampling
+        used = replace(
+            self,
+            negative="" if sampling.scale == 1 else self.negative,  # without guidance nothing leads away from it
+            text_weight=1.0
+            if self.use == NEIGHBOURS
+            else float(self.text_weight),  # without the prompt, nothing to weigh
+            sampling=replace(sampling, scale=_float(sampling.scale), eta=_float(sampling.eta)),  # 1 is 1.0
+        )
+        return digest([RECIPE, used.to_dict(), asdict(maker)], 24)
+
+    def shape(self) -> tuple[object, ...]:
+        """What pictures of one batch have in common."""
+        return (self.sampling, bool(self.negative), self.prompting)
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class RequestedCopy:
-    """One requested picture: the row and copy it came from, the name the user gave the database, and its file."""
+    """One requested picture: the row and copy that it came from, the name that the user gave the database, and its file."""
 
     row: PromptRow
     copy: int
@@ -115,7 +146,7 @@ def copies(row_seed: int, n: int) -> Iterator[int]:
 
 def batches(pictures: Mapping[str, PictureRequest], size: int) -> list[list[str]]:
     """Keys in batches of at most `size` pictures of one shape, in order of first appearance."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
     for key, picture in pictures.items():
         groups.setdefault(picture.shape(), []).append(key)
     return [keys[i : i + size] for keys in groups.values() for i in range(0, len(keys), size)]
@@ -133,7 +164,7 @@ def shards(pictures: Mapping[str, PictureRequest], plan: Sequence[Sequence[str]]
             pending.clear()
 
     for batch in plan:
-        pending.append([{"key": key, **asdict(pictures[key])} for key in batch])
+        pending.append([{"key": key, **pictures[key].to_dict()} for key in batch])
         if sum(map(len, pending)) >= per_shard:
             close()
     close()

@@ -1,16 +1,18 @@
 """results.parquet: one row per requested picture, with where it came from.
 
 Reads: finished PNG files, whose text chunks hold their own provenance (generation/provenance.py) and are the truth, and the
-logs of shards for seconds and errors. Writes: results.parquet. Rights follow every row: each neighbour comes with licence,
-source, address and checksum.
+logs of shards for seconds and errors. Makes the table and writes nothing. Rights follow every row: each neighbour comes with
+licence, source, address and checksum.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.generation.provenance import Record
 from pipeline.generation.requests import RequestedCopy
 from pipeline.installation import version
 from pipeline.schema import OK
@@ -18,7 +20,12 @@ from pipeline.schema import OK
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PENDING = "pending"  # status of a picture that an interrupted run did not come to
+    from pipeline.generation.stage import LogEntry
+
+PENDING = "pending"  # status of a picture that an interrupted run did not reach
+
+Row = dict[str, Any]
+"""A row of results.parquet: COLUMNS, and the prompt list's other columns."""
 
 COLUMNS = {
     "key": "string",
@@ -53,6 +60,9 @@ COLUMNS = {
     "width": "int64",
     "height": "int64",
     "text_weight": "float64",
+    "image_scale": "float64",
+    "image_weighting": "string",
+    "image_blocks": "string",
     "use": "string",
     "precision": "string",
     "model": "string",
@@ -61,7 +71,10 @@ COLUMNS = {
     "rdmpipe": "string",
 }
 
-SETTINGS = ("k", "sampler", "steps", "scale", "eta", "text_weight", "use", "where", "precision", "model", "model_hash",
+PROMPTING = ("image_scale", "image_weighting", "image_blocks")  # only of models that take neighbours as image prompts
+
+SETTINGS = ("k", "sampler", "steps", "scale", "eta", "text_weight", "image_scale", "image_weighting", "image_blocks",
+            "use", "where", "precision", "model", "model_hash",
             "encoder", "db_version", "image", "rdmpipe")  # fmt: skip
 
 _NEIGHBOUR = {"captions": "caption", "licences": "licence", "sources": "source", "urls": "url", "sha256": "sha256"}
@@ -69,27 +82,38 @@ _NEIGHBOUR = {"captions": "caption", "licences": "licence", "sources": "source",
 _OWN = ("key", "score", *_NEIGHBOUR.values())
 
 
+@dataclass(frozen=True)
+class MadeWith:
+    """What all pictures of a run have in common."""
+
+    model: str
+    model_hash: str
+    precision: str
+
+
 def results_table(
     requests: Sequence[RequestedCopy],
     extra: Sequence[str],
-    made: Mapping[str, Mapping[str, Any]],
-    log: Mapping[str, Mapping[str, Any]],
-    common: Mapping[str, Any],
+    made: Mapping[str, Record],
+    log: Mapping[str, LogEntry],
+    common: MadeWith,
 ) -> pa.Table:
-    """The table. `made` is the provenance of finished keys, `log` seconds or error by key, `common` the run's constants.
+    """The table. `made` is the provenance of finished pictures, `log` seconds or error, both by key.
 
-    Carried-through columns come last; one with the name of a column above is called row_<name>.
+    The prompt list's other columns come last; one with the name of a column above is called row_<name>.
     """
     import pyarrow as pa
 
+    prompted = any(request.picture.prompting for request in requests)
+    columns = {name: kind for name, kind in COLUMNS.items() if prompted or name not in PROMPTING}
     names: dict[str, str] = {}
     for name in extra:
         stored = name
-        while stored in COLUMNS or stored in names.values() or (stored != name and stored in extra):
+        while stored in columns or stored in names.values() or (stored != name and stored in extra):
             stored = f"row_{stored}"
         names[name] = stored
     rows = [_row(request, made.get(request.key), log.get(request.key, {}), common) for request in requests]
-    arrays = {name: pa.array([row[name] for row in rows], _type(kind)) for name, kind in COLUMNS.items()}
+    arrays = {name: pa.array([row[name] for row in rows], _type(kind)) for name, kind in columns.items()}
     for name, stored in names.items():
         arrays[stored] = _carried([request.row.extra.get(name) for request in requests])
     return pa.table(arrays)
@@ -102,7 +126,7 @@ def _type(kind: str) -> pa.DataType:
     return pa.list_(plain[kind[5:-1]]) if kind.startswith("list<") else plain[kind]
 
 
-def _carried(values: list[Any]) -> pa.Array:
+def _carried(values: Sequence[object]) -> pa.Array:
     """A column as it came where its values are of one type, as text (JSON for nested values) where they are not."""
     import pyarrow as pa
 
@@ -116,12 +140,11 @@ def _carried(values: list[Any]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _row(
-    request: RequestedCopy, made: Mapping[str, Any] | None, log: Mapping[str, Any], common: Mapping[str, Any]
-) -> dict[str, Any]:
+def _row(request: RequestedCopy, made: Record | None, log: LogEntry, common: MadeWith) -> Row:
     picture, row = request.picture, request.row
     neighbours = made["neighbours"] if made else []
     status = OK if made else ("failed" if log.get("error") else PENDING)
+    prompting = picture.prompting
     return {
         "key": request.key,
         "row": row.line,
@@ -150,15 +173,13 @@ def _row(
             for neighbour in neighbours
         ],
         "k": picture.k,
-        "sampler": picture.sampler,
-        "steps": picture.steps,
-        "scale": picture.scale,
-        "eta": picture.eta,
-        "width": picture.width,
-        "height": picture.height,
+        **asdict(picture.sampling),
         "text_weight": picture.text_weight,
+        "image_scale": prompting.scale if prompting else None,
+        "image_weighting": prompting.weighting if prompting else None,
+        "image_blocks": prompting.blocks if prompting else None,
         "use": picture.use,
         "encoder": made["encoder"] if made else "",
         "rdmpipe": made["rdmpipe"] if made else version(),
-        **common,
+        **asdict(common),
     }

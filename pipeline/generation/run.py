@@ -1,14 +1,14 @@
 """`rdmpipe generate`: prompts x databases x copies -> pictures, results and gallery; resumable picture by picture.
 
-Reads: a prompt list, published databases, a model's folder. Writes below the run's folder, each file whole or not at all:
+Reads: a prompt list or rows, databases, a model's folder. Writes below the run's folder, each file whole or not at all:
 
     images/<prompt>-<seed>-<key>.png    a picture and its provenance; it exists = it is finished
     inputs/<sha256>                     image prompts
     plan/<id>.json, shards/<id>/        which keys are made together, receipts, seconds and errors
     results.parquet, index.html, contact.png
 
-The plan is a function of the request: the same request goes on with the same batches after a kill, and so gives the same bytes
-whatever the number of workers. What another request of this home has made already is copied, not made again.
+The plan is a function of the request: after a kill the same request goes on with the same batches, and so gives the same bytes
+whatever the number of workers. A picture that another run of this home has made is copied, not made again.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.catalog import resolve_database
 from pipeline.config import canonical_json, default_home, digest
 from pipeline.errors import ConfigError, RdmpipeError
-from pipeline.execution import Backend, Progress, Shard, Stage, StageFailed, run_stages
+from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
 from pipeline.generation.expand import Expander, GenerateConfig
+from pipeline.generation.kinds import PRECISIONS, ModelInfo
 from pipeline.generation.models import check_memory, default_model, find_model
 from pipeline.generation.painter import Rendering
-from pipeline.generation.prompts import SUFFIXES, PromptList, accept_rows, read_prompts
+from pipeline.generation.prompt_files import SUFFIXES
+from pipeline.generation.prompts import PromptList, accept_rows, read_prompts
 from pipeline.generation.provenance import read_record
 from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
-from pipeline.generation.results import results_table
-from pipeline.generation.stage import generate_stage
+from pipeline.generation.results import MadeWith, results_table
+from pipeline.generation.sampling import Sampling
+from pipeline.generation.stage import LogEntry, generate_stage
 from pipeline.storage import Storage, lease
 
 if TYPE_CHECKING:
@@ -68,8 +71,57 @@ class GenerateSummary:
         lines.append(f"look at {self.out}/index.html")
         return "\n".join(lines)
 
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The run's results: one row a requested picture, in the order of the request."""
+        import pyarrow.parquet as pq
+
+        with Storage(self.out).open("results.parquet") as handle:
+            return pq.read_table(handle, columns=columns)
+
 
 # ---- a run
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the pictures are computed with, where the config says auto."""
+
+    device: str
+    precision: str
+    batch: int
+    workers: int
+    threads: int  # of torch, in each worker; 0: torch's own number, on a GPU
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a run was asked for, checked: nothing of it needs to be looked up again."""
+
+    name: str
+    title: str
+    copies: list[RequestedCopy]
+    pictures: Mapping[str, PictureRequest]  # by key
+    extra: tuple[str, ...]  # the prompt list's other columns
+    skipped: int
+    warnings: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Picture files by key."""
+        return {copy.key: copy.file for copy in self.copies}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and with what a request's pictures are made."""
+
+    config: GenerateConfig
+    machine: Machine
+    storage: Storage  # the run's folder
+    rendering: Rendering
+    memory: int  # bytes that a worker needs
+    progress: Progress
+    backend: Backend
 
 
 def generate(
@@ -84,68 +136,92 @@ def generate(
     prompts = read_prompts(config.prompts)
     config = replace(config, model=config.model or _default_model(config, prompts))
     model = find_model(config.model, config.home)
-    device, precision, batch = _machine(config)
-    expander = Expander(config, model, precision)
-    requests, bad = expander.requests(prompts)
-    rows = accept_rows(prompts, bad, config.skip_bad)
-    skipped = len({row.line for row in (*prompts.bad, *bad)})
-    warnings = [*prompts.warnings, *expander.warnings]
-    if skipped:
-        first = "; ".join(f"{prompts.unit} {row.line}: {row.problem}" for row in (*prompts.bad, *bad)[:5])
-        warnings.append(f"{skipped} row(s) of {prompts.source} cannot be used and were left out: {first}")
-    for warning in warnings:
-        progress.say(f"note: {warning}")
-    pictures = unique(requests)
-    sizes = {(picture.height, picture.width) for picture in pictures.values()}
-    workers = max(1, backend.workers) if backend.kind == "ray" else 1
-    memory = check_memory(model, precision, device, batch, sizes, 0 if backend.address else workers)
-    name = config.run or run_name(config)
-    storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{name}")
-    rendering = Rendering(storage.url, config.home, model.folder, model.config.name, model.hash, precision, device,
-                          _threads(config, device, workers, progress), expander.text_encoder)  # fmt: skip
-    with lease(storage, f"generate {name}", wait_s, notify=progress.say):
+    machine = _machine(config, backend)
+    expander = Expander(config, model, machine.precision)
+    request = _request(config, prompts, expander, progress)
+    run = _run(request, model, machine, expander, progress, backend)
+    storage = run.storage
+    with lease(storage, f"generate {request.name}", wait_s, notify=progress.say):
         storage.clear_scratch()
         progress.record_in(storage)
         for key in expander.images:
             storage.write_bytes(f"inputs/{key}", expander.image_bytes(key))
-        files = {request.key: request.file for request in requests}
-        copied = _copy_finished(storage, files, config) if not config.out else 0
-        before = _finished(storage, files)
-        failures = []
-        if len(before) < len(pictures):
-            plan_id, plan = _plan(storage, pictures, before, batch)
-            work = shards(pictures, plan, config.shard or max(2 * batch, 4))
-            stage = generate_stage(storage, rendering, plan_id, memory, max(1, rendering.threads), backend.workers)
-            _forget_failures(stage, work)
-            try:
-                failures = run_stages((stage,), work, backend, progress, len(work)).failures
-            except KeyboardInterrupt:
-                done = len(_finished(storage, files))
-                progress.say(f"stopped: {done:,} of {len(pictures):,} pictures are finished and kept in {storage.url}. "
-                             "Run the same command again to go on.")  # fmt: skip
-                raise
+        copied = _copy_finished(storage, request.files, config) if not config.out else 0
+        before = _finished(storage, request.files)
+        failures = _make(run, request, before)
         storage.write_text("failures.json", canonical_json([asdict(failure) for failure in failures]) + "\n")
-        finished = _finished(storage, files)
-        common = {"model": model.config.name, "model_hash": model.hash, "precision": precision}
-        table = _write_results(storage, requests, prompts.extra, common)
-        if config.gallery:
-            progress.say("writing index.html and contact.png")
-            _write_gallery(storage, table, expander, _title(config, name))
+        finished = _finished(storage, request.files)
+        _write_pages(run, request, expander)
     if failures:
         raise StageFailed(tuple(failures))
+    ok = sum(copy.key in finished for copy in request.copies)
     return GenerateSummary(
-        run=name,
+        run=request.name,
         out=storage.url,
-        requested=len(requests),
-        ok=sum(request.key in finished for request in requests),
-        failed=sum(request.key not in finished for request in requests),
-        pictures=len(pictures),
+        requested=len(request.copies),
+        ok=ok,
+        failed=len(request.copies) - ok,
+        pictures=len(request.pictures),
         made=len(finished) - len(before),
         copied=copied,
-        skipped_rows=len(prompts.rows) + len(prompts.bad) - len(rows),
+        skipped_rows=request.skipped,
         seconds=round(time.monotonic() - start, 3),
-        warnings=tuple(warnings),
+        warnings=request.warnings,
     )
+
+
+def _run(
+    request: Request, model: ModelInfo, machine: Machine, expander: Expander, progress: Progress, backend: Backend
+) -> Run:
+    """Where the pictures go and what a worker is set up with. Raises BudgetError where memory will not suffice."""
+    config = expander.config
+    sizes = {picture.sampling.size for picture in request.pictures.values()}
+    here = 0 if backend.address else machine.workers
+    memory = check_memory(model, machine.precision, machine.device, machine.batch, sizes, here)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not config.threads and machine.threads and machine.workers < cores:
+        progress.say(
+            f"{machine.workers} worker(s) of one thread on {cores} cores: --workers or --threads uses more of them"
+        )
+    storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{request.name}")
+    rendering = Rendering(
+        storage.url, config.home, model, machine.precision, machine.device, machine.threads, expander.text_encoder
+    )
+    return Run(config, machine, storage, rendering, memory, progress, backend)
+
+
+def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, progress: Progress) -> Request:
+    requests, bad = expander.requests(prompts)
+    rows = accept_rows(prompts, bad, config.skip_bad)
+    warnings = [*prompts.warnings, *expander.warnings]
+    if skipped := len({row.line for row in (*prompts.bad, *bad)}):
+        first = "; ".join(f"{prompts.unit} {row.line}: {row.problem}" for row in (*prompts.bad, *bad)[:5])
+        warnings.append(f"{skipped} row(s) of {prompts.source} cannot be used and were left out: {first}")
+    for warning in warnings:
+        progress.say(f"note: {warning}")
+    left_out = len(prompts.rows) + len(prompts.bad) - len(rows)
+    name = config.run or run_name(config)
+    return Request(name, _title(config), requests, unique(requests), prompts.extra, left_out, tuple(warnings))
+
+
+def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
+    """Make the pictures that are not finished `before`; what failed. Says how to go on where it is interrupted."""
+    if len(before) >= len(request.pictures):
+        return ()
+    storage, batch = run.storage, run.machine.batch
+    plan_id, plan = _plan(storage, request.pictures, before, batch)
+    work = shards(request.pictures, plan, run.config.shard or max(2 * batch, 4))
+    stage = generate_stage(
+        storage, run.rendering, plan_id, run.memory, max(1, run.machine.threads), run.backend.workers
+    )
+    _forget_failures(stage, work)
+    try:
+        return run_stages((stage,), work, run.backend, run.progress, len(work)).failures
+    except KeyboardInterrupt:
+        done = len(_finished(storage, request.files))
+        run.progress.say(f"stopped: {done:,} of {len(request.pictures):,} pictures are finished and kept in {storage.url}. "
+                         "Run the same command again to go on.")  # fmt: skip
+        raise
 
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
@@ -158,8 +234,8 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
     return "rdm-768"
 
 
-def _machine(config: GenerateConfig) -> tuple[str, str, int]:
-    """(device, precision, batch) where the config says auto."""
+def _machine(config: GenerateConfig, backend: Backend) -> Machine:
+    """Device, precision, batch, workers and threads, where the config says auto. Raises ConfigError."""
     import torch
 
     device = config.device
@@ -170,56 +246,65 @@ def _machine(config: GenerateConfig) -> tuple[str, str, int]:
     except RuntimeError as error:
         raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
     if on_gpu and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: torch sees no GPU here; leave --device out, or say cpu")
-    if config.precision == "auto":
-        precision: str = "fp16" if on_gpu else "fp32"
-    else:
-        precision = config.precision
-    if precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"--device {device}: torch sees no GPU here; leave --device out, or use --device cpu")
+    precision: str = config.precision
+    if precision == "auto":
+        precision = "fp16" if on_gpu else "fp32"
+    if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
     if config.batch < 0 or config.shard < 0 or config.threads < 0:
         raise ConfigError("--batch, --shard and --threads are numbers from 1; 0 leaves the choice to rdmpipe")
-    return device, precision, config.batch or (4 if on_gpu else 1)
+    # On a CPU one thread unless told, however many workers there are: the number of threads changes the last digits of a
+    # picture's numbers, and with them a few of its pixels by one level.
+    threads = config.threads or (0 if on_gpu else 1)
+    workers = max(1, backend.workers) if backend.kind == "ray" else 1
+    return Machine(device, precision, config.batch or (4 if on_gpu else 1), workers, threads)
 
 
-def _threads(config: GenerateConfig, device: str, workers: int, progress: Progress) -> int:
-    """torch's threads in each worker: one on a CPU unless told, however many workers there are, since the number of threads
-    changes the last digits of a picture's numbers and with them a few of its pixels by one level. 0: torch's own, on a GPU."""
-    if config.threads or device.startswith("cuda"):
-        return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < cores:
-        progress.say(f"{workers} worker(s) of one thread on {cores} cores: --workers or --threads uses more of them")
-    return 1
+# Fields that are no part of a run's name: where it runs, and how much of it.
+_ELSEWHERE = (
+    "prompts",
+    "home",
+    "out",
+    "run",
+    "skip_bad",
+    "device",
+    "batch",
+    "shard",
+    "threads",
+    "n",
+    "any_encoder",
+    "gallery",
+)
+
+# What the flags meant before a model had settings of its own: names of runs are made with these, and stay what they were.
+_NAMED_WITH = Sampling("ddim", 50, None, 0.0)
 
 
 def run_name(config: GenerateConfig) -> str:
     """The prompts' name and a mark of the flags: an edited list goes on in its run, other flags make another run."""
-    is_list = config.prompts.lower().endswith(SUFFIXES)
-    source = str(Path(config.prompts).absolute()) if is_list and "://" not in config.prompts else config.prompts
-    stem = Path(source).stem if is_list else source
+    prompts = config.prompts
+    if isinstance(prompts, str):
+        is_list = prompts.lower().endswith(SUFFIXES)
+        source = str(Path(prompts).absolute()) if is_list and "://" not in prompts else prompts
+        stem = Path(source).stem if is_list else source
+    else:
+        source, stem = canonical_json([row.prompt for row in prompts]), prompts[0].prompt if prompts else ""
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:32].strip("-") or "prompt"
-    elsewhere = {
-        "prompts",
-        "home",
-        "out",
-        "run",
-        "skip_bad",
-        "device",
-        "batch",
-        "shard",
-        "threads",
-        "n",
-        "any_encoder",
-        "gallery",
-    }
-    flags = {name: value for name, value in asdict(config).items() if name not in elsewhere}
+    flags = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE}
+    del flags["sampling"]
+    flags |= asdict(config.sampling.over(_NAMED_WITH))
+    for name, unsaid in (("image_scale", None), ("weighting", ""), ("blocks", "")):
+        if flags[name] == unsaid:  # names of runs are older than these flags
+            del flags[name]
     return f"{slug}-{digest([source, flags], 6)}"
 
 
-def _title(config: GenerateConfig, name: str) -> str:
+def _title(config: GenerateConfig) -> str:
     if config.run:
         return config.run
+    if not isinstance(config.prompts, str):
+        return f"{len(config.prompts):,} prompts"
     return Path(config.prompts).stem if config.prompts.lower().endswith(SUFFIXES) else config.prompts.strip()[:120]
 
 
@@ -273,42 +358,49 @@ def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
             stage.storage.remove(stage.receipt_path(shard))
 
 
-# ---- what comes of it
+# ---- results and pages
 
 
-def _write_results(
-    storage: Storage, requests: list[RequestedCopy], extra: tuple[str, ...], common: Mapping[str, Any]
-) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    made = {}
-    for key, file in {request.key: request.file for request in requests}.items():
-        if storage.exists(file):
-            with storage.open(file) as handle:
-                record = read_record(handle)
-            if record is None:
-                raise ConfigError(f"{storage.full(file)} is no picture of this program: move it away, and run again")
-            made[key] = record
-    log: dict[str, Any] = {}
-    for plan in storage.list("shards"):
-        for name in storage.list(f"shards/{plan}", ".log"):
-            log.update(json.loads(storage.read_bytes(f"shards/{plan}/{name}")))
-    table = results_table(requests, extra, made, log, common)
-    with storage.scratch() as scratch:
-        part = scratch / "results.parquet"
-        pq.write_table(table, part, compression="zstd")
-        storage.publish(part, "results.parquet")
-    return table
-
-
-def _write_gallery(storage: Storage, table: pa.Table, expander: Expander, title: str) -> None:
+def _write_pages(run: Run, request: Request, expander: Expander) -> None:
+    """Write results.parquet, and index.html and contact.png where they are wanted."""
     from pipeline.database import picture_files
     from pipeline.generation.contact import write_contact_sheet
     from pipeline.generation.gallery import write_gallery
+
+    storage, model = run.storage, run.rendering.model
+    table = _write_results(storage, request, MadeWith(model.name, model.hash, run.rendering.precision))
+    if not run.config.gallery:
+        return
+    run.progress.say("writing index.html and contact.png")
 
     def thumbnails(name: str, keys: list[int]) -> Mapping[int, bytes]:
         selection = expander.selections.get(name)
         return picture_files(selection.database, keys) if selection is not None else {}
 
-    write_gallery(storage, table, thumbnails, title)
-    write_contact_sheet(storage, table, title)
+    write_gallery(storage, table, thumbnails, request.title)
+    write_contact_sheet(storage, table, request.title)
+
+
+def _write_results(storage: Storage, request: Request, common: MadeWith) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    made = {}
+    for key, file in request.files.items():
+        if storage.exists(file):
+            with storage.open(file) as handle:
+                record = read_record(handle)
+            if record is None:
+                raise ConfigError(
+                    f"{storage.full(file)} is no picture of this program: move it away, and run the same command again"
+                )
+            made[key] = record
+    log: dict[str, LogEntry] = {}
+    for plan in storage.list("shards"):
+        for name in storage.list(f"shards/{plan}", ".log"):
+            log.update(json.loads(storage.read_bytes(f"shards/{plan}/{name}")))
+    table = results_table(request.copies, request.extra, made, log, common)
+    with storage.scratch() as scratch:
+        part = scratch / "results.parquet"
+        pq.write_table(table, part, compression="zstd")
+        storage.publish(part, "results.parquet")
+    return table

@@ -10,13 +10,13 @@ import functools
 import hashlib
 import json
 import time
-from dataclasses import asdict
-from typing import Any
+from typing import TypedDict
 
 from pipeline.config import canonical_json
 from pipeline.execution import Receipt, Resources, Shard, Stage
-from pipeline.generation.painter import Near, Painter, Rendering, set_up
-from pipeline.generation.provenance import encode_png
+from pipeline.generation.kinds import Given
+from pipeline.generation.painter import Painter, Rendering, set_up
+from pipeline.generation.provenance import Record, encode_png
 from pipeline.generation.requests import RECIPE, PictureRequest, file_name
 from pipeline.installation import version
 from pipeline.storage import Artifact, Storage
@@ -24,9 +24,19 @@ from pipeline.storage import Artifact, Storage
 NOT_FINITE = "not_finite: the model gave numbers that are no colours; try --precision fp32 or bf16"
 
 
+class LogEntry(TypedDict, total=False):
+    """What a shard's log says of one key."""
+
+    seconds: float  # of the worker, shared evenly by the pictures of a batch
+    error: str
+
+
 def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) -> Receipt:
-    """Make the shard's pictures that are not there yet. A batch is made whole, so that a picture's bytes do not depend on which
-    of its fellows an earlier worker finished before it died; files that are there are left alone."""
+    """Make the shard's pictures that are not there yet.
+
+    A batch is made whole, so that a picture's bytes do not depend on which pictures of its batch an earlier worker finished
+    before it died. Files that are there are left alone.
+    """
     planned = [{entry["key"]: PictureRequest.from_dict(entry) for entry in batch} for batch in shard.spec["batches"]]
     pictures = {key: picture for batch in planned for key, picture in batch.items()}
     files = {key: file_name(picture.prompt, picture.seed, key) for key, picture in pictures.items()}
@@ -34,7 +44,7 @@ def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) 
     todo = [batch for batch in planned if not present.issuperset(batch)]
     near = painter.near({key: picture for batch in todo for key, picture in batch.items()})
     log_file = f"shards/{plan}/{shard.name}.log"
-    log: dict[str, Any] = json.loads(storage.read_text(log_file) or "{}")
+    log: dict[str, LogEntry] = json.loads(storage.read_text(log_file) or "{}")
     for batch in todo:
         start = time.monotonic()
         painted = painter.paint(list(batch.values()), [near[key] for key in batch])
@@ -59,27 +69,29 @@ def _artifact(storage: Storage, file: str) -> Artifact:
     return Artifact(file, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def provenance(painter: Painter, key: str, picture: PictureRequest, near: Near) -> dict[str, Any]:
-    """All that made a picture, as its PNG carries it. Holds no times and nothing of the row that asked for it."""
-    rendering, record = painter.rendering, painter.record(picture)
-    notes = list(near.notes)
-    if len(near.records) < picture.k:
-        notes.append(f"only {len(near.records)} of {picture.k} neighbours: no more match the filter")
-    if not record.trained:
+def provenance(painter: Painter, key: str, picture: PictureRequest, given: Given) -> Record:
+    """All that made a picture, as its PNG carries it. Holds no times, and nothing of the row that asked for it."""
+    rendering, encoder = painter.rendering, painter.record(picture)
+    notes = list(given.notes)
+    if len(given.records) < picture.k:
+        notes.append(f"only {len(given.records)} of {picture.k} neighbours: no more match the filter")
+    if encoder is not None and not encoder.trained:
         notes.append("the encoder is untrained: its neighbours mean nothing")
-    table = asdict(picture)
+    table = picture.to_dict()
     source = table.pop("source") or {"database": "", "version": "", "where": ()}
+    facts = {f"model_{name}": value for name, value in rendering.model.facts.items() if name != "terms"}
     return {
         **table,
         "key": key,
         "database": source["database"],
         "database_version": source["version"],
         "where": list(source["where"]),
-        "neighbours": list(near.records),
-        "model": rendering.model_name,
-        "model_hash": rendering.model_hash,
-        "encoder": record.id,
-        "encoder_name": record.name,
+        "neighbours": list(given.records),
+        "model": rendering.model.name,
+        "model_hash": rendering.model.hash,
+        **facts,
+        "encoder": encoder.id if encoder else "",
+        "encoder_name": encoder.name if encoder else "",
         "precision": rendering.precision,
         "recipe": RECIPE,
         "rdmpipe": version(),
@@ -90,7 +102,7 @@ def provenance(painter: Painter, key: str, picture: PictureRequest, near: Near) 
 def generate_stage(
     storage: Storage, rendering: Rendering, plan: str, memory: int = 0, cpus: float = 1.0, workers: int = 0
 ) -> Stage:
-    """The stage: a model on one GPU, or on `cpus` cores, in each worker."""
+    """The stage: a model on one GPU, or on `cpus` cores, in each worker. `memory`: bytes a worker needs."""
     on_gpu = rendering.device.startswith("cuda")
     return Stage(
         name="generate",

@@ -1,0 +1,166 @@
+"""The seam between a run and a model: what a model says of itself, what it is given, and what it gives back.
+
+A kind of model is one module with the functions of `ModelKind`, named in KINDS. A model of that kind is a folder with its
+weights or its description. Everything else in this package (keys, plans, resume, provenance, gallery, memory checks, workers)
+knows models through these types alone. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+import numpy as np
+
+from pipeline.errors import ModelError
+from pipeline.generation.requests import ImagePrompting, PictureRequest
+from pipeline.generation.sampling import Sampling, known
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from pipeline.generation.provenance import Neighbour
+
+KINDS = {"rdm": "pipeline.generation.rdm_model", "ip-adapter": "pipeline.generation.ip_adapter"}
+
+DESCRIPTION = (
+    "model.toml"  # in a model's folder; its `kind` is one of KINDS. A folder with unet/ and without it is an RDM
+)
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before its weights are loaded.
+
+    folder          where its weights or its description are
+    hash            sha256 that differs whenever its pictures would
+    encoder, dim    the encoder whose vectors it takes, and their length
+    norm            unit: it takes unit vectors; raw: stored vectors times their norm
+    prompt          vector: it is given the prompt's vector; text: it encodes the prompt itself
+    sampling        its own settings, all of them; `samplers`: those it takes
+    side            pictures' sides are multiples of so many pixels
+    prompting       how neighbours act when nobody says; None: they are not image prompts
+    blocks          names of sets of attention blocks that `prompting` may choose
+    facts           what else a person wants to know: base, adapter, revision, licence, terms
+    """
+
+    name: str
+    kind: str
+    folder: str
+    hash: str
+    encoder: str
+    dim: int
+    norm: Literal["unit", "raw"]
+    prompt: Literal["vector", "text"]
+    max_neighbours: int
+    default_k: int
+    samplers: tuple[str, ...]
+    sampling: Sampling
+    side: int
+    prompting: ImagePrompting | None = None
+    blocks: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def default_size(self) -> int:
+        """Pixels of the longer side of a picture when nobody says."""
+        return max(self.sampling.size)
+
+    def check_size(self, height: int, width: int, dashes: str = "") -> None:
+        """Raise ModelError for a picture that the model cannot make."""
+        for name, length in (("height", height), ("width", width)):
+            if length < self.side or length % self.side:
+                below = max(length // self.side, 1) * self.side
+                raise ModelError(
+                    f"{dashes}{name} is {length} pixels; {self.name} wants a multiple of {self.side}, such as {below}"
+                )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a picture is made from: the vectors of its prompt and of its neighbours, nearest first.
+
+    Vectors are unit rows with their norms apart, as a database stores them. `prompt` and `negative` are None for a model that
+    encodes texts itself, unless a picture takes the text's place.
+    """
+
+    prompt: NDArray[np.float32] | None  # (D,)
+    prompt_norm: float
+    vectors: NDArray[np.float32]  # (m, D)
+    norms: NDArray[np.float32]  # (m,)
+    records: tuple[Neighbour, ...]
+    notes: tuple[str, ...] = ()
+    negative: NDArray[np.float32] | None = None  # (D,)
+    negative_norm: float = 1.0
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(m,) cosines of the prompt with the neighbours."""
+        return np.array([record["score"] for record in self.records], np.float64)
+
+
+class LoadedModel(Protocol):
+    """A model with its weights, in one worker."""
+
+    def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite. Noise is drawn on the
+        CPU from each picture's own seed. Raises ModelError, and BudgetError where the GPU's memory does not suffice."""
+        ...
+
+
+class ModelKind(Protocol):
+    """The functions of a kind's module."""
+
+    def outline(self, folder: Path, name: str) -> ModelInfo:
+        """What the model in this folder is, without its hash: nothing is fetched. Raises ModelError."""
+        ...
+
+    def describe(self, folder: Path, name: str) -> ModelInfo:
+        """The same with the hash, which takes the weights' files: those that are not here are fetched. Raises ModelError."""
+        ...
+
+    def load(self, info: ModelInfo, precision: str, device: str) -> LoadedModel:
+        """The model on its device. Raises ModelError."""
+        ...
+
+    def count_bytes(self, info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
+        """Bytes that weights and activations take at most while `batch` pictures are made."""
+        ...
+
+
+def kind_named(name: str) -> ModelKind:
+    """The module of a kind. Raises ModelError."""
+    if name not in KINDS:
+        raise ModelError(f"no kind of model is called {name!r}; the kinds are {', '.join(KINDS)}")
+    return cast("ModelKind", importlib.import_module(KINDS[name]))
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def to_arrays(images: torch.Tensor) -> list[NDArray[np.uint8] | None]:
+    """uint8 (H, W, 3) of pictures (B, 3, H, W) in -1..1, clamped and rounded; None where a number is not finite."""
+    import torch
+
+    finite = torch.isfinite(images).flatten(1).all(dim=1)
+    pixels = (images.clamp(-1, 1) * 127.5 + 127.5).nan_to_num(0).round().to(torch.uint8)
+    arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return [array if good else None for array, good in zip(arrays, finite.tolist(), strict=True)]
+
+
+def too_little_memory(pictures: Sequence[PictureRequest]) -> str:
+    """What to say when the GPU's memory ran out on a batch."""
+    sampling = pictures[0].sampling
+    return (
+        f"the GPU's memory does not suffice for {len(pictures)} picture(s) of {known(sampling.width)} x "
+        f"{known(sampling.height)} at a time: use a smaller --batch, or --precision fp16"
+    )

@@ -1,0 +1,141 @@
+"""The files that hold prompt lists: .csv, .tsv, .parquet, .jsonl and .txt, as rows of names and values.
+
+Reads: a file or an address that fsspec knows, in UTF-8 (or UTF-16 with its mark). A row that cannot be read becomes a text that
+says why; a file that cannot be read is a PromptError. Does not know what the columns mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import PromptError
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".txt")
+
+Record = dict[str, object]
+
+Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or what is wrong with it
+
+
+def read_records(source: str) -> tuple[list[str], Records, str]:
+    """The names of the columns, the rows, and what their numbers count: "line" or "row". Raises PromptError."""
+    data, suffix = _read(source), Path(source).suffix.lower()
+    if suffix == ".parquet":
+        return *_parquet(source, data), "row"
+    return *{".jsonl": _jsonl, ".txt": _txt}.get(suffix, _csv)(source, _decode(source, data)), "line"
+
+
+def unwritable(text: str) -> bool:
+    """Whether a text has no UTF-8 form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can say "\\ud800"
+        return True
+    return False
+
+
+def _read(source: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(source if "://" in source else str(Path(source).expanduser()), "rb") as handle:
+            return bytes(handle.read())
+    except (OSError, ImportError, ValueError) as error:
+        raise PromptError(
+            f"{source}: cannot be read ({error}). Give the path of a prompt list, or a prompt that does not end in "
+            f"{', '.join(SUFFIXES)}."
+        ) from error
+
+
+def _decode(source: str, data: bytes) -> str:
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # spreadsheets call this "Unicode text"
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise PromptError(
+            f"{source}: line {line} is not UTF-8 text ({error.reason}); save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise PromptError(f"{source}: line {line} holds a NUL character: this is not a text file")
+    return text
+
+
+def _csv(source: str, text: str) -> tuple[list[str], Records]:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
+    if source.lower().endswith(".tsv"):
+        delimiter = "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
+    except csv.Error as error:
+        raise PromptError(f"{source}: the header cannot be read: {error}") from error
+
+    def rows() -> Records:
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                through = f", lines {line} to {reader.line_num}" if reader.line_num > line else ""
+                yield (
+                    line,
+                    f"not a CSV row ({error}{through}): a quote is never closed, or a quote inside a cell is not doubled",
+                )
+                continue  # with the next line: a reader starts again after an error
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+                yield (
+                    line,
+                    f"{len(cells)} cells where the header has {len(names)}: quote a cell that holds {delimiter!r}",
+                )
+            else:
+                yield line, dict(zip(names, cells, strict=False))
+
+    return names, rows()
+
+
+def _txt(source: str, text: str) -> tuple[list[str], Records]:
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    return ["prompt"], ((number, {"prompt": line}) for number, line in lines if line.strip())
+
+
+def _jsonl(source: str, text: str) -> tuple[list[str], Records]:
+    names: dict[str, None] = {}
+    records: list[tuple[int, Record | str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            records.append((number, f"not JSON: {error}"))
+            continue
+        if unwritable(json.dumps(value, ensure_ascii=False)):
+            records.append((number, "holds half a surrogate pair, which is no character"))
+            continue
+        if isinstance(value, dict):
+            names.update(dict.fromkeys(value))
+        records.append((number, value if isinstance(value, dict) else f"expected an object, found {line.strip()[:40]}"))
+    return list(names), iter(records)
+
+
+def _parquet(source: str, data: bytes) -> tuple[list[str], Records]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise PromptError(f"{source}: not a readable Parquet file: {error}") from error
+    return list(table.column_names), iter(enumerate(rows, 1))

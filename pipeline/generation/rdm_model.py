@@ -1,0 +1,165 @@
+"""The kind `rdm`: retrieval-augmented diffusion models, conditioned on vectors of the prompt and its neighbours.
+
+Reads: folders that `save_pretrained` or `rdmpipe convert` wrote, and the Hub's copies. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.config import digest
+from pipeline.errors import BudgetError, ModelError
+from pipeline.generation.checksums import weights_of
+from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
+from pipeline.generation.requests import NEIGHBOURS, PictureRequest
+from pipeline.generation.sampling import Sampling, known
+from pipeline.machine import prepare_torchvision
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from rdm.conditioning import Context
+    from rdm.config import RDMConfig
+    from rdm.model import RDM
+
+
+def outline(folder: Path, name: str) -> ModelInfo:
+    """What the RDM in this folder is, without its hash. Raises ModelError."""
+    return info_of(_read(folder, name), str(folder.absolute()))
+
+
+def describe(folder: Path, name: str) -> ModelInfo:
+    """What the RDM in this folder is. Raises ModelError."""
+    config = _read(folder, name)
+    return info_of(config, str(folder.absolute()), _hash(folder, config))
+
+
+def _read(folder: Path, name: str) -> RDMConfig:
+    prepare_torchvision()
+    from rdm.errors import RDMError
+    from rdm.folder import read_folder_config
+
+    try:
+        return read_folder_config(folder)
+    except RDMError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
+
+
+def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInfo:
+    """A description in the terms of the seam; without a folder, of a model that is not here."""
+    from rdm.sampling import SAMPLERS
+
+    size = config.default_size
+    return ModelInfo(
+        name=config.name,
+        kind="rdm",
+        folder=folder,
+        hash=checksum,
+        encoder=config.encoder,
+        dim=config.context_dim,
+        norm="raw" if config.context_norm == "raw" else "unit",
+        prompt="vector",
+        max_neighbours=config.max_neighbours,
+        default_k=config.default_k,
+        samplers=tuple(SAMPLERS),
+        sampling=Sampling("ddim", 50, float(config.default_guidance), 0.0, size, size),
+        side=config.image_factor,
+    )
+
+
+def _hash(folder: Path, config: RDMConfig) -> str:
+    """sha256 over the description and the checksums of the weights' files, in order of their paths."""
+    return digest([config.to_dict(), weights_of(folder, ("unet", "vae", "vqvae"))], 64)
+
+
+def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:
+    """The model on its device; the first stage stays in single precision. Raises ModelError."""
+    import torch
+
+    prepare_torchvision()
+    from rdm import RDM
+    from rdm.errors import RDMError
+
+    try:
+        model = RDM.from_pretrained(info.folder, dtype=None)
+    except RDMError as error:
+        raise ModelError(f"model {info.folder}: {error}") from error
+    model.to(torch.device(device), torch_dtype(precision), first_stage_dtype=torch.float32)
+    return LoadedRDM(model)
+
+
+def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
+    """Bytes that weights and activations take at most while `batch` pictures are made."""
+    from rdm.folder import read_folder_config
+    from rdm.memory import count_memory
+
+    config = read_folder_config(Path(info.folder))
+    return count_memory(config, batch=batch, height=height, width=width, dtype=torch_dtype(precision)).peak
+
+
+@dataclass(frozen=True)
+class LoadedRDM:
+    """An RDM in a worker."""
+
+    model: RDM
+
+    def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite."""
+        import torch
+
+        from rdm.errors import RDMError
+
+        sampling = pictures[0].sampling
+        try:
+            context = self.context(pictures, given)
+            latents = self.model.sample(
+                context.tokens, mask=context.mask, null_context=self._null(given), steps=known(sampling.steps),
+                sampler=known(sampling.sampler), eta=known(sampling.eta), guidance_scale=known(sampling.scale),
+                height=known(sampling.height), width=known(sampling.width),
+                generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
+            )  # fmt: skip
+            return to_arrays(self.model.decode(latents).cpu())
+        except RDMError as error:
+            raise ModelError(str(error)) from error
+        except torch.cuda.OutOfMemoryError as error:
+            raise BudgetError(too_little_memory(pictures)) from error
+
+    def context(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> Context:
+        """What the denoiser attends to: a row a picture, shorter rows masked."""
+        import torch
+
+        from rdm.conditioning import assemble, join
+
+        made = []
+        for picture, found in zip(pictures, given, strict=True):
+            assert found.prompt is not None, "an RDM is given the prompt's vector"
+            prompt = None
+            if picture.use != NEIGHBOURS or not len(found.vectors):
+                prompt = torch.from_numpy(self._as_taken(found.prompt, found.prompt_norm))[None]
+            made.append(
+                assemble(
+                    self.model.config,
+                    prompt,
+                    torch.from_numpy(found.vectors)[None] if len(found.vectors) else None,
+                    norms=torch.from_numpy(found.norms)[None] if len(found.vectors) else None,
+                    prompt_weight=picture.text_weight,
+                )
+            )
+        return join(made)
+
+    def _null(self, given: Sequence[Given]) -> torch.Tensor | None:
+        """What guidance leads away from: the negative prompts (B, 1, D), or None for the model's own."""
+        import torch
+
+        rows = [self._as_taken(one.negative, one.negative_norm) for one in given if one.negative is not None]
+        return torch.from_numpy(np.stack(rows))[:, None] if rows else None  # a batch has negative prompts or none
+
+    def _as_taken(self, unit: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
+        taken = unit * np.float32(norm) if self.model.config.context_norm == "raw" else unit
+        return taken.astype(np.float32)
