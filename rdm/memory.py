@@ -75,7 +75,7 @@ def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
     """The most bytes that are alive at once during `call`, which runs `network` on the meta device; its weights are free."""
     with _FusedAttention(), _LiveBytes(network) as counted:
         call()
-    return counted.most
+    return int(counted.most)
 
 
 @torch.no_grad()
