@@ -31,7 +31,7 @@ from pipeline.building.download import DownloadConfig, download_stage, read_imag
 from pipeline.building.embed import Timing, embed_shard
 from pipeline.catalog.manifests import manifest_for_folder
 from pipeline.database import RetrievalDatabase
-from pipeline.encoders import Encoder, load_encoder, resolve_encoder, to_numpy
+from pipeline.encoders import Encoder, load_encoder, to_numpy
 from pipeline.execution import Shard
 from pipeline.execution.stage import run_shard_once
 from pipeline.images import DRAFT_SIDE, decode
@@ -115,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ).for_machine()
     torch.set_num_threads(config.torch_threads)
     torch.set_flush_denormal(True)
-    encoder = load_encoder(resolve_encoder(args.encoder), config.device, config.precision, config.preprocess)
+    encoder = load_encoder(args.encoder, config.device, config.precision, config.preprocess)
     rounds = []
     with tempfile.TemporaryDirectory() as scratch:
         db, shard = one_shard(Path(scratch), picture_bytes(args.source), args.pictures)

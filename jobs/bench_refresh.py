@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from pipeline.atelier import picture, png_bytes
 from pipeline.database import RetrievalDatabase
-from pipeline.encoders import load_encoder, resolve_encoder
+from pipeline.encoders import load_recorded
 from pipeline.retrieval import open_search
 from pipeline.retrieval.query import encode_image_files
 
@@ -119,7 +119,7 @@ def searched(home: Path, version: str, there: list[Path], absent: list[tuple[str
     database = RetrievalDatabase(NAME, str(home))
     pinned = database.version(version)
     record = pinned.encoder
-    encoder = load_encoder(resolve_encoder(record.name), "cpu", record.precision, record.preprocess)
+    encoder = load_recorded(record, "cpu")
     with open_search(database, pinned) as searcher:
         held = searcher.metadata(np.asarray(searcher.keys), ["key", "item_id", "sha256"])
         digest_of = dict(zip(held["key"].to_pylist(), held["sha256"].to_pylist(), strict=True))

@@ -39,6 +39,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
 
 
+def parse_json(text: str | bytes) -> object:
+    """The JSON value in `text`. Raises ValueError for what is not JSON, and for nesting that Python cannot follow: text of
+    others must not end a process with a RecursionError."""
+    try:
+        value: object = json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    return value
+
+
 def from_mapping(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Build the frozen dataclass `cls` from a TOML table. Unknown, missing and mistyped keys are ConfigErrors.
 

@@ -13,10 +13,10 @@ def save_weights(folder: Path, seed: int = 1, config: Path = CONFIG, name: str =
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.encoders import load_encoder, resolve_encoder
+    from pipeline.encoders import load_encoder
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = load_encoder(resolve_encoder(f"random:{config}?seed={seed}"), "cpu").model.state_dict()
+    state = load_encoder(f"random:{config}?seed={seed}", "cpu").model.state_dict()
     path = folder / name
     if path.suffix == ".safetensors":
         save_file(state, path)

@@ -22,7 +22,7 @@ from pipeline.building.download import DownloadConfig, download_stage
 from pipeline.building.embed import Timing, embed_shard, embed_stage
 from pipeline.catalog.manifests import manifest_for_folder
 from pipeline.database import RetrievalDatabase
-from pipeline.encoders import Encoder, EncoderRecord, load_encoder, resolve_encoder
+from pipeline.encoders import Encoder, EncoderRecord, load_encoder
 from pipeline.errors import DatabaseError, EncoderError
 from pipeline.execution import Backend, Shard, Stage, run_stages
 from pipeline.execution.stage import run_shard_once
@@ -37,7 +37,7 @@ CONFIGURED = EmbedConfig(RANDOM, device="cpu", batch=8, torch_threads=1, decode_
 @pytest.fixture(scope="module")
 def tiny() -> Encoder:
     torch.set_num_threads(1)
-    return load_encoder(resolve_encoder(RANDOM), "cpu")
+    return load_encoder(RANDOM, "cpu")
 
 
 def collection(folder: Path, count: int = 21, bad: bool = True) -> Path:
@@ -109,7 +109,7 @@ def test_vit_b_32_embeds_real_paintings(home: Path, tmp_path: Path, shared: Path
     for path in sorted((shared / "data" / "paintings").glob("*.jpg"))[:5]:
         (folder / path.name).write_bytes(path.read_bytes())
     db, _, shards = downloaded(home, folder)
-    encoder = load_encoder(resolve_encoder("random:ViT-B-32?seed=0"), "cpu")
+    encoder = load_encoder("random:ViT-B-32?seed=0", "cpu")
     receipt = embed_shard(db, replace(CONFIGURED, encoder=encoder.record.name), encoder, shards[0])
     assert (receipt.ok, receipt.rows) == (5, 5)
     table = db.read_table(db.embedding_table(encoder.record, 0))
@@ -187,7 +187,7 @@ def test_another_encoder_downloads_dropped_pictures_again(home: Path, tmp_path: 
     db, download, (shard,) = downloaded(home, collection(tmp_path / "pictures"))
     run_stages((download, embed_stage(db, replace(CONFIGURED, images="drop"), tiny.record)), [shard], Backend())
     name = local_encoder(tmp_path / "weights")
-    second = load_encoder(resolve_encoder(name), "cpu")
+    second = load_encoder(name, "cpu")
     stage = embed_stage(db, replace(CONFIGURED, encoder=name, images="drop"), second.record)
     outcome = run_stages((download, stage), [shard], Backend())
     assert outcome.failures == []
@@ -228,7 +228,7 @@ def test_thumbnails_and_hashes_are_the_same_whatever_the_encoder(tmp_path: Path,
     made = {}
     for kind in ("openclip", "compvis"):
         db, _, (shard,) = downloaded(tmp_path / kind, folder)
-        encoder = load_encoder(resolve_encoder(RANDOM), "cpu", preprocess=kind)
+        encoder = load_encoder(RANDOM, "cpu", preprocess=kind)
         embed_shard(db, replace(CONFIGURED, preprocess=kind, images="thumbnail"), encoder, shard)
         table = db.read_table(db.embedding_table(encoder.record, 0))
         made[kind] = (
@@ -245,7 +245,7 @@ def test_thumbnails_and_hashes_are_the_same_whatever_the_encoder(tmp_path: Path,
 
 
 def test_a_vector_that_is_not_finite_is_a_failed_row(home: Path, tmp_path: Path) -> None:
-    encoder = load_encoder(resolve_encoder(RANDOM), "cpu")
+    encoder = load_encoder(RANDOM, "cpu")
     with torch.no_grad():
         encoder.model.visual.proj.mul_(float("inf"))  # type: ignore[union-attr, operator]
     db, _, (shard,) = downloaded(home, collection(tmp_path / "pictures", count=3, bad=False))

@@ -34,7 +34,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildSummary:
     start = time.monotonic()
     manifest, request = settle(request)
     if "embed" in request.stages or "index" in request.stages:
-        check_encoder(resolve_encoder(manifest.encoder))
+        check_encoder(manifest.encoder)
     database = RetrievalDatabase(manifest.name, request.home)
     with lease(database.storage, f"build-index {manifest.name}", request.wait_s, notify=progress.say):
         require_purged(database)
@@ -141,8 +141,10 @@ class _Build:
     def _encoder(self) -> Encoder:
         if not self.loaded:
             self.progress.say(f"loading encoder {self.manifest.encoder}")
-            spec = resolve_encoder(self.manifest.encoder)
-            self.loaded.append(load_encoder(spec, self.request.device, self.request.precision, self.request.preprocess))
+            request = self.request
+            self.loaded.append(
+                load_encoder(self.manifest.encoder, request.device, request.precision, request.preprocess)
+            )
         return self.loaded[0]
 
     def _receipts(self, stage: Stage, plan: BuildPlan) -> list[Receipt]:
@@ -170,7 +172,7 @@ class _Build:
         ):
             return before
         encoder = load_encoder(
-            resolve_encoder(self.manifest.encoder), self.request.device, self.request.precision, self.request.preprocess
+            self.manifest.encoder, self.request.device, self.request.precision, self.request.preprocess
         )
         text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
         gone = gone_keys(self.database, self.gone)

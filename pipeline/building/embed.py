@@ -35,7 +35,7 @@ from pipeline.building.decoding import Decoded, decode_row
 from pipeline.building.download import read_images
 from pipeline.config import digest
 from pipeline.database import RetrievalDatabase
-from pipeline.encoders import Encoder, EncoderRecord, load_encoder, require_match, resolve_encoder, to_numpy, unit_rows
+from pipeline.encoders import Encoder, EncoderRecord, load_encoder, require_match, to_numpy, unit_rows
 from pipeline.execution import Receipt, Resources, Shard, Stage, ahead, count_statuses
 from pipeline.images import MAX_PIXELS
 from pipeline.schema import FAILED, OK, with_vectors
@@ -195,7 +195,7 @@ def _set_up(config: EmbedConfig, record: EncoderRecord) -> Encoder:
 
     torch.set_num_threads(config.torch_threads)
     torch.set_flush_denormal(True)  # random and pruned weights have denormals, which are slow
-    encoder = load_encoder(resolve_encoder(config.encoder), config.device, config.precision, config.preprocess)
+    encoder = load_encoder(config.encoder, config.device, config.precision, config.preprocess)
     require_match(record, encoder)
     return encoder
 

@@ -4,11 +4,13 @@ from .encoder import load_recorded as load_recorded
 from .encoder import require_match as require_match
 from .encoder import to_numpy as to_numpy
 from .encoder import unit_rows as unit_rows
+from .modelconfig import OPENAI_MEAN as OPENAI_MEAN
+from .modelconfig import OPENAI_STD as OPENAI_STD
+from .modelconfig import ModelConfig as ModelConfig
+from .preprocess import Pixels as Pixels
 from .preprocess import Preprocess as Preprocess
 from .record import UNSTATED as UNSTATED
 from .record import EncoderRecord as EncoderRecord
-from .specs import OPENAI_MEAN as OPENAI_MEAN
-from .specs import OPENAI_STD as OPENAI_STD
 from .specs import check_encoder as check_encoder
 from .specs import describe_encoders as describe_encoders
 from .specs import import_open_clip as import_open_clip

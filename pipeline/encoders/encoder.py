@@ -1,7 +1,7 @@
-"""A loaded encoder: pictures and texts into vectors. Which encoder a name stands for is pipeline/encoders/specs.py.
+"""A loaded encoder: pictures and texts into vectors. What a name stands for is in pipeline/encoders/specs.py.
 
-Reads: weights. Writes nothing. Vectors of the same picture agree to float16 rounding between batch sizes and threads, and are
-bit-identical for the same batch on the same machine; between CPU and GPU they agree to about 1e-3.
+Reads: weights. Writes: huggingface_hub's cache. Vectors of the same picture agree to float16 rounding between batch sizes and
+threads. They are bit-identical for the same batch on the same machine; between CPU and GPU they agree to about 1e-3.
 """
 
 from __future__ import annotations
@@ -9,24 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 
-from pipeline.encoders.preprocess import Preprocess, preprocess_of_model
+from pipeline.encoders.preprocess import Pixels, Preprocess, preprocess_of_model
 from pipeline.encoders.record import UNSTATED, EncoderRecord
-from pipeline.encoders.specs import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    EncoderSpec,
-    build_network,
-    check_encoder,
-    model_config,
-    resolve_encoder,
-    tag_files,
-    tokenizer_of,
-)
-from pipeline.encoders.weights import HUB_WEIGHTS, check_hub, fetch, read_state, sha256_of_state
+from pipeline.encoders.specs import Tokenizer, build_network, model_config, resolve_encoder, tokenizer_of, weights_path
+from pipeline.encoders.weights import read_state, sha256_of_state
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -45,21 +36,35 @@ UNTRAINED = "the encoder has random weights: its results carry no meaning"
 _TEXT_BATCH = 64
 
 
+class _Tower(Protocol):
+    image_size: int | tuple[int, int]
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
+
+
+class _Towers(Protocol):
+    """What an open_clip model is used for here."""
+
+    visual: _Tower
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
+
 class Encoder:
-    """A model on a device. `record` says which one; `notes` holds what every result has to say of it."""
+    """A model on a device. `record` says which encoder it is; `notes` holds what every result must say about it."""
 
     def __init__(
         self,
-        spec: EncoderSpec,
         record: EncoderRecord,
         model: torch.nn.Module,
         preprocess: Preprocess,
-        tokenizer: Any,
+        tokenizer: Tokenizer | None,
         device: torch.device,
     ) -> None:
         import torch
 
-        self.spec, self.record, self.model, self.preprocess, self.device = spec, record, model, preprocess, device
+        self.record, self.model, self.preprocess, self.device = record, model, preprocess, device
+        self._towers = cast("_Towers", model)
         self._tokenizer = tokenizer
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[record.precision]
         shape = (1, 3, 1, 1)
@@ -86,14 +91,17 @@ class Encoder:
     def notes(self) -> tuple[str, ...]:
         return () if self.record.trained else (UNTRAINED,)
 
-    def prepare(self, picture: Image | NDArray[Any]) -> NDArray[Any]:
-        """An RGB picture (Pillow's, or (H, W, 3) uint8) as the array `encode_images` takes a batch of. Safe in threads."""
+    def prepare(self, picture: Image | NDArray[np.uint8]) -> Pixels:
+        """An RGB picture (Pillow's, or (H, W, 3) uint8) as (size, size, 3): `encode_images` takes a batch of them.
+
+        Safe to call from several threads.
+        """
         return self.preprocess(picture)
 
-    def submit(self, batch: NDArray[Any]) -> torch.Tensor:
-        """Start on a batch of prepared pictures, (B, size, size, 3) uint8 or float32 in 0..1; (B, dim) on the device.
+    def submit(self, batch: Pixels) -> torch.Tensor:
+        """Vectors (B, dim) on the device of prepared pictures, (B, size, size, 3) uint8 or float32 in 0..1.
 
-        On a GPU this returns before the work is done. Vectors are as the model gives them, not normalised.
+        On a GPU this returns before the work is done. The vectors are not normalised.
         """
         import torch
 
@@ -106,27 +114,26 @@ class Encoder:
             if batch.dtype == np.uint8:
                 values = values / 255.0
             values = ((values - self._mean) / self._std).to(self._dtype)
-            tower: Any = self.model.visual
-            made: Any = tower(values)
-            vectors: torch.Tensor = made[0] if isinstance(made, tuple) else made  # CoCa's tower gives tokens too
-            return vectors
+            made = self._towers.visual(values)
+            return made[0] if isinstance(made, tuple) else made  # CoCa's tower gives tokens too
 
-    def encode_images(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """(B, size, size, 3) prepared pictures into (B, dim) float32, not normalised."""
+    def encode_images(self, batch: Pixels) -> NDArray[np.float32]:
+        """Vectors (B, dim) float32 of prepared pictures, (B, size, size, 3). The vectors are not normalised."""
         return to_numpy(self.submit(np.require(batch, requirements=["C", "W"])))
 
-    def encode_texts(self, texts: Sequence[str]) -> NDArray[Any]:
-        """Texts into (B, dim) float32 unit rows. What is beyond the context length is cut off, with a warning.
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (B, dim) float32 of unit norm. A text longer than the context is cut off, with a warning.
 
         Raises EncoderError where the encoder has no text tower.
         """
         return self.text_vectors(texts)[0]
 
-    def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Unit rows as `encode_texts`, and the lengths (B,) they had before: some models take vectors as they were."""
+    def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(vectors as of `encode_texts`, their lengths (B,) before): some models are conditioned on the unscaled vectors."""
         import torch
 
-        if not self.has_text:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
             raise EncoderError(
                 f"encoder {self.record.name!r} has no text tower: query by picture (--image) or by key (--key) instead"
             )
@@ -135,38 +142,35 @@ class Encoder:
         cut = self.overlong(texts)
         if cut:
             log.warning(
-                "%d of %d texts are longer than the encoder's %d tokens; their ends are not seen",
+                "%d of %d texts are longer than the encoder's %d tokens; the encoder does not see their ends",
                 len(cut),
                 len(texts),
-                self._tokenizer.context_length,
+                tokenizer.context_length,
             )
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), _TEXT_BATCH):
-                tokens = self._tokenizer(list(texts[start : start + _TEXT_BATCH])).to(self.device)
-                parts.append(to_numpy(self.model.encode_text(tokens)))  # type: ignore[operator]
+                tokens = tokenizer(list(texts[start : start + _TEXT_BATCH])).to(self.device)
+                parts.append(to_numpy(self._towers.encode_text(tokens)))
         return unit_rows(np.concatenate(parts))
 
     def overlong(self, texts: Sequence[str]) -> list[int]:
         """Positions of the texts that the tokenizer cuts off."""
+        encode = getattr(self._tokenizer, "encode", None)
+        if self._tokenizer is None or encode is None:
+            return []
         room = self._tokenizer.context_length - 2  # begin and end
-        # A token has at least one byte, so that most texts need no second look.
-        return [
-            i
-            for i, text in enumerate(texts)
-            if len(text.encode()) > room
-            and hasattr(self._tokenizer, "encode")
-            and len(self._tokenizer.encode(text)) > room
-        ]
+        # A token has at least one byte, so most texts need not be tokenized here.
+        return [i for i, text in enumerate(texts) if len(text.encode()) > room and len(encode(text)) > room]
 
 
-def to_numpy(vectors: torch.Tensor) -> NDArray[Any]:
-    """Vectors on any device as float32 in memory; waits for the device."""
-    array: NDArray[Any] = vectors.float().cpu().numpy()
+def to_numpy(vectors: torch.Tensor) -> NDArray[np.float32]:
+    """Vectors on any device as float32 in main memory. Waits for the device."""
+    array: NDArray[np.float32] = vectors.float().cpu().numpy()
     return array
 
 
-def unit_rows(vectors: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def unit_rows(vectors: NDArray[np.float32] | NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(B, D) float32 rows scaled to length 1, and their lengths (B,) before. Zero or non-finite rows give NaN."""
     wide = vectors.astype(np.float64)
     norms = np.sqrt((wide * wide).sum(axis=1))
@@ -177,58 +181,58 @@ def unit_rows(vectors: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 @cache
 def _say_untrained(name: str) -> None:
-    """Once a process: a run loads its encoder for each of its stages."""
+    """Warn once per process: a run loads its encoder for each of its stages."""
     log.warning("%s: %s", name, UNTRAINED)
 
 
-def load_encoder(
-    spec: EncoderSpec, device: str = "auto", precision: str = "fp32", preprocess: str = "openclip"
-) -> Encoder:
-    """Load an encoder for inference. device: auto (cuda where there is one, else cpu), cpu, cuda, cuda:1.
+def load_encoder(name: str, device: str = "auto", precision: str = "fp32", preprocess: str = "openclip") -> Encoder:
+    """Load the encoder that `name` stands for, for inference. device: auto (cuda where there is one, else cpu), cpu, cuda:1.
 
-    Raises EncoderError where weights cannot be had, do not fit the config, or need code to be run.
+    Raises EncoderError where the name stands for nothing, where weights cannot be had or do not fit the config, and where a
+    file would need code to be run. Weights are looked for before the network is built.
     """
     import torch
 
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    config, preprocess_config = model_config(spec)
+    spec, where = resolve_encoder(name), _device(device)
+    config = model_config(spec)
+    weights = weights_path(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = build_network(spec, config, precision)
-    if spec.trained:
-        _load_state(spec, model, _weights_path(spec))
+        model = build_network(name, config, precision)
+    if weights is not None:
+        _load_state(name, model, weights)
     model.eval().requires_grad_(False)
     digest = sha256_of_state(model.state_dict())
     if precision != "fp32":
-        _lower(model, precision, "timm_model_name" in config["vision_cfg"])
-    where = _device(device)
+        _lower(model, precision, config.is_timm)
     model.to(where)
-    visual: Any = model.visual
-    has_text = bool(config.get("text_cfg"))
-    defaults = {"mean": OPENAI_MEAN, "std": OPENAI_STD}
-    record = EncoderRecord(spec.name, int(config["embed_dim"]), digest, preprocess, precision, spec.trained, has_text)
+    has_text = config.text is not None
+    record = EncoderRecord(name, config.embed_dim, digest, preprocess, precision, spec.trained, has_text)
     if not spec.trained:
-        _say_untrained(spec.name)
+        _say_untrained(name)
     return Encoder(
-        spec,
         record,
         model,
-        preprocess_of_model(preprocess, visual.image_size, {**defaults, **preprocess_config}),
+        preprocess_of_model(preprocess, cast("_Towers", model).visual.image_size, config.preprocess),
         tokenizer_of(spec, config) if has_text else None,
         where,
     )
 
 
 def load_recorded(record: EncoderRecord, device: str = "auto") -> Encoder:
-    """Load the encoder that made a database's vectors. Raises EncoderError where what is found now is another."""
-    encoder = load_encoder(resolve_encoder(record.name), device, record.precision, record.preprocess)
+    """Load the encoder that made a database's vectors: the way to get one for a database that exists.
+
+    Raises EncoderError where it cannot be had, or where what is found now is another encoder.
+    """
+    encoder = load_encoder(record.name, device, record.precision, record.preprocess)
     require_match(record, encoder)
     return encoder
 
 
 def require_match(record: EncoderRecord, encoder: Encoder) -> None:
-    """Raise EncoderError where vectors of `encoder` cannot be compared with those of `record`. Precision may differ."""
+    """Raise EncoderError where vectors of `encoder` and of `record` cannot be compared. Precision may differ."""
     found = encoder.record
     differing = [
         f"{what} {theirs} in the database, {ours} now"
@@ -255,22 +259,16 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise EncoderError(f"device {name!r} is not one that torch knows: use auto, cpu, cuda or cuda:1") from error
+        raise EncoderError(
+            f"device {name!r} is not a device that torch knows: use auto, cpu, cuda or cuda:1"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EncoderError(f"device {name!r}: torch {torch.__version__} sees no GPU here; use --device cpu")
     return device
 
 
-def _weights_path(spec: EncoderSpec) -> Any:
-    if spec.weights is not None:
-        check_encoder(spec)
-        return spec.weights
-    repo, names = (spec.repo, HUB_WEIGHTS) if spec.kind == "hub" else tag_files(spec)
-    return fetch(spec.name, repo, check_hub(spec.name, repo, names, spec.revision), spec.revision)
-
-
-def _load_state(spec: EncoderSpec, model: torch.nn.Module, path: Any) -> None:
-    """Load a checkpoint into the model; every tensor has to be there, and no other. Raises EncoderError."""
+def _load_state(name: str, model: torch.nn.Module, path: Path) -> None:
+    """Load a checkpoint into the model; it must hold every tensor of the model, and no other. Raises EncoderError."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -281,22 +279,22 @@ def _load_state(spec: EncoderSpec, model: torch.nn.Module, path: Any) -> None:
     own = model.state_dict()
     if "text.transformer.embeddings.position_ids" not in own:
         state.pop("text.transformer.embeddings.position_ids", None)
-    for name in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
-        state.pop(name, None)
-    for name in ("logit_scale", "logit_bias"):  # a scalar or one element
-        if name in state and name in own:
-            state[name] = state[name].reshape(own[name].shape)
+    for extra in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
+        state.pop(extra, None)
     try:
+        for scalar in ("logit_scale", "logit_bias"):  # a scalar or one element
+            if scalar in state and scalar in own:
+                state[scalar] = state[scalar].reshape(own[scalar].shape)
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise EncoderError(
-            f"encoder {spec.name!r}: {path} does not fit its model config: {str(error)[:600]}. Check that config and weights "
+            f"encoder {name!r}: {path} does not fit its model config: {str(error)[:600]}. Check that config and weights "
             "belong together (a checkpoint without a text tower needs a config without text_cfg)"
         ) from error
 
 
 def _lower(model: torch.nn.Module, precision: str, timm: bool) -> None:
-    """Lower precision as open_clip does it: layer norms stay fp32."""
+    """Convert the weights to lower precision as open_clip does: layer norms stay fp32."""
     import torch
     from open_clip.model import convert_weights_to_lp
     from open_clip.transformer import LayerNormFp32

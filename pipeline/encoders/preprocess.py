@@ -1,36 +1,38 @@
-"""From an RGB picture to the pixels an encoder sees. Which way is part of a database's identity, so each way has a name.
+"""From an RGB picture to the pixels that an encoder takes. The way is part of a database's identity, so each way has a name.
 
-    openclip   open_clip's own transform for the model: resize the shorter side (bicubic with antialias), centre crop; or, where
-               the model's config says `squash`, resize both sides
-    compvis    what CompVis's RDM databases were made with: bicubic straight to the model's size, align_corners, no
-               antialias, no crop (retrieval-augmented-diffusion-models, FrozenClipImageEmbedder)
+    openclip   open_clip's own transform for the model: resize the shorter side (bicubic with antialias) and crop the centre;
+               where the model's config says `squash`, resize both sides
+    compvis    the way of CompVis's RDM databases: bicubic straight to the model's size, align_corners, no antialias, no crop
+               (retrieval-augmented-diffusion-models, FrozenClipImageEmbedder)
 
 Reads and writes nothing; runs in threads beside a model. `openclip` differs from open_clip's own pixels by at most 2 steps
-of 255, in fewer than one value of 100: torch's resize of 8-bit pictures is four times as quick as Pillow's and rounds a little
-otherwise. Mean and standard deviation are applied by the encoder.
+of 255, in fewer than one value of 100: torch's resize of 8-bit pictures is four times as fast as Pillow's and rounds
+differently. The encoder applies mean and standard deviation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.encoders.modelconfig import PreprocessConfig
 from pipeline.errors import EncoderError
 from pipeline.images import resize
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL.Image import Image
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]  # of `openclip` | of `compvis`
 
 Kind = Literal["openclip", "compvis"]
 
 KINDS: tuple[Kind, ...] = ("openclip", "compvis")
 
-_LONGEST = 8  # of `openclip`: a picture longer than this many times its width is resized inside the crop alone
+_LONGEST = 8  # of `openclip`: of a picture that is longer than this many widths, only the crop is resized
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Preprocess:
 
     @property
     def side(self) -> int:
-        """How many pixels of the shorter side are needed; 0: all there are (no antialias means no reduction before)."""
+        """Pixels of the shorter side that are needed; 0: all of them (without antialias no reduction is allowed before)."""
         return 0 if self.kind == "compvis" else self.size
 
-    def __call__(self, picture: Image | NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, picture: Image | NDArray[np.uint8]) -> Pixels:
         """An RGB picture, Pillow's or (H, W, 3) uint8, as (size, size, 3).
 
         uint8; for compvis float32 where 0..1 is black to white (not clipped).
@@ -60,30 +62,29 @@ class Preprocess:
         return _openclip(pixels, self.size, self.interpolation, self.resize_mode)
 
 
-def preprocess_of_model(kind: str, size: Any, config: Mapping[str, Any]) -> Preprocess:
-    """The preprocessing `kind` for a model, from open_clip's preprocess config. Raises EncoderError."""
+def preprocess_of_model(kind: str, size: int | tuple[int, int], config: PreprocessConfig) -> Preprocess:
+    """The preprocessing `kind` for a model whose input has `size` pixels. Raises EncoderError."""
     if kind not in KINDS:
         raise EncoderError(f"preprocessing {kind!r} is not one of {', '.join(KINDS)}")
     sides = set(size) if isinstance(size, tuple | list) else {size}
-    mode, filter_name = config.get("resize_mode") or "shortest", config.get("interpolation") or "bicubic"
+    mode, filter_name = config.resize_mode, config.interpolation
     if len(sides) != 1 or mode not in ("shortest", "squash") or filter_name not in ("bicubic", "bilinear"):
         raise EncoderError(
             f"the model's preprocessing (size {size}, resize mode {mode}, {filter_name}) is not supported: square input, "
             "shortest or squash, bicubic or bilinear are"
         )
-    mean, std = (tuple(float(value) for value in config[name]) for name in ("mean", "std"))
-    return Preprocess(kind, int(sides.pop()), mean, std, filter_name, mode)  # type: ignore[arg-type]
+    return Preprocess(kind, int(sides.pop()), config.mean, config.std, filter_name, mode)
 
 
-def _openclip(pixels: NDArray[Any], size: int, interpolation: str, mode: str) -> NDArray[Any]:
+def _openclip(pixels: NDArray[np.uint8], size: int, interpolation: str, mode: str) -> NDArray[np.uint8]:
     """open_clip's inference transform up to uint8: torchvision's Resize(size) and CenterCrop(size), rounded as they do."""
     height, width = pixels.shape[:2]
-    if mode == "squash":  # Pillow picks the order of the two passes by the shape, which only Pillow can repeat
+    if mode == "squash":  # Pillow picks the order of the two passes by the shape, so only Pillow gives the same pixels
         return _pillow(pixels, size, interpolation, (0.0, 0.0, width, height))
     short, long = min(width, height), max(width, height)
     resized = int(size * long / short)
     start = round((resized - size) / 2.0)
-    if long > _LONGEST * short:  # most is outside the crop; its pixels are not worth computing
+    if long > _LONGEST * short:  # most of it lies outside the crop
         first, last = start * long / resized, (start + size) * long / resized
         box = (0.0, first, width, last) if height > width else (first, 0.0, last, height)
         return _pillow(pixels, size, interpolation, box)
@@ -93,8 +94,8 @@ def _openclip(pixels: NDArray[Any], size: int, interpolation: str, mode: str) ->
 
 
 def _pillow(
-    pixels: NDArray[Any], size: int, interpolation: str, box: tuple[float, float, float, float]
-) -> NDArray[Any]:
+    pixels: NDArray[np.uint8], size: int, interpolation: str, box: tuple[float, float, float, float]
+) -> NDArray[np.uint8]:
     from PIL import Image
 
     resample = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
@@ -102,7 +103,7 @@ def _pillow(
 
 
 @lru_cache(maxsize=256)
-def _taps(length: int, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Cubic convolution (a = -0.75) from `length` samples to `size`, corners aligned: (size, 4) indices and weights."""
     position = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
     first = np.floor(position)
@@ -115,7 +116,7 @@ def _taps(length: int, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return indices, np.where(distance <= 1, near, far).astype(np.float32)
 
 
-def _align_corners(pixels: NDArray[Any], size: int) -> NDArray[Any]:
+def _align_corners(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """(H, W, 3) uint8 -> (size, size, 3) float32 in 0..1, overshoot kept, as torch's bicubic with align_corners."""
     rows, row_weights = _taps(pixels.shape[0], size)
     columns, column_weights = _taps(pixels.shape[1], size)

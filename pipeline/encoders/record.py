@@ -1,22 +1,18 @@
-"""EncoderRecord: which encoder made the vectors of a database."""
+"""EncoderRecord: which encoder made the vectors of a database. Its fields are written into version files."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import digest
 
-if TYPE_CHECKING:
-    pass
-
-UNSTATED = "unstated"  # weights of an encoder that was named by hand, for vectors that somebody else published
+UNSTATED = "unstated"  # weights are not known: somebody else made the vectors, and the encoder was named by hand
 
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """Which encoder made a database's vectors. Queries have to be made by the same one."""
+    """Which encoder made a database's vectors. Queries must come from the same encoder."""
 
     name: str  # what --encoder takes
     dim: int

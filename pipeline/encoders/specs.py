@@ -1,4 +1,4 @@
-"""Encoders by name: what a name stands for, whether its weights can be had, its config and its untrained model.
+"""Encoders by name: what a name stands for, whether its weights can be had, its config, network and tokenizer.
 
     vit-l-14, vit-b-32             OpenAI's weights, with QuickGELU
     vit-h-14, siglip2-base, ...    others of SHORT_NAMES: open_clip's architecture and weights
@@ -9,17 +9,22 @@
     random:<arch or model.json>[?seed=0]   random weights; every result says that it carries no meaning
     <name>                         an encoder shipped with the package, in pipeline/assets/encoders/<name>
 
-Reads: model configs, and through encoders/weights.py what the Hub has. Weights that cannot be reached are an EncoderError;
-there is no fallback. A config without text_cfg is an encoder without a text tower. encoders/encoder.py loads and runs them.
+Reads: model configs (pipeline/encoders/modelconfig.py), and through pipeline/encoders/weights.py what the Hub has. Writes
+huggingface_hub's cache. Weights that cannot be reached are an EncoderError; there is no fallback. A config without text_cfg is
+an encoder without a text tower. No code of an encoder's author is run.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from pipeline.encoders.modelconfig import Fields, ModelConfig, check_model_config, read_model_config
 from pipeline.encoders.weights import HUB_WEIGHTS, candidates, check_hub, fetch
 from pipeline.errors import EncoderError, nearest
 from pipeline.installation import asset
@@ -44,7 +49,7 @@ SHIPPED = asset("encoders")
 
 CONFIG_FILE = "open_clip_config.json"
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_MOST_MERGES = 32 << 20  # bytes; open_clip's own has 3 MB
 
 _FORMS = "open_clip:ARCH/TAG, hf-hub:OWNER/REPO, local:FOLDER, local:MODEL.json:WEIGHTS, random:ARCH?seed=0"
 
@@ -69,7 +74,7 @@ class EncoderSpec:
 
 
 def resolve_encoder(name: str) -> EncoderSpec:
-    """What `name` stands for. Looks at the name alone; `check` looks at the weights. Raises EncoderError."""
+    """What `name` stands for. Looks at the name alone; `check_encoder` looks at the weights. Raises EncoderError."""
     scheme, _, rest = name.partition(":")
     if name in SHORT_NAMES:
         arch, tag = SHORT_NAMES[name]
@@ -136,25 +141,42 @@ def _files(name: str, config: str, weights: str) -> EncoderSpec:
     return EncoderSpec(name, "local", config=config_path, weights=weights_path)
 
 
-def check_encoder(spec: EncoderSpec) -> None:
+def check_encoder(name: str) -> None:
     """Raise EncoderError, before any work, where the encoder's weights or config cannot be had. Downloads no weights."""
+    spec = resolve_encoder(name)
     if spec.kind == "hub":
         check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
         check_hub(spec.name, spec.repo, HUB_WEIGHTS, spec.revision)
-        return
-    if spec.kind == "tag":
-        repo, filename, _ = tag_settings(spec)
-        check_hub(spec.name, repo, candidates(filename), spec.revision)
-        return
-    model_config(spec)
-    if spec.weights is not None and not spec.weights.is_file():
+    elif spec.kind == "tag":
+        repo, names = tag_files(spec)
+        check_hub(spec.name, repo, names, spec.revision)
+    else:
+        model_config(spec)
+        if spec.weights is not None:
+            check_file(spec.name, spec.weights)
+
+
+def weights_path(spec: EncoderSpec) -> Path | None:
+    """The weights on this disk, downloaded if need be; None: random. Raises EncoderError where they cannot be had."""
+    if spec.kind == "random":
+        return None
+    if spec.weights is not None:
+        check_file(spec.name, spec.weights)
+        return spec.weights
+    repo, names = (spec.repo, HUB_WEIGHTS) if spec.kind == "hub" else tag_files(spec)
+    return fetch(spec.name, repo, check_hub(spec.name, repo, names, spec.revision), spec.revision)
+
+
+def check_file(name: str, path: Path) -> None:
+    if not path.is_file():
         raise EncoderError(
-            f"encoder {spec.name!r}: no weights at {spec.weights}; expected {' or '.join(HUB_WEIGHTS)} in a folder, or "
+            f"encoder {name!r}: no weights at {path}; expected {' or '.join(HUB_WEIGHTS)} in a folder, or "
             "local:MODEL.json:WEIGHTS"
         )
 
 
 def import_open_clip() -> Any:
+    """open_clip, with torchvision made to import beside a CPU-only torch."""
     from pipeline.machine import prepare_torchvision
 
     prepare_torchvision()
@@ -163,8 +185,8 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def tag_settings(spec: EncoderSpec) -> tuple[str, str, dict[str, Any]]:
-    """(Hub repository, file name or empty, open_clip's settings) of a pretrained tag. Raises EncoderError."""
+def tag_settings(spec: EncoderSpec) -> Fields:
+    """open_clip's settings of a pretrained tag. Raises EncoderError."""
     open_clip = import_open_clip()
     _known_arch(spec)
     settings = open_clip.get_pretrained_cfg(spec.arch, spec.tag)
@@ -174,8 +196,13 @@ def tag_settings(spec: EncoderSpec) -> tuple[str, str, dict[str, Any]]:
             f"encoder {spec.name!r}: open_clip has no weights {spec.tag!r} of {spec.arch}{nearest(spec.tag, tags)}; it has "
             f"{', '.join(tags) or 'none'}"
         )
-    repo, _, filename = settings["hf_hub"].rpartition("/")
-    return repo, filename, settings
+    return dict(settings)
+
+
+def tag_files(spec: EncoderSpec) -> tuple[str, tuple[str, ...]]:
+    """(Hub repository, file names to try) of a pretrained tag."""
+    repo, _, filename = str(tag_settings(spec)["hf_hub"]).rpartition("/")
+    return repo, candidates(filename)
 
 
 def _known_arch(spec: EncoderSpec) -> None:
@@ -187,58 +214,70 @@ def _known_arch(spec: EncoderSpec) -> None:
         )
 
 
-def model_config(spec: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model config, preprocess config) as open_clip writes them. Reaches the Hub for the kind `hub`."""
+def model_config(spec: EncoderSpec) -> ModelConfig:
+    """The encoder's checked config. Reaches the Hub for the kind `hub`. Raises EncoderError."""
     if spec.kind == "hub":
         check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
-        path = fetch(spec.name, spec.repo, CONFIG_FILE, spec.revision)
-    elif spec.config is not None:
-        path = spec.config
-    else:
-        _known_arch(spec)
-        model = import_open_clip().get_model_config(spec.arch)
-        settings = tag_settings(spec)[2] if spec.kind == "tag" else {}
-        if settings.get("quick_gelu"):  # the weights' own activation, whatever the architecture's file says
-            model["quick_gelu"] = True
-        return model, settings
+        return read_model_config(spec.name, fetch(spec.name, spec.repo, CONFIG_FILE, spec.revision))
+    if spec.config is not None:
+        return read_model_config(spec.name, spec.config)
+    _known_arch(spec)
+    model = import_open_clip().get_model_config(spec.arch)
+    settings = tag_settings(spec) if spec.kind == "tag" else {}
+    if settings.get("quick_gelu"):  # the weights' own activation, whatever the architecture's file says
+        model["quick_gelu"] = True
+    return check_model_config(spec.name, model, settings, f"open_clip's {spec.arch}")
+
+
+@contextlib.contextmanager
+def _no_remote_code() -> Iterator[None]:
+    """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error."""
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"encoder {spec.name!r}: no readable open_clip model config at {path}: {error}. An encoder on this disk is "
-            "local:FOLDER, a folder as open_clip saves it, or local:MODEL.json:WEIGHTS"
-        ) from error
-    model = table.get("model_cfg", table) if isinstance(table, dict) else {}
-    if not all(key in model for key in ("embed_dim", "vision_cfg")):
-        raise EncoderError(
-            f"encoder {spec.name!r}: {path} is no open_clip model config: it lacks embed_dim or vision_cfg"
-        )
-    return model, table.get("preprocess_cfg") or {}
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
-def build_network(spec: EncoderSpec, config: dict[str, Any], precision: str) -> torch.nn.Module:
-    """The model with random weights. Never loads weights of its own for a tower, as open_clip's factory may."""
+def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Module:
+    """The model with random weights. Never loads weights of its own for a tower, as open_clip's factory may.
+
+    Raises EncoderError, also where the weights do not fit into memory.
+    """
     import torch
 
     open_clip = import_open_clip()
-    config = {**config, "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False}}
-    custom_text = config.pop("custom_text", False)
-    settings = {**config, "cast_dtype": open_clip.get_cast_dtype(precision)}
+    settings = {
+        **config.options,
+        "embed_dim": config.embed_dim,
+        "vision_cfg": {**config.vision, "timm_model_pretrained": False},
+        "cast_dtype": open_clip.get_cast_dtype(precision),
+    }
     try:
-        if not config.get("text_cfg"):
+        if config.text is None:
             return _image_tower(settings)
-        settings["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
-        if custom_text or "hf_model_name" in config["text_cfg"]:
-            made = (open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP)(**settings)
+        settings["text_cfg"] = {**config.text, "hf_model_pretrained": False}
+        if config.custom_text or "hf_model_name" in config.text:
+            if config.multimodal is not None:
+                settings["multimodal_cfg"] = config.multimodal
+            build = open_clip.CustomTextCLIP if config.multimodal is None else open_clip.CoCa
         else:
-            made = open_clip.CLIP(**settings)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as error:
-        raise EncoderError(f"encoder {spec.name!r}: open_clip cannot build its config: {error}") from error
+            build = open_clip.CLIP
+        with _no_remote_code():
+            made = build(**settings)
+    except (
+        TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError, ArithmeticError, LookupError, MemoryError,
+        AttributeError,
+    ) as error:  # fmt: skip
+        raise EncoderError(f"encoder {name!r}: open_clip cannot build its config: {error}") from error
     assert isinstance(made, torch.nn.Module)
     return made
 
 
-def _image_tower(settings: dict[str, Any]) -> torch.nn.Module:
+def _image_tower(settings: Fields) -> torch.nn.Module:
     import torch
     from open_clip.model import _build_vision_tower
 
@@ -248,30 +287,59 @@ def _image_tower(settings: dict[str, Any]) -> torch.nn.Module:
     return torch.nn.ModuleDict({"visual": tower})
 
 
-def tag_files(spec: EncoderSpec) -> tuple[str, tuple[str, ...]]:
-    """(Hub repository, file names to try) of a pretrained tag."""
-    repo, filename, _ = tag_settings(spec)
-    return repo, candidates(filename)
+class Tokenizer(Protocol):
+    """open_clip's tokenizers. Some have an `encode(text)` that gives a text's tokens, without begin and end."""
+
+    context_length: int
+
+    def __call__(self, texts: list[str]) -> torch.Tensor: ...
 
 
-def tokenizer_of(spec: EncoderSpec, config: dict[str, Any]) -> Any:
+def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
     """open_clip's tokenizer for the model. Raises EncoderError."""
     open_clip = import_open_clip()
-    text = config["text_cfg"]
-    settings = dict(text.get("tokenizer_kwargs") or {})
-    length = int(text.get("context_length", 77))
+    text, settings = config.text or {}, dict(config.tokenizer)
+    length = config.context_length
     try:
-        if spec.kind == "hub":
-            return open_clip.get_tokenizer(f"hf-hub:{spec.repo}")
-        if spec.config is None:
-            return open_clip.get_tokenizer(spec.arch)
-        if text.get("hf_tokenizer_name"):
-            return open_clip.tokenizer.HFTokenizer(str(spec.config.parent), context_length=length, **settings)
-        if "bpe_path" in settings:  # merges of the model's own, beside its config
-            settings["bpe_path"] = str(spec.config.parent / Path(settings["bpe_path"]).name)
-        return open_clip.tokenizer.SimpleTokenizer(context_length=length, **settings)
+        with _no_remote_code():
+            if spec.kind != "hub" and spec.config is None:
+                return cast("Tokenizer", open_clip.get_tokenizer(spec.arch))
+            if text.get("hf_tokenizer_name"):
+                settings.pop("bpe_path", None)
+                source = text["hf_tokenizer_name"] if spec.config is None else str(spec.config.parent)
+                made = open_clip.tokenizer.HFTokenizer(
+                    source,
+                    context_length=length,
+                    tokenizer_mode=text.get("tokenizer_mode"),
+                    trust_remote_code=False,
+                    **settings,
+                )
+                return cast("Tokenizer", made)
+            simple = {key: value for key, value in settings.items() if key == "clean"}
+            if settings.get("bpe_path"):
+                simple["bpe_path"] = str(_merges(spec, Path(str(settings["bpe_path"])).name))
+            return cast("Tokenizer", open_clip.tokenizer.SimpleTokenizer(context_length=length, **simple))
+    except EncoderError:
+        raise
     except Exception as error:
         raise EncoderError(f"encoder {spec.name!r}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _merges(spec: EncoderSpec, name: str) -> Path:
+    """The model's own merges, a gzipped text beside its config. Raises EncoderError where it unpacks to too much."""
+    if spec.config is None:
+        check_hub(spec.name, spec.repo, (name,), spec.revision)
+        path = fetch(spec.name, spec.repo, name, spec.revision)
+    else:
+        path = spec.config.parent / name
+    try:
+        with gzip.open(path) as packed:
+            size = len(packed.read(_MOST_MERGES + 1))
+    except (OSError, EOFError, zlib.error) as error:
+        raise EncoderError(f"encoder {spec.name!r}: its merges {path} cannot be read: {error}") from error
+    if size > _MOST_MERGES:
+        raise EncoderError(f"encoder {spec.name!r}: its merges {path} unpack to more than {_MOST_MERGES:,} bytes")
+    return path
 
 
 def same_encoder(one: str, other: str) -> bool:
@@ -279,11 +347,7 @@ def same_encoder(one: str, other: str) -> bool:
     if one == other:
         return True
 
-    def meaning(name: str) -> Any:
-        spec = resolve_encoder(name)
-        return (spec.kind, spec.arch, spec.tag, spec.repo, spec.revision, spec.config, spec.weights, spec.seed)
-
     try:
-        return bool(meaning(one) == meaning(other))
+        return replace(resolve_encoder(one), name="") == replace(resolve_encoder(other), name="")
     except EncoderError:
         return False

@@ -1,15 +1,15 @@
 """Encoder weights: where they are, whether they can be reached, and reading them without running anything.
 
-Reads: local files, and the Hub through huggingface_hub (HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count).
-Writes: huggingface_hub's cache. Takes safetensors, and torch files that load with weights_only=True; a TorchScript archive is
-code and is refused.
+Reads: local files, and the Hub through huggingface_hub (HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are
+honoured). Writes: huggingface_hub's cache. Takes safetensors, and torch files that load with weights_only=True; a TorchScript
+archive is code and is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import EncoderError
 
@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(str(path))
+            state: object = load_file(str(path))
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -109,7 +109,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    found = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): value for key, value in found if isinstance(value, torch.Tensor)}
     if not tensors:
         raise EncoderError(f"{path}: holds no tensors; expected an open_clip state dict")
     if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel

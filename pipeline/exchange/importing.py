@@ -129,14 +129,13 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
 
 def _reach(name: str, dim: int) -> tuple[Any, str]:
     """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError where it cannot fit."""
-    from pipeline.encoders import check_encoder, load_encoder, model_config, resolve_encoder
+    from pipeline.encoders import load_encoder, model_config, resolve_encoder
 
     spec = resolve_encoder(name)
     try:
-        wide = int(model_config(spec)[0]["embed_dim"])
+        wide = model_config(spec).embed_dim
         if wide == dim:
-            check_encoder(spec)
-            return load_encoder(spec), ""
+            return load_encoder(name), ""
     except EncoderError as error:
         return None, f"none: the encoder cannot be reached: {error}"
     raise EncoderError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog import Selection, resolve_database
-from pipeline.encoders import EncoderRecord, resolve_encoder, same_encoder
+from pipeline.encoders import EncoderRecord, same_encoder
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
 from pipeline.filters import check_filter
 from pipeline.generation.kinds import ModelInfo
@@ -249,11 +249,9 @@ class Expander:
         if self.text_encoder is None and self.config.db:
             self.text_encoder = self.selection(self.config.db[0]).version.encoder
         if self.text_encoder is None:
-            from pipeline.encoders import check_encoder, load_encoder
+            from pipeline.encoders import load_encoder
 
-            spec = resolve_encoder(self.model.encoder)
-            check_encoder(spec)
-            self.text_encoder = load_encoder(spec, "cpu").record
+            self.text_encoder = load_encoder(self.model.encoder, "cpu").record
         return self.text_encoder
 
     def _source(self, name: str, row: PromptRow) -> Neighbourhood:

@@ -235,13 +235,11 @@ def _publish(
 
 def _texts(db: RetrievalDatabase, current: Version, shards: list[ShardEntry], config: IndexConfig) -> Queries:
     """Text queries to measure recall with; none where the encoder cannot be reached: a purge does not wait for it."""
-    from pipeline.encoders import check_encoder, load_encoder, resolve_encoder
+    from pipeline.encoders import load_recorded
 
     record = current.encoder
     try:
-        spec = resolve_encoder(record.name)
-        check_encoder(spec)
-        encoder = load_encoder(spec, "auto", record.precision, record.preprocess)
+        encoder = load_recorded(record)
     except EncoderError as error:
         return Queries(f"none: the encoder cannot be reached: {error}")
     return text_queries(encoder, db, record, current.columns, shards, config.queries, config.seed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from pipeline.encoders import Encoder
+    from pipeline.encoders import Encoder, Pixels
     from pipeline.index import SearchPlan
     from pipeline.retrieval.search import Searcher
 
@@ -160,7 +160,7 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
     if request.key is not None:
         vectors, _ = searcher.vectors([request.key])
         return vectors
-    from pipeline.encoders import check_encoder, load_encoder, require_match, resolve_encoder
+    from pipeline.encoders import load_recorded
 
     record = selection.version.encoder
     if request.text and not record.has_text:
@@ -171,10 +171,7 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
     pictures = (
         read_pictures([request.image]) if request.image is not None else []
     )  # before the encoder, which takes longer
-    spec = resolve_encoder(record.name)
-    check_encoder(spec)
-    encoder = load_encoder(spec, request.device, record.precision, record.preprocess)
-    require_match(record, encoder)
+    encoder = load_recorded(record, request.device)
     if request.text:
         return encoder.encode_texts([request.text])
     return encode_pictures(encoder, pictures)
@@ -206,7 +203,8 @@ def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
 
     from pipeline.encoders import unit_rows
 
-    rows, _ = unit_rows(encoder.encode_images(np.stack([encoder.prepare(picture) for picture in pictures])))
+    batch: Pixels = np.stack([encoder.prepare(picture) for picture in pictures])
+    rows, _ = unit_rows(encoder.encode_images(batch))
     return rows
 
 
