@@ -121,6 +121,15 @@ class Encoder:
         """Vectors (B, dim) float32 of prepared pictures, (B, size, size, 3). The vectors are not normalised."""
         return to_numpy(self.submit(np.require(batch, requirements=["C", "W"])))
 
+    def picture_vectors(
+        self, pictures: Sequence[Image | NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(vectors (B, dim) float32 of unit norm, their lengths (B,) before) of RGB pictures, in one batch."""
+        if not pictures:
+            return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
+        batch = cast("Pixels", np.stack([self.prepare(picture) for picture in pictures]))
+        return unit_rows(self.encode_images(batch))
+
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (B, dim) float32 of unit norm. A text longer than the context is cut off, with a warning.
 

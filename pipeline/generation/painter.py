@@ -97,11 +97,10 @@ class Painter:
         if key not in self._prompts:
             encoder = self._encoder(record)
             if image:
-                from pipeline.encoders import unit_rows
                 from pipeline.images import decode
 
                 data = Storage(self.rendering.out).read_bytes(f"inputs/{image}")
-                unit, norms = unit_rows(encoder.encode_images(encoder.prepare(decode(data).image)[None]))
+                unit, norms = encoder.picture_vectors([decode(data).image])
                 cut = False
             else:
                 unit, norms = encoder.text_vectors([text])  # alone: a batch's other texts would change its last digits

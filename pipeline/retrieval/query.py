@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from pipeline.encoders import Encoder, Pixels
+    from pipeline.encoders import Encoder
     from pipeline.index import SearchPlan
     from pipeline.retrieval.search import Searcher
 
@@ -199,13 +199,7 @@ def read_pictures(paths: list[Path]) -> list[Image]:
 
 def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
     """RGB images into unit rows, float32 (n, D)."""
-    import numpy as np
-
-    from pipeline.encoders import unit_rows
-
-    batch: Pixels = np.stack([encoder.prepare(picture) for picture in pictures])
-    rows, _ = unit_rows(encoder.encode_images(batch))
-    return rows
+    return encoder.picture_vectors(pictures)[0]
 
 
 def draw_sheet(pictures: list[Any], labels: list[str], side: int = 192, columns: int = 0) -> Any:
