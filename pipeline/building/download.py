@@ -18,15 +18,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config import canonical_json, digest
-from pipeline.database import PURGED, BlockList, RetrievalDatabase, read_block_list
+from pipeline.database import PURGED, BlockList, RetrievalDatabase, picture_key, read_block_list
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.execution import Receipt, Resources, Shard, Stage, count_statuses
 from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of
 from pipeline.sources import FetchingSource, Manifest, Sample, Source, SourceOptions, name_patches, open_source, sniff
+from pipeline.storage import read_member, tar_members
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,8 +210,8 @@ def read_images(
     rows = db.read_table(db.image_table(shard)).to_pylist()
     mend = "run `rdmpipe download` for this database again"
     try:
-        with db.storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
-            pictures = _pictures(archive)
+        with db.storage.open(name) as handle:
+            pictures = _pictures(handle, f"{db.name}: {name}")
             image, data = -1, b""
             for row in rows:
                 if row["status"] != OK:
@@ -227,19 +227,14 @@ def read_images(
                 yield row, data
     except FileNotFoundError as error:
         raise DatabaseError(f"{db.name}: no pictures in {name}; {mend}") from error
-    except tarfile.TarError as error:
-        raise DatabaseError(f"{db.name}: {name} is damaged: {error}; remove it and {mend}") from error
 
 
-def _pictures(archive: tarfile.TarFile) -> Iterator[tuple[int, bytes]]:
-    while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-        path = PurePosixPath(member.name)
-        if path.suffix in (".json", ".txt"):
-            continue
-        handle = archive.extractfile(member)
-        if handle is not None:
-            yield int(path.stem), handle.read()
+def _pictures(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
+    """(key, picture file) of a shard's tar, in order. Raises DatabaseError where it is damaged."""
+    for member in tar_members(handle, where, DatabaseError):
+        key = picture_key(member)
+        if key >= 0:
+            yield key, read_member(handle, member, where, DatabaseError)
 
 
 def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:

@@ -1,4 +1,4 @@
-"""The console script `rdmpipe`. No logic, and no heavy import for `--help`: commands import what they need when they run."""
+"""The console script `rdmpipe`. No logic here. Commands import what they need when they run, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,10 +21,29 @@ from pipeline.cli.train import register as register_train
 app = typer.Typer(
     name="rdmpipe",
     help="Build CLIP retrieval databases from art collections; run a retrieval-augmented diffusion model on them.",
+    epilog="Example: rdmpipe build-index ~/Pictures --name mine, then rdmpipe search mine 'a harbour at dawn'",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"rdmpipe {version('rdmpipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has done the work
+
 
 for register in (
     register_build,
@@ -39,7 +58,8 @@ for register in (
 
 
 def main() -> None:
-    # Waiting OpenMP threads sleep instead of spinning: the decoding pool and other processes need the cores they would burn.
+    """Run the command line and end the process."""
+    # OpenMP threads that wait sleep instead of spinning: the decoding pool and other processes need the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
@@ -48,8 +68,10 @@ def main() -> None:
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """End the process after all that Python has to do at its end, and before the destructors of native libraries: threads of
-    theirs that still run then have aborted a command that was done ("terminate called without an active exception")."""
+    """Run Python's exit functions and end the process without the destructors of native libraries.
+
+    Threads of those libraries that still run have aborted finished commands ("terminate called without an active exception").
+    """
     if isinstance(code, str):
         print(code, file=sys.stderr)
     atexit._run_exitfuncs()

@@ -1,4 +1,8 @@
-"""`rdmpipe build-index` and its stages one by one: parse, configure, call, print."""
+"""`rdmpipe build-index`, its stages one by one, and `retry`: parse, configure, call, print.
+
+`build-index`, `download`, `embed` and `index` are one function under four names. Each shows only the options that its stages
+use: `_STAGE_OPTIONS` says which stage uses which.
+"""
 
 from __future__ import annotations
 
@@ -6,84 +10,194 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import (
+    MACHINE,
     Address,
     BackendOption,
     Device,
     Home,
     Json,
     LogFormatOption,
+    Threads,
+    Wait,
     Where,
     Workers,
     command,
+    decimal,
     one_of,
     print_json,
     which_backend,
+    whole,
 )
 from pipeline.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pipeline.building import BuildRequest
+    from pipeline.execution import Progress
+
+SOURCE, ENCODER, INDEX = "Source", "Encoder and pictures", "Index"
+
 Target = Annotated[str, typer.Argument(help="A data set's name, a manifest file (.toml), or a folder of pictures.")]
 
-Name = Annotated[str, typer.Option("--name", help="Call the database this.")]
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the database (default: the target's).")]
 
 EncoderOption = Annotated[
     str,
     typer.Option(
-        "--encoder", envvar="RDMPIPE_ENCODER", help="Encoder to use (default: the manifest's); see `rdmpipe encoders`."
+        "--encoder",
+        metavar="NAME",
+        envvar="RDMPIPE_ENCODER",
+        help="Encoder to use (default: the manifest's); see `rdmpipe encoders`.",
+        rich_help_panel=ENCODER,
     ),
 ]
 
 Images = Annotated[
     str,
     typer.Option(
-        "--images", help="keep the pictures, a 256-pixel thumbnail (where they can be read again), or drop them."
+        "--images",
+        metavar="WHAT",
+        help="What stays of the pictures: keep, thumbnail (256 pixels) or drop. Default: thumbnail where the source can be "
+        "read again, else keep.",
+        rich_help_panel=ENCODER,
     ),
 ]
 
-Limit = Annotated[int, typer.Option("--limit", min=0, help="At most so many rows; 0: all.")]
-
-Shards = Annotated[str, typer.Option("--shards", help="A range of shards, as 0:200.")]
-
-BaseUrl = Annotated[str, typer.Option("--base-url", help="Mirror to use in place of the source's scheme and host.")]
-
-Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16 (default: fp32).")]
-
-Preprocess = Annotated[str, typer.Option("--preprocess", help="openclip or compvis (default: openclip).")]
-
-Refresh = Annotated[
-    bool, typer.Option("--refresh", help="Look at the source again; do what is new, drop what is gone.")
+Limit = Annotated[
+    int,
+    typer.Option("--limit", metavar="N", parser=whole(0), help="Most rows to read; 0: all.", rich_help_panel=SOURCE),
 ]
 
-Batch = Annotated[int, typer.Option("--batch", min=0, help="Pictures a forward pass; 0: by device.")]
-
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads a worker; 0: its share of the cores.")]
-
-Memory = Annotated[str, typer.Option("--memory", help="Memory an index may take in search and building, as 4GB.")]
-
-IndexKey = Annotated[str, typer.Option("--index-key", help="A faiss index key; empty: chosen by size and --memory.")]
-
-Partitions = Annotated[
-    int, typer.Option("--partitions", min=0, help="Build the index in so many parts, merged on disk; 0: by size.")
+Shards = Annotated[
+    str, typer.Option("--shards", metavar="FROM:TO", help="A range of shards, as 0:200.", rich_help_panel=SOURCE)
 ]
 
-MinRecall = Annotated[
-    float, typer.Option("--min-recall", min=0.0, max=1.0, help="Least recall@19 an index must reach.")
+BaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help="Mirror to use in place of the source's scheme and host.",
+        rich_help_panel=SOURCE,
+    ),
 ]
 
 AllowPrivate = Annotated[
     str,
     typer.Option(
-        "--allow-private", help="Networks, as 10.1.0.0/16, that URLs may lead into although they are not public."
+        "--allow-private",
+        metavar="NETWORKS",
+        help="Networks that are not public and may be fetched from, as 10.1.0.0/16.",
+        rich_help_panel=SOURCE,
     ),
 ]
 
-Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer of this database.")]
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh", help="Read the source again: add new rows, remove rows that are gone.", rich_help_panel=SOURCE
+    ),
+]
 
-Retries = Annotated[int, typer.Option("--retries", min=0, help="Further attempts for a failed shard.")]
+Precision = Annotated[
+    str,
+    typer.Option("--precision", metavar="TYPE", help="fp32, fp16 or bf16 (default: fp32).", rich_help_panel=ENCODER),
+]
+
+Preprocess = Annotated[
+    str,
+    typer.Option(
+        "--preprocess", metavar="WAY", help="openclip or compvis (default: openclip).", rich_help_panel=ENCODER
+    ),
+]
+
+Batch = Annotated[
+    int,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        parser=whole(0),
+        help="Pictures in one forward pass; 0: chosen by device.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory", metavar="SIZE", help="Memory for building and searching the index, as 4GB.", rich_help_panel=INDEX
+    ),
+]
+
+IndexKey = Annotated[
+    str,
+    typer.Option(
+        "--index-key",
+        metavar="KEY",
+        help="A faiss index key, as IVF1024,Flat (default: chosen by size and --memory).",
+        rich_help_panel=INDEX,
+    ),
+]
+
+Partitions = Annotated[
+    int,
+    typer.Option(
+        "--partitions",
+        metavar="N",
+        parser=whole(0),
+        help="Build the index in this many parts, merged on disk; 0: chosen by size.",
+        rich_help_panel=INDEX,
+    ),
+]
+
+MinRecall = Annotated[
+    float,
+    typer.Option(
+        "--min-recall",
+        metavar="SHARE",
+        parser=decimal(0.0, 1.0),
+        help="Lowest recall@19 that is accepted, from 0 to 1.",
+        rich_help_panel=INDEX,
+    ),
+]
+
+Retries = Annotated[
+    int,
+    typer.Option(
+        "--retries", metavar="N", parser=whole(0), help="Further attempts for a failed shard.", rich_help_panel=MACHINE
+    ),
+]
+
+_SOURCE_OPTIONS = ("where", "limit", "shards", "base_url", "refresh", "allow_private")
+
+# The options that only some stages use. All other parameters of `_build` are used by every stage.
+_STAGE_OPTIONS = {
+    "download": _SOURCE_OPTIONS,
+    "embed": (*_SOURCE_OPTIONS, "encoder", "images", "precision", "preprocess", "batch", "device", "threads"),
+    "index": ("device", "memory", "index_key", "partitions", "min_recall"),
+}
+
+COMMANDS = {
+    "build-index": (
+        ("download", "embed", "index"),
+        "Download, embed and index a collection; continues where it stopped.",
+    ),
+    "download": (("download",), "Fetch the pictures of a collection into shards, without embedding them."),
+    "embed": (("download", "embed"), "Fetch what is missing and embed it, without an index."),
+    "index": (("index",), "Index what is embedded, and publish it."),
+}
+
+EXAMPLES = {
+    "build-index": "rdmpipe build-index ~/Pictures --name mine --encoder vit-b-32",
+    "download": "rdmpipe download wikiart --limit 1000",
+    "embed": "rdmpipe embed wikiart --encoder vit-b-32 --device cuda",
+    "index": "rdmpipe index wikiart --min-recall 0.97",
+    "retry": "rdmpipe retry met-open-access",
+}
 
 
 def _build(
@@ -117,7 +231,7 @@ def _build(
     as_json: Json = False,
 ) -> None:
     with command(log_format) as progress:
-        from pipeline.building import BuildRequest, build
+        from pipeline.building import BuildRequest
         from pipeline.config import parse_size
         from pipeline.execution import Backend
         from pipeline.index import IndexConfig
@@ -144,11 +258,7 @@ def _build(
             stages=stages,
             refresh=refresh,
         )
-        summary = build(request, progress)
-    if as_json:
-        print_json(asdict(summary))
-    else:
-        print(summary.text())
+        _run(request, progress, as_json)
 
 
 def retry(
@@ -168,9 +278,9 @@ def retry(
     log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:
-    """Try the failed URLs of a database again, and nothing else; publishes a new version."""
+    """Fetch the failed URLs of a database again and publish a new version; other rows are not touched."""
     with command(log_format) as progress:
-        from pipeline.building import BuildRequest, build
+        from pipeline.building import BuildRequest
         from pipeline.config import parse_size
         from pipeline.execution import Backend
         from pipeline.index import IndexConfig
@@ -187,7 +297,13 @@ def retry(
             wait_s=wait,
             retry=True,
         )
-        summary = build(request, progress)
+        _run(request, progress, as_json)
+
+
+def _run(request: BuildRequest, progress: Progress, as_json: bool) -> None:
+    from pipeline.building import build
+
+    summary = build(request, progress)
     if as_json:
         print_json(asdict(summary))
     else:
@@ -204,34 +320,30 @@ def _range(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise ConfigError(f"--shards {text!r}: give a half-open range, as 0:200")
+    digits = first.isascii() and last.isascii() and first.isdigit() and last.isdigit() and len(text) < 40
+    if not (colon and digits and int(first) < int(last)):
+        raise ConfigError(f"--shards {text!r}: expected a range such as 0:200, the end not included")
     return int(first), int(last)
 
 
 def register(app: typer.Typer) -> None:
-    """Four commands that share their options: one function under four names."""
-    names = {
-        "build-index": (
-            ("download", "embed", "index"),
-            "Download, embed and index a collection; go on where it stopped.",
-        ),
-        "download": (("download",), "Only fetch the pictures of a collection into shards."),
-        "embed": (("download", "embed"), "Fetch what is missing and embed it, without an index."),
-        "index": (("index",), "Index what is embedded, and publish it."),
-    }
-    for name, (stages, text) in names.items():
-        app.command(name, help=text)(_bound(stages))
-    app.command("retry")(retry)
+    """Add the commands to the program."""
+    panel = "Build databases"
+    for name, (stages, text) in COMMANDS.items():
+        app.command(name, help=text, epilog=f"Example: {EXAMPLES[name]}", rich_help_panel=panel)(_bound(stages))
+    app.command("retry", epilog=f"Example: {EXAMPLES['retry']}", rich_help_panel=panel)(retry)
 
 
 def _bound(stages: tuple[str, ...]) -> Callable[..., None]:
-    """`_build` for these stages, with the signature that typer reads the options from."""
+    """`_build` for these stages, with the signature that typer reads: without the options that they do not use."""
 
     @functools.wraps(_build)
-    def run(*args: Any, **options: Any) -> None:
-        _build(stages, *args, **options)
+    def run(**options: object) -> None:
+        _build(stages, **options)  # type: ignore[arg-type]  # typer converted them by the signature
 
+    used = {option for stage in stages for option in _STAGE_OPTIONS[stage]}
+    unused = {option for options in _STAGE_OPTIONS.values() for option in options} - used
     signature = inspect.signature(_build, eval_str=True)
-    run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    parameters = [one for name, one in signature.parameters.items() if name != "stages" and name not in unused]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run

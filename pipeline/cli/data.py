@@ -1,4 +1,4 @@
-"""The commands about embeddings that come from elsewhere or go there: import, export and purge."""
+"""`rdmpipe import`, `export` and `purge`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Home, Json, Where, command, print_json, reported_errors
+from pipeline.cli.options import Home, Json, Wait, Where, command, print_json, reported_errors
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command("import")(import_command)
-    app.command("export")(export)
-    app.command("purge")(purge_command)
+    panel = "Change and exchange databases"
+    app.command(
+        "import", rich_help_panel=panel, epilog="Example: rdmpipe import laion ./embeddings --encoder vit-l-14"
+    )(import_command)
+    app.command("export", rich_help_panel=panel, epilog="Example: rdmpipe export wikiart ./out --to npz")(export)
+    app.command("purge", rich_help_panel=panel, epilog="Example: rdmpipe purge wikiart --url-list urls.txt --dry-run")(
+        purge_command
+    )
 
 
 def import_command(
-    name: Annotated[str, typer.Argument(help="Call the database this.")],
+    name: Annotated[str, typer.Argument(help="Name of the new database.")],
     path: Annotated[Path, typer.Argument(help="A .npz file, a folder of them, or a clip-retrieval folder.")],
-    encoder: Annotated[str, typer.Option("--encoder", help="The encoder that made the embeddings.")],
+    encoder: Annotated[str, typer.Option("--encoder", metavar="NAME", help="The encoder that made the embeddings.")],
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Make a searchable database of published embeddings, without pictures."""
+    """Make a searchable database from published embeddings, without pictures."""
     with reported_errors():
         from pipeline.exchange import import_embeddings
 
@@ -42,11 +47,11 @@ def import_command(
 def export(
     name: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    to: Annotated[str, typer.Option("--to", help="npz or clip-retrieval.")] = "npz",
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help="npz or clip-retrieval.")] = "npz",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Write a database's embeddings as others read them."""
+    """Write a database's embeddings in a form that other tools read."""
     with reported_errors():
         from pipeline.catalog import resolve_database
         from pipeline.exchange import export_embeddings
@@ -62,15 +67,19 @@ def export(
 
 def purge_command(
     name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
-    hash_list: Annotated[Path | None, typer.Option("--hash-list", help="File of sha256 sums, one a line.")] = None,
-    url_list: Annotated[Path | None, typer.Option("--url-list", help="File of picture addresses, one a line.")] = None,
+    hash_list: Annotated[
+        Path | None, typer.Option("--hash-list", metavar="FILE", help="File of sha256 sums, one on each line.")
+    ] = None,
+    url_list: Annotated[
+        Path | None, typer.Option("--url-list", metavar="FILE", help="File of picture addresses, one on each line.")
+    ] = None,
     where: Where = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed; change nothing.")] = False,
-    wait: Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another writer.")] = 0.0,
+    wait: Wait = 0.0,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove rows for good, from all versions, and keep them out; without a list: finish a purge that was interrupted."""
+    """Remove rows for good from all versions and keep them out. Without a list: finish an interrupted purge."""
     with command() as progress:
         from pipeline.maintenance import PurgeRequest, purge
 

@@ -1,4 +1,4 @@
-"""`rdmpipe evaluate`: parse, read the protocol, hand over."""
+"""`rdmpipe evaluate`: parse, read the protocol, call, print."""
 
 from __future__ import annotations
 
@@ -9,41 +9,61 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import (
+    MACHINE,
     Address,
     BackendOption,
+    Device,
     Home,
     Json,
     LogFormatOption,
+    Wait,
     Workers,
     command,
     print_json,
     which_backend,
+    whole,
 )
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(evaluate)
+    """Add the command to the program."""
+    app.command(
+        rich_help_panel="Generate and evaluate", epilog="Example: rdmpipe evaluate jobs/evaluate-mini.toml --plan"
+    )(evaluate)
 
 
 def evaluate(
     job: Annotated[
-        Path | None, typer.Argument(help="The protocol, such as jobs/evaluate-mini.toml; without one the default.")
+        Path | None, typer.Argument(help="The protocol, such as jobs/evaluate-mini.toml (default: the built-in one).")
     ] = None,
-    db: Annotated[str, typer.Option("--db", help="The labelled database (default: the protocol's).")] = "",
-    styles: Annotated[str, typer.Option("--styles", help="all, or styles separated by commas.")] = "",
-    prompts: Annotated[str, typer.Option("--prompts", help="A prompt list in place of held-out captions.")] = "",
+    db: Annotated[
+        str, typer.Option("--db", metavar="NAME", help="The labelled database (default: the protocol's).")
+    ] = "",
+    styles: Annotated[str, typer.Option("--styles", metavar="LIST", help="all, or styles separated by commas.")] = "",
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="FILE", help="A prompt list in place of held-out captions.")
+    ] = "",
     captions: Annotated[
         str,
-        typer.Option("--captions", help="A database with captions for the content judge (default: the labelled one)."),
+        typer.Option(
+            "--captions",
+            metavar="NAME",
+            help="A database with captions for the content judge (default: the labelled one).",
+        ),
     ] = "",
-    model: Annotated[str, typer.Option("--model", help="A model's name or folder.")] = "",
-    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation (default: in the home).")] = "",
-    plan: Annotated[bool, typer.Option("--plan", help="Say how many pictures it would make, and stop.")] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads of the judges.")] = 1,
-    wait: Annotated[
-        float, typer.Option("--wait", min=0.0, help="Seconds to wait for another one in this folder.")
-    ] = 0.0,
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="A model's name or folder.")] = "",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FOLDER", help="Folder of the evaluation (default: in the home).")
+    ] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Print how many pictures it would make, and stop.")] = False,
+    device: Device = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", metavar="N", parser=whole(1), help="Torch threads of the judges.", rich_help_panel=MACHINE
+        ),
+    ] = 1,
+    wait: Wait = 0.0,
     backend: BackendOption = "auto",
     address: Address = "",
     workers: Workers = 0,
@@ -51,7 +71,7 @@ def evaluate(
     log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:
-    """Does swapping the database swap the style? Measured by judges that have no part in it, against naming the style."""
+    """Measure whether swapping the database swaps the style, with judges that take no part in generation."""
     with command(log_format) as progress:
         from pipeline.evaluation import EvaluateConfig, read_evaluate_config, summary_text
         from pipeline.evaluation import evaluate as run_evaluation

@@ -1,4 +1,4 @@
-"""The commands about jobs: run one here, submit it to a cluster, look after it, render it as a schedule."""
+"""`rdmpipe run`, `submit`, `jobs`, `logs`, `stop` and `render`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ from pipeline.errors import BusyError, ConfigError, nearest
 if TYPE_CHECKING:
     from pipeline.scheduling import JobsClient, LoadedJob, Submission
 
-JobFileArgument = Annotated[str, typer.Argument(help="A job file (.toml), or the name of one that ships.")]
+JobFileArgument = Annotated[str, typer.Argument(help="A job file (.toml), or the name of a shipped one.")]
 
-JobId = Annotated[str, typer.Argument(help="A submitted job's name, as `rdmpipe jobs` shows it.")]
+JobId = Annotated[str, typer.Argument(help="Name of a submitted job, as `rdmpipe jobs` shows it.")]
 
 Dashboard = Annotated[
     str,
     typer.Option(
-        "--address", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the Ray cluster, as http://head:8265."
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Dashboard of the Ray cluster, as http://head:8265.",
     ),
 ]
 
-Slot = Annotated[str, typer.Option("--slot", help="Which scheduled run this is; empty: the schedule's latest.")]
+Slot = Annotated[
+    str, typer.Option("--slot", metavar="NAME", help="Name of the scheduled run (default: the schedule's latest).")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for name, function in (
-        ("run", run),
-        ("submit", submit),
-        ("jobs", jobs),
-        ("logs", logs),
-        ("stop", stop),
-        ("render", render_command),
-        ("follow-rayjob", follow_rayjob),
+    for name, function, example in (
+        ("run", run, "rdmpipe run nightly-wikiart"),
+        ("submit", submit, "rdmpipe submit nightly.toml --address http://head:8265 --follow"),
+        ("jobs", jobs, "rdmpipe jobs --address http://head:8265"),
+        ("logs", logs, "rdmpipe logs nightly-20261122t0115z-1 --follow"),
+        ("stop", stop, "rdmpipe stop nightly-20261122t0115z-1"),
+        ("render", render_command, "rdmpipe render nightly.toml --target systemd"),
     ):
-        app.command(name, hidden=name == "follow-rayjob")(function)
+        app.command(name, epilog=f"Example: {example}", rich_help_panel="Jobs and schedules")(function)
+    app.command("follow-rayjob", hidden=True)(follow_rayjob)
 
 
 def run(
@@ -48,12 +53,13 @@ def run(
     job: JobFileArgument,
     slot: Slot = "",
     scheduled: Annotated[
-        bool, typer.Option("--scheduled", help="For schedulers: take the schedule's slot, and skip one that succeeded.")
+        bool,
+        typer.Option("--scheduled", help="For schedulers: use the schedule's slot, and skip a slot that succeeded."),
     ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Run a job file here, with its timeout, retries, overlap policy and report. The command's exit code is ours."""
+    """Run a job file here, with its timeout, retries, overlap policy and report. Exits with the command's exit code."""
     with reported_errors():
         from pipeline.scheduling import run_job
 
@@ -73,22 +79,24 @@ def submit(
     job: JobFileArgument,
     address: Dashboard = "",
     slot: Slot = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the job's exit code is ours.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Print the job's log as it grows, and wait.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the job to end and exit with its exit code.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print the job's log as it grows, and wait for its end.")
+    ] = False,
     any_version: Annotated[
-        bool, typer.Option("--any-version", help="Submit although versions of Ray or Python differ.")
+        bool, typer.Option("--any-version", help="Submit even if the versions of Ray or Python differ.")
     ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a job file to a Ray cluster, or join the attempt that is running for its slot."""
+    """Submit a job file to a Ray cluster. If an attempt for its slot is running, join it."""
     with reported_errors():
         from pipeline.scheduling import JobsClient, as_record
 
         loaded = _load(context, job, home)
         client = JobsClient(address, any_version)
         found = client.submit(loaded, slot)
-        _say(f"job {found.id}: {'submitted' if found.new else 'runs already; joined'}")
+        _say(f"job {found.id}: {'submitted' if found.new else 'is running already; joined it'}")
         if wait or follow:
             found = _attend(client, found.id, follow)
         else:
@@ -101,7 +109,7 @@ def submit(
 
 
 def jobs(address: Dashboard = "", as_json: Json = False) -> None:
-    """The jobs of a cluster, oldest first."""
+    """List the jobs of a cluster, oldest first."""
     with reported_errors():
         from pipeline.scheduling import JobsClient, as_record
 
@@ -116,7 +124,9 @@ def jobs(address: Dashboard = "", as_json: Json = False) -> None:
 def logs(
     job: JobId,
     address: Dashboard = "",
-    follow: Annotated[bool, typer.Option("--follow", help="Go on as it grows; its exit code is ours.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print the log as it grows, and exit with the job's exit code.")
+    ] = False,
 ) -> None:
     """Print a submitted job's log."""
     code = 0
@@ -132,7 +142,7 @@ def logs(
 
 
 def stop(job: JobId, address: Dashboard = "", as_json: Json = False) -> None:
-    """Stop a submitted job. What it has finished is kept."""
+    """Stop a submitted job. Finished work is kept."""
     with reported_errors():
         from pipeline.scheduling import JobsClient, as_record
 
@@ -147,7 +157,7 @@ def render_command(
     context: typer.Context,
     job: JobFileArgument,
     target: Annotated[
-        str, typer.Option("--target", help="cronjob, rayjob, raycronjob, crontab or systemd.")
+        str, typer.Option("--target", metavar="NAME", help="cronjob, rayjob, raycronjob, crontab or systemd.")
     ] = "cronjob",
     home: Home = None,
 ) -> None:
@@ -172,7 +182,7 @@ def follow_rayjob(
 
 
 def _load(context: typer.Context, job: str, home: str | None) -> LoadedJob:
-    """The job, its command known before anything is sent or written. Raises ConfigError."""
+    """The job. Raises ConfigError where its command does not exist, before anything is sent or written."""
     from pipeline.scheduling import load_job, with_home
 
     loaded = with_home(load_job(job), home)
@@ -181,24 +191,24 @@ def _load(context: typer.Context, job: str, home: str | None) -> LoadedJob:
     if loaded.job.command not in known:
         hint = nearest(loaded.job.command, known)
         raise ConfigError(
-            f"job {loaded.job.name}: {loaded.job.command!r} is no rdmpipe command{hint}; see `rdmpipe --help`"
+            f"job {loaded.job.name}: {loaded.job.command!r} is not an rdmpipe command{hint}; see `rdmpipe --help`"
         )
     return loaded
 
 
 def _attend(client: JobsClient, name: str, follow: bool) -> Submission:
-    """Wait for a job's end. Ctrl-C leaves it running."""
+    """Wait for a job to end. After Ctrl-C the job keeps running."""
     try:
         found = client.follow(name, _echo) if follow else client.wait(name)
     except KeyboardInterrupt:
         _say(
-            f"\njob {name} goes on. Follow it again with: rdmpipe logs {name} --follow --address {client.address}\n"
+            f"\njob {name} keeps running. Follow it again with: rdmpipe logs {name} --follow --address {client.address}\n"
             f"stop it with: rdmpipe stop {name} --address {client.address}"
         )
         raise typer.Exit(130) from None
     _say(f"job {name}: {found.status}{f', exit code {found.code}' if found.code else ''}")
     if found.code == BusyError.exit_code:
-        _say("exit code 75: another run holds the job or its database; nothing was done twice")
+        _say("exit code 75: another run holds the job or its database, so this run did nothing")
     return found
 
 

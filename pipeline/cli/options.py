@@ -11,37 +11,138 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal, cast
 
 import typer
 
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import LogFormat, Progress
 
+MACHINE, OUTPUT = "Machine and cluster", "Home and output"  # panels of a command's help
+
+
+def whole(least: int) -> Callable[[str | int], int]:
+    """A parser for a whole number of at least `least`. (typer's own `min` shows `INTEGER RANGE [x>=0]` in the help.)"""
+
+    def parse(value: str | int) -> int:
+        try:
+            number = int(str(value)[:40])
+        except ValueError:
+            number = least - 1
+        if not least <= number < 2**63:
+            raise typer.BadParameter(f"{str(value)[:40]!r} is not a whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def decimal(least: float, most: float = math.inf) -> Callable[[str | float], float]:
+    """A parser for a number from `least` to `most`."""
+    words = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+
+    def parse(value: str | float) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and least <= number <= most):
+            raise typer.BadParameter(f"{str(value)[:40]!r} is not a number {words}")
+        return number
+
+    return parse
+
+
 Home = Annotated[
     str | None,
-    typer.Option("--home", help="Where databases live (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe)."),
+    typer.Option(
+        "--home",
+        metavar="PLACE",
+        help="Folder or s3://bucket/prefix of databases and runs (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of standard output.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document as the last line of standard output.", rich_help_panel=OUTPUT),
+]
 
-LogFormatOption = Annotated[str, typer.Option("--log-format", help="text or json: progress lines on standard error.")]
+LogFormatOption = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        metavar="FORMAT",
+        help="Progress on standard error as text or json lines.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
-BackendOption = Annotated[str, typer.Option("--backend", help="inline (this process), ray, or auto.")]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="inline (this process), ray, or auto (ray where an address is given).",
+        rich_help_panel=MACHINE,
+    ),
+]
 
-Address = Annotated[str, typer.Option("--address", help="Ray cluster to use; empty: one of our own on this machine.")]
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster to use; empty: start one on this machine.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
-Where = Annotated[str, typer.Option("--where", help="One SQL expression over the metadata columns.")]
+Where = Annotated[
+    str, typer.Option("--where", metavar="SQL", help="One SQL expression over the metadata columns, as 'year > 1870'.")
+]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1.", rich_help_panel=MACHINE)
+]
 
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Workers a stage; 0: as the cluster has room.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        parser=whole(0),
+        help="Workers for each stage; 0: as many as the cluster has room for.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        parser=whole(0),
+        help="Torch threads for each worker; 0: its share of the cores.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+Wait = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        parser=decimal(0.0),
+        help="How long to wait while another process writes the same thing.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Print an expected error as one message with its fix and exit with its code; let bugs show their traceback."""
+    """Print an expected error as one message and exit with its code. A bug shows its traceback."""
     try:
         yield
     except RdmpipeError as error:
@@ -50,7 +151,7 @@ def reported_errors() -> Iterator[None]:
             raise
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        print("rdmpipe: interrupted. What is finished is kept: run the same command again to go on.", file=sys.stderr)
+        print("rdmpipe: interrupted. Finished work is kept. To continue, run the same command again.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,14 +160,14 @@ def reported_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def command(log_format: str = "text") -> Iterator[Progress]:
-    """A command's body: errors reported, progress on standard error."""
+    """The body of a command: reports errors, and shows progress on standard error."""
     with reported_errors():
         chosen = cast("LogFormat", one_of("--log-format", log_format, ("text", "json")))
         with Progress(chosen) as progress:
             yield progress
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One line. JSON has no infinity and no NaN: they become null."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False, allow_nan=False)
@@ -75,7 +176,7 @@ def print_json(value: Any) -> None:
     print(text, flush=True)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -83,8 +184,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
-    """A table for people: rich on a terminal; in a pipe a line a row, its columns separated by tabs."""
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
+    """A table for people: rich on a terminal; in a pipe one line for each row, columns separated by tabs."""
     if not sys.stdout.isatty():
         for row in (headers, *rows):
             print("\t".join("" if cell is None else " ".join(str(cell).split()) for cell in row))
@@ -102,14 +203,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
 
 
 def one_of(flag: str, value: str, allowed: Sequence[str]) -> str:
-    """`value`, or a ConfigError that names the flag and what it takes."""
+    """`value`. Raises ConfigError, which names the flag and the words it takes."""
     if value not in allowed:
         raise ConfigError(f"{flag} {value!r}: use one of {', '.join(word for word in allowed if word)}")
     return value
 
 
 def which_backend(value: str, address: str) -> Literal["inline", "ray"]:
-    """auto is Ray where an address is given (or RAY_ADDRESS is set), else this process."""
+    """ray or inline; auto is ray where an address is given or RAY_ADDRESS is set."""
     one_of("--backend", value, ("auto", "inline", "ray"))
     if value == "inline" and address:
         raise ConfigError("--backend inline does not use --address; leave one of them out")

@@ -1,4 +1,4 @@
-"""Looking at databases: `rdmpipe search`, `status`, `list`, `manifests`, `encoders`, `versions` and `gc`."""
+"""Read-only commands and `gc`: `rdmpipe search`, `status`, `list`, `manifests`, `encoders`, `versions` and `gc`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Device, Home, Json, Where, command, print_json, print_table
+from pipeline.cli.options import Device, Home, Json, Where, command, print_json, print_table, whole
 
 
 def register(app: typer.Typer) -> None:
-    for function in (search, status, manifests, encoders, versions, gc):
-        app.command()(function)
-    app.command("list")(list_command)
+    """Add the commands to the program."""
+    for name, function, panel, example in (
+        ("search", search, "Search and look", "rdmpipe search wikiart 'a harbour at dawn' -k 5 --sheet sheet.png"),
+        ("status", status, "Search and look", "rdmpipe status wikiart"),
+        ("list", list_command, "Search and look", "rdmpipe list"),
+        ("manifests", manifests, "Search and look", "rdmpipe manifests wikiart"),
+        ("encoders", encoders, "Search and look", "rdmpipe encoders"),
+        ("versions", versions, "Change and exchange databases", "rdmpipe versions wikiart"),
+        ("gc", gc, "Change and exchange databases", "rdmpipe gc wikiart --keep 2"),
+    ):
+        app.command(name, epilog=f"Example: {example}", rich_help_panel=panel)(function)
 
 
 def search(
     database: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
-    image: Annotated[Path | None, typer.Option("--image", help="Look for pictures like this file.")] = None,
+    query: Annotated[str, typer.Argument(help="What to search for, in words.")] = "",
+    image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Search by this picture file.")] = None,
     key: Annotated[
-        int | None, typer.Option("--key", min=0, max=2**63 - 1, help="Look for pictures like this row of the database.")
+        int | None,
+        typer.Option(
+            "--key", metavar="KEY", parser=whole(0), help="Search by the picture of this row of the database."
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
+    k: Annotated[int, typer.Option("-k", metavar="N", parser=whole(1), help="How many results.")] = 10,
     where: Where = "",
-    no_duplicates: Annotated[bool, typer.Option("--no-duplicates", help="Leave exact duplicates out.")] = False,
+    no_duplicates: Annotated[bool, typer.Option("--no-duplicates", help="Leave out exact duplicates.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan and the times to standard error.")] = False,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet of the results, as PNG.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the results to a .parquet file.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="FILE", help="Write a contact sheet of the results, as PNG.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the results to a .parquet file.")
+    ] = None,
     device: Device = "auto",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Find the pictures nearest to a text, an image or a row, among those a filter lets through."""
+    """Find the pictures nearest to a text, a picture or a row, among the rows that match a filter."""
     with command():
         from pipeline.retrieval import QueryRequest, run_query
 
@@ -56,12 +71,12 @@ def search(
 
 def status(
     name: Annotated[
-        str, typer.Argument(help="A database, a view, a generation's run or a job; empty: all there is.")
+        str, typer.Argument(help="A database, a view, a generation run or a job (default: everything).")
     ] = "",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """What is built, what is running, what failed."""
+    """Show what is built, what is running and what failed."""
     with command():
         from pipeline.catalog import home_status, status_of
 
@@ -72,11 +87,11 @@ def status(
             for state in states:
                 print(state.text())
             if not states:
-                print("nothing here yet; build one with `rdmpipe build-index NAME`")
+                print("no databases yet; build one with `rdmpipe build-index NAME`")
 
 
 def list_command(home: Home = None, as_json: Json = False) -> None:
-    """The databases in the home, with their versions, and the views on them."""
+    """List the databases in the home with their versions, and the views of them."""
     with command():
         from pipeline.catalog import listing
 
@@ -92,13 +107,15 @@ def list_command(home: Home = None, as_json: Json = False) -> None:
 
 
 def manifests(
-    name: Annotated[str, typer.Argument(help="Show this manifest whole.")] = "",
-    check: Annotated[Path | None, typer.Option("--check", help="Check a manifest file.")] = None,
-    add: Annotated[Path | None, typer.Option("--add", help="Check a manifest file and copy it into the home.")] = None,
+    name: Annotated[str, typer.Argument(help="Show this manifest in full.")] = "",
+    check: Annotated[Path | None, typer.Option("--check", metavar="FILE", help="Check a manifest file.")] = None,
+    add: Annotated[
+        Path | None, typer.Option("--add", metavar="FILE", help="Check a manifest file and copy it into the home.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """The data sets and views that are known by name."""
+    """List the data sets and views that have a name; show, check or add a manifest."""
     with command():
         from pipeline.catalog import add_manifest, check_manifest, known_manifests, load_manifest
 
@@ -130,7 +147,7 @@ def manifests(
 
 
 def encoders(as_json: Json = False) -> None:
-    """The encoders that can be asked for by name, and the forms a name can have."""
+    """List the encoders that have a name, and the forms a name can have."""
     with command():
         from pipeline.encoders import describe_encoders
 
@@ -144,7 +161,7 @@ def encoders(as_json: Json = False) -> None:
 def versions(
     name: Annotated[str, typer.Argument(help="A database, or a view of one.")], home: Home = None, as_json: Json = False
 ) -> None:
-    """The published versions of a database, newest first; `--db NAME@VERSION` pins one."""
+    """List the published versions of a database, newest first. `--db NAME@VERSION` pins one."""
     with command():
         from pipeline.catalog import base_of
         from pipeline.database import RetrievalDatabase
@@ -162,11 +179,13 @@ def versions(
 
 def gc(
     name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the current one among them.")] = 3,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", parser=whole(1), help="Versions to keep, including the current one.")
+    ] = 3,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove old versions and the files that no other version needs."""
+    """Remove old versions, and the files that no other version needs."""
     with command() as progress:
         from pipeline.catalog import base_of
         from pipeline.database import RetrievalDatabase

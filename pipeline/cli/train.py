@@ -1,4 +1,4 @@
-"""`rdmpipe train`: parse, read the run's TOML, hand over."""
+"""`rdmpipe train`: parse, read the run's TOML file, call, print."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Json, LogFormatOption, command, print_json
+from pipeline.cli.options import MACHINE, Address, Json, LogFormatOption, command, print_json, whole
 
 if TYPE_CHECKING:
     from pipeline.training import Part
 
 Job = Annotated[Path, typer.Argument(help="The run's TOML file, such as jobs/train-mini.toml.")]
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last save.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last save.")]
 
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Workers that share each batch, on Ray.")]
-
-Address = Annotated[str, typer.Option("--address", help="Ray cluster to use; empty: one of our own on this machine.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers", metavar="N", parser=whole(1), help="Ray workers that share each batch.", rich_help_panel=MACHINE
+    ),
+]
 
 train_app = typer.Typer(no_args_is_help=True, help="Train an encoder, an autoencoder or an RDM.")
 
 
 def register(app: typer.Typer) -> None:
-    app.add_typer(train_app, name="train")
+    """Add the commands to the program."""
+    app.add_typer(train_app, name="train", rich_help_panel="Train")
 
 
 def _run(part: Part, job: Path, resume: bool, workers: int, address: str, log_format: str, as_json: bool) -> None:
@@ -44,28 +48,28 @@ def _run(part: Part, job: Path, resume: bool, workers: int, address: str, log_fo
             print(folder)
 
 
-@train_app.command()
+@train_app.command(epilog="Example: rdmpipe train encoder jobs/train-mini.toml")
 def encoder(
     job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """A contrastive encoder of pictures and texts, in open_clip's format."""
+    """Train a contrastive encoder of pictures and texts, in open_clip's format."""
     _run("encoder", job, resume, workers, address, log_format, as_json)
 
 
-@train_app.command()
+@train_app.command(epilog="Example: rdmpipe train autoencoder jobs/train-mini.toml")
 def autoencoder(
     job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """The first stage: a KL autoencoder, in diffusers' format."""
+    """Train the first stage: a KL autoencoder, in diffusers' format."""
     _run("autoencoder", job, resume, workers, address, log_format, as_json)
 
 
-@train_app.command()
+@train_app.command(epilog="Example: rdmpipe train rdm jobs/train-mini.toml --resume")
 def rdm(
     job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """The retrieval-augmented denoiser; wants a trained encoder and autoencoder."""
+    """Train the retrieval-augmented denoiser; needs a trained encoder and autoencoder."""
     _run("rdm", job, resume, workers, address, log_format, as_json)

@@ -15,6 +15,7 @@ from .layout import list_databases as list_databases
 from .layout import rows_file as rows_file
 from .layout import totals as totals
 from .pictures import picture_files as picture_files
+from .pictures import picture_key as picture_key
 from .pictures import thumbnails as thumbnails
 from .tombstones import Gone as Gone
 from .tombstones import gone_keys as gone_keys

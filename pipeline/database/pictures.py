@@ -6,12 +6,13 @@ were dropped has none: that is not an error.
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from pipeline.errors import DatabaseError
 from pipeline.schema import shard_of
+from pipeline.storage import TarMember, read_member, tar_members
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from pipeline.database.layout import RetrievalDatabase
 
 SIDE = 256  # pixels, the longer side
+
+
+def picture_key(member: TarMember) -> int:
+    """The key of the row whose picture a member of a shard's tar is; -1: it is none (a row's JSON or text)."""
+    path = PurePosixPath(member.name)
+    is_key = path.stem.isascii() and path.stem.isdigit() and len(path.stem) < 19
+    return int(path.stem) if member.kind == "file" and is_key and path.suffix not in (".json", ".txt") else -1
 
 
 def picture_files(database: RetrievalDatabase, keys: Iterable[int], originals: bool = False) -> dict[int, bytes]:
@@ -37,16 +45,15 @@ def picture_files(database: RetrievalDatabase, keys: Iterable[int], originals: b
                 handle = database.storage.open(name)
             except FileNotFoundError:
                 continue
-            with handle, tarfile.open(fileobj=handle, mode="r:") as archive:
-                while wanted and (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                    path = PurePosixPath(member.name)
-                    if path.suffix in (".json", ".txt") or not path.stem.isdigit() or int(path.stem) not in wanted:
-                        continue
-                    data = archive.extractfile(member)
-                    if data is not None:
-                        found[int(path.stem)] = data.read()
-                        wanted.discard(int(path.stem))
+            where = f"database {database.name!r}: {name}"
+            with handle:
+                for member in tar_members(handle, where, DatabaseError):
+                    key = picture_key(member)
+                    if key in wanted:
+                        found[key] = read_member(handle, member, where, DatabaseError)
+                        wanted.discard(key)
+                    if not wanted:
+                        break
             if not wanted:
                 break
     return found

@@ -47,7 +47,7 @@ from pipeline.index import IndexConfig, Queries, build_index, text_queries
 from pipeline.maintenance.versions import remove_versions
 from pipeline.retrieval import open_search
 from pipeline.schema import IMAGE_KEY, OK, metadata_columns, shard_name
-from pipeline.storage import Artifact, lease
+from pipeline.storage import Artifact, lease, read_member, tar_members
 
 if TYPE_CHECKING:
     import numpy as np
@@ -335,16 +335,15 @@ def _rewrite_tar(db: RetrievalDatabase, path: str, rows: pa.Table, form: int) ->
         part = scratch / "part.tar"
         with (
             db.storage.open(path) as handle,
-            tarfile.open(fileobj=handle, mode="r:") as source,
             part.open("wb") as out,
             tarfile.open(fileobj=out, mode="w", format=form) as target,
         ):
-            while (member := source.next()) is not None:
-                source.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-                data = source.extractfile(member)
-                if data is None or int(PurePosixPath(member.name).stem) in purged:
+            where = f"database {db.name!r}: {path}"
+            for member in tar_members(handle, where, DatabaseError):
+                stem = PurePosixPath(member.name).stem
+                if member.kind != "file" or (stem.isdigit() and int(stem) in purged):
                     continue
                 info = tarfile.TarInfo(member.name)
-                info.size, info.mode = member.size, member.mode
-                target.addfile(info, io.BytesIO(data.read()))
+                info.size, info.mode = member.size, 0o644
+                target.addfile(info, io.BytesIO(read_member(handle, member, where, DatabaseError)))
         return db.storage.publish(part, path)

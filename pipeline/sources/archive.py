@@ -1,8 +1,8 @@
-"""Tar archives read in place: where each member's bytes lie, found once; members read by seeking.
+"""Tar archives of sources, read in place: the members are listed once, and their bytes are read by seeking.
 
-Reads: a local archive, or one at a URL (fetched into the cache, checked). Writes: into the cache alone: the list of
-members, and an unpacked .tar where the archive is compressed. No member is ever written to disk under its own name, so none
-can escape; links, devices and sparse files are listed with an error and never followed.
+Reads: a local archive, or one at a URL (fetched into the cache and checked). Writes into the cache only: the list of members,
+and an unpacked .tar of a compressed archive. No member is written to disk under its own name, so none can leave the cache.
+Links, devices and sparse files are listed with an error and never followed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import hashlib
 import json
 import lzma
 import shutil
-import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, cast
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.names import MAX_PICTURE_BYTES, is_junk, printable, safe_path
 from pipeline.sources.web.download import fetch, locked
-from pipeline.storage import disk_full_is_an_error
+from pipeline.storage import TarMember, disk_full_is_an_error, tar_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,47 @@ _CHUNK = 1 << 20
 
 _UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: beyond this a .gz is a bomb
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_XZ_MEMORY = 256 << 20  # xz -9 needs 65 MB
+
+Chunks = Callable[[Path], Iterator[bytes]]
+
+
+def _chunks(handle: IO[bytes]) -> Iterator[bytes]:
+    while chunk := handle.read(_CHUNK):
+        yield chunk
+
+
+def _gzip_chunks(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) as packed:
+        yield from _chunks(cast("IO[bytes]", packed))
+
+
+def _bzip2_chunks(path: Path) -> Iterator[bytes]:
+    with bz2.open(path) as packed:
+        yield from _chunks(cast("IO[bytes]", packed))
+
+
+def _xz_chunks(path: Path) -> Iterator[bytes]:
+    """As lzma.open, with a bound on the memory that the file may ask for."""
+    unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    with path.open("rb") as handle:
+        rest = b""
+        while True:
+            if unpack.eof:
+                rest = (unpack.unused_data or handle.read(_CHUNK)).lstrip(b"\0")  # zeros pad a stream
+                if not rest:
+                    return
+                unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+            elif unpack.needs_input:
+                rest = handle.read(_CHUNK)
+                if not rest:
+                    raise EOFError("the compressed file ended before its end mark")
+            else:
+                rest = b""
+            yield unpack.decompress(rest, _CHUNK)
+
+
+_COMPRESSED: dict[bytes, Chunks] = {b"\x1f\x8b": _gzip_chunks, b"BZh": _bzip2_chunks, b"\xfd7zXZ\0": _xz_chunks}
 
 
 @dataclass(frozen=True)
@@ -42,10 +82,10 @@ class Archive:
 
     path: Path
     identity: str
-    name: str  # as people know it: the last part of its address
+    name: str  # for people: the last part of its address
 
     def members(self) -> pa.Table:
-        """Regular files in archive order (name, offset, bytes, error); of equal names the last, as unpacking would leave.
+        """Regular files in archive order (columns name, offset, bytes, error). Of equal names the last one counts.
 
         Junk is left out. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
         SourceError where the archive is damaged or cut short.
@@ -63,16 +103,17 @@ class Archive:
                 part.replace(cached)
         return pq.read_table(cached)
 
-    def read(self, rows: list[dict[str, Any]]) -> Iterator[bytes | None]:
+    def read(self, rows: Sequence[Mapping[str, object]]) -> Iterator[bytes | None]:
         """The bytes of each row of `members()`; None for rows with an error."""
         with self.path.open("rb") as handle:
             for row in rows:
                 if row["error"]:
                     yield None
                     continue
-                handle.seek(row["offset"])
-                data = handle.read(row["bytes"])
-                if len(data) != row["bytes"]:
+                offset, size = cast("int", row["offset"]), cast("int", row["bytes"])
+                handle.seek(offset)
+                data = handle.read(size)
+                if len(data) != size:
                     raise SourceError(f"{self.name}: cut short at {row['name']}; fetch it again")
                 yield data
 
@@ -93,12 +134,12 @@ def open_archive(
         name = local.name
         found = Archive(local, _local_identity(local, md5, sha256), name)
         if identity and identity != found.identity:
-            raise SourceError(f"{path}: changed since the plan was made; run the same command again to plan anew")
+            raise SourceError(f"{path}: changed since the plan was made; run the same command again to make a new plan")
     with found.path.open("rb") as handle:
         magic = handle.read(6)
-    for beginning, opener in _COMPRESSED.items():
+    for beginning, chunks in _COMPRESSED.items():
         if magic.startswith(beginning):
-            return Archive(_unpacked(found, opener), found.identity, name)
+            return Archive(_unpacked(found, chunks), found.identity, name)
     return found
 
 
@@ -124,8 +165,8 @@ def _local_identity(path: Path, md5: str, sha256: str) -> str:
     return wanted
 
 
-def _unpacked(archive: Archive, opener: Any) -> Path:
-    """The plain tar of a compressed one, made once in the cache. Refuses what grows beyond all measure."""
+def _unpacked(archive: Archive, chunks: Chunks) -> Path:
+    """The plain tar of a compressed one, made once in the cache. Refuses what grows to more than 200 times its size."""
     folder = cache_dir() / "unpacked"
     target = folder / f"{digest([archive.name, archive.identity, str(archive.path)], 24)}.tar"
     with locked(folder):
@@ -136,8 +177,8 @@ def _unpacked(archive: Archive, opener: Any) -> Path:
         part = target.with_suffix(".part")
         written = 0
         try:
-            with opener(archive.path, "rb") as packed, part.open("wb") as out, disk_full_is_an_error(str(part)):
-                while chunk := packed.read(_CHUNK):
+            with part.open("wb") as out, disk_full_is_an_error(str(part)):
+                for chunk in chunks(archive.path):
                     written += len(chunk)
                     if written > most:
                         raise SourceError(
@@ -146,7 +187,7 @@ def _unpacked(archive: Archive, opener: Any) -> Path:
                         )
                     out.write(chunk)
             part.replace(target)
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError) as error:
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError, OSError) as error:
             raise SourceError(f"{archive.name}: damaged or cut short: {error}. Fetch it again.") from error
         finally:
             part.unlink(missing_ok=True)
@@ -158,24 +199,14 @@ def _scan(path: Path, name: str) -> pa.Table:
     import pyarrow as pa
 
     rows: dict[str, tuple[int, int, str | None]] = {}
-    try:
-        with path.open("rb") as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-                error = _member_error(member)
-                if member.isdir() or (is_junk(member.name) and error != "unsafe_name"):
-                    continue
-                key = printable(member.name) if error else printable(safe_path(member.name) or member.name)
-                rows.pop(key, None)
-                rows[key] = (member.offset_data, member.size, f"{error}: {key}" if error else None)
-            _check_end(handle, archive.offset, name)
-    except (tarfile.TarError, EOFError) as error:
-        with path.open("rb") as handle:
-            head = handle.read(256).lstrip().lower()
-        found = "an HTML page" if head.startswith((b"<!doctype html", b"<html")) else str(error)
-        raise SourceError(
-            f"{name}: not a whole tar archive ({path.stat().st_size} bytes): {found}. Fetch it again, or check its address."
-        ) from error
+    with path.open("rb") as handle:
+        for member in tar_members(handle, name, SourceError):
+            error = _member_error(member)
+            if member.kind == "folder" or (is_junk(member.name) and error != "unsafe_name"):
+                continue
+            key = printable(member.name) if error else printable(safe_path(member.name) or member.name)
+            rows.pop(key, None)
+            rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
     return pa.table(
         {
             "name": pa.array(list(rows), pa.string()),
@@ -186,21 +217,9 @@ def _scan(path: Path, name: str) -> pa.Table:
     )
 
 
-def _check_end(handle: IO[bytes], offset: int, name: str) -> None:
-    """tarfile takes a damaged or cut header for the end; the true end is a block of zeros."""
-    handle.seek(offset)
-    block = handle.read(tarfile.BLOCKSIZE)
-    if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
-        return
-    raise SourceError(
-        f"{name}: damaged or cut short: no end mark at byte {offset}. Members behind it would be lost in silence: fetch "
-        "the archive again."
-    )
-
-
-def _member_error(member: tarfile.TarInfo) -> str | None:
+def _member_error(member: TarMember) -> str | None:
     if safe_path(member.name) is None:
         return "unsafe_name"
-    if not member.isreg() or member.issparse():
+    if member.kind != "file":
         return "not_a_file"
     return "too_large" if member.size > MAX_PICTURE_BYTES else None

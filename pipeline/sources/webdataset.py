@@ -9,7 +9,6 @@ tar's first thousand JSON files; the .txt is the caption unless the manifest nam
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config import digest, from_mapping
+from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import SourceError
 from pipeline.sources.archive import Archive, open_archive
 from pipeline.sources.base import Sample, ShardSpec, SourceOptions
@@ -168,7 +167,7 @@ class WebdatasetSource:
         if group.json is None:
             return {}, None
         try:
-            found = json.loads(next(archive.read([group.json])) or b"")
+            found = parse_json(next(archive.read([group.json])) or b"")
         except ValueError as error:
             return {}, f"bad_metadata: {error}"
         return (found, None) if isinstance(found, dict) else ({}, "bad_metadata: the JSON is not an object")

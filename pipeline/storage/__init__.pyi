@@ -4,3 +4,6 @@ from .files import disk_full_is_an_error as disk_full_is_an_error
 from .files import sha256_file as sha256_file
 from .leases import holder_of as holder_of
 from .leases import lease as lease
+from .tars import TarMember as TarMember
+from .tars import read_member as read_member
+from .tars import tar_members as tar_members

@@ -105,27 +105,27 @@ def _parquet_rows(path: Path, size: int) -> Iterator[tuple[Any, ...]]:
 
 
 def _database_rows(name: str, home: str | None, size: int) -> Iterator[tuple[Any, ...]]:
-    import tarfile
-
-    from pipeline.database import RetrievalDatabase
+    from pipeline.database import RetrievalDatabase, picture_key
+    from pipeline.errors import DatabaseError
     from pipeline.schema import OK
+    from pipeline.storage import read_member, tar_members
 
     database = RetrievalDatabase(name, home)
     for shard in database.version().shards:
         rows = {row["key"]: row for row in database.read_table(database.image_table(shard.id)).to_pylist()}
-        with database.storage.open(database.image_tar(shard.id)) as handle, tarfile.open(fileobj=handle) as tar:
-            for member in tar:
-                stem, _, kind = member.name.partition(".")
-                row = rows.get(int(stem)) if stem.isdigit() else None
-                if row is None or row["status"] != OK or kind in ("json", "txt"):
+        tar = database.image_tar(shard.id)
+        where = f"database {name!r}: {tar}"
+        with database.storage.open(tar) as handle:
+            for member in tar_members(handle, where, DatabaseError):
+                row = rows.get(picture_key(member))
+                if row is None or row["status"] != OK:
                     continue
                 if not row.get("style"):
                     raise SourceError(f"database {name!r} has no column `style`: its pictures cannot be labelled")
-                data = tar.extractfile(member)
-                assert data is not None
+                data = read_member(handle, member, where, DatabaseError)
                 content = row.get("content") or row["caption"]
                 yield (
-                    decode_picture(data.read(), size), row["caption"] or "", row.get("tags") or "", content, row["style"],
+                    decode_picture(data, size), row["caption"] or "", row.get("tags") or "", content, row["style"],
                     row["licence"] or "",
                 )  # fmt: skip
 

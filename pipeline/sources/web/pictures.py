@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tarfile
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.execution import Ended, run_process
 from pipeline.installation import python_path
 from pipeline.sources.web.opener import FetchRules
+from pipeline.storage import tar_members
 
 START_S = 120.0  # img2dataset imports torch, ray and wandb: ten seconds and more on a busy machine
 
@@ -38,8 +38,9 @@ class Fetched:
         self._urls = urls
         rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
         self._rows = {int(row["key"]): row for row in rows}
-        with tarfile.open(folder / "00000.tar", "r:") as archive:
-            self._places = {member.name: (member.offset_data, member.size) for member in archive}
+        with (folder / "00000.tar").open("rb") as handle:
+            members = tar_members(handle, "00000.tar of img2dataset", SourceError)
+            self._places = {member.name: (member.offset, member.size) for member in members}
         self._tar = (folder / "00000.tar").open("rb")
 
     def close(self) -> None:
