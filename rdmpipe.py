@@ -434,7 +434,7 @@ class SearchResult:
 
 
 def generate(
-    prompts: str | Path | Sequence[str] | Sequence[Mapping[str, object]],
+    prompts: str | Path | Sequence[str | Mapping[str, object]],
     *,
     db: str | Sequence[str] = (),
     model: str = "",
@@ -690,7 +690,7 @@ def _text(home: str | Path | None) -> str | None:
     return None if home is None else os.fspath(home)
 
 
-def _prompt_list(prompts: str | Path | Sequence[str] | Sequence[Mapping[str, object]], home: str | None) -> str:
+def _prompt_list(prompts: str | Path | Sequence[str | Mapping[str, object]], home: str | None) -> str:
     """What `GenerateConfig.prompts` takes: a prompt or a path as it is; rows as a file in the home, named by their content."""
     if isinstance(prompts, str | Path):
         return str(prompts)
