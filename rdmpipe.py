@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from pipeline.errors import PromptError as PromptError
     from pipeline.errors import RdmpipeError as RdmpipeError
     from pipeline.errors import SourceError as SourceError
+    from pipeline.evaluation import Summary
     from pipeline.execution import Backend as Backend
     from pipeline.execution import Progress
     from pipeline.execution import StageFailed as StageFailed
@@ -440,9 +441,9 @@ def generate(
     model: str = "",
     where: str = "",
     k: int | None = None,
-    steps: int = 50,
+    steps: int | None = None,
     scale: float | None = None,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     n: int = 1,
     seed: int = 0,
     width: int | None = None,
@@ -466,9 +467,9 @@ def generate(
         model: A model's name or folder; empty: the first that takes the first database's encoder.
         where: A SQL expression: only neighbours that match it.
         k: Neighbours a picture; None: the model's own number.
-        steps: Sampler steps.
+        steps: Sampler steps; None: the model's own number (50 for RDMs).
         scale: Guidance scale; None: the model's own.
-        sampler: `ddim`, `plms`, `dpmpp_2m` or `unipc`.
+        sampler: `ddim`, `plms`, `dpmpp_2m` or `unipc`; None: the model's own (`ddim` for RDMs).
         n: Pictures for each prompt and database, with seeds `seed`, `seed + 1`, ...
         seed: Seed of the first picture.
         width, height: Pixels; None: the model's own.
@@ -494,13 +495,14 @@ def generate(
         BudgetError: The memory does not suffice; found out before work starts.
         StageFailed: Pictures failed. Finished ones are kept: call `generate` again.
     """
-    from pipeline.generation import GenerateConfig
+    from pipeline.generation import GenerateConfig, Sampling, prompt_rows
     from pipeline.generation import generate as run_generation
 
+    rows = str(prompts) if isinstance(prompts, str | Path) else prompt_rows(prompts)
     config = GenerateConfig(
-        prompts=_prompt_list(prompts, _text(home)), db=(db,) if isinstance(db, str) and db else tuple(db), model=model,
-        where=where, k=k, steps=steps, scale=scale, sampler=sampler, n=n, seed=seed, width=width, height=height,
-        negative=negative, image=str(image), use=use, batch=batch, device=device, out=str(out), home=_text(home),
+        prompts=rows, db=(db,) if isinstance(db, str) and db else tuple(db), model=model, where=where, k=k,
+        sampling=Sampling(sampler, steps, scale, width=width, height=height), n=n, seed=seed, negative=negative,
+        image=str(image), use=use, batch=batch, device=device, out=str(out), home=_text(home),
     )  # fmt: skip
     with _progress(progress) as shown:
         return Run(run_generation(config, shown, backend))
@@ -558,14 +560,19 @@ def load_model(name: str, *, home: str | Path | None = None) -> RDM:
         home: Whose models/ is looked in; None: RDMPIPE_HOME or the default.
 
     Raises:
-        ModelError: There is no such model, or it cannot be read.
+        ModelError: There is no such model, it cannot be read, or it is not an RDM.
     """
+    from pipeline.errors import ModelError as Refused
     from pipeline.generation import find_model
 
-    folder = find_model(name, _text(home)).folder
+    found = find_model(name, _text(home))
+    if found.kind != "rdm":
+        raise Refused(
+            f"model {name!r} is of kind {found.kind}; load_model loads RDMs. Use it with rdmpipe.generate(..., model={name!r})"
+        )
     from rdm import RDM
 
-    return RDM.from_pretrained(folder)
+    return RDM.from_pretrained(found.folder)
 
 
 # ---- evaluation and training
@@ -615,7 +622,7 @@ class Evaluation:
     folder: Path
     """Where it is: protocol.json, summary.json, pictures.parquet and index.html."""
 
-    summary: Mapping[str, object]
+    summary: Summary
     """Every number, as in summary.json."""
 
     @property
@@ -633,7 +640,7 @@ class Evaluation:
     def __str__(self) -> str:
         from pipeline.evaluation import summary_text
 
-        return summary_text(self.folder, dict(self.summary))
+        return summary_text(self.folder, self.summary)
 
     __repr__ = __str__
 
@@ -688,19 +695,3 @@ def _progress(wanted: bool) -> Iterator[Progress]:
 
 def _text(home: str | Path | None) -> str | None:
     return None if home is None else os.fspath(home)
-
-
-def _prompt_list(prompts: str | Path | Sequence[str | Mapping[str, object]], home: str | None) -> str:
-    """What `GenerateConfig.prompts` takes: a prompt or a path as it is; rows as a file in the home, named by their content."""
-    if isinstance(prompts, str | Path):
-        return str(prompts)
-    import json
-
-    from pipeline.config import default_home, digest
-    from pipeline.storage import Storage
-
-    rows = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
-    file = f"prompts/{len(rows)}-rows-{digest(rows, 8)}.jsonl"
-    storage = Storage(home or default_home())
-    storage.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return storage.full(file)

@@ -26,6 +26,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 # ---- the module
 
 
+@pytest.mark.process
 def test_import_loads_no_large_library(tmp_path: Path) -> None:
     """`import rdmpipe`, its errors and its version load none of the libraries that take long."""
     program = (
@@ -39,7 +40,9 @@ def test_import_loads_no_large_library(tmp_path: Path) -> None:
 def test_every_name_of_all_is_there_and_every_error_is_shown() -> None:
     for name in rdmpipe.__all__:
         assert getattr(rdmpipe, name) is not None
-    errors = {name for name, value in vars(pipeline.errors).items() if name.endswith("Error") and isinstance(value, type)}
+    errors = {
+        name for name, value in vars(pipeline.errors).items() if name.endswith("Error") and isinstance(value, type)
+    }
     assert errors <= set(rdmpipe.__all__)
     assert rdmpipe.FilterError is pipeline.errors.FilterError
     assert issubclass(rdmpipe.StageFailed, rdmpipe.RdmpipeError)
@@ -52,6 +55,7 @@ def test_the_types_are_shipped_as_a_stub_package() -> None:
     assert (REPO / "pipeline/assets/stubs/__init__.pyi").read_text("utf-8") == (REPO / "rdmpipe.py").read_text("utf-8")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("foreign", ["pipeline.py", "pipeline/__init__.py"])
 def test_a_foreign_pipeline_is_named_with_a_fix_that_works(tmp_path: Path, foreign: str) -> None:
     """Python puts a script's folder first: a `pipeline` there hides ours."""
