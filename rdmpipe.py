@@ -376,12 +376,10 @@ class Database:
         return None if data is None else decode(data).image
 
     def _encoder(self) -> Encoder:
-        from pipeline.encoders import check_encoder, load_recorded, resolve_encoder
+        from pipeline.encoders import load_recorded
 
         if not self._loaded:
-            record = self._selection.version.encoder
-            check_encoder(resolve_encoder(record.name))
-            self._loaded.append(load_recorded(record, self._device))
+            self._loaded.append(load_recorded(self._selection.version.encoder, self._device))
         return self._loaded[0]
 
 

@@ -74,6 +74,8 @@ def _command(path: tuple[str, ...], command: object) -> list[str]:
     usage = " ".join((*path, "[OPTIONS]", *(_argument(it) for it in arguments)))
     help_text = inspect.cleandoc(getattr(command, "help", "") or "")
     lines = [f"## {' '.join(path[1:])}", "", *_prose(help_text), "", f"    {usage}", ""]
+    if example := getattr(command, "epilog", None):
+        lines += [f"    # {' '.join(example.split())}", ""]
     if arguments:
         lines += ["| argument | |", "|---|---|"]
         lines += [f"| `{_argument(it)}` | {_cell(getattr(it, 'help', '') or '')} |" for it in arguments]
@@ -82,14 +84,15 @@ def _command(path: tuple[str, ...], command: object) -> list[str]:
     if options:
         lines += ["| option | | default |", "|---|---|---|"]
         for it in options:
-            names = ", ".join(f"`{name}`" for name in (*it.opts, *it.secondary_opts))
+            value = "" if getattr(it, "is_flag", False) or not it.metavar else f" {it.metavar}"
+            names = ", ".join(f"`{name}{value}`" for name in (*it.opts, *it.secondary_opts))
             lines.append(f"| {names} | {_cell(it.help or '')} | {_default(it.default)} |")
         lines.append("")
     return lines
 
 
 def _argument(parameter: object) -> str:
-    name = str(parameter.name).upper()  # type: ignore[attr-defined]
+    name = str(getattr(parameter, "metavar", None) or parameter.name).strip("[]{}").upper()  # type: ignore[attr-defined]
     return name if parameter.required else f"[{name}]"  # type: ignore[attr-defined]
 
 

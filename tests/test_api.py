@@ -146,8 +146,8 @@ def test_generate_takes_prompts_and_rows_and_goes_on(drawn: Path) -> None:
     assert (run.folder / "index.html").is_file() and run.show().size == Image.open(run.folder / "contact.png").size
     assert "4 made now" in str(run) and "data:image/png;base64," in run._repr_html_()
     assert again(["a castle by the sea", "a cat"]).summary.made == 0
-    rows = again([{"prompt": "a castle by the sea", "seed": 7, "note": "mine"}])
-    assert set(rows.table["seed"].to_pylist()) == {7} and rows.table["note"].to_pylist() == ["mine", "mine"]
+    rows = again([{"prompt": "a castle by the sea", "seed": 7, "series": "mine"}])
+    assert set(rows.table["seed"].to_pylist()) == {7} and rows.table["series"].to_pylist() == ["mine", "mine"]
     with pytest.raises(rdmpipe.PromptError, match="steps"):
         again([{"prompt": "a castle", "steps": "many"}])
 
