@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test quick check test-cluster test-crash test-scale install clean
+.PHONY: demo test quick check docs test-cluster test-crash test-scale install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
@@ -24,6 +24,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# -W: a warning is an error, a link between pages that leads nowhere among them.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/site
+	@echo "open docs/site/index.html"
 
 test-cluster: $(STAMP)
 	$(PYTEST) -m long tests/test_cluster.py --timeout 3600
@@ -41,9 +46,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,s3]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,s3]'
 	$(BIN)/python -m pip check
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,8 @@
 
 `make check` runs it (pyproject.toml names it). `pipeline.index.exact` may be imported by modules of `pipeline.index`; everybody
 else imports what `pipeline/index/__init__.pyi` lists from `pipeline.index`. Such a name has to be there, and no module of the
-package may have the same name, because importing the module would hide it.
+package may have the same name, because importing the module would hide it. The public module `rdmpipe` obeys the same rule;
+it is read from its source, because import-linter's graph holds packages only.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class SurfaceContract(Contract):
-    """`root`: the package whose packages are checked."""
+    """`root`: the package whose packages are checked. `facade`: the public module above them."""
 
     type_name = "surface"
     root = fields.StringField()
+    facade = fields.StringField()
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         root = str(self.root)
@@ -32,6 +34,7 @@ class SurfaceContract(Contract):
                         problems.append(f"{importer} imports {module}: import the name from {package}")
             if members:
                 problems += _hidden_names(package, members)
+        problems += _facade_problems(str(self.facade), root)
         return ContractCheck(kept=not problems, metadata={"problems": problems})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
@@ -45,6 +48,28 @@ def surface_of(package: str) -> list[str]:
     assert found is not None and found.origin is not None
     tree = ast.parse(Path(found.origin).with_suffix(".pyi").read_text("utf-8"))
     return [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+
+
+def _facade_problems(facade: str, root: str) -> list[str]:
+    """Imports of the public module that are not `from pipeline.PACKAGE import NAME` with a NAME of the package's surface."""
+    found = importlib.util.find_spec(facade)
+    assert found is not None and found.origin is not None
+    problems = []
+    for node in ast.walk(ast.parse(Path(found.origin).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            problems += [f"{facade} imports {name.name}" for name in node.names if name.name.split(".")[0] == root]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == root:
+            spec = importlib.util.find_spec(node.module)
+            assert spec is not None, node.module
+            is_package = bool(spec.submodule_search_locations)
+            if node.module.count(".") != 1:
+                problems.append(f"{facade} imports from {node.module}: import the name from its package")
+            elif is_package:
+                shown = surface_of(node.module)
+                problems += [
+                    f"{node.module} does not show {name.name}" for name in node.names if name.name not in shown
+                ]
+    return problems
 
 
 def _hidden_names(package: str, members: set[str]) -> list[str]:

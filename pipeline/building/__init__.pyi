@@ -4,4 +4,5 @@ from .embed import EmbedConfig as EmbedConfig
 from .plan import plan_shards as plan_shards
 from .plan import save_plan as save_plan
 from .request import BuildRequest as BuildRequest
+from .request import BuildSummary as BuildSummary
 from .request import settle as settle

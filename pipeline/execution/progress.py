@@ -1,4 +1,4 @@
-"""Progress of long work: a rich bar on a terminal, plain lines in a log, JSON lines for machines.
+"""Progress of long work: a rich bar on a terminal and in a notebook, plain lines in a log, JSON lines for machines.
 
 Writes to standard error only, so that standard output stays for results; and, where it is given a storage, `progress.json` in
 it every few seconds, which is what `rdmpipe status` shows of a running job from anywhere that sees the home.
@@ -6,6 +6,7 @@ it every few seconds, which is what `rdmpipe status` shows of a running job from
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from pipeline.storage import Storage
 
 LogFormat = Literal["text", "json"]
+
+
+def in_notebook() -> bool:
+    """Whether this is a notebook that rich can draw bars in, which it does with ipywidgets."""
+    if "IPython" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
+def _draws_bars(stream: IO[str]) -> bool:
+    return stream.isatty() or (stream is sys.stderr and in_notebook())
 
 
 class Progress:
@@ -36,7 +50,7 @@ class Progress:
         self._recorded = 0.0
 
     def __enter__(self) -> Progress:
-        if self.log_format == "text" and self.stream.isatty():
+        if self.log_format == "text" and _draws_bars(self.stream):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -48,7 +62,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=Console(file=self.stream),
+                console=Console() if in_notebook() else Console(file=self.stream),
             )
             self._rich.start()
         return self

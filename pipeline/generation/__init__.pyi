@@ -7,6 +7,7 @@ from .models import list_models as list_models
 from .models import outline_model as outline_model
 from .prompts import PromptRow as PromptRow
 from .prompts import accept_rows as accept_rows
+from .prompts import prompt_rows as prompt_rows
 from .prompts import read_prompts as read_prompts
 from .run import GenerateSummary as GenerateSummary
 from .run import generate as generate

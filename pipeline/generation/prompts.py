@@ -131,6 +131,19 @@ def read_prompts(source: str | Sequence[PromptRow]) -> PromptList:
     return PromptList(Path(source).name, tuple(rows), tuple(bad), tuple(warnings), extra, folder, unit)
 
 
+def prompt_rows(rows: Sequence[str | Mapping[str, object]]) -> tuple[PromptRow, ...]:
+    """Rows of a program: prompts, or mappings with the columns of a list, checked as those of a file are.
+
+    Raises PromptError with all rows that cannot be used, counted from 1.
+    """
+    records = [{"prompt": row} if isinstance(row, str) else dict(row) for row in rows]
+    columns, _ = _columns("the rows", list(dict.fromkeys(name for record in records for name in record)))
+    made = [_row(number, record, columns) for number, record in enumerate(records, 1)]
+    usable = tuple(row for row in made if isinstance(row, PromptRow))
+    bad = tuple(row for row in made if isinstance(row, BadRow))
+    return accept_rows(PromptList("the rows", usable, bad, unit="row"))
+
+
 def accept_rows(prompts: PromptList, more: Iterable[BadRow] = (), skip_bad: bool = False) -> tuple[PromptRow, ...]:
     """The usable rows. All bad rows together are one PromptError, unless `skip_bad`; no usable row always is."""
     bad = sorted({*prompts.bad, *more}, key=lambda row: (row.line, row.problem))

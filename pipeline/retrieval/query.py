@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from pipeline.database import RetrievalDatabase
     from pipeline.encoders import Encoder
     from pipeline.index import SearchPlan
     from pipeline.retrieval.search import Searcher
@@ -88,11 +89,7 @@ class Found:
 
         Raises ConfigError where the file cannot be written.
         """
-        from pipeline.database import thumbnails
-
-        pictures = thumbnails(self.selection.database, self.rows["key"].to_pylist())
-        labels = [_label(row) for row in self.rows.to_pylist()]
-        sheet = draw_sheet([pictures.get(key) for key in self.rows["key"].to_pylist()], labels)
+        sheet = result_sheet(self.selection.database, self.rows)
         with _writing(path):
             sheet.save(path)
 
@@ -104,6 +101,15 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+
+
+def result_sheet(database: RetrievalDatabase, rows: pa.Table) -> Image:
+    """A contact sheet of results (columns `key`, `score` and metadata): stored thumbnails in reading order, each labelled."""
+    from pipeline.database import thumbnails
+
+    keys = rows["key"].to_pylist()
+    pictures = thumbnails(database, keys)
+    return draw_sheet([pictures.get(key) for key in keys], [_label(row) for row in rows.to_pylist()])
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -202,15 +208,16 @@ def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
     return encoder.picture_vectors(pictures)[0]
 
 
-def draw_sheet(pictures: list[Any], labels: list[str], side: int = 192, columns: int = 0) -> Any:
+def draw_sheet(pictures: Sequence[Image | None], labels: Sequence[str], side: int = 192, columns: int = 0) -> Image:
     """Pictures (PIL images; None: a blank with its label) in reading order on white, each above its label."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image as images
+    from PIL import ImageDraw, ImageFont
 
     count = max(1, len(labels))
     columns = columns or min(count, max(3, round(math.sqrt(count * 1.6))))
     gap, text = 12, 34
     lines = math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, lines * (side + text + gap) + gap), "white")
+    sheet = images.new("RGB", (columns * (side + gap) + gap, lines * (side + text + gap) + gap), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)

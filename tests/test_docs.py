@@ -1,0 +1,69 @@
+"""The documentation: its Python examples run as written, its links lead somewhere, README stays a front page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
+MADE = {"docs/reference/cli.md", "docs/reference/toml.md", "docs/reference/errors.txt"}  # by `make docs`
+
+
+def pages() -> list[Path]:
+    made = [path for path in sorted(REPO.glob("docs/**/*.md")) if "site" not in path.relative_to(REPO).parts]
+    return [*sorted(REPO.glob("*.md")), REPO / "jobs/README.md", *made]
+
+
+def examples(path: Path) -> list[tuple[str, str]]:
+    """(code, reason not to run it) of every Python block."""
+    return [(found["code"], found["reason"] or "") for found in FENCE.finditer(path.read_text("utf-8"))]
+
+
+WITH_EXAMPLES = [path for path in pages() if any(not reason for _, reason in examples(path))]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.relative_to(REPO).as_posix())
+def test_python_examples_run_as_written(
+    path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page one after another, in an empty folder, offline. The pages share a home: builds are made once."""
+    home = tmp_path_factory.getbasetemp() / "docs-home"
+    monkeypatch.setenv("RDMPIPE_HOME", str(home))
+    monkeypatch.setenv("RDMPIPE_CACHE", str(home / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path_factory.mktemp("examples"))
+    names: dict[str, object] = {}
+    for code, reason in examples(path):
+        if not reason:
+            exec(compile(code, path.name, "exec"), names)
+
+
+def test_readme_is_a_front_page_with_running_examples() -> None:
+    readme = REPO / "README.md"
+    assert len(readme.read_text("utf-8").splitlines()) <= 150
+    assert readme in WITH_EXAMPLES and REPO / "docs/guides/python.md" in WITH_EXAMPLES
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's and MyST's names of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.relative_to(REPO).as_posix())
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        place = target.relative_to(REPO).as_posix()
+        assert target.exists() or place in MADE, f"{link} of {path.name}"
+        if anchor and target.exists():
+            assert anchor in anchors(target.read_text("utf-8")), f"{link} of {path.name}"
