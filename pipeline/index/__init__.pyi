@@ -8,3 +8,4 @@ from .rows import FILES as FILES
 from .search import EXACT_SUBSET as EXACT_SUBSET
 from .search import SearchIndex as SearchIndex
 from .search import SearchPlan as SearchPlan
+from .subset import Subset as Subset

@@ -3,7 +3,8 @@
 Reads: vectors.npy, mapped, and index.faiss if there is one. Writes nothing. Few rows are scanned exactly. Among many, faiss
 proposes candidates under a selector, with more effort until there are k, and the stored vectors score them. A filter may pass
 rows that lie far from the query (a style in which what the prompt names is not painted). An index that looks near the query
-misses the best of these. So if a search without the filter finds far fewer matching rows than their share predicts, the
+misses the best of these. An inverted file is therefore searched only in lists that hold matching rows (index/lists.py). For any
+other index, if a search without the filter finds far fewer matching rows than their share predicts, the
 matching rows are scanned exactly. A search always gives min(k, rows) results; only an exact scan is certain to give the best.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from pipeline.index.exact import ExactScan, score_rows
 from pipeline.index.npy import read_rows
+from pipeline.index.subset import Subset
 
 if TYPE_CHECKING:
     import faiss
@@ -89,91 +91,78 @@ class SearchIndex:
         self,
         queries: NDArray[np.float32],
         k: int,
-        ordinals: NDArray[np.int64] | None = None,
+        rows: Subset | NDArray[np.int64] | None = None,
         exact: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], SearchPlan]:
-        """Scores (Q, m) and ordinals (Q, m) of the best m = min(k, rows) among `ordinals` (ascending; None: all)."""
-        total = len(self.vectors)
-        rows = total if ordinals is None else len(ordinals)
-        plan = SearchPlan("", total, rows, len(queries))
-        start = time.perf_counter()
-        few = rows <= self.exact_subset * min(len(queries), TOGETHER)
-        if exact or self.approximate is None or few or self._all_lists(rows):
-            scores, found = self.exact.top(queries, k, ordinals)
-            words = "exact scan of all rows" if ordinals is None else "exact scan of the matching rows"
-            return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
-        return self._approximate(self.approximate, queries, min(k, rows), ordinals, plan)
+        """Scores (Q, m) and ordinals (Q, m) of the best m = min(k, rows) of `rows` (None: all; an array: ascending ordinals).
 
-    def _all_lists(self, rows: int) -> bool:
-        """Whether the index would search all its lists for so many rows: then it is faster to read the rows themselves."""
-        index = self.approximate
+        queries is (Q, D). `exact` scans all the rows.
+        """
+        start = time.perf_counter()
+        total = len(self.vectors)
+        if isinstance(rows, np.ndarray):
+            rows = Subset(rows, total)
+        matched = total if rows is None else rows.count
+        plan = SearchPlan("", total, matched, len(queries))
+        few = matched <= self.exact_subset * min(len(queries), TOGETHER)
+        if exact or self.approximate is None or few or self._all_lists(self.approximate, rows):
+            scores, found = self.exact.top(queries, k, None if rows is None else rows.ordinals)
+            words = "exact scan of all rows" if rows is None else "exact scan of the matching rows"
+            return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
+        if matched == total:
+            rows = None
+        scores, found, plan = self._approximate(self.approximate, queries, min(k, matched), rows, plan)
+        return scores, found, dataclasses.replace(plan, search_s=time.perf_counter() - start - plan.rerank_s)
+
+    def _all_lists(self, index: ApproximateIndex, rows: Subset | None) -> bool:
+        """Whether the index would search all its lists for these rows: then it is faster to read the rows themselves."""
         return (
-            index is not None
+            rows is not None
             and index.family == "ivf"
-            and rows <= min(RESCUE * self.exact_subset, len(self.vectors) // 2)
-            and index.exhausted(rows, rows / len(self.vectors), 1.0)
+            and rows.count <= min(RESCUE * self.exact_subset, len(self.vectors) // 2)
+            and index.exhausted(rows.count, rows, 1.0)
         )
 
     def _approximate(
-        self,
-        index: ApproximateIndex,
-        queries: NDArray[np.float32],
-        k: int,
-        ordinals: NDArray[np.int64] | None,
-        plan: SearchPlan,
+        self, index: ApproximateIndex, queries: NDArray[np.float32], k: int, rows: Subset | None, plan: SearchPlan
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], SearchPlan]:
-        start = time.perf_counter()
-        allowed = None
-        if ordinals is not None:
-            allowed = np.zeros(plan.rows, bool)
-            allowed[ordinals] = True
-        share = plan.matched / plan.rows
-        count = max(index.params.get("candidates", 0), k + 16)
+        ordinals = None if rows is None else rows.ordinals
+        count = min(max(index.params.get("candidates", 0), k + 16), plan.matched)
         scores = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
         left = np.arange(len(queries))
-        effort, widened, search_s, rerank_s, scanned = 1.0, 0, 0.0, 0.0, 0
-        if allowed is not None and plan.matched <= RESCUE * self.exact_subset:
-            astray = _astray(index, queries, allowed, share)
+        effort, widened, rerank_s, scanned = 1.0, 0, 0.0, 0
+        if rows is not None and not index.chooses_lists and rows.count <= RESCUE * self.exact_subset:
+            astray = _astray(index, queries, rows)
             if astray.any():
                 scores[astray], found[astray] = self.exact.top(queries[astray], k, ordinals)
                 scanned, left = int(astray.sum()), left[~astray]
-            search_s += time.perf_counter() - start
-            start = time.perf_counter()
         while len(left):
-            candidates = index.candidates(queries[left], min(count, plan.matched), allowed, share, effort)
+            candidates = index.candidates(queries[left], count, rows, effort)
             enough = (candidates >= 0).sum(axis=1) >= k
-            search_s += time.perf_counter() - start
             start = time.perf_counter()
             for place, row in zip(left[enough], candidates[enough], strict=True):
                 wanted = np.unique(row[row >= 0])
                 scores[place], order = score_rows(self._rows(wanted), queries[place], k)
                 found[place] = wanted[order]
             rerank_s += time.perf_counter() - start
-            start = time.perf_counter()
             left = left[~enough]
-            if len(left) and (index.exhausted(min(count, plan.matched), share, effort) or effort > 1000):
+            if len(left) and (index.exhausted(count, rows, effort) or effort > 1000):
                 scores[left], found[left] = self.exact.top(queries[left], k, ordinals)
                 scanned, left = scanned + len(left), left[:0]
-                search_s += time.perf_counter() - start
             elif len(left):
                 effort, widened = effort * WIDEN, widened + 1
-        words = f"faiss {index.family} {index.params}, {'no filter' if ordinals is None else 'with a selector'}"
+        words = f"faiss {index.family} {index.params}, {'no filter' if rows is None else 'with a selector'}"
+        words += ", among the lists that hold matching rows" if rows is not None and index.chooses_lists else ""
         words += f", widened {widened} times" if widened else ""
         words += f", exact scan for {scanned} of the queries" if scanned else ""
-        return (
-            scores,
-            found,
-            dataclasses.replace(plan, plan=words, widened=widened, search_s=search_s, rerank_s=rerank_s),
-        )
+        return scores, found, dataclasses.replace(plan, plan=words, widened=widened, rerank_s=rerank_s)
 
 
-def _astray(
-    index: ApproximateIndex, queries: NDArray[np.float32], allowed: NDArray[np.bool_], share: float
-) -> NDArray[np.bool_]:
+def _astray(index: ApproximateIndex, queries: NDArray[np.float32], rows: Subset) -> NDArray[np.bool_]:
     """The queries, as a mask (Q,), whose LOOK nearest unfiltered rows hold less than a quarter of the matches to expect."""
-    if share >= 0.5:
+    if rows.share >= 0.5:
         return np.zeros(len(queries), bool)
-    near = index.candidates(queries, LOOK, None)
-    matches = (allowed[np.maximum(near, 0)] & (near >= 0)).sum(axis=1)
-    return np.asarray(matches < share * LOOK / 4)
+    near = index.candidates(queries, LOOK)
+    matches = (rows.mask[np.maximum(near, 0)] & (near >= 0)).sum(axis=1)
+    return np.asarray(matches < rows.share * LOOK / 4)

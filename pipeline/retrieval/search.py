@@ -1,8 +1,9 @@
 """Filtered search in a retrieval database.
 
-Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. DuckDB resolves a
-filter to rows, and index/search.py finds the best of them. A result has exactly min(k, matching rows) entries; equal scores
-come in the order of their keys. A Searcher does not serve several threads at once: open one for each.
+Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. A filter of simple
+form is evaluated over arrays (retrieval/columns.py), any other one by DuckDB; index/search.py finds the best of its rows. A
+result has exactly min(k, matching rows) entries; equal scores come in the order of their keys. A Searcher does not serve
+several threads at once: open one for each.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 
 from pipeline.catalog import resolve_database
 from pipeline.errors import ConfigError, DatabaseError, nearest
-from pipeline.filters import MetadataFilter, conjunction
-from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan
+from pipeline.filters import MetadataFilter, conjunction, simple_form
+from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan, Subset
+from pipeline.retrieval.columns import MetadataColumns
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.database import RetrievalDatabase, Version
+
+KEPT = 8  # filters whose rows are kept for the next search
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Searcher:
         self._norms: NDArray[np.float32] = np.load(paths["norms"], mmap_mode="r")
         self._metadata = paths["metadata"]
         self._filter = MetadataFilter(self.columns, self._load, threads=threads)
+        self._arrays = MetadataColumns(self._load)
+        self._kept: dict[tuple[str, ...], Subset] = {}
         self.where = conjunction(where, columns=self.columns)
         self._originals: NDArray[np.int64] | None = None
 
@@ -98,28 +104,59 @@ class Searcher:
         matching row of each picture that occurs more than once, byte for byte. `exact` scans all matching rows.
         Raises FilterError, and ConfigError for queries of another dimension or length.
         """
+        start = time.perf_counter()
         queries = np.ascontiguousarray(np.atleast_2d(queries), np.float32)
         self._check(queries, k)
-        start = time.perf_counter()
-        ordinals = self.matching(where)
+        checked = time.perf_counter()
+        rows = self._subset(where)
         if distinct:
-            ordinals = self._distinct(ordinals)
-        filter_s = time.perf_counter() - start
-        matched = len(self.keys) if ordinals is None else len(ordinals)
-        excluded = self._present(exclude_keys, ordinals)
-        scores, found, plan = self.index.top(queries, k + len(excluded), ordinals, exact)
+            rows = self._distinct(rows)
+        filter_s = time.perf_counter() - checked
+        matched = len(self.keys) if rows is None else rows.count
+        excluded = self._present(exclude_keys, rows)
+        scores, found, plan = self.index.top(queries, k + len(excluded), rows, exact)
         if len(excluded):
             keep = min(k, matched - len(excluded))
             # The stable sort by "is excluded" moves excluded rows behind the others, which keep their order.
             order = np.argsort(np.isin(found, excluded), axis=1, kind="stable")[:, :keep]
             scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
-        plan = dataclasses.replace(plan, filter_s=filter_s, matched=matched - len(excluded))
-        return Results(np.asarray(self.keys)[found], scores, found, plan)
+        keys = np.asarray(self.keys)[found]
+        search_s = time.perf_counter() - start - filter_s - plan.rerank_s  # so that the three times are the whole call
+        plan = dataclasses.replace(plan, filter_s=filter_s, search_s=search_s, matched=matched - len(excluded))
+        return Results(keys, scores, found, plan)
 
     def matching(self, where: str = "") -> NDArray[np.int64] | None:
-        """Ascending ordinals of the rows that match the view's filter and `where`; None if neither is given: all rows."""
-        both = [expression for expression in (self.where, where) if expression.strip()]
-        return self._filter.ordinals(*both) if both else None
+        """Ascending ordinals of the rows that match the view's filter and `where`; None if neither is given: all rows.
+
+        They are not to be written to. Raises FilterError.
+        """
+        rows = self._subset(where)
+        return None if rows is None else rows.ordinals
+
+    def _subset(self, where: str) -> Subset | None:
+        """The rows that match the view's filter and `where`; None if neither is given. The last few are kept."""
+        both = tuple(expression for expression in (self.where, where) if expression.strip())
+        if not both:
+            return None
+        rows = self._kept.pop(both, None)
+        if rows is None:
+            mask = self._simple(both)
+            rows = Subset(self._filter.ordinals(*both) if mask is None else mask, len(self.keys))
+        self._kept[both] = rows
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return rows
+
+    def _simple(self, expressions: tuple[str, ...]) -> NDArray[np.bool_] | None:
+        """The rows that match all expressions, (N,); None if DuckDB has to evaluate one of them."""
+        found: NDArray[np.bool_] | None = None
+        for expression in expressions:
+            condition = simple_form(expression, self.columns)
+            mask = None if condition is None else self._arrays.rows_where(condition)
+            if mask is None:
+                return None
+            found = mask if found is None else found & mask
+        return found
 
     def ordinals(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The ordinals (n,) of n keys. Raises DatabaseError for a key that is not in this version."""
@@ -181,31 +218,33 @@ class Searcher:
         if not bool((np.abs(lengths - 1.0) < 1e-2).all()):
             raise ConfigError("queries must be finite and of unit length: divide each by its L2 norm")
 
-    def _present(self, keys: Sequence[int], ordinals: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    def _present(self, keys: Sequence[int], rows: Subset | None) -> NDArray[np.int64]:
         """Ordinals of those of `keys` that are in the index and match."""
         wanted = np.unique(np.asarray(keys, np.int64))
+        if not len(wanted):
+            return wanted
         places = np.searchsorted(self.keys, wanted)
         places = places[(places < len(self.keys)) & (self.keys[np.minimum(places, len(self.keys) - 1)] == wanted)]
-        return np.asarray(places if ordinals is None else places[np.isin(places, ordinals)])
+        return np.asarray(places if rows is None else places[rows.mask[places]])
 
-    def _distinct(self, ordinals: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    def _distinct(self, rows: Subset | None) -> Subset | None:
         """Leave out every matching row whose picture an earlier matching row has."""
         if self._originals is None:
             original = self._load(["duplicate_of"])["duplicate_of"]
             own = np.asarray(self.keys)
             self._originals = np.where(np.asarray(original.is_valid()), original.fill_null(-1).to_numpy(), own)
-        within = np.arange(len(self.keys)) if ordinals is None else ordinals
+        within = np.arange(len(self.keys)) if rows is None else rows.ordinals
         originals = self._originals[within]
         copies = originals != self.keys[within]
         if not copies.any():
-            return ordinals
+            return rows
         # Only rows that are copies, and the originals they point to, need sorting out.
         group = np.flatnonzero(copies | np.isin(originals, originals[copies]))
         _, first = np.unique(originals[group], return_index=True)
         keep = np.ones(len(within), bool)
         keep[group] = False
         keep[group[first]] = True
-        return np.asarray(within[keep])
+        return Subset(within[keep], len(self.keys))
 
 
 def open_database(name: str, home: str | None = None, threads: int = 0) -> Searcher:
