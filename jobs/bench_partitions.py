@@ -1,11 +1,11 @@
-"""What a very large index costs: writing its rows, finding each row's list, encoding it, and merging parts on disk.
+"""Benchmark: the cost of a very large index: write its rows, find each row's list, encode it, merge parts on disk.
 
     python jobs/bench_partitions.py [--lists 16384] [--rows 20000] [--parts 4] [--shards 5]
 
-Random unit vectors of 768 dimensions; the lists' centroids are random too, since the cost of adding does not depend on how good
-they are (training is not measured). `write_rows` is what the driver does once for all rows, `write_vectors` what each partition
-does for its own; both read embedding shards of 10,000 rows with short captions, written by this script. One thread, its
-processor time. Prints one JSON document.
+The vectors are random unit vectors of 768 dimensions. The centroids of the lists are random too, because the cost of adding a
+row does not depend on their quality; training is not measured. The driver runs `write_rows` once over all rows; each
+partition runs `write_vectors` over its own. Both read embedding shards of 10,000 rows with short captions, which this script
+writes. All times are processor times of one thread. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.database import RetrievalDatabase, ShardEntry
 from pipeline.encoders import EncoderRecord
+from pipeline.index import IndexInput
 from pipeline.index.merge import merge_on_disk
 from pipeline.index.rows import write_rows, write_vectors
 from pipeline.schema import SHARD_ROWS, embedding_schema, key_of
@@ -30,13 +32,13 @@ from pipeline.schema import SHARD_ROWS, embedding_schema, key_of
 DIM = 768
 
 
-def unit(generator: np.random.Generator, rows: int) -> np.ndarray:
+def unit(generator: np.random.Generator, rows: int) -> NDArray[np.float32]:
     vectors = generator.standard_normal((rows, DIM), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def shard_table(shard: int, generator: np.random.Generator) -> pa.Table:
-    """A full embedding shard, each of its pictures another one."""
+    """A full embedding shard without duplicates."""
     keys = [key_of(shard, row) for row in range(SHARD_ROWS)]
     vectors = pa.array(unit(generator, SHARD_ROWS).astype(np.float16).ravel())
     values = {
@@ -60,20 +62,20 @@ def shard_table(shard: int, generator: np.random.Generator) -> pa.Table:
 
 
 def rows_cost(folder: Path, shards: int, generator: np.random.Generator) -> dict[str, float]:
-    """What reading embedding shards costs: all their columns, and the vectors alone."""
+    """The cost of reading embedding shards: all their columns, and the vectors alone."""
     db, entries = RetrievalDatabase("bench", str(folder)), []
     record = EncoderRecord("random:bench", DIM, "0" * 64, "openclip", trained=False, has_text=False)
     for shard in range(shards):
         artifact = db.write_table(db.embedding_table(record, shard), shard_table(shard, generator))
         entries.append(ShardEntry(shard, SHARD_ROWS, artifact))
-    rows, gone, out = shards * SHARD_ROWS, np.empty(0, np.int64), folder / "out"
+    rows, out = shards * SHARD_ROWS, folder / "out"
     out.mkdir()
     start = time.process_time()
-    write_rows(db, entries, gone, {}, DIM, out)
+    write_rows(db, IndexInput(record, {}, entries), out)
     rows_s = time.process_time() - start
     written = sum(file.stat().st_size for file in out.iterdir())
     start = time.process_time()
-    write_vectors(db, entries, gone, DIM, rows, out / "part.npy")
+    write_vectors(db, entries, np.empty(0, np.int64), (rows, DIM), out / "part.npy")
     return {
         "write_rows_us_a_row": 1e6 * rows_s / rows,
         "write_vectors_us_a_row": 1e6 * (time.process_time() - start) / rows,
@@ -100,7 +102,7 @@ def main() -> None:
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, DIM, arguments.lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
-    index.train(unit(generator, 2_000))  # the codes' ranges: the centroids are there
+    index.train(unit(generator, 2_000))  # only the ranges of the codes: the quantizer holds its centroids already
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         faiss.write_index(index, str(folder / "trained.faiss"))

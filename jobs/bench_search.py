@@ -29,7 +29,7 @@ from pipeline.config import parse_size
 from pipeline.database import IndexEntry, RetrievalDatabase, Version
 from pipeline.encoders import EncoderRecord
 from pipeline.index import FILES, IndexConfig, Queries
-from pipeline.index.sizing import build_faiss
+from pipeline.index.build import build_whole
 from pipeline.retrieval import Searcher
 from pipeline.storage import Artifact
 
@@ -92,9 +92,15 @@ def main() -> None:
             config = IndexConfig(memory=parse_size(budget), key=options.key)
             texts = Queries("synthetic texts", tuple(f"text {n}" for n in range(200)), synthetic.texts(200, 0))
             start = time.monotonic()
-            key, params, recall, build = build_faiss(folder, options.rows, DIM, config, texts)
+            built = build_whole(folder, config, texts)
             (folder / "index.faiss").replace(index)
-            made = {"key": key, "params": params, "recall": recall, **build, "index_bytes": index.stat().st_size}
+            made = {
+                "key": built.key,
+                "params": built.params,
+                "recall": built.recall,
+                **built.build,
+                "index_bytes": index.stat().st_size,
+            }
             state.keep(f"build {name}", {**made, "wall_s": round(time.monotonic() - start, 1)})
         show(f"build {name}", state.done[f"build {name}"])
         measure(folder, index, name, state, synthetic, options)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import BudgetError, IndexBuildError
-from pipeline.index import IndexConfig, Queries, build_index
-from pipeline.index.sizing import check_installation, choose, compressed_keys, size
+from pipeline.index import IndexConfig, IndexInput, Queries, build_index
+from pipeline.index.keys import choose_key, compressed_keys, size_of
+from pipeline.index.process import check_installation
 from pipeline.retrieval import open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 
@@ -56,7 +57,9 @@ def built(request: pytest.FixtureRequest, collection: tuple) -> tuple:
     db = home_database(home)
     texts = Queries("captions", tuple(f"t{n}" for n in range(20)), TEXTS[:20])
     config = IndexConfig(key=request.param, queries=20, min_recall=0.8)
-    entry = build_index(db, config, encoder_record(DIM), COLUMNS, shards, gone=table["key"].to_numpy()[:40], text=texts)
+    entry = build_index(
+        db, config, IndexInput(encoder_record(DIM), COLUMNS, shards, table["key"].to_numpy()[:40]), text=texts
+    )
     return db, version_of(db, entry, shards, DIM), vectors, table
 
 
@@ -98,7 +101,7 @@ def test_a_filter_that_would_open_every_list_reads_its_rows_instead(collection: 
     home, shards, _, _ = collection
     db = home_database(home)
     config = IndexConfig(key="IVF16,SQ8", queries=20, min_recall=0.8)
-    version = version_of(db, build_index(db, config, encoder_record(DIM), COLUMNS, shards), shards, DIM)
+    version = version_of(db, build_index(db, config, IndexInput(encoder_record(DIM), COLUMNS, shards)), shards, DIM)
     with open_search(db, version, exact_subset=50) as searcher:
         plans = [searcher.search(TEXTS[20:21], 5, where).plan.plan for where in ("key % 50 = 7", "key % 2 = 0", "")]
     assert plans[0] == "exact scan of the matching rows"
@@ -124,7 +127,7 @@ def test_an_entry_tells_key_parameters_recall_and_measured_memory(built: tuple) 
 def test_autofaiss_chooses_and_builds_above_the_exact_size(collection: tuple) -> None:
     home, shards, vectors, _ = collection
     db = home_database(home)
-    entry = build_index(db, IndexConfig(exact_rows=1000, queries=20), encoder_record(DIM), COLUMNS, shards)
+    entry = build_index(db, IndexConfig(exact_rows=1000, queries=20), IndexInput(encoder_record(DIM), COLUMNS, shards))
     assert (entry.kind, entry.key, entry.build["builder"]) == ("faiss", "HNSW15", "autofaiss")
     assert entry.recall["image"]["value"] >= 0.95
     with open_search(db, version_of(db, entry, shards, DIM), exact_subset=0) as searcher:
@@ -137,15 +140,15 @@ def test_autofaiss_chooses_and_builds_above_the_exact_size(collection: tuple) ->
 def test_a_budget_that_cannot_be_kept_is_refused_before_work_with_the_smallest_that_can() -> None:
     rows, dim = 5_000_000, 768
     with pytest.raises(BudgetError, match=r"--memory \d+MB or more") as refused:
-        choose(rows, dim, IndexConfig(memory=200 << 20))
+        choose_key(rows, dim, IndexConfig(memory=200 << 20))
     least = int(str(refused.value).split("--memory ")[1].split("MB")[0])
     with pytest.raises(BudgetError):
-        choose(rows, dim, IndexConfig(memory=(least - 1) << 20))
-    sizing, builder = choose(rows, dim, IndexConfig(memory=least << 20))
+        choose_key(rows, dim, IndexConfig(memory=(least - 1) << 20))
+    sizing, builder = choose_key(rows, dim, IndexConfig(memory=least << 20))
     assert builder == "faiss"
     assert sizing.peak <= least << 20
     with pytest.raises(BudgetError, match="HNSW32 takes"):
-        choose(rows, dim, IndexConfig(memory=1 << 30, key="HNSW32"))
+        choose_key(rows, dim, IndexConfig(memory=1 << 30, key="HNSW32"))
 
 
 def test_a_tiny_budget_is_refused_and_leaves_nothing_behind(collection: tuple, tmp_path: Path) -> None:
@@ -154,14 +157,14 @@ def test_a_tiny_budget_is_refused_and_leaves_nothing_behind(collection: tuple, t
     config = IndexConfig(key="IVF64,Flat", memory=16 << 20)
     before = db.storage.list(f"index/{encoder_record(DIM).id}")
     with pytest.raises(BudgetError):
-        build_index(db, config, encoder_record(DIM), COLUMNS, shards)
+        build_index(db, config, IndexInput(encoder_record(DIM), COLUMNS, shards))
     assert db.storage.list(f"index/{encoder_record(DIM).id}") == before
     assert db.storage.list(".tmp") == []
 
 
 @pytest.mark.process
 def test_larger_budgets_choose_finer_codes_and_training_stays_capped() -> None:
-    chosen = [choose(1_000_000, 768, IndexConfig(memory=mb << 20)) for mb in (256, 2048, 4096)]
+    chosen = [choose_key(1_000_000, 768, IndexConfig(memory=mb << 20)) for mb in (256, 2048, 4096)]
     assert [sizing.key.split(",")[-1] for sizing, _ in chosen] == ["PQ192x4fs", "SQ8", "HNSW32"]
     assert all(sizing.training_rows <= 200_000 for sizing, _ in chosen)
     assert all(key.startswith("IVF") for key in compressed_keys(10_000_000, 768))
@@ -170,12 +173,12 @@ def test_larger_budgets_choose_finer_codes_and_training_stays_capped() -> None:
 @pytest.mark.parametrize("key", ["IVF64;Flat", "nonsense", "PQ7"])
 def test_a_key_faiss_does_not_know_is_an_error_with_examples(key: str) -> None:
     with pytest.raises(IndexBuildError, match="examples: IVF1024,SQ8"):
-        size(key, 10_000, DIM, 1 << 30)
+        size_of(key, 10_000, DIM, 1 << 30)
 
 
 def test_a_key_that_cannot_be_filtered_is_refused() -> None:
     with pytest.raises(IndexBuildError, match="cannot be searched with a filter"):
-        size("IVF16,Flat,RFlat", 10_000, DIM, 1 << 30)
+        size_of("IVF16,Flat,RFlat", 10_000, DIM, 1 << 30)
 
 
 @pytest.mark.process
@@ -185,7 +188,7 @@ def test_recall_that_stays_too_low_fails_and_says_so(collection: tuple) -> None:
     texts = Queries("captions", tuple(f"noise {n}" for n in range(20)), unit(noise))
     config = IndexConfig(key="HNSW2", queries=20, min_recall=1.0, k=19)
     with pytest.raises(IndexBuildError, match=r"recall@19 stays below 1 .*--min-recall") as failed:
-        build_index(home_database(home), config, encoder_record(DIM), COLUMNS, shards, text=texts)
+        build_index(home_database(home), config, IndexInput(encoder_record(DIM), COLUMNS, shards), text=texts)
     assert "text 0." in str(failed.value) or "image 0." in str(failed.value)
 
 

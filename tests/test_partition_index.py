@@ -23,7 +23,7 @@ import pytest
 from pipeline.database import RetrievalDatabase, ShardEntry
 from pipeline.errors import BudgetError, IndexBuildError
 from pipeline.execution import Backend, Progress
-from pipeline.index import IndexConfig, build_index
+from pipeline.index import IndexConfig, IndexInput, build_index
 from pipeline.index.merge import map_index
 from pipeline.index.partitions import partition_keys, partitions_of, plan_partitions, plan_sizing
 from pipeline.retrieval import open_search
@@ -59,7 +59,7 @@ def rows(tmp_path: Path) -> Rows:
 
 def test_the_merged_index_is_the_one_that_holds_all_rows_under_the_same_quantizer(rows: Rows) -> None:
     db, shards, vectors = rows
-    entry = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards, gone=GONE)
+    entry = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards, GONE))
     assert (entry.kind, entry.key, entry.rows, entry.build["partitions"]) == ("faiss", "IVF32,SQ8", ROWS - 40, 4)
     assert set(entry.files) == {"keys", "norms", "vectors", "metadata", "faiss"}
     assert 0.8 <= entry.recall["image"]["value"] <= 1.0
@@ -86,7 +86,7 @@ def test_the_merged_index_is_the_one_that_holds_all_rows_under_the_same_quantize
 @pytest.mark.cluster
 def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here: None) -> None:
     db, shards, _ = rows
-    undisturbed = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards)
+    undisturbed = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))
     shutil.rmtree(db.storage.full(db.index_folder(encoder_record(DIM), undisturbed.id)))
     parts = Storage(db.storage.full(f"{db.index_folder(encoder_record(DIM), undisturbed.id)}/parts"))
     killed: list[int] = []
@@ -105,7 +105,9 @@ def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here:
     watcher = threading.Thread(target=kill_one)
     watcher.start()
     try:
-        again = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards, backend=Backend("ray", workers=2))
+        again = build_index(
+            db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards), backend=Backend("ray", workers=2)
+        )
     finally:
         over.set()
         watcher.join()
@@ -116,14 +118,14 @@ def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here:
 
 def test_a_build_that_was_stopped_goes_on_with_the_partitions_it_has(rows: Rows) -> None:
     db, shards, _ = rows
-    entry = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards)
+    entry = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))
     folder = Path(db.storage.full(db.index_folder(encoder_record(DIM), entry.id)))
     shutil.rmtree(folder)
     script = (
         "from tests.test_partition_index import *\n"
         f"db = home_database(Path({str(db.home)!r}))\n"
         f"shards = {shards!r}\n"
-        "build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards)\n"
+        "build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)})
     deadline = time.monotonic() + 120
@@ -134,7 +136,7 @@ def test_a_build_that_was_stopped_goes_on_with_the_partitions_it_has(rows: Rows)
     process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("parts/*")}
     heard = io.StringIO()
-    again = build_index(db, CONFIG, encoder_record(DIM), COLUMNS, shards, progress=Progress("json", heard))
+    again = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards), progress=Progress("json", heard))
     told = [json.loads(line) for line in heard.getvalue().splitlines()]
     done = [line["shard"] for line in told if line["message"] == "shard" and line["rows"] == 0]
     assert len(done) == sum(name.endswith(".json") for name in before) >= 2
@@ -147,8 +149,8 @@ def test_partitions_keep_a_budget_that_one_piece_is_refused_under(tmp_path: Path
     shards, _, _ = write_shards(db, 24_000, 256, shard_rows=1000)
     config = replace(CONFIG, key="IVF16,Flat", memory=112 << 20, partitions=8)
     with pytest.raises(BudgetError, match=r"takes 1[34]\d MB at its peak"):
-        build_index(db, replace(config, partitions=1), encoder_record(256), COLUMNS, shards)
-    entry = build_index(db, config, encoder_record(256), COLUMNS, shards)
+        build_index(db, replace(config, partitions=1), IndexInput(encoder_record(256), COLUMNS, shards))
+    entry = build_index(db, config, IndexInput(encoder_record(256), COLUMNS, shards))
     assert 0 < entry.build["peak_bytes"] <= entry.build["planned_bytes"] <= config.memory
 
 
@@ -179,10 +181,10 @@ def test_the_rule_asks_for_partitions_by_rows_and_for_lists_by_what_can_be_train
 def test_a_key_that_cannot_be_merged_is_refused_with_one_that_can(rows: Rows, key: str) -> None:
     db, shards, _ = rows
     with pytest.raises(IndexBuildError, match="IVF65536_HNSW32,SQ8"):
-        build_index(db, replace(CONFIG, key=key), encoder_record(DIM), COLUMNS, shards)
+        build_index(db, replace(CONFIG, key=key), IndexInput(encoder_record(DIM), COLUMNS, shards))
 
 
 def test_a_budget_that_no_partition_keeps_is_refused_with_what_would_do(rows: Rows) -> None:
     db, shards, _ = rows
     with pytest.raises(BudgetError, match=r"give --memory \d+MB, or more --partitions"):
-        build_index(db, replace(CONFIG, memory=50 << 20), encoder_record(DIM), COLUMNS, shards)
+        build_index(db, replace(CONFIG, memory=50 << 20), IndexInput(encoder_record(DIM), COLUMNS, shards))

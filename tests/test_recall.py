@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import IndexBuildError
-from pipeline.index import IndexConfig, Queries, SearchIndex, build_index, text_queries
+from pipeline.index import IndexConfig, IndexInput, Queries, SearchIndex, build_index, text_queries
 from pipeline.index.recall import Probe, exact_top, probes, prompts, wilson
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, write_shards
 
@@ -65,19 +65,19 @@ def test_captions_are_the_first_choice_for_text_queries(tmp_path: Path) -> None:
     db = home_database(tmp_path)
     shards, _, table = write_shards(db, 1000, DIM)
     encoder = HashingEncoder()
-    queries = text_queries(encoder, db, encoder_record(DIM), COLUMNS, shards, count=40)
+    queries = text_queries(encoder, db, IndexInput(encoder_record(DIM), COLUMNS, shards), IndexConfig(queries=40))
     assert queries.origin == "captions"
     assert len(queries.texts) == 40
     assert set(queries.texts) <= set(table["caption"].to_pylist())
     assert queries.vectors.shape == (40, DIM)
-    again = text_queries(encoder, db, encoder_record(DIM), COLUMNS, shards, count=40)
+    again = text_queries(encoder, db, IndexInput(encoder_record(DIM), COLUMNS, shards), IndexConfig(queries=40))
     assert again.fingerprint() == queries.fingerprint()
 
 
 def test_without_captions_sentences_are_made_from_metadata(tmp_path: Path) -> None:
     db = home_database(tmp_path)
     shards, _, _ = write_shards(db, 1000, DIM, captions=False)
-    queries = text_queries(HashingEncoder(), db, encoder_record(DIM), COLUMNS, shards)
+    queries = text_queries(HashingEncoder(), db, IndexInput(encoder_record(DIM), COLUMNS, shards), IndexConfig())
     assert queries.origin == "metadata"
     assert "a picture in the style of ukiyo e" in queries.texts
 
@@ -86,7 +86,7 @@ def test_without_words_the_shipped_prompts_are_used(tmp_path: Path) -> None:
     db = home_database(tmp_path)
     columns = {"year": "int64", "score_": "float64", "nice": "bool"}
     shards, _, _ = write_shards(db, 300, DIM, captions=False)
-    queries = text_queries(HashingEncoder(), db, encoder_record(DIM), columns, shards)
+    queries = text_queries(HashingEncoder(), db, IndexInput(encoder_record(DIM), columns, shards), IndexConfig())
     assert queries.origin == "prompts"
     assert list(queries.texts) == prompts()
     assert len(prompts()) >= 100
@@ -97,9 +97,12 @@ def test_an_encoder_without_a_text_tower_has_no_text_queries_and_says_so(tmp_pat
     db = home_database(tmp_path)
     shards, _, _ = write_shards(db, 300, DIM)
     encoder = HashingEncoder(has_text=False)
-    queries = text_queries(encoder, db, encoder_record(DIM, has_text=False), COLUMNS, shards)
+    rows = IndexInput(encoder_record(DIM, has_text=False), COLUMNS, shards)
+    queries = text_queries(encoder, db, rows, IndexConfig())
     assert encoder.seen == []
-    entry = build_index(db, IndexConfig(queries=10), encoder_record(DIM, has_text=False), COLUMNS, shards, text=queries)
+    entry = build_index(
+        db, IndexConfig(queries=10), IndexInput(encoder_record(DIM, has_text=False), COLUMNS, shards), text=queries
+    )
     assert entry.recall["text"] == {"queries": 0, "origin": "none: the encoder has no text tower"}
     assert entry.recall["image"]["queries"] == 10
 
@@ -108,14 +111,14 @@ def test_a_text_tower_of_another_width_is_an_error(tmp_path: Path) -> None:
     db = home_database(tmp_path)
     shards, _, _ = write_shards(db, 300, DIM)
     with pytest.raises(IndexBuildError, match="made by another encoder"):
-        text_queries(HashingEncoder(dim=16), db, encoder_record(DIM), COLUMNS, shards)
+        text_queries(HashingEncoder(dim=16), db, IndexInput(encoder_record(DIM), COLUMNS, shards), IndexConfig())
 
 
 def test_an_exact_index_is_measured_with_text_too(tmp_path: Path) -> None:
     db = home_database(tmp_path)
     shards, _, _ = write_shards(db, 700, DIM)
     text = Queries("captions", ("a", "b", "c"), HashingEncoder().encode_texts(["a", "b", "c"]))
-    entry = build_index(db, IndexConfig(queries=10), encoder_record(DIM), COLUMNS, shards, text=text)
+    entry = build_index(db, IndexConfig(queries=10), IndexInput(encoder_record(DIM), COLUMNS, shards), text=text)
     assert entry.recall["text"]["value"] == 1.0
     assert entry.recall["text"]["queries"] == 3
 

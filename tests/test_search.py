@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError, DatabaseError, FilterError
-from pipeline.index import IndexConfig, build_index
+from pipeline.index import IndexConfig, IndexInput, build_index
 from pipeline.index.exact import MANY_QUERIES, ExactScan
 from pipeline.retrieval import Searcher, open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object, np.nd
     home = tmp_path_factory.mktemp("home")
     db = home_database(home)
     shards, vectors, table = write_shards(db, ROWS, DIM, failed_every=11, copies=COPIES)
-    entry = build_index(db, IndexConfig(queries=20), encoder_record(DIM), COLUMNS, shards)
+    entry = build_index(db, IndexConfig(queries=20), IndexInput(encoder_record(DIM), COLUMNS, shards))
     return home, version_of(db, entry, shards, DIM), vectors, table
 
 

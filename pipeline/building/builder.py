@@ -24,7 +24,7 @@ from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encode
 from pipeline.errors import DatabaseError
 from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
 from pipeline.filters import filter_mask
-from pipeline.index import build_index, check_index, text_queries
+from pipeline.index import IndexInput, build_index, check_index, text_queries
 from pipeline.sources import Manifest
 from pipeline.storage import Artifact, lease
 
@@ -174,22 +174,13 @@ class _Build:
         encoder = load_encoder(
             self.manifest.encoder, self.request.device, self.request.precision, self.request.preprocess
         )
-        text = text_queries(encoder, self.database, encoder.record, plan.columns, shards, config.queries, config.seed)
         gone = gone_keys(self.database, self.gone)
+        rows = IndexInput(encoder.record, plan.columns, shards, gone)
+        text = text_queries(encoder, self.database, rows, config)
         started = time.monotonic()
         self.progress.begin("index", 1)
         try:
-            entry = build_index(
-                self.database,
-                config,
-                encoder.record,
-                plan.columns,
-                shards,
-                gone,
-                text,
-                self.request.backend,
-                self.progress,
-            )
+            entry = build_index(self.database, config, rows, text, self.request.backend, self.progress)
         except StageFailed as error:
             self._list_failures(error.failures)
             raise

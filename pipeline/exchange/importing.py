@@ -24,7 +24,7 @@ from pipeline.encoders import UNSTATED, EncoderRecord
 from pipeline.errors import DatabaseError, EncoderError, ManifestError, SourceError
 from pipeline.exchange.npz import Part, form_of, read_parts
 from pipeline.execution import Receipt, Shard, count_statuses
-from pipeline.index import IndexConfig, Queries, build_index, text_queries
+from pipeline.index import IndexConfig, IndexInput, Queries, build_index, text_queries
 from pipeline.schema import FAILED, OK, SHARD_ROWS, embedding_schema, key_of
 from pipeline.sources import NAME, Columns, Manifest, SourceSpec, choose_columns, kind_of
 from pipeline.storage import lease
@@ -105,10 +105,9 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     plan = save_plan(db, shards, columns, "", {"limit": 0, "shards": None})
     settings = {"encoder": encoder, "precision": "fp32", "preprocess": "openclip", "images": "drop", "where": ""}
     written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id}}
-    text = Queries(why)
-    if loaded is not None:
-        text = text_queries(loaded, db, record, columns, entries, config.queries, config.seed)
-    index = build_index(db, config, record, columns, entries, (), text)
+    rows = IndexInput(record, columns, entries)
+    text = Queries(why) if loaded is None else text_queries(loaded, db, rows, config)
+    index = build_index(db, config, rows, text)
     counts = {name: sum(getattr(receipt, name) for receipt in receipts) for name in ("ok", "filtered", "failed")}
     reasons = {"bad_vector": counts["failed"]} if counts["failed"] else {}
     version = Version(

@@ -3,3 +3,12 @@ from .expressions import parse_filter as parse_filter
 from .rows import MetadataFilter as MetadataFilter
 from .rows import conjunction as conjunction
 from .rows import filter_mask as filter_mask
+from .simple import Comparison as Comparison
+from .simple import Condition as Condition
+from .simple import IsNull as IsNull
+from .simple import Junction as Junction
+from .simple import Negation as Negation
+from .simple import OneOf as OneOf
+from .simple import Operator as Operator
+from .simple import Value as Value
+from .simple import simple_form as simple_form

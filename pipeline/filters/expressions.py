@@ -98,6 +98,13 @@ def parse_filter(expression: str) -> None:
         _parse(_parser(), expression)
 
 
+def syntax_of(expression: str) -> dict[str, Any]:
+    """DuckDB's syntax tree of a filter, which has to be one expression. Raises FilterError."""
+    with _PARSING:
+        tree: dict[str, Any] = _parse(_parser(), expression)["statements"][0]["node"]["select_list"][0]
+    return tree
+
+
 def sandbox(memory: int = MEMORY, threads: int = 0) -> Any:
     """An in-memory DuckDB connection that reaches nothing outside itself and whose settings are locked."""
     import duckdb

@@ -1,9 +1,11 @@
-from .building import build_index as build_index
-from .building import check_index as check_index
+from .build import build_index as build_index
+from .build import check_index as check_index
 from .config import IndexConfig as IndexConfig
 from .recall import Queries as Queries
 from .recall import text_queries as text_queries
+from .records import IndexInput as IndexInput
 from .rows import FILES as FILES
 from .search import EXACT_SUBSET as EXACT_SUBSET
 from .search import SearchIndex as SearchIndex
 from .search import SearchPlan as SearchPlan
+from .subset import Subset as Subset

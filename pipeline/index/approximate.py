@@ -1,14 +1,16 @@
-"""Candidates from a faiss index: which rows are probably near a query, before they are scored with the stored vectors.
+"""Candidates from a faiss index: rows that are probably near a query, before the stored vectors score them.
 
-Reads: index.faiss. Promises nothing about how many or how good: index/search.py widens and re-ranks. Handles HNSW, IVF with
-any code, and flat codes (PQ, scalar quantizer, fast-scan, RaBitQ), each optionally behind a linear transform such as OPQ.
+Reads: index.faiss. Writes nothing. It does not promise how many candidates it finds or how good they are: index/search.py asks
+again with more effort, and re-ranks. It handles HNSW, IVF with any code, and flat codes (PQ, scalar quantizer, fast-scan,
+RaBitQ), each with or without a linear transform such as OPQ before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,63 +18,86 @@ from numpy.typing import NDArray
 from pipeline.errors import IndexBuildError
 from pipeline.machine import cores
 
-MOST = 16.0  # how far a filter alone may raise nprobe or efSearch
+if TYPE_CHECKING:
+    import faiss
+
+    from pipeline.index.lists import ListChoice
+    from pipeline.index.records import Params
+    from pipeline.index.subset import Subset
+
+Family = Literal["hnsw", "ivf", "flat"]
+
+MOST = 16.0  # at most so many times a filter alone may raise nprobe or efSearch
+
+WIDER = {"hnsw": 0.5, "ivf": 0.5, "lists": 0.25}  # a filter that passes a share s widens a search by s ** -this
 
 
 class ApproximateIndex:
-    """A faiss index with its search parameters, in memory, or mapped where it was merged from partitions.
+    """A faiss index with its search parameters, in memory; one that was merged from partitions is mapped.
 
     `params`: nprobe or efSearch, candidates, mapped.
     """
 
-    def __init__(self, index: Path | Any, params: Mapping[str, Any], threads: int = 0) -> None:
+    def __init__(self, index: Path | faiss.Index, params: Params, threads: int = 0) -> None:
         import faiss
 
         from pipeline.index.merge import map_index
 
-        self._faiss = faiss
         read = map_index if params.get("mapped") else lambda path: faiss.read_index(str(path))
         self.index = read(index) if isinstance(index, Path) else index
-        self.params = dict(params)
+        self.params: Params = dict(params)
         self._threads = threads
         inner = self.index
         self._transformed = isinstance(inner, faiss.IndexPreTransform)
         if self._transformed:
             inner = faiss.downcast_index(inner.index)
-        self.family = family(inner)
-        self._ivf: Any = faiss.extract_index_ivf(self.index) if self.family == "ivf" else None
-        # In faiss 1.13 the first of these looks at no selector and the others take none: filtered after the search instead.
+        self.family = family_of(inner)
+        if self.family == "ivf":
+            self._ivf = faiss.downcast_index(faiss.extract_index_ivf(self.index))
+        # In faiss 1.13 the first of these ignores a selector and the others take none: their results are filtered afterwards.
         self.selects = not isinstance(inner, faiss.IndexIVFRaBitQFastScan | faiss.IndexFastScan | faiss.IndexPQ)
         self._bare = isinstance(inner, faiss.IndexFastScan | faiss.IndexPQ) and self.family == "flat"
-        self.lists = int(self._ivf.nlist) if self._ivf is not None else 0
+        self.lists = int(self._ivf.nlist) if self.family == "ivf" else 0
+        self._choice: ListChoice | None = None
 
-    def exhausted(self, count: int, share: float, effort: float) -> bool:
+    @functools.cached_property
+    def chooses_lists(self) -> bool:
+        """Whether a filtered search opens the lists that hold matching rows, wherever they lie (index/lists.py)."""
+        from pipeline.index.lists import serves
+
+        return self.family == "ivf" and self.selects and not self._transformed and serves(self._ivf)
+
+    def exhausted(self, count: int, rows: Subset | None, effort: float) -> bool:
         """Whether more effort would find nothing more."""
-        if not self.selects and self._fetch(count, share, effort) < self.index.ntotal:
+        if not self.selects and self._fetch(count, rows, effort) < self.index.ntotal:
             return False
+        if rows is not None and self.chooses_lists:
+            choice = self._lists()
+            return self._list_probes(rows, effort) >= int(choice.holding(rows).sum())
         if self.family == "ivf":
-            return self._probes(share, effort) >= self.lists
-        return self.family == "flat" or self._search_width(share, effort) >= 16_384
+            return self._probes(rows, effort) >= self.lists
+        return self.family == "flat" or self._search_width(rows, effort) >= 16_384
 
     def candidates(
-        self, queries: NDArray[Any], count: int, allowed: NDArray[Any] | None, share: float = 1.0, effort: float = 1.0
-    ) -> NDArray[Any]:
-        """Ordinals (Q, count) int64, -1 where nothing was found. `allowed` is a bool mask (N,), `share` how much of it is set.
+        self, queries: NDArray[np.float32], count: int, rows: Subset | None = None, effort: float = 1.0
+    ) -> NDArray[np.int64]:
+        """Ordinals (Q, count) among `rows` (None: all), -1 where nothing was found.
 
-        A filter that passes a share of the rows leaves that share of every list or neighbourhood, so the search goes wider by
-        the root of one over it (what that finds: jobs/bench_search.py); `effort` widens it beyond that.
+        A filter that passes a share of the rows leaves that share of every list or neighbourhood. The search is therefore
+        widened by a power of the share, WIDER (jobs/bench_search.py measures the recall); `effort` multiplies that.
         """
-        faiss = self._faiss
-        # One query is searched by one thread anyway, and waking the others would take longer than it.
+        import faiss
+
+        # faiss searches one query with one thread anyway, and starting the others would take longer than the search.
         faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads or cores())
-        selector = None
-        if allowed is not None and self.selects:
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        fetch = count if allowed is None else self._fetch(count, share, effort)
+        selector = None if rows is None or not self.selects else faiss.IDSelectorBitmap(rows.bitmap)
+        if rows is not None and self.chooses_lists:
+            return self._in_lists(queries, count, rows, effort, selector)
+        fetch = count if rows is None else self._fetch(count, rows, effort)
         if self.family == "hnsw":
-            inner = faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._search_width(share, effort), fetch))
+            inner = faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._search_width(rows, effort), fetch))
         elif self.family == "ivf":
-            probes = self._probes(share, effort)
+            probes = self._probes(rows, effort)
             inner = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
             if isinstance(faiss.downcast_index(self._ivf.quantizer), faiss.IndexHNSW):
                 inner.quantizer_params = coarse = faiss.SearchParametersHNSW(efSearch=max(2 * probes, 64))
@@ -81,55 +106,93 @@ class ApproximateIndex:
             inner = faiss.SearchParameters(sel=selector)
         outer = faiss.SearchParametersPreTransform(index_params=inner) if self._transformed else inner
         _, found = self.index.search(queries, fetch, params=None if self._bare else outer)
-        if allowed is not None and not self.selects:
-            found = np.where((found >= 0) & allowed[found], found, -1)
+        if rows is not None and not self.selects:
+            found = np.where((found >= 0) & rows.mask[found], found, -1)
         return np.asarray(found, np.int64)
 
-    def _fetch(self, count: int, share: float, effort: float) -> int:
-        """How many to ask for so that `count` are left by the filter."""
-        return count if self.selects else min(int(count * effort / max(share, 1e-9)), self.index.ntotal)
+    def _in_lists(
+        self,
+        queries: NDArray[np.float32],
+        count: int,
+        rows: Subset,
+        effort: float,
+        selector: faiss.IDSelectorBitmap,
+    ) -> NDArray[np.int64]:
+        """candidates() from the nearest lists that hold some of the rows."""
+        import faiss
 
-    def _probes(self, share: float, effort: float) -> int:
-        wanted = int(self.params.get("nprobe", 16)) * min(max(share, 1e-9) ** -0.5, MOST) * effort
+        lists, products = self._lists().nearest(queries, rows, self._list_probes(rows, effort))
+        scores = np.empty((len(queries), count), np.float32)
+        found = np.empty((len(queries), count), np.int64)
+        self._ivf.search_preassigned_c(
+            len(queries),
+            faiss.swig_ptr(queries),
+            count,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(products),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(found),
+            False,
+            faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1]),
+        )
+        return found
+
+    def _lists(self) -> ListChoice:
+        from pipeline.index.lists import ListChoice
+
+        if self._choice is None:
+            self._choice = ListChoice(self._ivf)
+        return self._choice
+
+    def _fetch(self, count: int, rows: Subset | None, effort: float) -> int:
+        """How many rows to ask for so that `count` of them pass the filter."""
+        if self.selects or rows is None:
+            return count
+        return min(int(count * effort / max(rows.share, 1e-9)), int(self.index.ntotal))
+
+    def _list_probes(self, rows: Subset, effort: float) -> int:
+        """How many lists to open that hold some of the rows."""
+        return int(self.params.get("nprobe", 16) * _wider("lists", self._lists().density(rows)) * effort)
+
+    def _probes(self, rows: Subset | None, effort: float) -> int:
+        wanted = self.params.get("nprobe", 16) * _wider("ivf", 1.0 if rows is None else rows.share) * effort
         return max(1, min(int(wanted), self.lists))
 
-    def _search_width(self, share: float, effort: float) -> int:
-        return int(int(self.params.get("efSearch", 64)) * min(max(share, 1e-9) ** -0.5, MOST) * effort)
+    def _search_width(self, rows: Subset | None, effort: float) -> int:
+        return int(self.params.get("efSearch", 64) * _wider("hnsw", 1.0 if rows is None else rows.share) * effort)
 
 
-def ladder(index: Any, k: int) -> list[dict[str, int]]:
-    """Search parameters of rising cost, from which the first that reaches the wanted recall is taken."""
+def _wider(kind: str, share: float) -> float:
+    return min(math.pow(max(share, 1e-9), -WIDER[kind]), MOST)
+
+
+def ladder(index: faiss.Index, k: int) -> list[dict[str, int]]:
+    """Search parameters of rising cost; the first that reaches the wanted recall is taken."""
     import faiss
 
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    kind = family(inner)
+    family = family_of(inner)
     few = k + 32
-    if kind == "hnsw":
+    if family == "hnsw":
         coarse = not isinstance(faiss.downcast_index(inner.storage), faiss.IndexFlat)
         return [
             {"efSearch": width, "candidates": width if coarse else few} for width in (64, 128, 256, 512, 1024, 2048)
         ]
-    if kind == "flat":
+    if family == "flat":
         return [{"candidates": many} for many in (few, 100, 200, 400, 800, 1600, 3200, 6400)]
     fine = isinstance(inner, faiss.IndexIVFFlat) or int(inner.code_size) >= int(inner.d)
-    steps = [
-        (8, 200),
-        (16, 200),
-        (32, 400),
-        (64, 400),
-        (128, 800),
-        (256, 1600),
-        (512, 1600),
-        (1024, 3200),
-        (4096, 6400),
-    ]
+    probes = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+    candidates = (200, 200, 400, 400, 800, 1600, 1600, 3200, 6400)
     lists = int(inner.nlist)
-    rungs = [{"nprobe": min(probes, lists), "candidates": few if fine else many} for probes, many in steps]
+    rungs = [
+        {"nprobe": min(probe, lists), "candidates": few if fine else many}
+        for probe, many in zip(probes, candidates, strict=True)
+    ]
     return list({tuple(rung.values()): rung for rung in rungs}.values())
 
 
-def family(index: Any) -> str:
-    """hnsw, ivf or flat: which search parameters the (inner) index takes. Raises IndexBuildError for what has none of ours."""
+def family_of(index: faiss.Index) -> Family:
+    """The kind of an (inner) index, by its search parameters. Raises IndexBuildError for any other kind."""
     import faiss
 
     if isinstance(index, faiss.IndexHNSW):

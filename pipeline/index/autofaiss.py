@@ -1,9 +1,10 @@
-"""autofaiss, behind two functions; the only place that imports it, and only inside a process of its own (index/worker.py).
+"""autofaiss, behind two functions. Only this module imports it, and only inside the worker process (index/worker.py).
 
-autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). Its failures are logged
-and returned as (None, None), or raised as whatever came up; here they are IndexBuildErrors. Not asked of it, because it does
-them badly: training (it takes the first rows, which a sorted collection makes one-sided, and as many as it likes), compressed
-keys (OPQ takes longer to train than all the rest), and recall (measured with the first 500 rows as queries).
+autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). It logs its failures and
+returns (None, None), or lets any exception through; here both become IndexBuildError. Three things are not left to it because
+it does them badly: training (it takes the first rows, which are one-sided in a sorted collection, and does not limit their
+number), compressed keys (OPQ takes longer to train than everything else together), and recall (it queries with the first 500
+rows).
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import io
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import BudgetError, IndexBuildError
+
+if TYPE_CHECKING:
+    import faiss
 
 NUMPY_FIX = "autofaiss 2.18 needs numpy below 2: pip install 'numpy<2'"
 
 
-def choose(rows: int, dim: int, index_bytes: int) -> str:
-    """autofaiss's first choice of index key for so many rows within `index_bytes`. Raises BudgetError where it has none."""
+def autofaiss_key(rows: int, dim: int, index_bytes: int) -> str:
+    """autofaiss's first choice of index key for `rows` rows within `index_bytes`. Raises BudgetError if it has none."""
     _check_numpy()
     from autofaiss.external.optimize import get_optimal_index_keys_v2
 
@@ -35,8 +39,8 @@ def choose(rows: int, dim: int, index_bytes: int) -> str:
     return str(keys[0])
 
 
-def build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, folder: Path) -> Any:
-    """An inner-product faiss index over vectors.npy, built by autofaiss under an untrained `key`. Writes into `folder`."""
+def autofaiss_build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, folder: Path) -> faiss.Index:
+    """An inner-product faiss index over vectors.npy under a key that needs no training. Writes into `folder`."""
     _check_numpy()
     import autofaiss
 
@@ -52,7 +56,7 @@ def build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, 
             index_path=str(folder / "autofaiss.index"),
             index_infos_path=str(folder / "autofaiss.json"),
             index_key=key,
-            index_param="efSearch=64",  # index/recall.py measures and raises it: no need for another search for it
+            index_param="efSearch=64",  # index/worker.py measures recall and raises it: no search for it here
             max_index_memory_usage=f"{index_bytes}B",
             current_memory_available=f"{memory}B",
             metric_type="ip",
@@ -61,16 +65,16 @@ def build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, 
         )
     except (IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise IndexBuildError(
-            f"autofaiss could not build {key}: {type(error).__name__}: {error}. Name an index key yourself (`--key`), "
-            "as in IVF1024,SQ8"
+            f"autofaiss could not build {key}: {type(error).__name__}: {error}. Name an index key yourself, as in "
+            "--index-key IVF1024,SQ8"
         ) from error
     finally:
         logging.getLogger("autofaiss").removeHandler(handler)
     if index is None:
         said = " ".join(log.getvalue().split())[-500:] or "nothing"
         raise IndexBuildError(
-            f"autofaiss gave up on {key} without an error; it said: {said}. Give it more memory (`--memory`) or name an "
-            "index key yourself (`--key`), as in IVF1024,SQ8"
+            f"autofaiss gave up on {key} without an error; its log says: {said}. Give more --memory, or name an index key "
+            "yourself, as in --index-key IVF1024,SQ8"
         )
     return index
 

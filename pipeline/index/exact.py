@@ -1,37 +1,40 @@
-"""Exact inner-product search over float16 vectors that lie in a file, mapped.
+"""Exact inner-product search over float16 vectors that lie in a mapped file.
 
-Reads: a (N, D) float16 array, usually mapped from vectors.npy; nothing is copied but what a query selects. Inner products are
-computed in float32 by faiss's half-precision kernels (few queries) or, after decoding a block, by a matrix product (many).
-`rescore` gives the final scores: in float64, rounded to float32, so that equal rows score equally wherever they lie and a
-result does not depend on the way its candidates were found.
+Reads: a (N, D) float16 array, usually vectors.npy, mapped; only the rows that a query selects are copied. Writes nothing.
+Inner products are computed in float32: by faiss's half-precision kernels for few queries; for many, a block is decoded once
+and multiplied. `rescore` gives the final scores, in float64 rounded to float32: equal rows get equal scores wherever they
+lie, and a result does not depend on the way its candidates were found.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.machine import cores
 
+if TYPE_CHECKING:
+    import faiss
+
+Neighbours = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores (Q, m) and ordinals (Q, m)
+
 GATHER_ROWS = 1024  # rows copied at once for scattered reads: 1.5 MB at 768 dimensions stays in the second-level cache
 
 BLOCK_ROWS = 4096  # rows decoded at once for many queries
 
-MANY_QUERIES = 12  # from here on decoding a block once and multiplying is faster than half-precision scans
+MANY_QUERIES = 12  # from here on, decoding a block once and multiplying is faster than half-precision scans
 
-SLACK = 2e-5  # more than what float32 summation can be wrong by on unit vectors
+SLACK = 2e-5  # above the largest error of float32 summation for unit vectors
 
 
 class ExactScan:
-    """Top-k by full scan of all rows or of some. Holds a small thread pool; `vectors` is (N, D) float16, C order."""
+    """Top-k by a scan of all rows or of some. Holds a small thread pool. `vectors` is (N, D) float16 in C order."""
 
-    def __init__(self, vectors: NDArray[Any], threads: int = 0) -> None:
+    def __init__(self, vectors: NDArray[np.float16], threads: int = 0) -> None:
         self.vectors = np.asarray(vectors)
         if self.vectors.dtype != np.float16 or not self.vectors.flags.c_contiguous:
             raise ValueError(f"expected a C-ordered float16 array, found {self.vectors.dtype}")
@@ -41,13 +44,11 @@ class ExactScan:
     def close(self) -> None:
         self._pool.shutdown()
 
-    def top(
-        self, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None = None
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The k best rows for each query: scores (Q, m) float32 falling, ordinals (Q, m) int64; m = min(k, rows).
+    def top(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None = None) -> Neighbours:
+        """The m = min(k, rows) best rows for each query, (Q, D): scores, falling, and ordinals.
 
-        queries is (Q, D) float32. `ordinals` (ascending int64) restricts the scan to those rows. Equal scores come in the
-        order of their ordinals; which of several equal rows make the cut is decided that way too.
+        `ordinals` (ascending) restricts the scan to those rows. Equal scores come in the order of their ordinals, also where
+        only some of several equal rows are among the k best.
         """
         rows = len(self.vectors) if ordinals is None else len(ordinals)
         wanted, margin = min(k, rows), 16
@@ -58,15 +59,18 @@ class ExactScan:
             fetch = min(wanted + margin, rows)
             rough, found = self._scan(queries, fetch, ordinals)
             scores, order = rescore(self.vectors, queries, found)
-            # Rows tied with the last wanted one may lie beyond what was fetched: fetch more until they do not.
+            # Rows with the score of the last wanted one may lie beyond the fetched ones: fetch more until they cannot.
             cut = scores[:, wanted - 1] - SLACK
             if fetch == rows or bool((rough.min(axis=1) < cut).all()):
                 return scores[:, :wanted], order[:, :wanted]
             margin *= 8
 
-    def _scan(self, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _scan(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None) -> Neighbours:
         rows = len(self.vectors) if ordinals is None else len(ordinals)
         parts = max(1, min(self._threads, rows // GATHER_ROWS))
+        if parts == 1:
+            one_thread()
+            return self._scan_part(queries, k, ordinals, 0, rows)
         edges = [rows * part // parts for part in range(parts + 1)]
         jobs = [
             self._pool.submit(self._scan_part, queries, k, ordinals, start, end)
@@ -76,9 +80,9 @@ class ExactScan:
         return _best(np.concatenate([part[0] for part in done], 1), np.concatenate([part[1] for part in done], 1), k)
 
     def _scan_part(
-        self, queries: NDArray[Any], k: int, ordinals: NDArray[Any] | None, start: int, end: int
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Rows (or places in `ordinals`) start to end, in one thread."""
+        self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None, start: int, end: int
+    ) -> Neighbours:
+        """The k best of the rows (or places in `ordinals`) start to end, in one thread."""
         many = len(queries) >= MANY_QUERIES
         dim = self.vectors.shape[1]
         if ordinals is None and not many:
@@ -87,7 +91,8 @@ class ExactScan:
         gathered = np.empty((step, dim), np.float16)
         decoded = np.empty((step, dim), np.float32) if many else None
         scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        waiting: list[Neighbours] = []
+        bound: NDArray[np.float32] | None = None  # (Q,): the k-th best score so far
         for low in range(start, end, step):
             high = min(low + step, end)
             if ordinals is None:
@@ -95,27 +100,29 @@ class ExactScan:
             else:
                 block, base = gathered[: high - low], 0
                 np.take(self.vectors, ordinals[low:high], axis=0, out=block, mode="clip")
-            one = _matrix(block, queries, k, base, decoded) if many else _half_precision(block, queries, k, base)
+            if many:
+                one = _matrix(block, queries, k, base, decoded, bound)
+            else:
+                one = _half_precision(block, queries, k, base)
             waiting.append(one if ordinals is None else (one[0], ordinals[low:high][one[1]]))
-            if len(waiting) >= 32 or high == end:
+            if many or len(waiting) >= 32 or high == end:
                 scores, found = _best(
                     np.concatenate([scores, *(part[0] for part in waiting)], 1),
                     np.concatenate([found, *(part[1] for part in waiting)], 1),
                     k,
                 )
                 waiting.clear()
+                if scores.shape[1] == k:
+                    bound = scores.min(axis=1)
         return scores, found
 
 
-def rescore(vectors: NDArray[Any], queries: NDArray[Any], ordinals: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Final scores of candidates, best first: scores (Q, C) float32, ordinals (Q, C). Equal scores by ordinal.
-
-    `ordinals` (Q, C) int64 may hold -1 for no candidate: those come last, with a score of -inf.
-    """
+def rescore(vectors: NDArray[np.float16], queries: NDArray[np.float32], ordinals: NDArray[np.int64]) -> Neighbours:
+    """Final scores of candidates (Q, C), best first, equal ones by ordinal. -1 (no candidate) comes last, with -inf."""
     scores = np.empty(ordinals.shape, np.float32)
     ordered = np.empty_like(ordinals)
     for row, (query, wanted) in enumerate(zip(queries, ordinals, strict=True)):
-        # einsum and not a matrix product: it sums every row alike, and wakes no other thread for so little.
+        # einsum instead of a matrix product: it sums every row in the same order and starts no threads.
         rows = vectors[wanted].astype(np.float64)
         exact = np.einsum("cd,d->c", rows, query.astype(np.float64)).astype(np.float32)
         exact[wanted < 0] = -np.inf
@@ -124,35 +131,17 @@ def rescore(vectors: NDArray[Any], queries: NDArray[Any], ordinals: NDArray[Any]
     return scores, ordered
 
 
-def read_rows(path: Path, ordinals: NDArray[Any]) -> NDArray[Any]:
-    """Some rows of a two-dimensional .npy file, by plain reads: mapped pages would count as this process's memory."""
-    with path.open("rb") as handle:
-        shape, dtype = read_npy_header(handle)
-        rows = np.empty((len(ordinals), shape[1]), dtype)
-        start = handle.tell()
-        for row, ordinal in zip(rows, ordinals.tolist(), strict=True):
-            os.preadv(handle.fileno(), [row.data], start + ordinal * row.nbytes)
-    return rows
-
-
-def read_npy_header(handle: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of a .npy file opened at its beginning; leaves the handle at the first row."""
-    np.lib.format.read_magic(handle)  # type: ignore[no-untyped-call]
-    shape, _, dtype = np.lib.format.read_array_header_1_0(handle)  # type: ignore[no-untyped-call]
-    return shape, dtype
-
-
-def score_rows(rows: NDArray[Any], query: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The k best of some rows (C, D) float16 for one query (D,): scores (k,) float32 falling, places (k,) in `rows`."""
+def score_rows(rows: NDArray[np.float16], query: NDArray[np.float32], k: int) -> Neighbours:
+    """The k best of some rows (C, D) for one query (D,): scores (k,), falling, and their places (k,) in `rows`."""
     rough = np.arange(len(rows))[None]
     if len(rows) > 2 * k + 128:
-        one_thread()  # waking a second one takes longer than the search
+        one_thread()  # starting a second one takes longer than the search
         _, rough = half_precision_view(rows).search(query[None], k + 64)
     scores, places = rescore(rows, query[None], rough)
     return scores[0, :k], places[0, :k]
 
 
-def _best(scores: NDArray[Any], found: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _best(scores: NDArray[np.float32], found: NDArray[np.int64], k: int) -> Neighbours:
     """The k best columns of each row, in no particular order."""
     if scores.shape[1] <= k:
         return scores, found
@@ -160,19 +149,29 @@ def _best(scores: NDArray[Any], found: NDArray[Any], k: int) -> tuple[NDArray[An
     return np.take_along_axis(scores, keep, 1), np.take_along_axis(found, keep, 1)
 
 
-def _half_precision(block: NDArray[Any], queries: NDArray[Any], k: int, base: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _half_precision(block: NDArray[np.float16], queries: NDArray[np.float32], k: int, base: int) -> Neighbours:
     scores, found = half_precision_view(block).search(queries, min(k, len(block)))
     return scores, found + base
 
 
 def _matrix(
-    block: NDArray[Any], queries: NDArray[Any], k: int, base: int, decoded: NDArray[Any] | None
-) -> tuple[NDArray[Any], NDArray[Any]]:
+    block: NDArray[np.float16],
+    queries: NDArray[np.float32],
+    k: int,
+    base: int,
+    decoded: NDArray[np.float32] | None,
+    bound: NDArray[np.float32] | None,
+) -> Neighbours:
+    """The k best rows of the block, or, under a bound, all rows that are at least as good for some query."""
     import faiss
 
     codec = faiss.IndexScalarQuantizer(block.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     plain = codec.sa_decode(block.view(np.uint8), None if decoded is None else decoded[: len(block)])
     products = queries @ plain.T
+    if bound is not None:
+        # Few rows reach the bound, and finding them is much faster than selecting the k best of every block.
+        rows = np.flatnonzero((products >= bound[:, None]).any(axis=0))
+        return products[:, rows], np.broadcast_to(rows + base, (len(queries), len(rows)))
     keep = min(k, len(block))
     if keep == len(block):
         best = np.broadcast_to(np.arange(keep), products.shape)
@@ -181,10 +180,10 @@ def _matrix(
     return np.take_along_axis(products, best, 1), best.astype(np.int64) + base
 
 
-def half_precision_view(rows: NDArray[Any]) -> Any:
-    """A faiss inner-product index whose codes are the bytes of `rows` (n, D) float16 itself, not a copy.
+def half_precision_view(rows: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
+    """A faiss inner-product index whose codes are the bytes of `rows` (n, D) themselves, not a copy.
 
-    faiss's fp16 code is the IEEE half, so mapped vectors can be searched where they lie. `rows` has to outlive the index.
+    faiss's fp16 code is the IEEE half, so mapped vectors are searched where they lie. `rows` has to outlive the index.
     """
     import faiss
 

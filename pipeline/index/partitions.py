@@ -1,14 +1,14 @@
 """An index of a very large database: trained once, filled in partitions by workers, merged on disk.
 
 Reads: embedding shards; vectors.npy for training and recall. Writes, while it works, below `<index folder>/parts/`:
-trained.faiss, gone.npy, and for each partition <number>.faiss, its receipt, and what it took (.log); then, into the caller's
-folder, index.faiss, which is mapped in search and need not fit into memory. A partition is a stage's shard: it is retried,
-its worker replaced, and a run that was killed goes on with the partitions that are finished.
+trained.faiss, gone.npy, and for each partition <number>.faiss, its receipt, and its measurements (.log). Then it writes
+index.faiss into the scratch folder; search maps that file, so it need not fit into memory. A partition is a stage's shard: it
+is retried, its worker is replaced, and a build that was killed goes on with the partitions that are finished.
 
-By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has a partition for every PARTITION_ROWS of
-them, or for fewer where less memory is given. The memory budget is for each process that builds: training, or one partition;
-merging maps its files. Keys are inverted files over 8-bit codes unless one is named; fast-scan codes cannot be merged on disk.
-Does not extend an index: a refresh trains and adds anew.
+By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has one partition for every PARTITION_ROWS of
+them, or smaller partitions if the memory is smaller. The memory budget holds for each process that builds: training, or one
+partition; merging maps its files. Without a named key, the index is an inverted file over 8-bit codes, because fast-scan codes
+cannot be merged on disk. It does not extend an index: a refresh trains and adds again.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import digest
 from pipeline.database import ShardEntry
 from pipeline.errors import BudgetError, IndexBuildError
 from pipeline.execution import Backend, Progress, Receipt, Resources, Shard, Stage, StageFailed, run_stages
+from pipeline.index.keys import BASE, GROWTH, PER_LIST, WORKING, Sizing, mb, size_of
+from pipeline.index.process import check_installation, config_record, query_record, run_worker
+from pipeline.index.records import BuiltIndex
 from pipeline.index.rows import write_vectors
-from pipeline.index.sizing import BASE, GROWTH, PER_LIST, WORKING, Sizing, check_installation, mb, run_worker, size
 from pipeline.schema import SHARD_ROWS
 from pipeline.storage import Artifact
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.database import RetrievalDatabase
     from pipeline.index.config import IndexConfig
     from pipeline.index.recall import Queries
+    from pipeline.index.records import IndexInput, Step
 
 STAGE = "partition"
 
@@ -48,8 +52,20 @@ TIMEOUT_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
+class IndexJob:
+    """One index while it is built: its inputs, its folder in the database and a local folder for its files."""
+
+    db: RetrievalDatabase
+    config: IndexConfig
+    rows: IndexInput
+    text: Queries | None
+    folder: str
+    scratch: Path
+
+
+@dataclass(frozen=True)
 class Partitioned:
-    """What a partition's worker needs to know: where parts go, and what they are made with."""
+    """What the worker of a partition needs to know: where the parts go, and what they are made with."""
 
     folder: str  # <index folder>/parts
     dim: int
@@ -62,7 +78,7 @@ class Partitioned:
 
 
 def partitions_of(rows: int, dim: int, config: IndexConfig) -> int:
-    """How many partitions an index of so many rows is built in; 1: it is built in one piece."""
+    """The number of partitions of an index over `rows` rows; 1: it is built in one piece."""
     if config.partitions or rows <= PARTITION_ROWS:
         return config.partitions or 1
     kept = max(0, config.memory - BASE - WORKING) / 2 / (GROWTH * (dim + 8))  # half of it for rows, half for centroids
@@ -70,11 +86,11 @@ def partitions_of(rows: int, dim: int, config: IndexConfig) -> int:
 
 
 def plan_sizing(rows: int, dim: int, config: IndexConfig) -> Sizing:
-    """The key and what a process takes at most: training, or a partition. Raises BudgetError naming what would do."""
+    """The key, and what one process takes at most: training, or a partition. Raises BudgetError that names what would do."""
     room, part = config.memory - BASE - WORKING, math.ceil(rows / partitions_of(rows, dim, config))
     keys = [config.key] if config.key else partition_keys(rows)
     sizings = [
-        replace(size(key, rows, dim, room, TRAINING_ROWS), index=size(key, part, dim, room, TRAINING_ROWS).index)
+        replace(size_of(key, rows, dim, room, TRAINING_ROWS), index=size_of(key, part, dim, room, TRAINING_ROWS).index)
         for key in keys
     ]
     for sizing in sizings:
@@ -88,73 +104,66 @@ def plan_sizing(rows: int, dim: int, config: IndexConfig) -> Sizing:
 
 
 def partition_keys(rows: int) -> list[str]:
-    """Inverted files over 8-bit codes, the finest first: lists a power of two near 4 sqrt(rows), or fewer."""
+    """Inverted files over 8-bit codes, the finest first: the number of lists is a power of two near 4 sqrt(rows), or less."""
     most = int(math.log2(max(16.0, min(4 * math.sqrt(rows), min(TRAINING_ROWS, rows) / PER_LIST))))
     return [f"IVF{2**power}{'_HNSW32' if power >= 10 else ''},SQ8" for power in range(most, 3, -1)]
 
 
-def build_partitioned(
-    db: RetrievalDatabase,
-    index_folder: str,
-    scratch: Path,
-    shards: Sequence[ShardEntry],
-    gone: NDArray[Any],
-    dim: int,
-    config: IndexConfig,
-    text: Queries | None,
-    backend: Backend,
-    progress: Progress,
-) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Build scratch/index.faiss beside scratch/vectors.npy and keys.npy.
+def build_partitioned(job: IndexJob, backend: Backend | None = None, progress: Progress | None = None) -> BuiltIndex:
+    """Build index.faiss in the job's scratch folder, which holds vectors.npy and keys.npy.
 
-    Returns (key, search parameters, recall, measurements). Raises BudgetError, IndexBuildError, and StageFailed where
-    partitions kept failing; those that are finished are kept.
+    Raises BudgetError, IndexBuildError, and StageFailed if partitions failed every time; finished ones are kept.
     """
     import numpy as np
 
+    backend, progress = backend or Backend(), progress or Progress()
     check_installation()
-    keys = np.load(scratch / "keys.npy", mmap_mode="r")
-    sizing = plan_sizing(len(keys), dim, config)
-    _check_key(sizing.key, dim)
-    folder = f"{index_folder}/parts"
-    trained, taught = _train(db, folder, scratch, sizing, config)
-    np.save(scratch / "gone.npy", gone)
-    part = Partitioned(
-        folder, dim, config.memory, trained, db.storage.publish(scratch / "gone.npy", f"{folder}/gone.npy")
-    )
-    work = plan_partitions(shards, keys, partitions_of(len(keys), dim, config))
+    db, config, folder = job.db, job.config, f"{job.folder}/parts"
+    keys: NDArray[np.int64] = np.load(job.scratch / "keys.npy", mmap_mode="r")
+    sizing = plan_sizing(len(keys), job.rows.dim, config)
+    _check_key(sizing.key, job.rows.dim)
+    trained, taught = _train(job, folder, sizing)
+    np.save(job.scratch / "gone.npy", job.rows.gone_keys())
+    gone = db.storage.publish(job.scratch / "gone.npy", f"{folder}/gone.npy")
+    part = Partitioned(folder, job.rows.dim, config.memory, trained, gone)
+    work = plan_partitions(job.rows.sorted_shards(), keys, partitions_of(len(keys), job.rows.dim, config))
     stage = partition_stage(db, part, sizing, backend.workers)
     outcome = run_stages((stage,), work, backend, progress, len(work))
     if outcome.failures:
         raise StageFailed(tuple(outcome.failures))
     receipts = [receipt for shard in work if (receipt := stage.receipt(shard)) is not None]
     progress.say(f"merging {len(receipts)} partitions of {len(keys):,} rows on disk")
-    job = {
-        "task": "merge",
-        "folder": str(scratch),
-        "trained": str(db.storage.local(trained)),
-        "parts": [str(db.storage.local(receipt.artifacts[0])) for receipt in receipts],
-        "config": asdict(config),
-        "text": None if text is None else {"origin": text.origin, "texts": list(text.texts)},
-    }
-    if text is not None and len(text.texts):
-        np.save(scratch / "queries.npy", text.vectors)
-    merged = run_worker(job, scratch)
-    added = [json.loads(db.storage.read_text(f"{folder}/{shard.name}.log") or "{}") for shard in work]
-    build = {
-        "budget_bytes": config.memory,
-        "planned_bytes": sizing.peak,
-        "peak_bytes": max(answer["peak_bytes"] for answer in (taught, *added)),
-        "training_rows": sizing.training_rows,
-        "builder": "partitions",
-        "partitions": len(work),
-        "seconds": {
-            "train": taught["seconds"],
-            "add": round(sum(answer["seconds"] for answer in added), 1),  # of all workers
-            **merged["seconds"],
+    merged = run_worker(
+        {
+            "task": "merge",
+            "folder": str(job.scratch),
+            "trained": str(db.storage.local(trained)),
+            "parts": [str(db.storage.local(receipt.artifacts[0])) for receipt in receipts],
+            "config": config_record(config),
+            "text": query_record(job.text, job.scratch),
         },
-    }
-    return sizing.key, merged["params"], merged["recall"], build
+        job.scratch,
+    )
+    added: list[Step] = [json.loads(db.storage.read_text(f"{folder}/{shard.name}.log") or "{}") for shard in work]
+    return BuiltIndex(
+        "faiss",
+        sizing.key,
+        merged["params"],
+        merged["recall"],
+        {
+            "budget_bytes": config.memory,
+            "planned_bytes": sizing.peak,
+            "peak_bytes": max(step["peak_bytes"] for step in (taught, *added)),
+            "training_rows": sizing.training_rows,
+            "builder": "partitions",
+            "partitions": len(work),
+            "seconds": {
+                "train": taught["seconds"],
+                "add": round(sum(step["seconds"] for step in added), 1),  # of all workers
+                **merged["seconds"],
+            },
+        },
+    )
 
 
 def _check_key(key: str, dim: int) -> None:
@@ -164,31 +173,37 @@ def _check_key(key: str, dim: int) -> None:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None or isinstance(faiss.downcast_index(inverted), faiss.IndexIVFFastScan):
         raise IndexBuildError(
-            f"{key}: partitions are merged list by list on disk, which takes inverted files over plain codes, as in "
-            "IVF65536_HNSW32,SQ8 or IVF65536_HNSW32,PQ96; leave out --index-key, or ask for --partitions 1"
+            f"{key}: partitions are merged on disk list by list, which needs inverted files over plain codes, as in "
+            "IVF65536_HNSW32,SQ8 or IVF65536_HNSW32,PQ96; leave out --index-key, or give --partitions 1"
         )
 
 
-def _train(
-    db: RetrievalDatabase, folder: str, scratch: Path, sizing: Sizing, config: IndexConfig
-) -> tuple[Artifact, dict[str, Any]]:
-    """The trained, empty index: the one an interrupted run published (its partitions fit no other), else trained now."""
-    path = f"{folder}/trained.faiss"
-    if db.storage.exists(path):
-        data = db.storage.read_bytes(path)
+def _train(job: IndexJob, folder: str, sizing: Sizing) -> tuple[Artifact, Step]:
+    """The trained, empty index. One that an interrupted build published is reused, because its partitions fit no other."""
+    path, storage, config = f"{folder}/trained.faiss", job.db.storage, job.config
+    if storage.exists(path):
+        data = storage.read_bytes(path)
         return Artifact(path, hashlib.sha256(data).hexdigest(), len(data)), {"peak_bytes": 0, "seconds": 0.0}
-    job = {"task": "train", "folder": str(scratch), "key": sizing.key, "training_rows": sizing.training_rows}
-    answer = run_worker({**job, "seed": config.seed}, scratch)
+    answer = run_worker(
+        {
+            "task": "train",
+            "folder": str(job.scratch),
+            "key": sizing.key,
+            "training_rows": sizing.training_rows,
+            "seed": config.seed,
+        },
+        job.scratch,
+    )
     if answer["peak_bytes"] > config.memory:
         raise BudgetError(
             f"training {sizing.key} took {mb(answer['peak_bytes'])} at its peak, more than the {mb(config.memory)} allowed; "
             "give more --memory"
         )
-    return db.storage.publish(scratch / "trained.faiss", path), answer
+    return storage.publish(job.scratch / "trained.faiss", path), answer
 
 
-def plan_partitions(shards: Sequence[ShardEntry], keys: NDArray[Any], partitions: int) -> list[Shard]:
-    """About equal partitions of whole shards, in order of key. `keys` are the index's, int64 (N,) ascending."""
+def plan_partitions(shards: Sequence[ShardEntry], keys: NDArray[np.int64], partitions: int) -> list[Shard]:
+    """About equal partitions of whole shards, in order of key. `keys` are the index's, (N,), ascending."""
     import numpy as np
 
     edges = np.searchsorted(keys, [shard.id * SHARD_ROWS for shard in shards] + [(shards[-1].id + 1) * SHARD_ROWS])
@@ -221,23 +236,24 @@ def partition_stage(db: RetrievalDatabase, part: Partitioned, sizing: Sizing, wo
     )
 
 
-def _open_parts(db: RetrievalDatabase, part: Partitioned) -> tuple[Path, NDArray[Any]]:
+def _open_parts(db: RetrievalDatabase, part: Partitioned) -> tuple[Path, NDArray[np.int64]]:
     import numpy as np
 
-    gone: NDArray[Any] = np.load(db.storage.local(part.gone))
+    gone: NDArray[np.int64] = np.load(db.storage.local(part.gone))
     return db.storage.local(part.trained), gone
 
 
 def add_partition(
-    db: RetrievalDatabase, part: Partitioned, context: tuple[Path, NDArray[Any]], shard: Shard
+    db: RetrievalDatabase, part: Partitioned, context: tuple[Path, NDArray[np.int64]], shard: Shard
 ) -> Receipt:
     """Add one partition's rows to the trained index, in a process of its own, and publish it."""
     trained, gone = context
     entries = [ShardEntry(**{**entry, "artifact": Artifact(**entry["artifact"])}) for entry in shard.spec["shards"]]
     with db.storage.scratch() as scratch:
-        write_vectors(db, entries, gone, part.dim, shard.rows, scratch / "vectors.npy")
-        job = {"task": "add", "folder": str(scratch), "trained": str(trained), "first": shard.spec["first"]}
-        answer = run_worker(job, scratch)
+        write_vectors(db, entries, gone, (shard.rows, part.dim), scratch / "vectors.npy")
+        answer = run_worker(
+            {"task": "add", "folder": str(scratch), "trained": str(trained), "first": shard.spec["first"]}, scratch
+        )
         if answer["peak_bytes"] > part.memory:
             raise BudgetError(
                 f"a partition of {shard.rows:,} rows took {mb(answer['peak_bytes'])} at its peak, more than the "

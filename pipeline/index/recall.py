@@ -1,109 +1,106 @@
-"""How good an index is: recall@k against exact search, with an interval, for text and for image queries.
+"""Recall@k of an index against exact search, with an interval, for text and for image queries.
 
-Reads: vectors.npy in blocks, and the index under test. Recall is the share of the k results whose score reaches the exact k-th
-score minus 1e-3: rows as good as the true neighbours count, whichever they are. The interval is Wilson's at 95 % with n = the
-number of queries (not of results, which are not independent within a query), so it does not close at a recall of 1.
+Reads: vectors.npy in blocks, and the index under test. Writes nothing. Recall is the share of the k results whose score
+reaches the exact k-th score minus TOLERANCE, so any row that is as good as a true neighbour counts. The interval is Wilson's
+at 95 %. Its n is the number of queries and not of results, because the results of one query are not independent; the interval
+therefore has a width even at a recall of 1.
 
-Text queries are captions of sampled rows, else sentences made from their metadata, else the prompts shipped with the package;
-text and image vectors lie apart, and an index that is good for its own rows can be poor for text. Image queries are
-sampled rows, themselves left out of the results.
+Text queries are captions of sampled rows, else sentences made from their metadata, else the prompts that ship with the
+package. Text and image vectors lie apart, so an index that is good for its own rows can be poor for text. Image queries are
+sampled rows; each is left out of its own results.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import IndexBuildError
-from pipeline.index.exact import read_npy_header, read_rows
+from pipeline.index.npy import npy_shape, read_npy_header, read_rows
 from pipeline.installation import asset
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.database import RetrievalDatabase, ShardEntry
-    from pipeline.encoders import EncoderRecord
+    from pipeline.database import RetrievalDatabase
     from pipeline.index.config import IndexConfig
+    from pipeline.index.exact import Neighbours
+    from pipeline.index.records import IndexInput, Measured, Recall
     from pipeline.index.search import SearchIndex
 
 TOLERANCE = 1e-3
 
 BLOCK_ROWS = 2048
 
-BATCH = 8  # queries searched at once: few enough that an exact index takes the path of single queries
+BATCH = 8  # queries searched at once: so few that an exact index searches them as it searches single queries
 
 NO_TEXT = "none: the encoder has no text tower"
 
 
 class TextEncoder(Protocol):
+    """What text queries need of an encoder: unit vectors, (n, D), of n texts."""
+
     @property
     def has_text(self) -> bool: ...
 
-    def encode_texts(self, texts: list[str]) -> NDArray[Any]: ...
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Query vectors and where they come from."""
+    """Query vectors and their origin."""
 
     origin: str  # captions | metadata | prompts | none: why
     texts: tuple[str, ...] = ()
-    vectors: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) float32, unit
+    vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) float32, unit
 
     def fingerprint(self) -> str:
         return digest([self.origin, list(self.texts)])
 
 
 def prompts() -> list[str]:
-    """The shipped prompts, one a line."""
+    """The prompts that ship with the package, one a line."""
     text = asset("prompts.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def text_queries(
-    encoder: TextEncoder,
-    db: RetrievalDatabase,
-    record: EncoderRecord,
-    columns: Mapping[str, str],
-    shards: Sequence[ShardEntry],
-    count: int = 200,
-    seed: int = 0,
-) -> Queries:
-    """Up to `count` text queries in the words of this database, encoded; none, and why, where there is no text tower."""
-    if not (encoder.has_text and record.has_text):
+def text_queries(encoder: TextEncoder, db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
+    """Up to `config.queries` text queries in the words of this database, encoded; none, and why, without a text tower.
+
+    Raises IndexBuildError if the encoder gives vectors of another dimension than the database's.
+    """
+    if not (encoder.has_text and rows.encoder.has_text):
         return Queries(NO_TEXT)
-    origin, texts = _texts(_sample_rows(db, columns, shards, 5 * count, seed), columns, count)
+    origin, texts = _texts(_sample_rows(db, rows, 5 * config.queries, config.seed), rows.columns, config.queries)
     if not texts:
-        origin, texts = "prompts", prompts()[:count]
+        origin, texts = "prompts", prompts()[: config.queries]
     vectors = np.ascontiguousarray(encoder.encode_texts(texts), np.float32)
-    if vectors.shape != (len(texts), record.dim):
+    if vectors.shape != (len(texts), rows.dim):
         raise IndexBuildError(
-            f"the text tower gave vectors of shape {vectors.shape} for {len(texts)} texts; the database's have {record.dim} "
+            f"the text tower gave vectors of shape {vectors.shape} for {len(texts)} texts; the database's have {rows.dim} "
             "dimensions: it was made by another encoder"
         )
     return Queries(origin, tuple(texts), vectors)
 
 
-def _sample_rows(
-    db: RetrievalDatabase, columns: Mapping[str, str], shards: Sequence[ShardEntry], count: int, seed: int
-) -> pa.Table:
-    """About `count` ok rows' captions and metadata, from at most 8 shards."""
+def _sample_rows(db: RetrievalDatabase, rows: IndexInput, count: int, seed: int) -> pa.Table:
+    """Captions and metadata of about `count` ok rows, from at most 8 shards."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    filled = [shard for shard in shards if shard.ok]
+    filled = [shard for shard in rows.shards if shard.ok]
     generator = np.random.default_rng(seed)
     chosen = sorted(generator.choice(len(filled), min(8, len(filled)), replace=False)) if filled else []
     tables = []
     for place in chosen:
-        names = [name for name in columns if name != "caption"]
+        names = [name for name in rows.columns if name != "caption"]
         table = db.read_table(filled[place].artifact.path, ["status", "caption", *names])
         table = table.filter(pc.equal(table["status"], "ok"))
         keep = min(table.num_rows, -(-count // len(chosen)))
@@ -112,7 +109,7 @@ def _sample_rows(
 
 
 def _texts(table: pa.Table, columns: Mapping[str, str], count: int) -> tuple[str, list[str]]:
-    """Different captions of the sampled rows; where few have one, sentences from their metadata."""
+    """The different captions of the sampled rows; if few rows have one, sentences from their metadata."""
     captions = [text.strip()[:300] for text in table["caption"].to_pylist() if text and text.strip()]
     different = list(dict.fromkeys(captions))
     if len(different) >= min(count, max(1, table.num_rows // 4)):
@@ -132,16 +129,13 @@ def _sentence(told: dict[str, str]) -> str:
     """A caption-like sentence from one row's words: `a landscape in the style of impressionism, by claude monet`."""
     subject = told.pop("genre", "") or told.pop("title", "") or "a picture"
     style, artist = told.pop("style", ""), told.pop("artist", "")
-    text = subject + (f" in the style of {style}" if style else "") + (f", by {artist}" if artist else "")
-    return (
-        text
-        if style or artist
-        else f"{text}, {', '.join(f'{name} {value}' for name, value in told.items())}".rstrip(", ")
-    )
+    if style or artist:
+        return subject + (f" in the style of {style}" if style else "") + (f", by {artist}" if artist else "")
+    return f"{subject}, {', '.join(f'{name} {value}' for name, value in told.items())}".rstrip(", ")
 
 
-def exact_top(path: Path, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The k best of all rows by reading vectors.npy in blocks and multiplying: scores (Q, k), ordinals (Q, k), best first."""
+def exact_top(path: Path, queries: NDArray[np.float32], k: int) -> Neighbours:
+    """The k best of all rows, best first: scores (Q, k) and ordinals (Q, k). Reads vectors.npy in blocks and multiplies."""
     with path.open("rb") as handle:
         (rows, dim), dtype = read_npy_header(handle)
         k = min(k, rows)
@@ -164,16 +158,16 @@ def exact_top(path: Path, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], 
 
 @dataclass(frozen=True)
 class Probe:
-    """One kind of queries with its exact answers: the k-th best score of each, and the row to leave out of its results."""
+    """Queries of one kind with their exact answers: the k-th best score of each, and the row to leave out of its results."""
 
-    kind: str  # text | image
+    kind: Literal["text", "image"]
     origin: str
-    queries: NDArray[Any]  # (Q, D) float32
-    kth: NDArray[Any]  # (Q,) float32
-    own: NDArray[Any]  # (Q,) int64, -1: none
+    queries: NDArray[np.float32]  # (Q, D)
+    kth: NDArray[np.float32]  # (Q,)
+    own: NDArray[np.int64]  # (Q,), -1: none
 
-    def recall(self, index: SearchIndex, k: int) -> dict[str, Any]:
-        """Recall@k of the index for these queries: value, low, high, queries, origin."""
+    def recall(self, index: SearchIndex, k: int) -> Measured:
+        """Recall@k of the index for these queries."""
         hits = 0
         extra = int((self.own >= 0).any())
         for start in range(0, len(self.queries), BATCH):
@@ -188,9 +182,8 @@ class Probe:
 
 
 def probes(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[list[Probe], int]:
-    """The probes of an index, with exact answers, and the k they are for (fewer than asked for in a tiny index)."""
-    with vectors.open("rb") as handle:
-        (rows, _), _ = read_npy_header(handle)
+    """The probes of an index, with exact answers, and their k (less than config.k in an index of few rows)."""
+    rows, _ = npy_shape(vectors)
     k = min(config.k, rows - 1)
     if k < 1:
         return [], 0
@@ -210,18 +203,18 @@ def probes(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[li
     return made, k
 
 
-def describe(measured: Mapping[str, Mapping[str, Any]], k: int, text: Queries | None) -> dict[str, Any]:
-    """What an IndexEntry says about recall; a kind that was not measured says why."""
+def describe(measured: Mapping[str, Measured], k: int, text: Queries | None) -> Recall:
+    """The recall that an IndexEntry records. A kind that was not measured says why."""
     missing = text.origin if text is not None else "none: no text queries were given"
     return {
         "k": k,
         "interval": "Wilson, 95 %, n = queries",
-        "image": dict(measured.get("image", {"queries": 0, "origin": "none: the index has a single row"})),
-        "text": dict(measured.get("text", {"queries": 0, "origin": missing})),
+        "image": measured.get("image", {"queries": 0, "origin": "none: the index has a single row"}),
+        "text": measured.get("text", {"queries": 0, "origin": missing}),
     }
 
 
-def measure_recall(vectors: Path, config: IndexConfig, text: Queries | None) -> dict[str, Any]:
+def measure_recall(vectors: Path, config: IndexConfig, text: Queries | None) -> Recall:
     """Recall of the exact index over `vectors`, measured like any other's."""
     from pipeline.index.search import SearchIndex
 
@@ -237,6 +230,5 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for a share observed in n trials (E. B. Wilson, 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n))
-    return min(share, max(0.0, centre - half)), max(
-        share, min(1.0, centre + half)
-    )  # rounding: a share of 1 lies inside
+    # Clipped, because rounding may leave a share of 0 or 1 outside.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

@@ -1,19 +1,23 @@
 """From finished embedding shards to the row-ordered files of an index.
 
-Reads: embedding shards (Parquet), twice: once to count rows and to find exact duplicates, once to write. Writes into a local
-folder keys.npy (int64), norms.npy (float32), vectors.npy (float16, C order) and metadata.parquet, all in key order, without the
-rows that are not ok or that are gone. The same shards give the same bytes. Memory is bounded by one shard, one row group and
-one bucket of checksums, beside 16 bytes a row. Does not publish anything.
+Reads: embedding shards (Parquet), twice: once to count rows and to find exact duplicates, once to write. Writes keys.npy
+(int64), norms.npy (float32), vectors.npy (float16, C order) and metadata.parquet into a local folder. All are in key order,
+without rows that are not ok or that are gone. The same shards give the same bytes. It holds one shard, one row group, one
+bucket of checksums and 16 bytes a row in memory. It publishes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
 
 from pipeline.errors import IndexBuildError
+from pipeline.index.npy import write_npy_header
 from pipeline.schema import OK, PATCH_COORDS, arrow_type, metadata_columns, shard_name
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.database import RetrievalDatabase, ShardEntry
+    from pipeline.index.records import IndexInput
 
 FILES = {"keys": "keys.npy", "norms": "norms.npy", "vectors": "vectors.npy", "metadata": "metadata.parquet"}
 
@@ -31,24 +36,25 @@ BUCKET_ROWS = 1_000_000  # rows whose checksums are compared at once: 40 bytes e
 MOST_BUCKETS = 256  # files open at once
 
 
-def write_rows(
-    db: RetrievalDatabase,
-    shards: Sequence[ShardEntry],
-    gone: NDArray[Any],
-    columns: Mapping[str, str],
-    dim: int,
-    folder: Path,
-) -> dict[str, int]:
-    """Write the files named in FILES into `folder`. Returns the counts {"rows", "duplicates"}.
+@dataclass(frozen=True)
+class RowCounts:
+    """`duplicates` of the `rows` are byte-for-byte copies of a row before them."""
 
-    `shards` come in ascending order of id; `gone` holds keys, ascending int64. Raises IndexBuildError where a shard lacks
-    columns, holds vectors of another dimension or that are not of unit length, or where no row is left.
+    rows: int
+    duplicates: int
+
+
+def write_rows(db: RetrievalDatabase, rows: IndexInput, folder: Path) -> RowCounts:
+    """Write the files named in FILES into `folder`.
+
+    Raises IndexBuildError if a shard lacks columns, holds vectors of another dimension or not of unit length, or if no row is
+    left.
     """
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    crops = [PATCH_COORDS] if PATCH_COORDS in columns else []
+    shards, gone = rows.sorted_shards(), rows.gone_keys()
+    crops = [PATCH_COORDS] if PATCH_COORDS in rows.columns else []
     keys, original = _keys_and_duplicates(db, shards, gone, folder, crops)
     if not len(keys):
         raise IndexBuildError(
@@ -56,57 +62,70 @@ def write_rows(
             f"`rdmpipe status {db.name}` counts the reasons"
         )
     np.save(folder / FILES["keys"], keys)
-    kinds = metadata_columns(columns)
+    kinds = metadata_columns(rows.columns)
     schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
     stored = [name for name in kinds if name != "duplicate_of"]
-    done, waiting = 0, []
+    done = 0
     with (
         (folder / FILES["vectors"]).open("wb") as vectors,
         (folder / FILES["norms"]).open("wb") as norms,
         pq.ParquetWriter(folder / FILES["metadata"], schema, compression="zstd") as metadata,
     ):
-        _npy_header(vectors, np.float16, (len(keys), dim))
-        _npy_header(norms, np.float32, (len(keys),))
+        write_npy_header(vectors, np.float16, (len(keys), rows.dim))
+        write_npy_header(norms, np.float32, (len(keys),))
+        waiting: list[pa.Table] = []
         for shard, table in _kept_rows(db, shards, gone, [*stored, "vector", "norm"]):
-            end = done + table.num_rows
-            vectors.write(_unit_vectors(db, shard, table, dim).tobytes())
+            vectors.write(_unit_vectors(db, shard, table, rows.dim).tobytes())
             norms.write(table["norm"].to_numpy().astype(np.float32).tobytes())
-            of = original[done:end]
-            duplicate_of = pa.chunked_array([pa.array(of, pa.int64(), mask=of < 0)])
-            arrays = [(duplicate_of if field.name == "duplicate_of" else table[field.name]) for field in schema]
-            waiting.append(pa.table([a.cast(f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema))
-            done = end
+            waiting.append(_metadata(table, original[done : done + table.num_rows], schema))
+            done += table.num_rows
             if sum(part.num_rows for part in waiting) >= GROUP_ROWS:
                 metadata.write_table(pa.concat_tables(waiting), row_group_size=GROUP_ROWS)
                 waiting.clear()
         if waiting:
             metadata.write_table(pa.concat_tables(waiting), row_group_size=GROUP_ROWS)
-    if done != len(keys):
-        raise IndexBuildError(f"the embedding shards of {db.name!r} changed while they were indexed; run it again")
-    return {"rows": done, "duplicates": int(np.count_nonzero(original >= 0))}
+    _require_all(db, done, len(keys))
+    return RowCounts(done, int(np.count_nonzero(original >= 0)))
+
+
+def _metadata(table: pa.Table, original: NDArray[np.int64], schema: pa.Schema) -> pa.Table:
+    """A shard's metadata columns. `original` holds the key of the first copy of each row, -1 for none."""
+    import pyarrow as pa
+
+    of = pa.chunked_array([pa.array(original, pa.int64(), mask=original < 0)])
+    arrays = [of if field.name == "duplicate_of" else table[field.name] for field in schema]
+    return pa.table([array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema)
+
+
+def _require_all(db: RetrievalDatabase, done: int, expected: int) -> None:
+    if done != expected:
+        raise IndexBuildError(
+            f"the embedding shards of {db.name!r} changed while they were indexed: {done:,} rows instead of {expected:,}; "
+            "run the same command again"
+        )
 
 
 def write_vectors(
-    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], dim: int, rows: int, path: Path
+    db: RetrievalDatabase,
+    shards: Sequence[ShardEntry],
+    gone: NDArray[np.int64],
+    shape: tuple[int, int],
+    path: Path,
 ) -> None:
-    """The vectors of some shards alone, `rows` of them, as vectors.npy has them: (rows, dim) float16 in key order."""
-    import numpy as np
-
+    """Write the vectors alone of some shards' rows in the form of vectors.npy: `shape` (rows, D), float16, in key order."""
     done = 0
     with path.open("wb") as vectors:
-        _npy_header(vectors, np.float16, (rows, dim))
+        write_npy_header(vectors, np.float16, shape)
         for shard, table in _kept_rows(db, shards, gone, ["vector"]):
-            vectors.write(_unit_vectors(db, shard, table, dim).tobytes())
+            vectors.write(_unit_vectors(db, shard, table, shape[1]).tobytes())
             done += table.num_rows
-    if done != rows:
-        raise IndexBuildError(f"the embedding shards of {db.name!r} changed while they were indexed; run it again")
+    _require_all(db, done, shape[0])
 
 
 def _kept_rows(
-    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], names: list[str]
+    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[np.int64], names: list[str]
 ) -> Iterator[tuple[ShardEntry, pa.Table]]:
     """Each shard's rows that are ok and not gone, in key order, with the columns `names`."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -119,13 +138,13 @@ def _kept_rows(
         except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
             raise IndexBuildError(
                 f"{shard.artifact.path}: this finished shard cannot be read ({error}); remove it and its receipt and build "
-                "again: only it is made anew"
+                "again: only this shard is embedded again"
             ) from error
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise IndexBuildError(
                 f"{shard.artifact.path}: no column {', '.join(missing)}; the shard was made with other columns than the "
-                "plan's: build the database again with a new name"
+                "plan's; build the database again under a new name"
             )
         table = table.filter(pc.equal(table["status"], OK))
         keys = table["key"].to_numpy()
@@ -134,25 +153,23 @@ def _kept_rows(
             keys = table["key"].to_numpy()
         if len(keys) and (int(keys[0]) <= last or bool((np.diff(keys) <= 0).any())):
             raise IndexBuildError(
-                f"{shard.artifact.path}: keys are not ascending; shards have to come in order, each once"
+                f"{shard.artifact.path}: keys are not ascending; give every shard once, in order of its id"
             )
         last = int(keys[-1]) if len(keys) else last
         yield shard, table
 
 
-def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim: int) -> NDArray[Any]:
-    """The rows' vectors, (n, D) float16."""
-    import numpy as np
-
+def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim: int) -> NDArray[np.float16]:
+    """The rows' vectors, (n, D) float16. Raises IndexBuildError for another dimension, or a length that is not 1."""
     column = table["vector"].combine_chunks()
     width = getattr(column.type, "list_size", -1)
     if width != dim:
         raise IndexBuildError(
             f"{shard.artifact.path}: vectors have {width} dimensions, the encoder's have {dim}. "
-            f"Shard {shard_name(shard.id)} was made by another encoder: remove the folder it lies in and embed again"
+            f"Shard {shard_name(shard.id)} was made by another encoder: remove its folder and embed again"
         )
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors: NDArray[Any] = flat.reshape(table.num_rows, dim).astype(np.float16, copy=False)
+    vectors: NDArray[np.float16] = flat.reshape(table.num_rows, dim).astype(np.float16, copy=False)
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
     bad = np.flatnonzero(~(np.abs(lengths - 1.0) < 0.01))
     if len(bad):
@@ -165,18 +182,16 @@ def _unit_vectors(db: RetrievalDatabase, shard: ShardEntry, table: pa.Table, dim
 
 
 def _keys_and_duplicates(
-    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[Any], folder: Path, crops: list[str]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Keys of all rows, and for each the key of the first row with the same sha256 (and the same crop, where rows are `crops`),
-    -1 where it is itself the first.
+    db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[np.int64], folder: Path, crops: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys of all rows, and for each row the key of the first row with the same sha256, -1 if it is itself the first.
 
-    Checksums are spread over bucket files by their first bytes, so that equal ones meet in one bucket.
+    `crops` names the columns that have to be equal too, for rows that are crops of pictures. Checksums are spread over bucket
+    files by their first bytes, so that equal ones come into one bucket.
     """
-    import numpy as np
-
     record = np.dtype([("sha", "<u8", 4), ("ordinal", "<i8")])
     buckets = min(MOST_BUCKETS, 1 + sum(shard.ok for shard in shards) // BUCKET_ROWS)
-    keys: list[NDArray[Any]] = []
+    keys: list[NDArray[np.int64]] = []
     rows = 0
     spill = folder / "checksums"
     spill.mkdir()
@@ -216,11 +231,3 @@ def _keys_and_duplicates(
         (spill / str(bucket)).unlink()
     spill.rmdir()
     return every, original
-
-
-def _npy_header(handle: BinaryIO, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Begin a .npy file whose data follow in pieces."""
-    import numpy as np
-
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(handle, header)  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
-"""The process that builds and tunes a faiss index, alone with its memory: `python -m pipeline.faiss_worker < job.json`.
+"""The process that builds and tunes a faiss index, alone with its memory: `python -m pipeline.index.worker < job.json`.
 
-Reads: a job as JSON on standard input, vectors.npy (by plain reads: mapped pages would count as its own), queries.npy. Writes
-index.faiss; the answer as one line of JSON. Its peak resident size is part of the answer. An index in partitions
-(index/partitions.py) is three jobs: train, add for each partition, merge.
+Reads: a job (index/records.py) as JSON on standard input; vectors.npy, by plain reads because mapped pages would count as its
+own memory; queries.npy. Writes index.faiss, trained.faiss or part.faiss into the job's folder, and the answer as one line of
+JSON. Its peak resident size is part of the answer. An index in partitions (index/partitions.py) takes three kinds of jobs:
+train once, add for each partition, merge once.
 """
 
 from __future__ import annotations
@@ -12,15 +13,35 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import BudgetError, IndexBuildError
-from pipeline.index.exact import read_npy_header
+from pipeline.index.config import IndexConfig
+from pipeline.index.npy import npy_shape, read_npy_header
 from pipeline.machine import cores
 
 if TYPE_CHECKING:
+    import faiss
     import numpy as np
     from numpy.typing import NDArray
+
+    from pipeline.index.recall import Queries
+    from pipeline.index.records import (
+        AddJob,
+        Answer,
+        BuildJob,
+        Built,
+        ChooseJob,
+        Chosen,
+        Job,
+        Measured,
+        Merged,
+        MergeJob,
+        QueryRecord,
+        Recall,
+        Step,
+        TrainJob,
+    )
 
 ADD_ROWS = 2048
 
@@ -28,71 +49,77 @@ HNSW_BUILD = 40  # efConstruction
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
-    tasks = {"choose": _choose, "build": _build, "train": _train, "add": _add, "merge": _merge}
+    job: Job = json.load(sys.stdin)
+    answer: Answer
     try:
-        answer = tasks[job["task"]](job)
+        answer = _run(job)
     except (BudgetError, IndexBuildError) as error:
         answer = {"error": str(error), "kind": type(error).__name__}
     print(json.dumps(answer), flush=True)
 
 
-def _choose(job: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.index.autofaiss import choose
-
-    try:
-        return {"key": choose(job["rows"], job["dim"], job["index_bytes"])}
-    except BudgetError:
-        return {"key": ""}  # its smallest is larger than ours: the caller goes on with compressed keys
-
-
-def _build(job: dict[str, Any]) -> dict[str, Any]:
+def _run(job: Job) -> Answer:
+    if job["task"] == "choose":
+        return _choose(job)
     import faiss
 
-    from pipeline.index.config import IndexConfig
+    faiss.omp_set_num_threads(cores())
+    if job["task"] == "build":
+        return _build(job)
+    if job["task"] == "train":
+        return _train(job)
+    return _add(job) if job["task"] == "add" else _merge(job)
 
-    folder, sizing, config = Path(job["folder"]), job["sizing"], IndexConfig(**job["config"])
+
+def _choose(job: ChooseJob) -> Chosen:
+    from pipeline.index.autofaiss import autofaiss_key
+
+    try:
+        return {"key": autofaiss_key(job["rows"], job["dim"], job["index_bytes"])}
+    except BudgetError:
+        return {"key": ""}  # autofaiss's smallest index is larger than ours: the caller goes on with compressed keys
+
+
+def _build(job: BuildJob) -> Built:
+    import faiss
+
+    folder, config = Path(job["folder"]), IndexConfig(**job["config"])  # type: ignore[arg-type]
     vectors = folder / "vectors.npy"
     start = time.monotonic()
-    faiss.omp_set_num_threads(cores())
     if job["builder"] == "autofaiss":
-        from pipeline.index.autofaiss import build
+        from pipeline.index.autofaiss import autofaiss_build
 
-        index = build(vectors, sizing["key"], sizing["index"], config.memory, cores(), folder)
+        index = autofaiss_build(vectors, job["key"], job["index_bytes"], config.memory, cores(), folder)
     else:
-        index = _train_and_add(vectors, sizing["key"], sizing["training_rows"], config.seed)
+        index = _train_and_add(vectors, job["key"], job["training_rows"], config.seed)
     faiss.write_index(index, str(folder / "index.faiss"))
     built = time.monotonic() - start
-    params, recall = _tune(index, vectors, config, job["text"])
+    params, recall = _tune(index, vectors, config, _queries(job["text"], folder))
     return {
         "params": params,
         "recall": recall,
-        "training_rows": sizing["training_rows"],
+        "training_rows": job["training_rows"],
         "peak_bytes": peak_bytes(),
         "seconds": {"build": round(built, 1), "tune": round(time.monotonic() - start - built, 1)},
     }
 
 
-def _train(job: dict[str, Any]) -> dict[str, Any]:
+def _train(job: TrainJob) -> Step:
     """trained.faiss: the empty index that all partitions add to."""
     import faiss
 
-    faiss.omp_set_num_threads(cores())
     folder, start = Path(job["folder"]), time.monotonic()
-    with (folder / "vectors.npy").open("rb") as handle:
-        (_, dim), _ = read_npy_header(handle)
-    index = _trained(folder / "vectors.npy", dim, job["key"], job["training_rows"], job["seed"])
+    index = _trained(folder / "vectors.npy", job["key"], job["training_rows"], job["seed"])
     faiss.write_index(index, str(folder / "trained.faiss"))
     return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
 
 
-def _add(job: dict[str, Any]) -> dict[str, Any]:
+def _add(job: AddJob) -> Step:
     """part.faiss: the trained index with one partition's rows, numbered as in the whole index from `first` on."""
     import faiss
     import numpy as np
 
-    faiss.omp_set_num_threads(cores())
-    folder, start, first = Path(job["folder"]), time.monotonic(), int(job["first"])
+    folder, start, first = Path(job["folder"]), time.monotonic(), job["first"]
     index = faiss.read_index(job["trained"])
     for block in _blocks(folder / "vectors.npy"):
         index.add_with_ids(block, np.arange(first, first + len(block), dtype=np.int64))
@@ -101,45 +128,52 @@ def _add(job: dict[str, Any]) -> dict[str, Any]:
     return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
 
 
-def _merge(job: dict[str, Any]) -> dict[str, Any]:
-    """index.faiss with the inverted lists of all parts, then tuned. What is resident of mapped files is the page cache."""
-    import faiss
-
-    from pipeline.index.config import IndexConfig
+def _merge(job: MergeJob) -> Merged:
+    """index.faiss with the inverted lists of all parts, then tuned. Its resident pages of mapped files are the page cache."""
     from pipeline.index.merge import map_index, merge_on_disk
 
-    faiss.omp_set_num_threads(cores())
     folder, start = Path(job["folder"]), time.monotonic()
     merge_on_disk(Path(job["trained"]), [Path(part) for part in job["parts"]], folder / "index.faiss")
     merged = time.monotonic() - start
     index = map_index(folder / "index.faiss")
-    params, recall = _tune(index, folder / "vectors.npy", IndexConfig(**job["config"]), job["text"])
+    config = IndexConfig(**job["config"])  # type: ignore[arg-type]
+    params, recall = _tune(index, folder / "vectors.npy", config, _queries(job["text"], folder))
     seconds = {"merge": round(merged, 1), "tune": round(time.monotonic() - start - merged, 1)}
     return {"params": {**params, "mapped": 1}, "recall": recall, "seconds": seconds}
 
 
-def _trained(vectors: Path, dim: int, key: str, training_rows: int, seed: int) -> Any:
-    """An empty index under `key`, trained with a sample of the vectors where it needs training."""
+def _queries(record: QueryRecord | None, folder: Path) -> Queries | None:
+    import numpy as np
+
+    from pipeline.index.recall import Queries
+
+    if record is None:
+        return None
+    stored = folder / "queries.npy"
+    vectors = np.load(stored) if stored.exists() else np.empty((0, 0), np.float32)
+    return Queries(record["origin"], tuple(record["texts"]), vectors)
+
+
+def _trained(vectors: Path, key: str, training_rows: int, seed: int) -> faiss.Index:
+    """An empty index under `key`, trained with a sample of the vectors if it needs training."""
     import faiss
     import numpy as np
 
-    index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(npy_shape(vectors)[1], key, faiss.METRIC_INNER_PRODUCT)
     quantizer = faiss.downcast_index(faiss.try_extract_index_ivf(index) or index)
     if hasattr(quantizer, "do_polysemous_training"):
-        quantizer.do_polysemous_training = (
-            False  # it orders the codes for a kind of search that is not done here, at length
-        )
+        # It takes long, and orders the codes for a kind of search that is not used here.
+        quantizer.do_polysemous_training = False
     if not index.is_trained:
         index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
     return index
 
 
-def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> Any:
+def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> faiss.Index:
     import faiss
 
-    with vectors.open("rb") as handle:
-        (rows, dim), _ = read_npy_header(handle)
-    index = _trained(vectors, dim, key, training_rows, seed)
+    rows, dim = npy_shape(vectors)
+    index = _trained(vectors, key, training_rows, seed)
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = HNSW_BUILD
         codes = faiss.downcast_index(index.storage).codes
@@ -150,24 +184,22 @@ def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> An
     return index
 
 
-def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Raise the search parameters until recall's whole interval is above the least allowed, or take the best there are;
-    IndexBuildError where even those are below it."""
-    import numpy as np
+def _tune(
+    index: faiss.Index, vectors: Path, config: IndexConfig, text: Queries | None
+) -> tuple[dict[str, int], Recall]:
+    """The cheapest search parameters whose recall interval lies above config.min_recall, else the best ones, and their recall.
 
+    Raises IndexBuildError if even the best recall is below config.min_recall.
+    """
     from pipeline.index.approximate import ladder
-    from pipeline.index.recall import Queries, describe, probes
+    from pipeline.index.recall import describe, probes
     from pipeline.index.search import SearchIndex
 
-    queries = None
-    if text is not None:
-        stored = vectors.with_name("queries.npy")
-        found = np.load(stored) if stored.exists() else np.empty((0, 0), np.float32)
-        queries = Queries(text["origin"], tuple(text["texts"]), found)
-    made, k = probes(vectors, config, queries)
+    made, k = probes(vectors, config, text)
     opened = SearchIndex(vectors, index, {}, exact_subset=0, mapped=False)
     assert opened.approximate is not None
-    best: tuple[float, dict[str, Any], dict[str, Any]] = (-1.0, {}, {})
+    best: tuple[float, dict[str, int], dict[str, Measured]] = (-1.0, {}, {})
+    measured: dict[str, Measured]
     try:
         for params in ladder(index, k):
             opened.approximate.params = params
@@ -183,10 +215,10 @@ def _tune(index: Any, vectors: Path, config: Any, text: dict[str, Any] | None) -
     if worst < config.min_recall:
         found = ", ".join(f"{kind} {one['value']:.3f}" for kind, one in measured.items())
         raise IndexBuildError(
-            f"recall@{k} stays below {config.min_recall:g} even with {params}: {found}. Give the index more memory "
-            "(--memory), another key (--key), or accept less (--min-recall)"
+            f"recall@{k} stays below {config.min_recall:g} even with {params}: {found}. Give more memory (--memory), another "
+            "key (--index-key), or accept a lower recall (--min-recall)"
         )
-    return params, describe(measured, k, queries)
+    return params, describe(measured, k, text)
 
 
 def _blocks(vectors: Path) -> Iterator[NDArray[np.float32]]:
@@ -204,8 +236,7 @@ def _sample(vectors: Path, count: int, generator: np.random.Generator) -> NDArra
     """`count` rows drawn without replacement, in row order, float32."""
     import numpy as np
 
-    with vectors.open("rb") as handle:
-        (rows, dim), _ = read_npy_header(handle)
+    rows, dim = npy_shape(vectors)
     chosen = np.sort(generator.choice(rows, min(count, rows), replace=False))
     sample = np.empty((len(chosen), dim), np.float32)
     start = done = 0
@@ -221,7 +252,9 @@ def peak_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise IndexBuildError("this system does not tell a process's peak memory (/proc/self/status has no VmHWM)")
+    raise IndexBuildError(
+        "/proc/self/status has no VmHWM: the peak memory of a process cannot be measured on this system"
+    )
 
 
 if __name__ == "__main__":

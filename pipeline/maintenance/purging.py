@@ -43,7 +43,7 @@ from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
 from pipeline.execution import Receipt, count_statuses
 from pipeline.filters import conjunction, filter_mask
-from pipeline.index import IndexConfig, Queries, build_index, text_queries
+from pipeline.index import IndexConfig, IndexInput, Queries, build_index, text_queries
 from pipeline.maintenance.versions import remove_versions
 from pipeline.retrieval import open_search
 from pipeline.schema import IMAGE_KEY, OK, metadata_columns, shard_name
@@ -225,24 +225,24 @@ def _publish(
         receipts.append(receipt)
     config = IndexConfig(**current.index.build["config"])
     gone = gone_keys(db, current.gone)
-    text = _texts(db, current, shards, config)
-    index = build_index(db, config, current.encoder, current.columns, shards, gone, text)
+    rows = IndexInput(current.encoder, current.columns, shards, gone)
+    index = build_index(db, config, rows, _texts(db, rows, config))
     counts = {**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])}
     version = replace(current, shards=tuple(shards), index=index, counts=counts, parent=current.id)
     db.publish(version, current.id)
     return version
 
 
-def _texts(db: RetrievalDatabase, current: Version, shards: list[ShardEntry], config: IndexConfig) -> Queries:
+def _texts(db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
     """Text queries to measure recall with; none where the encoder cannot be reached: a purge does not wait for it."""
     from pipeline.encoders import load_recorded
 
-    record = current.encoder
+    record = rows.encoder
     try:
         encoder = load_recorded(record)
     except EncoderError as error:
         return Queries(f"none: the encoder cannot be reached: {error}")
-    return text_queries(encoder, db, record, current.columns, shards, config.queries, config.seed)
+    return text_queries(encoder, db, rows, config)
 
 
 def _searched(

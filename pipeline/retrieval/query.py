@@ -1,6 +1,6 @@
-"""`rdmpipe search`: a text, an image file or a row's key -> nearest rows, as records, Parquet or a contact sheet.
+"""`rdmpipe search`: from a text, an image file or a row's key to the nearest rows, as records, Parquet or a contact sheet.
 
-Reads: a published database and the query's image. Writes: only the files that are asked for.
+Reads: a published database and the query's image. Writes only the files that are asked for.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import math
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.catalog import Selection, resolve_database
 from pipeline.errors import ConfigError, EncoderError, PictureError
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QueryRequest:
-    """One search. Exactly one of text, image and key says what to look for."""
+    """One search. Exactly one of text, image and key is the query."""
 
     database: str
     text: str = ""
@@ -41,13 +43,13 @@ class QueryRequest:
     no_duplicates: bool = False
     device: str = "auto"
     home: str | None = None
-    sheet: Path | None = None  # where the results will be written to: names are checked before work
+    sheet: Path | None = None  # where results will be written: the names are checked before any work
     out: Path | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """Results, best first: one row each of the metadata columns with `score` behind `key`."""
+    """Results, best first: for each a row of the metadata columns, with `score` after `key`."""
 
     selection: Selection
     rows: pa.Table
@@ -55,11 +57,11 @@ class Found:
     encode_s: float
     warnings: tuple[str, ...]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, object]]:
         return [dict(row) for row in self.rows.to_pylist()]
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        """Columns worth reading on a terminal, and their rows."""
+    def table(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+        """The columns for a terminal (those that hold a value), and their cells."""
         skip = {"source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
         names = [name for name in self.rows.column_names if name not in skip]
         names = [name for name in names if name in ("key", "score") or self.rows[name].null_count < self.rows.num_rows]
@@ -78,16 +80,16 @@ class Found:
         )
 
     def write_parquet(self, path: Path) -> None:
-        """The results with all their columns. Raises ConfigError where the file cannot be written."""
+        """Write the results with all their columns. Raises ConfigError if the file cannot be written."""
         import pyarrow.parquet as pq
 
         with _writing(path):
             pq.write_table(self.rows, path)
 
     def write_sheet(self, path: Path) -> None:
-        """A contact sheet of the results: pictures in reading order, each with its score and what it is.
+        """Write a contact sheet of the results: pictures in reading order, each with its score, title, artist and style.
 
-        Raises ConfigError where the file cannot be written.
+        Raises ConfigError if the file cannot be written.
         """
         sheet = result_sheet(self.selection.database, self.rows)
         with _writing(path):
@@ -112,21 +114,19 @@ def result_sheet(database: RetrievalDatabase, rows: pa.Table) -> Image:
     return draw_sheet([pictures.get(key) for key in keys], [_label(row) for row in rows.to_pylist()])
 
 
-def _label(row: dict[str, Any]) -> str:
+def _label(row: dict[str, object]) -> str:
     words = [row.get(name) for name in ("title", "caption", "artist", "style", "item_id")]
     seen = list(dict.fromkeys(str(word) for word in words if word))
     return f"{row['score']:.3f}  {', '.join(seen[:3])}"
 
 
 def run_query(request: QueryRequest) -> Found:
-    """Search. Raises DatabaseError, FilterError, EncoderError or ConfigError, each with its fix."""
-    import time
-
+    """Search. Raises DatabaseError, FilterError, EncoderError or ConfigError."""
     from pipeline.retrieval.search import open_search
 
     asked = [
         name
-        for name, value in (("text", request.text), ("--image", request.image), ("--key", request.key))
+        for name, value in (("a text", request.text), ("--image", request.image), ("--key", request.key))
         if value not in ("", None)
     ]
     if len(asked) != 1:
@@ -144,7 +144,7 @@ def run_query(request: QueryRequest) -> Found:
     if not selection.version.encoder.trained and request.key is None:
         warnings.append("this database was made by an untrained encoder (random weights): the results carry no meaning")
     with open_search(selection.database, selection.version, selection.where) as searcher:
-        searcher.matching(request.where)  # a bad filter is found before the encoder is loaded
+        searcher.matching(request.where)  # report a bad filter before loading the encoder
         start = time.monotonic()
         vector = _query_vector(request, selection, searcher)
         encode_s = time.monotonic() - start
@@ -161,8 +161,8 @@ def run_query(request: QueryRequest) -> Found:
     return Found(selection, rows, found.plan, encode_s, tuple(warnings))
 
 
-def _query_vector(request: QueryRequest, selection: Selection, searcher: Searcher) -> NDArray[Any]:
-    """The query as a unit vector, float32 (1, D)."""
+def _query_vector(request: QueryRequest, selection: Selection, searcher: Searcher) -> NDArray[np.float32]:
+    """The query as a unit vector (1, D)."""
     if request.key is not None:
         vectors, _ = searcher.vectors([request.key])
         return vectors
@@ -172,24 +172,23 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
     if request.text and not record.has_text:
         raise EncoderError(
             f"database {selection.database.name!r} was made by {record.name}, which has no text tower; "
-            "look for pictures with --image or --key"
+            "search with --image or --key"
         )
-    pictures = (
-        read_pictures([request.image]) if request.image is not None else []
-    )  # before the encoder, which takes longer
+    # The picture comes before the encoder, which takes longer to load.
+    pictures = read_pictures([request.image]) if request.image is not None else []
     encoder = load_recorded(record, request.device)
     if request.text:
         return encoder.encode_texts([request.text])
     return encode_pictures(encoder, pictures)
 
 
-def encode_image_files(encoder: Encoder, paths: list[Path]) -> NDArray[Any]:
-    """Picture files into unit rows, float32 (n, D). Raises ConfigError naming a file that is missing or not a picture."""
+def encode_image_files(encoder: Encoder, paths: list[Path]) -> NDArray[np.float32]:
+    """Unit vectors (n, D) of n picture files. Raises ConfigError that names a file that is missing or not a picture."""
     return encode_pictures(encoder, read_pictures(paths))
 
 
 def read_pictures(paths: list[Path]) -> list[Image]:
-    """Picture files as RGB images. Raises ConfigError naming a file that is missing or not a picture."""
+    """Picture files as RGB images. Raises ConfigError that names a file that is missing or not a picture."""
     from pipeline.images import decode
 
     pictures = []
@@ -197,19 +196,19 @@ def read_pictures(paths: list[Path]) -> list[Image]:
         try:
             pictures.append(decode(path.read_bytes()).image)
         except OSError as error:
-            raise ConfigError(f"{path}: no picture can be read there ({error.strerror}); check the path") from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path") from error
         except PictureError as error:
-            raise ConfigError(f"{path}: not a picture that can be read: {error}; give another file") from error
+            raise ConfigError(f"{path} cannot be decoded as a picture: {error}; give another file") from error
     return pictures
 
 
-def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[Any]:
-    """RGB images into unit rows, float32 (n, D)."""
+def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[np.float32]:
+    """Unit vectors (n, D) of n RGB images."""
     return encoder.picture_vectors(pictures)[0]
 
 
 def draw_sheet(pictures: Sequence[Image | None], labels: Sequence[str], side: int = 192, columns: int = 0) -> Image:
-    """Pictures (PIL images; None: a blank with its label) in reading order on white, each above its label."""
+    """Pictures in reading order on white, each above its label; None gives a blank tile with the label in it."""
     from PIL import Image as images
     from PIL import ImageDraw, ImageFont
 

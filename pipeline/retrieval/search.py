@@ -1,8 +1,9 @@
 """Filtered search in a retrieval database.
 
-Reads: a version's index files, mapped; metadata columns as filters ask for them. Writes nothing. DuckDB resolves a filter to
-rows, index/search.py finds the best among them. A result always has min(k, matching rows) entries, equal scores in the order
-of their keys. Not safe for several threads at once: open one Searcher for each.
+Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. A filter of simple
+form is evaluated over arrays (retrieval/columns.py), any other one by DuckDB; index/search.py finds the best of its rows. A
+result has exactly min(k, matching rows) entries; equal scores come in the order of their keys. A Searcher does not serve
+several threads at once: open one for each.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.catalog import resolve_database
 from pipeline.errors import ConfigError, DatabaseError, nearest
-from pipeline.filters import MetadataFilter, conjunction
-from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan
+from pipeline.filters import MetadataFilter, conjunction, simple_form
+from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan, Subset
+from pipeline.retrieval.columns import MetadataColumns
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -26,19 +29,24 @@ if TYPE_CHECKING:
 
     from pipeline.database import RetrievalDatabase, Version
 
+KEPT = 8  # filters whose rows are kept for the next search
+
 
 @dataclass(frozen=True)
 class Results:
-    """m = min(k, matching rows) neighbours of each query, best first."""
+    """The m = min(k, matching rows) nearest rows of each query, best first."""
 
-    keys: NDArray[Any]  # (Q, m) int64
-    scores: NDArray[Any]  # (Q, m) float32, inner products with the stored vectors
-    ordinals: NDArray[Any]  # (Q, m) int64
+    keys: NDArray[np.int64]  # (Q, m)
+    scores: NDArray[np.float32]  # (Q, m), inner products with the stored vectors
+    ordinals: NDArray[np.int64]  # (Q, m), places in the index
     plan: SearchPlan
 
 
 class Searcher:
-    """An open version of a database, warm: vectors mapped, filters' columns in memory once they were used."""
+    """An open version of a database: vectors mapped, metadata columns in memory once a filter has used them.
+
+    Close it afterwards, or use it in a `with` statement.
+    """
 
     def __init__(
         self,
@@ -58,12 +66,14 @@ class Searcher:
                 f"database {db.name!r}: {missing[0]} is missing; `rdmpipe index {db.name}` builds the index again"
             )
         self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset)
-        self.keys: NDArray[Any] = np.load(paths["keys"], mmap_mode="r")
-        self._norms: NDArray[Any] = np.load(paths["norms"], mmap_mode="r")
+        self.keys: NDArray[np.int64] = np.load(paths["keys"], mmap_mode="r")
+        self._norms: NDArray[np.float32] = np.load(paths["norms"], mmap_mode="r")
         self._metadata = paths["metadata"]
         self._filter = MetadataFilter(self.columns, self._load, threads=threads)
+        self._arrays = MetadataColumns(self._load)
+        self._kept: dict[tuple[str, ...], Subset] = {}
         self.where = conjunction(where, columns=self.columns)
-        self._originals: NDArray[Any] | None = None
+        self._originals: NDArray[np.int64] | None = None
 
     def __enter__(self) -> Searcher:
         return self
@@ -81,44 +91,75 @@ class Searcher:
 
     def search(
         self,
-        queries: NDArray[Any],
+        queries: NDArray[np.float32],
         k: int = 19,
         where: str = "",
         exclude_keys: Sequence[int] = (),
         distinct: bool = False,
         exact: bool = False,
     ) -> Results:
-        """The k best rows for each query, float32 (Q, D) of unit length, among those that match `where` (and the view's).
+        """The k best rows for each query, (Q, D) or (D,) of unit length, among those that match `where` and the view's filter.
 
-        `exclude_keys` are left out, as the row itself is in a search by key; `distinct` leaves out all but the first
-        matching row of every picture that occurs more than once, byte for byte; `exact` scans whatever it costs.
+        `exclude_keys` are left out of the results, as the row itself is in a search by key. `distinct` keeps only the first
+        matching row of each picture that occurs more than once, byte for byte. `exact` scans all matching rows.
         Raises FilterError, and ConfigError for queries of another dimension or length.
         """
+        start = time.perf_counter()
         queries = np.ascontiguousarray(np.atleast_2d(queries), np.float32)
         self._check(queries, k)
-        start = time.perf_counter()
-        ordinals = self.matching(where)
+        checked = time.perf_counter()
+        rows = self._subset(where)
         if distinct:
-            ordinals = self._distinct(ordinals)
-        filter_s = time.perf_counter() - start
-        matched = len(self.keys) if ordinals is None else len(ordinals)
-        excluded = self._present(exclude_keys, ordinals)
-        scores, found, plan = self.index.top(queries, k + len(excluded), ordinals, exact)
+            rows = self._distinct(rows)
+        filter_s = time.perf_counter() - checked
+        matched = len(self.keys) if rows is None else rows.count
+        excluded = self._present(exclude_keys, rows)
+        scores, found, plan = self.index.top(queries, k + len(excluded), rows, exact)
         if len(excluded):
             keep = min(k, matched - len(excluded))
-            # A stable sort by "is excluded" moves the excluded ones behind the others, whose order stays.
+            # The stable sort by "is excluded" moves excluded rows behind the others, which keep their order.
             order = np.argsort(np.isin(found, excluded), axis=1, kind="stable")[:, :keep]
             scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
-        plan = dataclasses.replace(plan, filter_s=filter_s, matched=matched - len(excluded))
-        return Results(np.asarray(self.keys)[found], scores, found, plan)
+        keys = np.asarray(self.keys)[found]
+        search_s = time.perf_counter() - start - filter_s - plan.rerank_s  # so that the three times are the whole call
+        plan = dataclasses.replace(plan, filter_s=filter_s, search_s=search_s, matched=matched - len(excluded))
+        return Results(keys, scores, found, plan)
 
-    def matching(self, where: str = "") -> NDArray[Any] | None:
-        """Ascending ordinals of the rows that match the view's filter and `where`; None: all rows, there is no filter."""
-        both = [expression for expression in (self.where, where) if expression.strip()]
-        return self._filter.ordinals(*both) if both else None
+    def matching(self, where: str = "") -> NDArray[np.int64] | None:
+        """Ascending ordinals of the rows that match the view's filter and `where`; None if neither is given: all rows.
 
-    def ordinals(self, keys: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
-        """The ordinals of keys, int64 (n,). Raises DatabaseError for a key that is not in this version."""
+        They are not to be written to. Raises FilterError.
+        """
+        rows = self._subset(where)
+        return None if rows is None else rows.ordinals
+
+    def _subset(self, where: str) -> Subset | None:
+        """The rows that match the view's filter and `where`; None if neither is given. The last few are kept."""
+        both = tuple(expression for expression in (self.where, where) if expression.strip())
+        if not both:
+            return None
+        rows = self._kept.pop(both, None)
+        if rows is None:
+            mask = self._simple(both)
+            rows = Subset(self._filter.ordinals(*both) if mask is None else mask, len(self.keys))
+        self._kept[both] = rows
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return rows
+
+    def _simple(self, expressions: tuple[str, ...]) -> NDArray[np.bool_] | None:
+        """The rows that match all expressions, (N,); None if DuckDB has to evaluate one of them."""
+        found: NDArray[np.bool_] | None = None
+        for expression in expressions:
+            condition = simple_form(expression, self.columns)
+            mask = None if condition is None else self._arrays.rows_where(condition)
+            if mask is None:
+                return None
+            found = mask if found is None else found & mask
+        return found
+
+    def ordinals(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ordinals (n,) of n keys. Raises DatabaseError for a key that is not in this version."""
         wanted = np.asarray(keys, np.int64)
         places = np.searchsorted(self.keys, wanted)
         bad = (places >= len(self.keys)) | (self.keys[np.minimum(places, len(self.keys) - 1)] != wanted)
@@ -129,13 +170,13 @@ class Searcher:
             )
         return np.asarray(places, np.int64)
 
-    def vectors(self, keys: Sequence[int] | NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The stored unit vectors, float32 (n, D), and the L2 norms they had before, float32 (n,), in the order of `keys`."""
+    def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The stored unit vectors (n, D), and the L2 norms (n,) they had before, in the order of `keys`."""
         places = self.ordinals(keys)
         return self.index.vectors[places].astype(np.float32), np.asarray(self._norms[places], np.float32)
 
-    def metadata(self, keys: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> pa.Table:
-        """Metadata of rows, in the order of `keys`; all columns, or those named. Reads only the row groups it needs."""
+    def metadata(self, keys: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """Metadata of rows, in the order of `keys`: all columns, or those named. Reads only the row groups it needs."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -165,7 +206,7 @@ class Searcher:
             return pa.table({"key": np.asarray(self.keys)})
         return pq.read_table(self._metadata, columns=names)
 
-    def _check(self, queries: NDArray[Any], k: int) -> None:
+    def _check(self, queries: NDArray[np.float32], k: int) -> None:
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least one neighbour")
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -175,40 +216,52 @@ class Searcher:
             )
         lengths = np.linalg.norm(queries, axis=1)
         if not bool((np.abs(lengths - 1.0) < 1e-2).all()):
-            raise ConfigError("queries have to be finite and of unit length: divide each by its L2 norm")
+            raise ConfigError("queries must be finite and of unit length: divide each by its L2 norm")
 
-    def _present(self, keys: Sequence[int], ordinals: NDArray[Any] | None) -> NDArray[Any]:
+    def _present(self, keys: Sequence[int], rows: Subset | None) -> NDArray[np.int64]:
         """Ordinals of those of `keys` that are in the index and match."""
         wanted = np.unique(np.asarray(keys, np.int64))
+        if not len(wanted):
+            return wanted
         places = np.searchsorted(self.keys, wanted)
         places = places[(places < len(self.keys)) & (self.keys[np.minimum(places, len(self.keys) - 1)] == wanted)]
-        return np.asarray(places if ordinals is None else places[np.isin(places, ordinals)])
+        return np.asarray(places if rows is None else places[rows.mask[places]])
 
-    def _distinct(self, ordinals: NDArray[Any] | None) -> NDArray[Any] | None:
-        """Leave out every matching row whose picture another matching row before it has."""
+    def _distinct(self, rows: Subset | None) -> Subset | None:
+        """Leave out every matching row whose picture an earlier matching row has."""
         if self._originals is None:
             original = self._load(["duplicate_of"])["duplicate_of"]
             own = np.asarray(self.keys)
             self._originals = np.where(np.asarray(original.is_valid()), original.fill_null(-1).to_numpy(), own)
-        within = np.arange(len(self.keys)) if ordinals is None else ordinals
+        within = np.arange(len(self.keys)) if rows is None else rows.ordinals
         originals = self._originals[within]
         copies = originals != self.keys[within]
         if not copies.any():
-            return ordinals
-        # Only pictures that have copies need sorting out: rows that are copies, and the originals they point to.
+            return rows
+        # Only rows that are copies, and the originals they point to, need sorting out.
         group = np.flatnonzero(copies | np.isin(originals, originals[copies]))
         _, first = np.unique(originals[group], return_index=True)
         keep = np.ones(len(within), bool)
         keep[group] = False
         keep[group[first]] = True
-        return np.asarray(within[keep])
+        return Subset(within[keep], len(self.keys))
+
+
+def open_database(name: str, home: str | None = None, threads: int = 0) -> Searcher:
+    """Open `name` (a database, a view, or either with @version) for searching. Raises DatabaseError if there is none.
+
+    `home` is the folder or address of the databases (None: the default one), `threads` how many a search may use (0: all
+    cores).
+    """
+    selection = resolve_database(name, home)
+    return open_search(selection.database, selection.version, selection.where, threads)
 
 
 def open_search(
     db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0, exact_subset: int = EXACT_SUBSET
 ) -> Searcher:
-    """Open a version for searching. `where` is a view's filter, which every search in it obeys. Close it afterwards.
+    """Open a version for searching. `where` is a view's filter, which holds in every search.
 
-    `exact_subset`: up to so many matching rows are scanned exactly whatever the index.
+    Up to `exact_subset` matching rows are scanned exactly, whatever the index.
     """
     return Searcher(db, version, where, threads, exact_subset)

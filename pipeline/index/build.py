@@ -1,0 +1,190 @@
+"""The index stage: from finished embedding shards to a published index.
+
+Reads: embedding shards. Writes index/<encoder>/<id>/: keys.npy, norms.npy, vectors.npy and metadata.parquet (index/rows.py),
+index.faiss above the exact size, and entry.json, last. The id is the digest of all inputs and parameters. A build that was
+killed therefore finds the same folder again, and a finished index is reused. An exact index has the same bytes every time. An
+approximate index has the same inputs every time, and a recall within its interval.
+
+Every build makes the index anew from the stored vectors; no build extends one, and nothing is embedded again. A refresh
+therefore reads all vectors once and, above the exact size, trains and adds again. In return, ordinals stay dense, training is
+not biased by the rows that came first, and an index depends on a version's rows only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import canonical_json, digest
+from pipeline.database import IndexEntry
+from pipeline.errors import BudgetError
+from pipeline.index.config import IndexConfig
+from pipeline.index.npy import npy_shape
+from pipeline.index.records import BuiltIndex
+from pipeline.index.rows import FILES, write_rows
+from pipeline.storage import Artifact
+
+if TYPE_CHECKING:
+    from pipeline.database import RetrievalDatabase
+    from pipeline.execution import Backend, Progress
+    from pipeline.index.partitions import IndexJob
+    from pipeline.index.recall import Queries
+    from pipeline.index.records import IndexInput
+
+FORMAT = 1  # part of an index's id: raise it whenever the same inputs would give other files
+
+
+def check_index(config: IndexConfig, rows: int, dim: int) -> None:
+    """Refuse an index that cannot be built, before any work: an unknown faiss key, or a budget too small for `rows` rows.
+
+    `rows` is 0 where the number is not known. Raises IndexBuildError, or BudgetError that names the smallest budget.
+    """
+    if not config.key and rows <= config.exact_rows:
+        return
+    from pipeline.index.keys import choose_key, size_of
+    from pipeline.index.partitions import partitions_of
+
+    if not rows:
+        size_of(config.key, 1, dim, config.memory)
+    elif partitions_of(rows, dim, config) < 2:
+        choose_key(rows, dim, config)
+
+
+def build_index(
+    db: RetrievalDatabase,
+    config: IndexConfig,
+    rows: IndexInput,
+    text: Queries | None = None,
+    backend: Backend | None = None,
+    progress: Progress | None = None,
+) -> IndexEntry:
+    """Build and publish the index over `rows`, or return the finished one with the same inputs.
+
+    `text` holds the text queries that recall is measured with (see text_queries), None where there are none. `backend` runs
+    the partitions of an index that is built in several. Raises IndexBuildError (nothing to index, damaged shards, recall that
+    cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
+    """
+    folder = db.index_folder(rows.encoder, index_id(config, rows, text))
+    entry = _finished(db, folder)
+    if entry is None:
+        from pipeline.index.partitions import IndexJob
+
+        with db.storage.scratch() as scratch:
+            entry = _build(IndexJob(db, config, rows, text, folder, scratch), backend, progress)
+    db.storage.remove(f"{folder}/parts")
+    return entry
+
+
+def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str:
+    """The id of the index with these inputs: a digest of 12 digits."""
+    inputs = {
+        "format": FORMAT,
+        "encoder": rows.encoder.id,
+        "dim": rows.dim,
+        "columns": list(rows.columns.items()),
+        "shards": [(shard.id, shard.artifact.sha256) for shard in rows.sorted_shards()],
+        "gone": hashlib.sha256(rows.gone_keys().tobytes()).hexdigest(),
+        "config": asdict(config),
+        "text": text.fingerprint() if text is not None else "",
+    }
+    return digest(inputs, 12)
+
+
+def _finished(db: RetrievalDatabase, folder: str) -> IndexEntry | None:
+    """The entry of an index that was finished before and whose files are all there."""
+    text = db.storage.read_text(f"{folder}/entry.json")
+    if text is None:
+        return None
+    table = json.loads(text)
+    table["files"] = {role: Artifact(**artifact) for role, artifact in table["files"].items()}
+    entry = IndexEntry(**table)
+    whole = all(db.storage.size(artifact.path) == artifact.bytes for artifact in entry.files.values())
+    return entry if whole else None
+
+
+def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) -> IndexEntry:
+    from pipeline.index.partitions import build_partitioned, partitions_of
+
+    db, config, scratch = job.db, job.config, job.scratch
+    counts = write_rows(db, job.rows, scratch)
+    if not config.key and config.partitions < 2 and counts.rows <= config.exact_rows:
+        built = build_exact(scratch, config, job.text)
+    elif partitions_of(counts.rows, job.rows.dim, config) > 1:
+        built = build_partitioned(job, backend, progress)
+    else:
+        built = build_whole(scratch, config, job.text)
+    names = {**FILES, "faiss": "index.faiss"}
+    entry = IndexEntry(
+        id=Path(job.folder).name,
+        kind=built.kind,
+        key=built.key,
+        rows=counts.rows,
+        files={
+            role: db.storage.publish(scratch / name, f"{job.folder}/{name}")
+            for role, name in names.items()
+            if (scratch / name).exists()
+        },
+        params=built.params,
+        recall=built.recall,
+        build={**built.build, "duplicates": counts.duplicates, "config": asdict(config)},
+    )
+    db.storage.write_text(f"{job.folder}/entry.json", canonical_json(entry) + "\n")
+    return entry
+
+
+def build_exact(folder: Path, config: IndexConfig, text: Queries | None) -> BuiltIndex:
+    """The index of a small database: folder/vectors.npy is scanned, nothing else is written."""
+    from pipeline.index.recall import measure_recall
+
+    return BuiltIndex("exact", "Flat", {}, measure_recall(folder / FILES["vectors"], config, text), {})
+
+
+def build_whole(folder: Path, config: IndexConfig, text: Queries | None) -> BuiltIndex:
+    """Build folder/index.faiss over folder/vectors.npy in one piece.
+
+    Raises BudgetError before any work if config.memory is too small, and afterwards if more was used; IndexBuildError for a key
+    that faiss does not know, an installation that cannot work, or a recall below config.min_recall.
+    """
+    from pipeline.index.keys import choose_key, mb
+    from pipeline.index.process import check_installation, config_record, query_record, run_worker
+
+    check_installation()
+    rows, dim = npy_shape(folder / FILES["vectors"])
+    sizing, builder = choose_key(rows, dim, config)
+    answer = run_worker(
+        {
+            "task": "build",
+            "folder": str(folder),
+            "key": sizing.key,
+            "index_bytes": sizing.index,
+            "training_rows": sizing.training_rows,
+            "builder": builder,
+            "config": config_record(config),
+            "text": query_record(text, folder),
+        },
+        folder,
+    )
+    peak = answer["peak_bytes"]
+    if peak > config.memory:
+        raise BudgetError(
+            f"building {sizing.key} took {mb(peak)} at its peak, more than the {mb(config.memory)} allowed; "
+            f"give --memory {math.ceil(peak / (1 << 20) * 1.1)}MB"
+        )
+    return BuiltIndex(
+        "faiss",
+        sizing.key,
+        answer["params"],
+        answer["recall"],
+        {
+            "budget_bytes": config.memory,
+            "planned_bytes": sizing.peak,
+            "peak_bytes": peak,
+            "training_rows": answer["training_rows"],
+            "builder": builder,
+            "seconds": answer["seconds"],
+        },
+    )

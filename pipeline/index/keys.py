@@ -1,0 +1,144 @@
+"""Choose a faiss index key for a memory budget.
+
+Reads and writes nothing. The budget is for the peak resident size of the process that builds, everything included. A budget for
+which no index fits is refused before any work, with the smallest budget that would do. Sizes are estimates; what a build really
+used is measured (VmHWM) and recorded.
+
+autofaiss's choice is taken where it is HNSW (index/autofaiss.py says why only there). With less memory, the index is an
+inverted file over 8-bit codes, else one over 4-bit product codes for fast scans. With candidates re-ranked by the stored
+vectors, these product codes found what uncompressed inverted files find, in a few milliseconds a query (100,000 x 768);
+RaBitQ codes of the same size took twenty times as long. Training uses a seeded sample of all rows, at most TRAINING_ROWS of
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.index.process import run_worker
+
+if TYPE_CHECKING:
+    from pipeline.index.config import IndexConfig
+
+TRAINING_ROWS = 200_000
+
+PER_LIST = 39  # training rows for each inverted list: faiss warns below it
+
+BASE = 64 << 20  # Python, numpy and faiss
+
+WORKING = 32 << 20  # a batch of rows that is added, and what faiss needs to add it; later the queries' exact answers
+
+GROWTH = 1.5  # inverted lists grow by doubling
+
+ROOMY = 2.2  # autofaiss builds where the budget is so many times the index: HNSW's storage grows by copying itself
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What building an index will take, in bytes."""
+
+    key: str
+    training_rows: int
+    training: int
+    index: int
+
+    @property
+    def peak(self) -> int:
+        return BASE + WORKING + max(self.training, self.index)
+
+
+def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
+    """The index to build, and who builds it (autofaiss | faiss). Raises BudgetError that names the smallest budget."""
+    room = config.memory - BASE - WORKING
+    if config.key:
+        sizing = size_of(config.key, rows, dim, room)
+        if sizing.peak > config.memory:
+            raise _too_small(config.memory, sizing, rows)
+        return sizing, "faiss"
+    if room > rows:
+        chosen = run_worker({"task": "choose", "rows": rows, "dim": dim, "index_bytes": room})["key"]
+        if chosen.startswith(("HNSW", "Flat")):
+            sizing = size_of(chosen, rows, dim, room)
+            if sizing.peak <= config.memory:
+                roomy = config.memory >= ROOMY * sizing.index + (512 << 20)
+                return sizing, "autofaiss" if roomy else "faiss"
+    keys = compressed_keys(rows, dim)
+    for key in keys:
+        sizing = size_of(key, rows, dim, room)
+        if sizing.peak <= config.memory:
+            return sizing, "faiss"
+    least = min((size_of(key, rows, dim, 0) for key in keys), key=lambda sizing: sizing.peak)
+    raise _too_small(config.memory, least, rows)
+
+
+def compressed_keys(rows: int, dim: int) -> list[str]:
+    """Inverted files, the best first. The number of lists is a power of two near 4 sqrt(rows), or the largest below it that the
+    training rows suffice for; smaller ones follow."""
+    possible = min(4 * math.sqrt(rows), min(TRAINING_ROWS, rows) / PER_LIST)
+    most = max(4, int(math.log2(max(possible, 16))))
+    products = [f"PQ{dim // step}x4fs" for step in (4, 8, 16) if dim % step == 0]
+    codes = ["SQ8", *products]
+    keys = []
+    for code in codes:
+        fewest = 4 if code == codes[-1] else max(4, most - 3)
+        for power in range(most, fewest - 1, -1):
+            keys.append(f"IVF{2**power}{'_HNSW32' if power >= 10 else ''},{code}")
+    return keys
+
+
+def size_of(key: str, rows: int, dim: int, room: int, most: int = TRAINING_ROWS) -> Sizing:
+    """What building `key` takes, with the largest training sample of at most `most` rows that fits into `room` bytes.
+
+    Raises IndexBuildError for a key that faiss does not know or that needs more training rows than `most`.
+    """
+    import faiss
+
+    from pipeline.index.approximate import family_of
+
+    try:
+        index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rsplit(": ", 1)[-1]  # before it stands a place in faiss's source
+        raise IndexBuildError(
+            f"{key!r} is not a faiss index key for {dim} dimensions ({reason}); examples: IVF1024,SQ8  HNSW32  "
+            f"IVF1024,PQ{max(dim // 4, 1)}x4fs"
+        ) from None
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    family = family_of(inner)
+    if family == "hnsw":
+        links = int(inner.hnsw.nb_neighbors(0)) * 4
+        total = rows * (int(faiss.downcast_index(inner.storage).code_size) + links + links // 16 + 24) + 2 * rows
+    elif family == "ivf":
+        total = int(rows * (int(inner.code_size) + 8) * GROWTH) + int(inner.nlist) * (4 * dim + 400)
+    else:
+        total = int(rows * int(inner.sa_code_size()) * GROWTH)
+    if index.is_trained:
+        return Sizing(key, 0, 0, total)
+    lists = int(inner.nlist) if family == "ivf" else 0
+    least = min(rows, max(lists * PER_LIST, 2_000))
+    # Training holds the sample, its residuals (of few rows for 4-bit codes), and a copy that a transform makes.
+    copies = 3.0 if inner is not index else 1.2 if isinstance(inner, faiss.IndexIVFFastScan) else 2.0
+    centroids = lists * 4 * dim
+    affordable = int(max(room - centroids, 0) / (copies * 4 * dim))
+    sample = max(least, min(most, rows, 64 * max(lists, 256), affordable))
+    if sample > most:
+        raise IndexBuildError(
+            f"{key}: {lists:,} lists need {sample:,} training rows, and at most {most:,} are used; "
+            f"choose a key with at most {most // PER_LIST:,} lists"
+        )
+    return Sizing(key, sample, int(sample * copies * 4 * dim) + centroids, total)
+
+
+def mb(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MB"
+
+
+def _too_small(memory: int, sizing: Sizing, rows: int) -> BudgetError:
+    least = math.ceil(sizing.peak / (1 << 20))
+    return BudgetError(
+        f"{mb(memory)} is too little to build an index of {rows:,} rows; {sizing.key} takes {least:,} MB at its peak: "
+        f"give --memory {least}MB or more"
+    )

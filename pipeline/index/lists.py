@@ -1,0 +1,103 @@
+"""Which inverted lists to open for a filter: only those that hold matching rows, the nearest first.
+
+A search without this opens the lists nearest to the query. If the filter's rows lie elsewhere (a style far from what the text
+names), it finds few of them or none. Here the lists are ranked among those that hold matching rows, so the same number of
+lists finds them. Reads: the ids of an IVF index, once. Memory: 2 bytes a row. It serves indexes of at most MOST_LISTS lists,
+because a query is compared with all centroids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import faiss
+
+    from pipeline.index.subset import Subset
+
+MOST_LISTS = 8192
+
+
+class ListChoice:
+    """The lists of `ivf`, a faiss IVF index with an inner-product quantizer over stored centroids."""
+
+    def __init__(self, ivf: faiss.IndexIVF) -> None:
+        self.lists = int(ivf.nlist)
+        self.sizes = np.array([ivf.invlists.list_size(number) for number in range(self.lists)], np.int64)
+        self._centroids = _centroids(ivf)
+        self._list_of_row = _list_of_row(ivf, self.sizes)
+
+    def holding(self, rows: Subset) -> NDArray[np.bool_]:
+        """The lists that hold some of the rows, as a mask (lists,)."""
+        return rows.tally(self._list_of_row, self.lists) > 0
+
+    def density(self, rows: Subset) -> float:
+        """The share that the rows have in the lists that hold them."""
+        return rows.count / max(1, int(self.sizes[self.holding(rows)].sum()))
+
+    def nearest(
+        self, queries: NDArray[np.float32], rows: Subset, count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `count` lists nearest to each query among those that hold rows, (Q, count), and their inner products."""
+        import faiss
+
+        holding = np.flatnonzero(self.holding(rows))
+        count = min(count, len(holding))
+        products = np.empty((len(queries), self.lists), np.float32)
+        for query, out in zip(queries, products, strict=True):
+            # faiss's own loop: a matrix product would start the threads of BLAS.
+            faiss.fvec_inner_products_ny(
+                faiss.swig_ptr(out),
+                faiss.swig_ptr(query),
+                faiss.swig_ptr(self._centroids),
+                self._centroids.shape[1],
+                self.lists,
+            )
+        products = products[:, holding]
+        if count < len(holding):
+            best = np.argpartition(products, len(holding) - count, axis=1)[:, len(holding) - count :]
+            return holding[best], np.ascontiguousarray(np.take_along_axis(products, best, 1))
+        return np.ascontiguousarray(np.broadcast_to(holding, products.shape)), products
+
+
+def serves(ivf: faiss.IndexIVF) -> bool:
+    """Whether ListChoice can serve this index."""
+    import faiss
+
+    return (
+        int(ivf.nlist) <= MOST_LISTS
+        and ivf.quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
+        and _flat(ivf.quantizer) is not None
+    )
+
+
+def _flat(quantizer: faiss.Index) -> faiss.IndexFlat | None:
+    import faiss
+
+    quantizer = faiss.downcast_index(quantizer)
+    if isinstance(quantizer, faiss.IndexHNSW):
+        quantizer = faiss.downcast_index(quantizer.storage)
+    return quantizer if isinstance(quantizer, faiss.IndexFlat) else None
+
+
+def _centroids(ivf: faiss.IndexIVF) -> NDArray[np.float32]:
+    """(lists, D): the quantizer's own, not a copy."""
+    import faiss
+
+    flat = _flat(ivf.quantizer)
+    assert flat is not None, "serves() was asked first"
+    centroids: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), int(flat.ntotal) * int(flat.d))
+    return centroids.reshape(int(flat.ntotal), int(flat.d))
+
+
+def _list_of_row(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """The list that each row lies in, (N,)."""
+    import faiss
+
+    lists = np.zeros(int(ivf.ntotal), np.uint16)
+    for number in np.flatnonzero(sizes).tolist():
+        lists[faiss.rev_swig_ptr(ivf.invlists.get_ids(number), int(sizes[number]))] = number
+    return lists

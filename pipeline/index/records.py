@@ -1,0 +1,173 @@
+"""Records that the modules of this package hand to each other: what goes into an index, what comes out, what was measured.
+
+The TypedDicts are JSON: an IndexEntry, a version file and the worker process hold them with these keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.database import ShardEntry
+    from pipeline.encoders import EncoderRecord
+
+Params = Mapping[str, int]  # search parameters: nprobe or efSearch, candidates, mapped
+
+
+@dataclass(frozen=True)
+class IndexInput:
+    """The rows that an index covers: the ok rows of `shards` whose keys are not in `gone`.
+
+    `columns` are the source's metadata columns by type name.
+    """
+
+    encoder: EncoderRecord
+    columns: Mapping[str, str]
+    shards: Sequence[ShardEntry]
+    gone: Sequence[int] | NDArray[np.int64] = ()
+
+    @property
+    def dim(self) -> int:
+        return self.encoder.dim
+
+    def sorted_shards(self) -> list[ShardEntry]:
+        """The shards by ascending id."""
+        return sorted(self.shards, key=lambda shard: shard.id)
+
+    def gone_keys(self) -> NDArray[np.int64]:
+        """The keys to leave out, ascending, each once."""
+        import numpy as np
+
+        return np.unique(np.asarray(self.gone, np.int64))
+
+
+class Measured(TypedDict, total=False):
+    """Recall for one kind of queries. Without queries, `origin` says why and there is no value."""
+
+    queries: Required[int]
+    origin: Required[str]
+    value: float
+    low: float
+    high: float
+
+
+class Recall(TypedDict):
+    """Recall@k of an index."""
+
+    k: int
+    interval: str
+    image: Measured
+    text: Measured
+
+
+class Measurements(TypedDict, total=False):
+    """What building took. Sizes are bytes, peaks are resident sizes of one process, times are seconds by step."""
+
+    budget_bytes: int
+    planned_bytes: int
+    peak_bytes: int
+    training_rows: int
+    builder: str  # autofaiss | faiss | partitions
+    partitions: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BuiltIndex:
+    """An index that was built but is not yet published; its files lie in the build's scratch folder."""
+
+    kind: Literal["exact", "faiss"]
+    key: str  # faiss index key; "Flat" for an exact index
+    params: Params
+    recall: Recall
+    build: Measurements
+
+
+class QueryRecord(TypedDict):
+    """Text queries as a job carries them; their vectors lie in queries.npy."""
+
+    origin: str
+    texts: list[str]
+
+
+class ChooseJob(TypedDict):
+    task: Literal["choose"]
+    rows: int
+    dim: int
+    index_bytes: int
+
+
+class BuildJob(TypedDict):
+    task: Literal["build"]
+    folder: str
+    key: str
+    index_bytes: int
+    training_rows: int
+    builder: str
+    config: dict[str, object]
+    text: QueryRecord | None
+
+
+class TrainJob(TypedDict):
+    task: Literal["train"]
+    folder: str
+    key: str
+    training_rows: int
+    seed: int
+
+
+class AddJob(TypedDict):
+    task: Literal["add"]
+    folder: str
+    trained: str
+    first: int
+
+
+class MergeJob(TypedDict):
+    task: Literal["merge"]
+    folder: str
+    trained: str
+    parts: list[str]
+    config: dict[str, object]
+    text: QueryRecord | None
+
+
+Job = ChooseJob | BuildJob | TrainJob | AddJob | MergeJob
+
+
+class Chosen(TypedDict):
+    key: str  # empty: autofaiss has none
+
+
+class Built(TypedDict):
+    params: dict[str, int]
+    recall: Recall
+    training_rows: int
+    peak_bytes: int
+    seconds: dict[str, float]
+
+
+class Step(TypedDict):
+    """The answer of a train or an add job; an add job's is also stored as the partition's log."""
+
+    peak_bytes: int
+    seconds: float
+
+
+class Merged(TypedDict):
+    params: dict[str, int]
+    recall: Recall
+    seconds: dict[str, float]
+
+
+class Failed(TypedDict):
+    error: str
+    kind: str  # BudgetError | IndexBuildError
+
+
+Answer = Chosen | Built | Step | Merged | Failed

@@ -1,0 +1,47 @@
+"""Some rows of an index, in the forms that searching needs: ordinals, a mask, a bitmap."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Subset:
+    """Rows of an index of `total` rows, given as a mask (total,) or as ascending ordinals; each other form is made once."""
+
+    def __init__(self, rows: NDArray[np.bool_] | NDArray[np.int64], total: int) -> None:
+        self.total = total
+        self._given = rows
+        self._tally: NDArray[np.int64] | None = None
+        self.count = int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
+
+    @property
+    def share(self) -> float:
+        return self.count / self.total
+
+    @functools.cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(total,), true for the rows."""
+        if self._given.dtype == np.bool_:
+            return self._given.view(np.bool_)
+        mask = np.zeros(self.total, np.bool_)
+        mask[self._given] = True
+        return mask
+
+    @functools.cached_property
+    def ordinals(self) -> NDArray[np.int64]:
+        """(count,), ascending."""
+        return np.flatnonzero(self._given) if self._given.dtype == np.bool_ else self._given.view(np.int64)
+
+    @functools.cached_property
+    def bitmap(self) -> NDArray[np.uint8]:
+        """The mask in bits, the first row in the lowest bit."""
+        return np.packbits(self.mask, bitorder="little")
+
+    def tally(self, groups: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
+        """How many of the rows are in each of `count` groups, (count,). `groups` (total,) is the same in every call."""
+        if self._tally is None:
+            self._tally = np.bincount(groups[self.ordinals], minlength=count)
+        return self._tally
