@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.config import default_home, read_toml
 from pipeline.errors import BudgetError, ModelError, RdmpipeError, nearest
-from pipeline.generation.kinds import DESCRIPTION, KINDS, ModelInfo, ModelKind, kind_named
+from pipeline.generation.kinds import DESCRIPTION, KINDS, LoadedModel, ModelInfo, ModelKind, kind_named
 from pipeline.installation import asset
 from pipeline.machine import prepare_torchvision
 
@@ -82,6 +82,11 @@ def _fetch(name: str, own: Path) -> Path:
             f"model {name!r} cannot be fetched from the Hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Give "
             f"a folder, or put one at {own / name}: `rdmpipe convert model.ckpt {own / name}`"
         ) from error
+
+
+def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
+    """The model with its weights, on a device. Raises ModelError."""
+    return kind_named(info.kind).load(info, precision, device)
 
 
 # ---- lists
