@@ -17,10 +17,11 @@ import pytest
 from pipeline.errors import BudgetError, ConfigError, ModelError
 from pipeline.execution import Backend
 from pipeline.generation import find_model, list_models, outline_model
+from pipeline.generation.expand import second_name
 from pipeline.generation.models import check_memory
 from pipeline.generation.provenance import read_record
 from tests.adapters import small_adapter_model
-from tests.builds import REPO
+from tests.builds import REPO, quiet_build
 from tests.encoders import RANDOM
 from tests.generations import pictures, quiet_generate, results, styles_database
 
@@ -125,12 +126,30 @@ def test_a_database_of_another_encoder_is_refused_with_the_command(world: World,
         world.run("a fox", model=str(other), out=str(tmp_path / "run"))
 
 
+def test_the_database_with_the_models_encoder_is_chosen_beside_the_named_one(world: World, tmp_path: Path) -> None:
+    other = RANDOM.replace("seed=0", "seed=1")
+    assert other != RANDOM
+    model = str(small_adapter_model(tmp_path / "other", "sd15", other))
+    name = second_name("styles", other)
+    quiet_build(world.home.parent / "pictures", name=name, home=str(world.home), encoder=other, images="thumbnail")
+    summary = world.run("a fox", model=model, out=str(tmp_path / "run"))
+    assert any(f"neighbours come from '{name}'" in warning for warning in summary.warnings)
+    rows = results(summary).to_pylist()
+    assert [row["db"] for row in rows] == list(world.views), "named as asked for, the view's filter among it"
+    for row in rows:
+        with (tmp_path / "run" / row["file"]).open("rb") as handle:
+            record = read_record(handle)
+        assert record is not None and (record["database"], record["encoder_name"]) == (name, other)
+        assert {json.loads(one)["style"] for one in row["neighbour_details"]} == {row["db"].removeprefix("styles-")}
+
+
 def test_models_are_listed_with_licence_and_terms_and_without_their_files(world: World) -> None:
     rows = {row.name: row for row in list_models(str(world.home))}
     assert {"small-sdxl", "sd15-ip-adapter", "sdxl-ip-adapter", "sdxl-ip-adapter-bigg", "rdm-mini"} <= rows.keys()
     assert (rows["sdxl-ip-adapter-bigg"].encoder, rows["sdxl-ip-adapter"].size) == ("vit-bigg-14", 1024)
     told = dict(outline_model("sd15-ip-adapter", str(world.home)).lines())
     assert "Open RAIL" in str(told["licence"]) and "restricts uses" in str(told["terms"])
+    assert "MIT" in str(dict(outline_model("rdm-mini", str(world.home)).lines())["licence"])
     with pytest.raises(ModelError, match="did you mean 'sd15-ip-adapter'"):
         outline_model("sd15-ip-adaptor", str(world.home))
 

@@ -20,6 +20,14 @@ HUB = {"rdm-768": "fusing/rdm"}  # published RDMs that the Hub has in diffusers'
 
 SHIPPED = asset("models")  # models and descriptions that come with the package
 
+_RELEASE = "see the original release, github.com/CompVis/retrieval-augmented-diffusion-models, for its weights' terms"
+
+_RIGHTS = {  # of models without a description; those with one say it there
+    "rdm-mini": {"licence": "MIT, as this package"},
+    "rdm-768": {"terms": _RELEASE},
+    "rdm-imagenet": {"terms": _RELEASE},
+}
+
 
 def _is_model(path: Path) -> bool:
     return (path / DESCRIPTION).is_file() or (path / "unet").is_dir()
@@ -145,7 +153,8 @@ def outline_model(name: str, home: str | None = None) -> ModelRow:
 
 
 def _row(name: str, info: ModelInfo, where: str) -> ModelRow:
-    return ModelRow(name, info.encoder, info.max_neighbours, info.default_size, where, info.kind, dict(info.facts))
+    facts = {**_RIGHTS.get(name, {}), **info.facts}
+    return ModelRow(name, info.encoder, info.max_neighbours, info.default_size, where, info.kind, facts)
 
 
 def default_model(encoder: str, home: str | None = None) -> str:
