@@ -52,6 +52,9 @@ def evaluate(
         ),
     ] = "",
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="A model's name or folder.")] = "",
+    models: Annotated[
+        str, typer.Option("--models", metavar="LIST", help="Models to compare, separated by commas.")
+    ] = "",
     out: Annotated[
         str, typer.Option("--out", metavar="FOLDER", help="Folder of the evaluation (default: in the home).")
     ] = "",
@@ -73,7 +76,7 @@ def evaluate(
 ) -> None:
     """Measure whether swapping the database swaps the style, with judges that take no part in generation."""
     with command(log_format) as progress:
-        from pipeline.evaluation import EvaluateConfig, read_evaluate_config, summary_text
+        from pipeline.evaluation import Compared, EvaluateConfig, compare, read_evaluate_config, summary_text
         from pipeline.evaluation import evaluate as run_evaluation
         from pipeline.execution import Backend
 
@@ -87,13 +90,25 @@ def evaluate(
             styles=named if styles else config.styles,
             prompts=replace(config.prompts, file=prompts or config.prompts.file),
         )
+        known = {one.model: one for one in config.compare}
+        if models:
+            names = dict.fromkeys(name.strip() for name in models.split(",") if name.strip())
+            config = replace(config, compare=tuple(known.get(name, Compared(name)) for name in names))
+        elif model:
+            config = replace(config.of(known[model]) if model in known else config, compare=())
         if plan:
-            from pipeline.evaluation import count_pictures, open_study
+            from pipeline.evaluation import count_compared, count_pictures, open_study
 
-            counts = count_pictures(open_study(config, home))
+            counts = count_compared(config, home) if config.compare else count_pictures(open_study(config, home))
             print_json(counts) if as_json else print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
             return
         chosen = Backend(kind=which_backend(backend, address), address=address, workers=workers)
+        if config.compare:
+            folder, comparison = compare(
+                config, progress, chosen, home=home, out=out, device=device, threads=threads, wait_s=wait
+            )
+            print_json({"out": str(folder), **comparison.to_json()}) if as_json else print(comparison.text(folder))
+            return
         folder, summary = run_evaluation(
             config, progress, chosen, home=home, out=out, device=device, threads=threads, wait_s=wait
         )

@@ -1,3 +1,7 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .comparison import count_compared as count_compared
+from .config import Compared as Compared
 from .config import EvaluateConfig as EvaluateConfig
 from .config import read_evaluate_config as read_evaluate_config
 from .plan import count_pictures as count_pictures

@@ -7,7 +7,7 @@ keeps a copy that a resumed run has to agree with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -109,6 +109,24 @@ class Judge:
     pretrained: bool = False
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A model of a comparison. What is empty is the protocol's: databases, sampler, steps, and the tuning's grids.
+
+    A model that takes another encoder's vectors needs databases of that encoder: name them here.
+    """
+
+    model: str
+    database: str = ""
+    general: str = ""
+    content_database: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    sampler: str = ""
+    steps: int = 0
+    k: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+
+
 def _style_judge() -> Judge:
     return Judge(Steps(steps=1100, batch=96, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.98, seed=11))
 
@@ -129,6 +147,7 @@ class EvaluateConfig:
     never_seen       styles that neither encoder nor model was trained with
     encoder_captions how often the encoder's training captions name the style: words for the report
     size             pixels a side at which pictures are judged
+    compare          models to evaluate one after the other by this protocol; `model` is left aside then
     """
 
     database: str = "atelier"
@@ -155,6 +174,30 @@ class EvaluateConfig:
     sweep: Sweep = field(default_factory=Sweep)
     style_judge: Judge = field(default_factory=_style_judge)
     content_judge: Judge = field(default_factory=_content_judge)
+    compare: tuple[Compared, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """The protocol as it is written down and hashed; `compare` is there only where it says something."""
+        table = asdict(self)
+        if not self.compare:
+            del table["compare"]
+        return table
+
+    def of(self, one: Compared) -> EvaluateConfig:
+        """The protocol for one model of the comparison."""
+        return replace(
+            self,
+            model=one.model,
+            database=one.database or self.database,
+            general=one.general or self.general,
+            content_database=one.content_database or self.content_database,
+            sources=one.sources or self.sources,
+            sampling=replace(
+                self.sampling, sampler=one.sampler or self.sampling.sampler, steps=one.steps or self.sampling.steps
+            ),
+            tuning=replace(self.tuning, k=one.k or self.tuning.k, guidance=one.guidance or self.tuning.guidance),
+            compare=(),
+        )
 
     def __post_init__(self) -> None:
         for level in self.postfix.levels:
@@ -171,6 +214,9 @@ class EvaluateConfig:
             raise ConfigError(
                 "an evaluation needs a seed, 2 test captions, 1 validation caption and 2 candidates, or more"
             )
+        names = [one.model for one in self.compare]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"[[compare]] names a model twice: {', '.join(names)}; name each once")
         if self.content_judge.backbone:
             raise ConfigError("[content_judge] takes no `backbone`: remove that line")
 

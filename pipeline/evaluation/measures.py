@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.evaluation.plan import Study
+    from pipeline.generation import ModelInfo
 
     Floats = NDArray[np.float64]
 
@@ -81,24 +82,20 @@ def references(
     ]  # fmt: skip
 
 
-def through_first_stage(reference: Reference, folder: str, size: int, device: str) -> Reference:
+def through_first_stage(reference: Reference, model: ModelInfo, device: str) -> Reference:
     """The reference's pictures as the model's own first stage gives them back: the best that the model could do."""
     import torch
     from torch.nn import functional as F
 
-    from rdm import RDM
+    from pipeline.generation import load_model
 
-    model = RDM.from_pretrained(folder, dtype=None)
-    model.to(torch.device(device), torch.float32)
-    made = []
-    with torch.inference_mode():
-        for some in torch.split(reference.pixels, 32):
-            values = F.interpolate(some.float() / 127.5 - 1, size=(size, size), mode="bicubic", antialias=True)
-            latents = model.encode(values.clamp(-1, 1).to(device)) * model.config.scale_factor
-            back = model.decode(latents).float().cpu().clamp(-1, 1)
-            side = some.shape[-1]
-            back = F.interpolate(back, size=(side, side), mode="bicubic", antialias=True) if side != size else back
-            made.append((back.clamp(-1, 1) * 127.5 + 127.5).round().byte())
+    loaded = load_model(model, "fp32", device)
+    size, side, made = model.default_size, reference.pixels.shape[-1], []
+    for some in torch.split(reference.pixels, 32 if size < 512 else 4):
+        values = F.interpolate(some.float() / 127.5 - 1, size=(size, size), mode="bicubic", antialias=True)
+        back = loaded.through_first_stage(values.clamp(-1, 1)).clamp(-1, 1)
+        back = F.interpolate(back, size=(side, side), mode="bicubic", antialias=True) if side != size else back
+        made.append((back.clamp(-1, 1) * 127.5 + 127.5).round().byte())
     return Reference("the same, through the model's first stage", torch.cat(made), reference.captions, reference.styles)
 
 

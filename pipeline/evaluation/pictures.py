@@ -36,7 +36,12 @@ class Run:
     progress: Progress
     backend: Backend
     device: str = "auto"
-    threads: int = 1
+    shared_judges: Path | None = None
+
+    @property
+    def judges(self) -> Path:
+        """The folder of the judges' trainings: the evaluation's own, or one that several models share."""
+        return self.shared_judges or self.folder / "judges"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Reads and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _record(record: DataclassInstance) -> dict[str, Json]:
     for one in fields(record):
         value = getattr(record, one.name)
         if "plain" in one.metadata:
-            value = asdict(value)
+            value = value.to_dict()
         if "flat" in one.metadata:
             part = to_json(value)
             assert isinstance(part, dict)

@@ -53,21 +53,32 @@ def evaluate(
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Summary]:  # fmt: skip
     """Run the evaluation, or go on with it; its folder and summary. Raises RdmpipeError for what cannot be run."""
+    from pipeline.storage import lease
+
+    folder = folder_of(config, home, out)
+    set_up(threads)
+    with lease(Storage(str(folder)), f"evaluate {config.database}", wait_s, notify=progress.say):
+        return folder, evaluate_in(Run(config, folder, home, progress, backend, device))[0]
+
+
+def folder_of(config: EvaluateConfig, home: str | None, out: str) -> Path:
+    """Where an evaluation is written: the folder given, else one of the home's, named after the database and the protocol."""
+    name = f"{config.database}-{digest(config.to_dict(), 6)}"
+    return Path(out or f"{home or default_home()}/evaluations/{name}").absolute()
+
+
+def set_up(threads: int) -> None:
+    """torch's threads in this process, and flushed denormals: the judges' trainings are faster, and the same every time."""
     import numpy
     import torch
 
-    from pipeline.storage import lease
-
-    folder = Path(out or f"{home or default_home()}/evaluations/{config.database}-{digest(config, 6)}").absolute()
-    run = Run(config, folder, home, progress, backend, device, threads)
     torch.set_num_threads(threads)
     numpy.finfo(numpy.float32), numpy.finfo(numpy.float64)  # it warns where it first looks after denormals are flushed
     torch.set_flush_denormal(True)
-    with lease(Storage(str(folder)), f"evaluate {config.database}", wait_s, notify=progress.say):
-        return folder, _evaluate(run)
 
 
-def _evaluate(run: Run) -> Summary:
+def evaluate_in(run: Run) -> tuple[Summary, list[Score]]:
+    """The evaluation of one model, written to the run's folder; its summary and the rows of its pictures."""
     from pipeline.evaluation.answers import answer_postfix, answer_swap, answer_sweeps, choose_settings
     from pipeline.evaluation.measures import measure_pictures
     from pipeline.evaluation.pictures import build_separate
@@ -104,7 +115,7 @@ def _evaluate(run: Run) -> Summary:
         cost=Cost(len({row.key for row in every}), len(every), laps.seconds),
     )
     _write(run, study, summary, every)
-    return summary
+    return summary, every
 
 
 # ---- before the first picture
@@ -162,11 +173,11 @@ def _judges(run: Run, study: Study, laps: Laps) -> tuple[Panel, References]:
     rows = [row for row, style in enumerate(pictures.styles) if style in classes]
     training, held_out = split_by_content([pictures.contents[row] for row in rows], HELD_OUT, "style judge")
     style = train_style(pictures, [rows[i] for i in training], classes, config.style_judge,
-                        run.folder / "judges" / "style", run.progress)  # fmt: skip
+                        run.judges / "style", run.progress)  # fmt: skip
     laps.end("style judge")
     captioned = read_labelled(config.content_database, config, run.home) if config.content_database else labelled
     known, unseen = split_by_picture(captioned.keys, HELD_OUT, "content judge")
-    content = train_content(captioned.pictures, known, config.content_judge, run.folder / "judges" / "content",
+    content = train_content(captioned.pictures, known, config.content_judge, run.judges / "content",
                             run.progress)  # fmt: skip
     laps.end("content judge")
     pool = pool_of((*study.test, *study.validation), [text for text in captioned.pictures.captions if text],
@@ -178,8 +189,7 @@ def _judges(run: Run, study: Study, laps: Laps) -> tuple[Panel, References]:
     asked = asked or _first_captions(captioned, unseen, config.prompts.test)
     made = references(captioned, asked, classes, unseen)
     if made:
-        size, device = study.model.default_size, _device(run.device)
-        made.insert(1, through_first_stage(made[0], study.model.folder, size, device))
+        made.insert(1, through_first_stage(made[0], study.model, _device(run.device)))
     found = {one.name: judge_reference(panel, one) for one in made}
     laps.end("references")
     return panel, References(reference, found)

@@ -1,9 +1,11 @@
 from .expand import GenerateConfig as GenerateConfig
+from .kinds import LoadedModel as LoadedModel
 from .kinds import ModelInfo as ModelInfo
 from .models import ModelRow as ModelRow
 from .models import convert_checkpoint as convert_checkpoint
 from .models import find_model as find_model
 from .models import list_models as list_models
+from .models import load_model as load_model
 from .models import outline_model as outline_model
 from .prompts import PromptRow as PromptRow
 from .prompts import accept_rows as accept_rows

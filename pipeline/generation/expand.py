@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog import Selection, resolve_database
+from pipeline.database import RetrievalDatabase
 from pipeline.encoders import EncoderRecord, same_encoder
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
 from pipeline.filters import check_filter
@@ -69,6 +71,12 @@ class GenerateConfig:
     shard: int = 0  # pictures a shard; 0: two batches, four pictures at least
     threads: int = 0  # torch's, in each worker; 0: torch's own number
     gallery: bool = True  # whether index.html and contact.png are written beside the results
+
+
+def second_name(base: str, encoder: str) -> str:
+    """The name of a database with the same pictures as `base` and another encoder's vectors: `wikiart_vit_h_14`."""
+    slug = re.sub(r"[^a-z0-9]+", "_", encoder.lower()).strip("_")[-40:].strip("_")
+    return f"{base}_{slug}"
 
 
 @dataclass
@@ -217,10 +225,22 @@ class Expander:
     def selection(self, name: str) -> Selection:
         """The published database of a name, checked to be one the model can use."""
         if name not in self.selections:
-            found = resolve_database(name, self.config.home)
+            found = self._for_model(resolve_database(name, self.config.home))
             self._check_encoder(found)
             self.selections[name] = found
         return self.selections[name]
+
+    def _for_model(self, found: Selection) -> Selection:
+        """The same pictures with the vectors that the model takes, where such a database is published beside this one."""
+        wanted = self.model.encoder
+        if same_encoder(found.version.encoder.name, wanted) or self.config.any_encoder or "@" in found.name:
+            return found
+        name = second_name(found.database.name, wanted)
+        database = RetrievalDatabase(name, self.config.home)
+        if not database.exists() or not same_encoder(database.version().encoder.name, wanted):
+            return found
+        self._warn(f"database {found.name!r}: neighbours come from {name!r}, which holds the vectors of {wanted}")
+        return Selection(found.name, database, database.version(), found.where)
 
     def _check_encoder(self, selection: Selection) -> None:
         record, model = selection.version.encoder, self.model
@@ -229,12 +249,13 @@ class Expander:
             raise ModelError(
                 f"database {selection.name!r} holds vectors of {record.dim} numbers (encoder {record.name}); {model.name} "
                 f"takes {model.dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
-                f"{model.encoder} --name {base}_2`, or use a model for {record.name}"
+                f"{model.encoder} --name {second_name(base, model.encoder)}`, or use a model for {record.name}"
             )
         if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
-                f"{model.encoder}. Build it again: `rdmpipe build-index {base} --encoder {model.encoder} --name {base}_2`, or "
+                f"{model.encoder}. Build it again: `rdmpipe build-index {base} --encoder {model.encoder} --name "
+                f"{second_name(base, model.encoder)}`, or "
                 "say --any-encoder if both have the same weights"
             )
         if not record.trained:

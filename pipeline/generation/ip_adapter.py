@@ -7,8 +7,9 @@ projection is trained on vectors that are not normalised. Reads: a description a
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,17 @@ class LoadedAdapter:
             made |= dict(zip(places, self._draw(some, prompts), strict=True))
         return torch.stack([made[i] for i in range(len(pictures))])
 
+    def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 after the autoencoder, on the CPU."""
+        import torch
+
+        vae = self.pipe.vae
+        parameter = next(vae.parameters())
+        with torch.inference_mode():
+            latents = vae.encode(images.to(parameter.device, parameter.dtype)).latent_dist.mode()
+            made: torch.Tensor = vae.decode(latents).sample
+        return made.float().cpu()
+
     def _draw(self, pictures: Sequence[PictureRequest], prompts: ImagePrompts) -> torch.Tensor:
         import torch
 
@@ -274,19 +286,33 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     options |= {"safety_checker": None, "requires_safety_checker": False} if model.family == "sd15" else {
         "add_watermarker": False}  # fmt: skip
     try:
-        pipe = getattr(diffusers, PIPELINES[model.family]).from_pretrained(
-            places.base, dtype=torch_dtype(precision), use_safetensors=True, local_files_only=True, **options
-        )
-        _merge_loras(pipe, model, places, info.name)
-        pipe.load_ip_adapter(
-            adapter_state(places.adapter), subfolder="", weight_name=places.adapter.name, image_encoder_folder=None
-        )
+        with _quiet():
+            pipe = getattr(diffusers, PIPELINES[model.family]).from_pretrained(
+                places.base, dtype=torch_dtype(precision), use_safetensors=True, local_files_only=True, **options
+            )
+            _merge_loras(pipe, model, places, info.name)
+            pipe.load_ip_adapter(
+                adapter_state(places.adapter), subfolder="", weight_name=places.adapter.name, image_encoder_folder=None
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"model {info.name!r} cannot be loaded: {type(error).__name__}: {str(error)[:400]}") from error
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()  # decodes a picture at a time, which is what `count_bytes` counts
     pipe.to(torch.device(device))
     return LoadedAdapter(model, pipe, dict(pipe.scheduler.config))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warnings: that no image encoder is loaded (vectors are given), and of modules that keep a type."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _need(package: str, name: str) -> None:
@@ -335,11 +361,11 @@ def count_pipeline(base: Path, adapter: Shapes, precision: str, batch: int, size
 
     from rdm.memory import peak_bytes
 
-    prepare_torchvision()
     dtype = torch_dtype(precision)
-    unet, vae = meta_unet(base / "unet", adapter).to(dtype), _meta("AutoencoderKL", base / "vae")
+    unet, vae = meta_unet(base / "unet", adapter), _meta("AutoencoderKL", base / "vae")
     upcast = precision != "fp32" and getattr(vae.config, "force_upcast", False)
-    vae = vae.to(torch.float32 if upcast else dtype)
+    torch.nn.Module.to(unet, dtype=dtype)  # not diffusers' own, which warns of modules that these networks do not have
+    torch.nn.Module.to(vae, dtype=torch.float32 if upcast else dtype)
     weights = _bytes(unet) + _bytes(vae) + sum(_text_parameters(base)) * torch.empty(0, dtype=dtype).element_size()
     latent = (2 * batch, unet.config.in_channels, size[0] // 8, size[1] // 8)
     dim = adapter["image_proj.proj.weight"][1]
@@ -369,14 +395,16 @@ def meta_unet(folder: Path, adapter: Shapes) -> Any:
         table, _, rest = key.partition(".")
         state[table][rest] = torch.empty(shape, device="meta")
     unet = _meta("UNet2DConditionModel", folder)
-    with torch.device("meta"):
+    with torch.device("meta"), _quiet():
         unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
     return unet
 
 
 def _meta(name: str, folder: Path) -> Any:
-    import diffusers
     import torch
+
+    prepare_torchvision()
+    import diffusers
 
     kind = getattr(diffusers, name)
     with torch.device("meta"):

@@ -113,6 +113,10 @@ class LoadedModel(Protocol):
         CPU from each picture's own seed. Raises ModelError, and BudgetError where the GPU's memory does not suffice."""
         ...
 
+    def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 after the model's own encoder and decoder, on the CPU: the best that it could draw."""
+        ...
+
 
 class ModelKind(Protocol):
     """The functions of a kind's module."""

@@ -12,13 +12,21 @@ from pathlib import Path
 
 from pipeline.config import default_home, read_toml
 from pipeline.errors import BudgetError, ModelError, RdmpipeError, nearest
-from pipeline.generation.kinds import DESCRIPTION, KINDS, ModelInfo, ModelKind, kind_named
+from pipeline.generation.kinds import DESCRIPTION, KINDS, LoadedModel, ModelInfo, ModelKind, kind_named
 from pipeline.installation import asset
 from pipeline.machine import prepare_torchvision
 
 HUB = {"rdm-768": "fusing/rdm"}  # published RDMs that the Hub has in diffusers' layout
 
 SHIPPED = asset("models")  # models and descriptions that come with the package
+
+_RELEASE = "see the original release, github.com/CompVis/retrieval-augmented-diffusion-models, for its weights' terms"
+
+_RIGHTS = {  # of models without a description; those with one say it there
+    "rdm-mini": {"licence": "MIT, as this package"},
+    "rdm-768": {"terms": _RELEASE},
+    "rdm-imagenet": {"terms": _RELEASE},
+}
 
 
 def _is_model(path: Path) -> bool:
@@ -84,6 +92,11 @@ def _fetch(name: str, own: Path) -> Path:
         ) from error
 
 
+def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
+    """The model with its weights, on a device. Raises ModelError."""
+    return kind_named(info.kind).load(info, precision, device)
+
+
 # ---- lists
 
 
@@ -140,7 +153,8 @@ def outline_model(name: str, home: str | None = None) -> ModelRow:
 
 
 def _row(name: str, info: ModelInfo, where: str) -> ModelRow:
-    return ModelRow(name, info.encoder, info.max_neighbours, info.default_size, where, info.kind, dict(info.facts))
+    facts = {**_RIGHTS.get(name, {}), **info.facts}
+    return ModelRow(name, info.encoder, info.max_neighbours, info.default_size, where, info.kind, facts)
 
 
 def default_model(encoder: str, home: str | None = None) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.database import RetrievalDatabase, Version
 from pipeline.encoders import EncoderRecord
-from pipeline.generation.kinds import Given, LoadedModel, ModelInfo, kind_named
+from pipeline.generation.kinds import Given, LoadedModel, ModelInfo
+from pipeline.generation.models import load_model
 from pipeline.generation.requests import Neighbourhood, PictureRequest
 from pipeline.storage import Storage
 
@@ -203,8 +204,7 @@ def set_up(rendering: Rendering) -> Painter:
 
     if rendering.threads:
         torch.set_num_threads(rendering.threads)
-    model = kind_named(rendering.model.kind).load(rendering.model, rendering.precision, rendering.device)
-    return Painter(rendering, model)
+    return Painter(rendering, load_model(rendering.model, rendering.precision, rendering.device))
 
 
 @contextlib.contextmanager

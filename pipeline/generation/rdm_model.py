@@ -130,6 +130,11 @@ class LoadedRDM:
         except torch.cuda.OutOfMemoryError as error:
             raise BudgetError(too_little_memory(pictures)) from error
 
+    def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 after the first stage's encoder and decoder, on the CPU."""
+        latents = self.model.encode(images.to(self.model.device)) * self.model.config.scale_factor
+        return self.model.decode(latents).float().cpu()
+
     def context(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> Context:
         """What the denoiser attends to: a row a picture, shorter rows masked."""
         import torch

@@ -1,0 +1,182 @@
+"""Several models by one protocol, side by side: the same databases, captions, styles, seeds and judges.
+
+Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder a model
+with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison goes on. Models of other
+encoders need databases of those encoders: `[[compare]]` names them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.pictures import Run
+from pipeline.evaluation.plan import SWAP, count_pictures, open_study
+from pipeline.evaluation.records import Json, Measured, Score, Summary, by_value
+from pipeline.evaluation.report import NAMES, measures, number, whole_page
+from pipeline.evaluation.run import evaluate_in, folder_of, set_up
+from pipeline.pages import html_table, picture_table
+from pipeline.storage import Storage
+from pipeline.training import decode_picture
+
+if TYPE_CHECKING:
+    from pipeline.execution import Backend, Progress
+
+GRID_ROWS, SIDE = 6, 128  # captions, and pixels of a picture in the page
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The summaries of the models, by name, in the protocol's order."""
+
+    models: Mapping[str, Summary]
+
+    def to_json(self) -> dict[str, Json]:
+        """summary.json of the comparison."""
+        return {"models": {name: summary.to_json() for name, summary in self.models.items()}}
+
+    def text(self, folder: Path) -> str:
+        """For people: each model's swap, and swap against postfix, in a line; and where the rest is."""
+        lines = []
+        for name, summary in self.models.items():
+            swap = summary.swap.all
+            found = f"style {number(swap.style_hit)}, content found {number(swap.found)}" if swap else "no pictures"
+            lines.append(f"{name}: swap {found}")
+            for level, one in summary.postfix.items():
+                apart = one.swap_minus["postfix"]
+                lines.append(
+                    f"  minus postfix, {level}: style {number(apart.style_hit)}, content {number(apart.found)}"
+                )
+        return "\n".join([*lines, f"look at {folder / 'index.html'}"])
+
+
+def compare(
+    config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
+    device: str = "auto", threads: int = 1, wait_s: float = 0.0,
+) -> tuple[Path, Comparison]:  # fmt: skip
+    """Evaluate every model of `config.compare`, or go on; the folder and the comparison. Raises RdmpipeError."""
+    from pipeline.storage import lease
+
+    if len(config.compare) < 2:
+        raise ConfigError("a comparison needs two models or more: --models NAME,NAME, or [[compare]] in the protocol")
+    folder = folder_of(config, home, out)
+    set_up(threads)
+    storage = Storage(str(folder))
+    with lease(storage, f"compare on {config.database}", wait_s, notify=progress.say):
+        made: dict[str, Summary] = {}
+        rows: dict[str, list[Score]] = {}
+        for name, own in _folders(config).items():
+            progress.say(f"model {name}")
+            one = config.of(next(entry for entry in config.compare if entry.model == name))
+            run = Run(one, folder / own, home, progress, backend, device, folder / "judges")
+            made[name], rows[name] = evaluate_in(run)
+        comparison = Comparison(made)
+        storage.write_text("summary.json", json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
+        storage.write_text("index.html", _page(comparison, rows, folder, _folders(config)))
+    return folder, comparison
+
+
+def count_compared(config: EvaluateConfig, home: str | None) -> dict[str, int]:
+    """Different pictures of each model, by name."""
+    return {one.model: count_pictures(open_study(config.of(one), home))["all"] for one in config.compare}
+
+
+def _folders(config: EvaluateConfig) -> dict[str, str]:
+    """Each model's folder below the comparison's: its name, or the last part of its path."""
+    found: dict[str, str] = {}
+    for one in config.compare:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", one.model.rstrip("/").rsplit("/", 1)[-1]) or "model"
+        found[one.model] = plain if plain not in found.values() and plain != "judges" else f"{plain}-{len(found)}"
+    return found
+
+
+# ---- the page
+
+
+def _page(comparison: Comparison, rows: Mapping[str, Sequence[Score]], folder: Path, folders: Mapping[str, str]) -> str:
+    first = next(iter(comparison.models.values()))
+    title = f"{len(comparison.models)} models on {first.setup.config.database}: swapping the database"
+    links = " · ".join(
+        f'<a href="{html.escape(folders[name])}/index.html">{html.escape(name)}</a>' for name in comparison.models
+    )
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p>Each model by itself: {links}</p>",
+        _ceiling(comparison),
+        _swaps(comparison),
+        _postfixes(comparison),
+        _settings(comparison),
+        _grids(rows, folder, folders),
+    ]
+    return whole_page(title, parts)
+
+
+def _table(found: Mapping[str, Measured | None]) -> str:
+    return html_table(("model", *NAMES.values()), [(name, *measures(one)) for name, one in found.items()])
+
+
+def _ceiling(comparison: Comparison) -> str:
+    through = {
+        name: summary.judges.references.get("the same, through the model's first stage")
+        for name, summary in comparison.models.items()
+    }
+    return (
+        "<h2>What the judges allow</h2><p>The same two judges look at all pictures. Real pictures after each model’s own "
+        "encoder and decoder, which is the best that the model could score:</p>" + _table(through)
+    )
+
+
+def _swaps(comparison: Comparison) -> str:
+    parts = ["<h2>Swapping the database</h2>", _table({n: s.swap.all for n, s in comparison.models.items()})]
+    unseen = {name: summary.swap.styles_never_seen for name, summary in comparison.models.items()}
+    if any(unseen.values()):
+        parts.append("<p>Styles that neither encoder nor model was trained with:</p>" + _table(unseen))
+    return "".join(parts)
+
+
+def _postfixes(comparison: Comparison) -> str:
+    rows = [
+        (level, name, *measures(one.swap_minus.get("postfix")))
+        for name, summary in comparison.models.items()
+        for level, one in summary.postfix.items()
+    ]
+    return (
+        "<h2>Swap against “in the style of …”</h2><p>Swap minus postfix, each caption compared with itself; above zero is for "
+        "the swap:</p>" + html_table(("database holds", "model", *NAMES.values()), rows)
+    )
+
+
+def _settings(comparison: Comparison) -> str:
+    rows = []
+    for name, summary in comparison.models.items():
+        chosen, settings = summary.tuning[SWAP], summary.setup.config.sampling
+        rows.append((name, chosen.k, f"{chosen.guidance:g}", settings.sampler, settings.steps,
+                     summary.setup.config.database, summary.setup.model.sha256[:12]))  # fmt: skip
+    heads = ("model", "k", "guidance", "sampler", "steps", "database", "sha256")
+    return "<h2>Settings</h2><p>k and guidance are chosen on the validation captions.</p>" + html_table(heads, rows)
+
+
+def _grids(rows: Mapping[str, Sequence[Score]], folder: Path, folders: Mapping[str, str]) -> str:
+    """The first captions in the first styles, a column a model: not chosen by their result."""
+    swaps = {
+        name: {(row.caption, row.style): row for row in found if row.phase == "swap" and row.condition == SWAP and row.style}
+        for name, found in rows.items()
+    }  # fmt: skip
+    first = list(next(iter(swaps.values())).values())
+    captions, styles = by_value(first, "caption")[:GRID_ROWS], by_value(first, "style")
+    grid = []
+    for i, caption in enumerate(captions):
+        style = styles[i % len(styles)]
+        cells = [swaps[name].get((caption, style)) for name in swaps]
+        files = [folder / folders[name] / cell.file if cell else None for name, cell in zip(swaps, cells, strict=True)]
+        grid.append((f"{caption} · {style}", [decode_picture(f.read_bytes(), SIDE) if f else None for f in files]))
+    return (
+        f"<h2>The first {len(captions)} captions</h2><p>As they come, each in the next style.</p>"
+        + picture_table(tuple(swaps), grid, side=SIDE)
+    )  # fmt: skip
