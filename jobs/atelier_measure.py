@@ -1,11 +1,10 @@
-"""What the atelier's pictures are worth as data: can a small network tell the styles apart, and the subjects?
+"""Measure the atelier's pictures as data: the accuracy with which a small network tells styles and subjects apart.
 
     python jobs/atelier_measure.py [--contents 16000] [--epochs 8] [--json]
 
-Draws one picture of each content (a style by chance), trains one small CNN on the first half of the contents to tell the
-styles apart and one to tell the subjects apart whatever the style, and reports the accuracy of both on the other half,
-whose contents neither has seen. Then the drawing rate of one core at 64, 256 and 1024 pixels. Nothing is written; about
-twelve minutes of processor time. Timings are of the machine they were taken on.
+Draws one picture of each content in a random style. Trains two small CNNs on the first half of the contents, one for the
+style and one for the subject, and reports their accuracy on the other half, whose contents they have not seen. Then measures
+the drawing rate of one core at 64, 256 and 1024 pixels. Writes nothing; takes about twelve minutes of processor time.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def draw(span: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], np.ndar
 
 
 def network(classes: int, width: int) -> Any:
-    """A plain CNN of five 3 x 3 blocks, each halving the picture, then the mean over places."""
+    """A plain CNN of five 3 x 3 convolutions; the first four halve the picture."""
     from torch import nn
 
     layers: list[Any] = []
@@ -52,7 +51,7 @@ def network(classes: int, width: int) -> Any:
 def accuracy(
     images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int, epochs: int, width: int
 ) -> tuple[float, np.ndarray[Any, Any]]:
-    """Train on the first half, test on the second: (accuracy, confusion (classes, classes), rows true)."""
+    """Train on the first half and test on the second: accuracy, and confusion (classes, classes) with true classes as rows."""
     import torch
 
     torch.manual_seed(0)
@@ -88,7 +87,7 @@ def accuracy(
 
 
 def rate(size: int, seconds: float, seed: int) -> float:
-    """Pictures a second of one core's own time (so that a busy machine counts for less), all styles in turn."""
+    """Pictures a second of one core's processor time, over all styles. A busy machine changes it little."""
     cv2.setNumThreads(1)
     for i in range(len(STYLES)):
         picture(i, seed=seed, size=size)
@@ -100,7 +99,7 @@ def rate(size: int, seconds: float, seed: int) -> float:
 
 
 def confused(confusion: np.ndarray[Any, Any], names: tuple[str, ...], most: int = 5) -> list[str]:
-    """The pairs mistaken most often, as text."""
+    """The most frequent confusions, as text."""
     wrong = confusion - np.diag(np.diag(confusion))
     worst = np.argsort(wrong, axis=None)[::-1][:most]
     pairs = [divmod(int(k), len(names)) for k in worst]

@@ -3,10 +3,10 @@
     python jobs/bench_embed.py PICTURES [--encoder random:ViT-B-32?seed=0] [--pictures 120] [--rounds 3]
 
 PICTURES is a folder of image files, or a Parquet file with image bytes in a column `png`, `image` or `jpg`. `reference`
-is the bare forward pass: prepared, normalised tensors already in memory, same batch size and threads. `ours` is the embed
-stage as a build runs it: reading the tar, decoding, hashing, preparing, the model, writing the shard. Rounds alternate between
-the two, so that another load on the machine meets both; the ratio is the median of the rounds' ratios. The ratio of processor
-time (all threads) says the same where other work on the machine makes clock time a matter of luck. Prints one JSON document.
+is the bare forward pass: prepared, normalised tensors in memory, the same batch size and threads. `ours` is the embed stage
+as a build runs it: reading the tar, decoding, hashing, preparing, the model, writing the shard. Rounds alternate between the
+two, so that other load on the machine affects both; the ratio is the median of the rounds' ratios. The ratio of processor time
+(all threads) is also given, because other work on the machine makes clock time unreliable. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def picture_bytes(source: Path) -> list[bytes]:
 
 
 def one_shard(home: Path, files: list[bytes], count: int) -> tuple[RetrievalDatabase, Shard]:
-    """A database whose only shard holds `count` pictures, the files over and over."""
+    """A database whose only shard holds `count` pictures; the files are repeated."""
     folder = home / "pictures"
     folder.mkdir()
     for i, data in enumerate(itertools.islice(itertools.cycle(files), count)):

@@ -1,8 +1,8 @@
-"""How much faster few steps are at equal quality: UniPC and DPM-Solver++(2M) against DDIM with 50 steps, on a trained model.
+"""The gain in speed of few steps at equal quality: UniPC and DPM-Solver++(2M) against DDIM with 50 steps, on a trained model.
 
     python jobs/bench_few_steps.py --db styles --model rdm-mini [--home HOME] [--count 64] [--json FILE]
 
-Every prompt is drawn with its neighbours from the database, by every sampler, from the same noise. Two measures, of decoded
+Draws every prompt with its neighbours from the database, by every sampler, from the same noise. Two measures of the decoded
 pictures:
 
     distance    root mean square over pixels in [-1, 1] to UniPC with --limit-steps (250) steps from the same noise, which
@@ -11,9 +11,10 @@ pictures:
                 encoder, unit rows times the root of their length; `kid_error` is the spread of its difference to DDIM 50 when
                 prompts are drawn again 200 times
 
-A sampler is of equal quality where its distance is at most DDIM 50's and its kid at most DDIM 50's plus two such errors. The
-ratio is DDIM 50's seconds over those of the fastest that is. With untrained weights the figures mean nothing. Seconds are this
-process's own CPU seconds on one thread (wall clock on a GPU), of sampling alone and with decoding. Prints one JSON document.
+A sampler has equal quality if its distance is at most that of DDIM 50 and its kid at most that of DDIM 50 plus two such
+errors. The ratio is the seconds of DDIM 50 over those of the fastest such sampler. With untrained weights the figures mean
+nothing. Seconds are CPU seconds of this process on one thread (wall clock on a GPU), of sampling alone and with decoding.
+Prints one JSON document.
 """
 
 from __future__ import annotations

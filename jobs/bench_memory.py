@@ -1,10 +1,10 @@
-"""Peak memory of a build at 1x, 10x and 100x rows: what is bounded, and what grows by how many bytes a row.
+"""Peak memory of a build at 1x, 10x and 100x rows, and its growth in bytes a row.
 
     python jobs/bench_memory.py --rows 100 --encoder random:tests/data/tiny_clip.json?seed=0
 
-Each build (download, embed, exact index; thumbnails dropped) runs in a process of its own over tiny drawn pictures in a folder.
-Prints one JSON document: by rows the peak resident memory, the anonymous part of it at the end, and bytes of peak a row
-between the sizes.
+Each build (download, embed, exact index; pictures dropped) runs in a process of its own over tiny drawn pictures in a folder.
+Prints one JSON document: for each size the peak resident memory and its anonymous part at the end, and between the sizes the
+growth of the peak in bytes a row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(json.dumps({"ok": summary.ok, "peak": peak, "anonymous_at_end": 1024 * int
 
 
 def draw(folder: Path, first: int, last: int) -> None:
-    """Pictures first to last - 1: 32 x 32 pixels of noise, PNG, each another one."""
+    """Write pictures `first` to `last` - 1: 32 x 32 pixels of noise as PNG, all different."""
     import numpy as np
     from PIL import Image
 

@@ -1,17 +1,16 @@
-"""What scheduling costs: seconds a shard on top of its work, and how a real build grows from one worker to two.
+"""The cost of scheduling in seconds a shard, and the speed of a real build with one worker and with two.
 
     python jobs/bench_overhead.py --out DIR [--shards 1000] [--pictures 4000] [--encoder mini]
 
-Tiny shards, each of which writes one small file. `bare` is a loop over that function alone; `inline` and `ray` (two workers)
-are the executor's, with receipts, checks and progress. The first shard's end closes the start-up; what each of the others took
-from there to the last one's end, less the bare time (on Ray its half: two workers share it), is what scheduling adds.
+Each tiny shard writes one small file. `bare` is a loop over that function; `inline` and `ray` (two workers) are the executor,
+with receipts, checks and progress. The start-up ends with the first shard. The cost of scheduling is the time a shard from
+there to the end of the last one, less the bare time (on Ray half of it, because two workers share it).
 
 The real build draws pictures (the atelier's, 64 pixels) once, and embeds and indexes them on Ray with one worker and with two,
-one torch thread each. `embed` is that stage's own rate, from its first shard's beginning to the end; `process` includes
-starting Ray, the encoder and the index. Both builds have to publish the same version.
+one torch thread each. `embed` is the rate of that stage from the start of its first shard to its end; `process` includes
+starting Ray, the encoder and the index. Both builds must publish the same version.
 
-Resumable: every finished step is kept in DIR/state.json and not done again. Keep the machine idle meanwhile. Prints one JSON
-document.
+Resumable: every finished step is kept in DIR/state.json and not repeated. The machine should be idle. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def bare_seconds(root: Path, count: int) -> float:
 
 
 class Clock(Progress):
-    """Progress that notes when each shard was over."""
+    """Progress that records when each shard ended."""
 
     def __init__(self) -> None:
         super().__init__(stream=io.StringIO())

@@ -1,16 +1,16 @@
-"""A refresh, measured: pictures are added, changed and removed, and only they are done again.
+"""Measure a refresh: pictures are added, changed and removed, and only those are processed again.
 
     python jobs/bench_refresh.py STYLES [--out DIR] [--pictures 0] [--added 500] [--changed 100] [--removed 100]
 
-STYLES is a folder of Parquet files with picture bytes in a column `png` and words in `caption` and `style`. They are written
-out as a folder of pictures, a database is built of it, then the folder is changed: drawn pictures (the atelier's) are added,
-some pictures are mirrored, some deleted. The refresh is `rdmpipe build-index --refresh`; one more finds nothing new.
+STYLES is a folder of Parquet files with picture bytes in a column `png` and texts in `caption` and `style`. The script writes
+them to a folder of pictures, builds a database of it, and changes the folder: it adds pictures of the atelier, mirrors some
+pictures and deletes some. The refresh is `rdmpipe build-index --refresh`; a second refresh must find nothing new.
 
-Counted from receipts: `untouched` shards have the receipt and the rows they had before, byte for byte and to the nanosecond of
-their time; `redone` have not; `new` are those that were not there. Searched, in the new version and in the old one, pinned:
-each picture that the version should hold (all that changed, and some 500 others) finds itself, which is a result with its
-checksum and no better score; and what it should not hold is not there. Prints one JSON document; exits with 1 where any of
-this is not so.
+Counts from receipts: `untouched` shards have the same receipt and rows as before, byte for byte and with the same time in
+nanoseconds; `redone` shards do not; `new` shards were not there. Searches in the new version and in the old one, pinned: each
+picture that the version should hold (all that changed and about 500 others) must find itself, as a result with its checksum
+and no result with a better score; a picture that it should not hold must not be there. Prints one JSON document; exits with 1
+where any of this fails.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@
     python jobs/bench_sampling.py --full                  full-size rdm-768 with random weights at 768 px: on a GPU
                                                           measured, without one its memory is counted
 
-Prints a report, writes nothing. The transcription does what the published script does: diffusers' UNet with attention
-as matrix product, softmax, matrix product; both branches of the guidance as one batch, zeros for the null context; DDIM
-in Python; the decoder on the whole batch. Random weights say nothing about pictures: distances between samplers are
-numbers to compare with each other, and only trained weights tell quality.
+Prints a report, writes nothing. The transcription follows the published script: diffusers' UNet with attention as matrix
+product, softmax, matrix product; both branches of guidance as one batch, zeros for the null context; DDIM in Python; the
+decoder on the whole batch. With random weights the distances between samplers can only be compared with each other; quality
+needs trained weights.
 
-On a CPU the clock is the process's own CPU time on one thread, which is what the wall clock would say on a machine of
-one's own; on a GPU it is the wall clock.
+On a CPU the clock is the CPU time of the process on one thread, which equals the wall clock of an idle machine; on a GPU it is
+the wall clock.
 """
 
 from __future__ import annotations

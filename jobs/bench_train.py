@@ -1,4 +1,4 @@
-"""Throughput of training beside a bare loop of the same network, and where a step's time goes.
+"""Throughput of training against a bare loop of the same network, and the parts of a step's time.
 
     python jobs/bench_train.py jobs/train-mini.toml --steps 40 [--threads 1]
 
@@ -37,7 +37,8 @@ def timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
 
 
 def bench_rdm(config: TrainConfig, steps: int) -> dict[str, Any]:
-    from pipeline.training.denoiser import build_rdm, draw_context, prepare
+    from pipeline.training.denoiser import build_rdm, draw_context, read_cache
+    from pipeline.training.loop import PartRun
     from rdm.objectives import denoising_loss
     from rdm.train import Average, fit
 
@@ -46,7 +47,7 @@ def bench_rdm(config: TrainConfig, steps: int) -> dict[str, Any]:
     pictures = read_pictures(config.data, config.folder())
     pictures = pictures.take(training_rows(pictures, config.data))
     with Progress() as progress:
-        cache = prepare(config, pictures, config.folder() / "rdm", progress, torch.device("cpu"))
+        cache = read_cache(PartRun("rdm", config, part.train, progress, Crew("cpu"), False), pictures)
     batch = part.train.batch
     model = build_rdm(config, cache.scale)
     network = model.unet.to(memory_format=torch.channels_last).train()

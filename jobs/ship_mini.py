@@ -1,9 +1,9 @@
-"""Put a finished run's models into the package: pipeline/assets/encoders/mini and pipeline/assets/models/rdm-mini.
+"""Copy a finished run's models into the package: pipeline/assets/encoders/mini and pipeline/assets/models/rdm-mini.
 
     python jobs/ship_mini.py runs/mini [assets folder]
 
-Copies weights and configs, and writes beside each a SHA256SUMS; the cards (README.md) are written by hand. Refuses more than
-40 MB together.
+Copies weights and configs and writes a SHA256SUMS for each; the cards (README.md) are written by hand. Refuses more than 40 MB
+in all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST = 40_000_000  # bytes
 
 
 def ship(run: Path, assets: Path) -> int:
-    """Copy; bytes in all."""
+    """Copy both models. Returns their bytes in all."""
     total = 0
     for part, name in (("encoder", "encoders/mini"), ("rdm", "models/rdm-mini")):
         source, target = run / part / "model", assets / name

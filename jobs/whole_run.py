@@ -1,11 +1,11 @@
-"""A whole run on real pictures: seven styles become a database, and prompts are drawn from three of them, four times over.
+"""A whole run on real pictures: a database of seven styles, and prompts drawn with three of them, four times.
 
     python jobs/whole_run.py --styles ../shared/data/styles --out DIR [--model rdm-mini] [--count 40] [--steps 10]
 
-The same request is made inline, on Ray with two workers, inline and killed (SIGKILL) in the middle and called again, and so on
-Ray. All four have to end with the same bytes in every picture and the same rows in results.parquet, seconds aside; the last
-line of the JSON that is printed says whether they did, and so does the exit status. Writes the database and the four runs, each
-with its gallery, below DIR, which has to be new or empty.
+Runs the same request inline, on Ray with two workers, inline with a SIGKILL in the middle and a second call, and on Ray with
+the same. All four must end with the same bytes in every picture and the same rows in results.parquet, except the seconds. The
+printed JSON and the exit status say whether they did. Writes the database and the four runs, each with its gallery, below DIR,
+which must be new or empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VIEWS = {"noto": "noto", "openmoji": "openmoji", "unifont": "unifont"}  # a styl
 
 
 def rdmpipe(home: Path, *words: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, so that it can be killed with all that it started."""
+    """A command in a process group of its own, so that a kill reaches all that it started."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pipeline.cli", *words, "--json"]
@@ -71,7 +71,7 @@ def made(out: Path) -> int:
 
 
 def stopped(process: subprocess.Popen[str], out: Path, count: int) -> int:
-    """Kill the run, and all it started, once `count` pictures are there. Returns how many it left."""
+    """Kill the run and all that it started once `count` pictures are there. Returns the number of pictures."""
     while made(out) < count:
         if process.poll() is not None:
             raise SystemExit(f"the run ended with {process.returncode} before it had {count} pictures: nothing to kill")
@@ -82,7 +82,7 @@ def stopped(process: subprocess.Popen[str], out: Path, count: int) -> int:
 
 
 def drawn(home: Path, out: Path, words: Sequence[str], kill_at: int) -> dict[str, Any]:
-    """One of the four runs: where `kill_at` is above 0, killed at so many pictures and called again."""
+    """One of the four runs. With `kill_at` above 0 it is killed at so many pictures and called again."""
     figures: dict[str, Any] = {}
     command = ("generate", *words, "--out", str(out))
     if kill_at:
@@ -102,7 +102,7 @@ def contents(out: Path) -> tuple[dict[str, str], Any]:
 
 
 def require_one_model(out: Path, names: Sequence[str]) -> None:
-    """Runs of different weights are different requests, and comparing them says nothing."""
+    """Refuse to compare runs of different weights: they are different requests."""
     found = {name: sorted(set(contents(out / name)[1]["model_hash"].to_pylist())) for name in names}
     if len({tuple(hashes) for hashes in found.values()}) > 1:
         raise SystemExit(f"the model's weights changed between the runs, so they cannot be compared: {found}")

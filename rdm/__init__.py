@@ -6,12 +6,12 @@
     images = model.decode(latents)                         # (B, 3, H, W) in [-1, 1]
 
 Papers: arXiv 2204.11824 (RDM) and arXiv 2207.13038 (one model, many styles, by swapping the database).
-Importing this package costs nothing; torch and diffusers are imported when `RDM` is first touched.
+Importing this package imports neither torch nor diffusers; the first use of `RDM` does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rdm.config import RDMConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RDM", "RDMConfig"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "RDM":
         from rdm.model import RDM
 

@@ -1,8 +1,8 @@
-"""The original release's checkpoint: read strictly, its tensors put into diffusers' networks under diffusers' names.
+"""The original release's checkpoint: read strictly, and its tensors put into diffusers' networks.
 
-Reads: one CompVis/Lightning `model.ckpt`. Writes nothing. Denoiser and first stage must be complete and well shaped;
-what else such files are known to hold is reported, anything unknown is an error naming it. The moving averages (EMA)
-are taken when the file has them, as the original's inference does.
+Reads one CompVis/Lightning `model.ckpt`. Writes nothing. All weights of the denoiser and the first stage must be there
+with the right shape. Other entries that such files are known to hold are counted in the report; an unknown entry is an
+error that names it. The moving averages (EMA) are used where the file has them, as in the original's inference.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ _KNOWN_TOP = ("epoch", "global_step", "pytorch-lightning_version", "state_dict",
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came from where: `weights` is "ema" or "live"; `ignored` counts what was known and left, by kind."""
+    """What was loaded: `weights` is "ema", "live" or "saved"; `ignored` counts the known entries that were not used."""
 
     source: str
     weights: str
@@ -54,7 +53,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Entry:
-    """One weight: its name in the original's checkpoint, its name in diffusers' network, its shape in either."""
+    """One weight: its name and shape in the original's checkpoint and in diffusers' network."""
 
     original: str
     name: str
@@ -63,7 +62,7 @@ class Entry:
 
 
 def denoiser_entries(unet: nn.Module, config: RDMConfig) -> list[Entry]:
-    """Every weight of the denoiser, under both names (works on the meta device)."""
+    """Every weight of the denoiser under both names. The networks may be on the meta device."""
     return [
         Entry(DENOISER + unet_key(name, config.unet), name, tuple(value.shape), tuple(value.shape))
         for name, value in unet.state_dict().items()
@@ -71,7 +70,7 @@ def denoiser_entries(unet: nn.Module, config: RDMConfig) -> list[Entry]:
 
 
 def first_stage_entries(first_stage: nn.Module, config: RDMConfig) -> list[Entry]:
-    """Every weight of the first stage, under both names; the original holds attention's matrices as 1x1 convolutions."""
+    """Every weight of the first stage under both names. The original holds the matrices of attention as 1x1 convolutions."""
     entries = []
     for name, value in first_stage.state_dict().items():
         shape = tuple(value.shape)
@@ -84,18 +83,17 @@ def first_stage_entries(first_stage: nn.Module, config: RDMConfig) -> list[Entry
 def load_compvis(
     path: str | Path, config: RDMConfig, unet: nn.Module, first_stage: nn.Module, *, dtype: torch.dtype | None
 ) -> LoadReport:
-    """Put the checkpoint's weights into networks built on the meta device.
+    """Put the checkpoint's weights into networks that were built on the meta device.
 
-    A tensor that already has `dtype` (None: any) becomes the parameter itself, a view of the mapped file; others are
-    converted one by one, so that at most one copy is held. Raises CheckpointError naming missing, misshapen and
-    unknown keys.
+    A tensor that already has `dtype` (None: any) becomes the parameter, a view of the mapped file. Others are converted one
+    by one, so that at most one copy is held. Raises CheckpointError with the names of missing, misshapen and unknown keys.
     """
     content = load_tensors(path)
-    state: Any = content.get("state_dict", content)
+    state: object = content.get("state_dict", content)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: state_dict is a {type(state).__name__}; a dict of tensors was expected")
     if strange := [repr(key) for key in state if not isinstance(key, str)]:
-        raise CheckpointError(f"{path}: {len(strange)} names of weights are no text: {some(strange)}")
+        raise CheckpointError(f"{path}: {len(strange)} names of weights are not strings: {some(strange)}")
     ignored: dict[str, int] = {}
     if state is not content:
         if unknown := [str(key) for key in content if key not in _KNOWN_TOP]:
@@ -119,7 +117,7 @@ def load_compvis(
 
 
 def _sort_out(
-    path: str | Path, state: Mapping[str, Any], config: RDMConfig, known: set[str], ignored: dict[str, int]
+    path: str | Path, state: Mapping[str, object], config: RDMConfig, known: set[str], ignored: dict[str, int]
 ) -> None:
     unknown = []
     for key, value in state.items():
@@ -138,7 +136,7 @@ def _sort_out(
                 raise CheckpointError(f"{path}: scale_factor has shape {tuple(value.shape)}; one number was expected")
             if isinstance(value, Tensor) and abs(float(value) - config.scale_factor) > 1e-6 * config.scale_factor:
                 raise CheckpointError(
-                    f"{path} was trained with scale_factor {float(value):.8g}, the description of {config.name} says "
+                    f"{path} was trained with scale_factor {float(value):.8g}, but the description of {config.name} has "
                     f"{config.scale_factor:.8g}: correct the description"
                 )
         if kind is None:
@@ -148,11 +146,11 @@ def _sort_out(
     if unknown:
         raise CheckpointError(
             f"{path} holds {len(unknown)} keys that {config.name} does not have: {some(unknown)}. "
-            "It is another model's checkpoint, or the description is wrong"
+            "The checkpoint is of another model, or the description is wrong"
         )
 
 
-def _check(path: str | Path, state: Mapping[str, Any], wanted: list[Entry]) -> None:
+def _check(path: str | Path, state: Mapping[str, object], wanted: list[Entry]) -> None:
     missing = [entry.original for entry in wanted if entry.original not in state]
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} of {len(wanted)} weights: {some(missing)}")
@@ -160,7 +158,7 @@ def _check(path: str | Path, state: Mapping[str, Any], wanted: list[Entry]) -> N
     for entry in wanted:
         value = state[entry.original]
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            wrong.append(f"{entry.original} is no tensor of floats")
+            wrong.append(f"{entry.original} is not a tensor of floats")
         elif tuple(value.shape) not in (entry.original_shape, entry.shape):
             wrong.append(f"{entry.original} has shape {tuple(value.shape)}, not {entry.original_shape}")
     if wrong:
@@ -168,7 +166,7 @@ def _check(path: str | Path, state: Mapping[str, Any], wanted: list[Entry]) -> N
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Make `state`'s tensors the parameters of a network on the meta device, emptying `state` on the way."""
+    """Make the tensors of `state` the parameters of a network on the meta device. `state` is emptied one by one."""
     converted = {}
     for name in list(state):
         value = state.pop(name)

@@ -1,16 +1,19 @@
-"""The original code's terms: its configuration and the names of its weights, translated to diffusers' and back.
+"""The original code's configuration and names of weights, translated to those of diffusers.
 
-Reads and writes nothing. Source of the names: the original's UNetModel and Autoencoder, as listed for the full-size
-model; source of the sizes: its YAML configurations. Weights' numbers are never changed: only names, and 1x1
-convolutions that diffusers holds as matrices.
+Reads and writes nothing. The names come from the original's UNetModel and Autoencoder, as listed for the full-size model;
+the sizes come from its YAML configurations. Only names change, and the shape of 1x1 convolutions that diffusers holds as
+matrices; the numbers of the weights never change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rdm.errors import ConfigError, is_number, nearest
+
+if TYPE_CHECKING:
+    from rdm.untyped import JsonObject
 
 DENOISER = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -20,7 +23,7 @@ _UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resol
                "channel_mult", "context_dim")  # fmt: skip
 _UNET_FIXED = {"use_scale_shift_norm": False, "resblock_updown": False, "use_spatial_transformer": True,
                "conv_resample": True, "dims": 2, "num_classes": None, "n_embed": None, "dropout": 0}  # fmt: skip
-_UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # no effect on the weights or the result
+_UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # they change neither weights nor result
 _AUTOENCODER = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
                 "attn_resolutions", "dropout")  # fmt: skip
 _LISTS = ("channel_mult", "attention_resolutions", "ch_mult", "attn_resolutions")
@@ -29,8 +32,11 @@ _OURS = ("name", "scale_factor", "context_norm", "null_context", "encoder", "max
          "default_size", "default_guidance")  # fmt: skip
 
 
-def translate_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with the original's `unet` and `ddconfig` sections, in our terms (the fields of RDMConfig)."""
+def translate_config(content: JsonObject) -> JsonObject:
+    """The fields of RDMConfig from a description with the original's `unet` and `ddconfig` sections.
+
+    Raises ConfigError for an unknown or missing key, a wrong value, or a network that diffusers cannot build.
+    """
     known = ("unet", "ddconfig", "model_channels", "first_stage_ch", "embed_dim", "n_embed", *_TOP, *_OURS)
     for key in content:
         if key not in known:
@@ -56,7 +62,7 @@ def translate_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def _check(section: str, content: Mapping[str, Any], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _check(section: str, content: JsonObject, needed: tuple[str, ...], known: tuple[str, ...]) -> None:
     missing = [key for key in needed if key not in content]
     if missing:
         raise ConfigError(f"{section} lacks {', '.join(missing)}")
@@ -71,7 +77,7 @@ def _check(section: str, content: Mapping[str, Any], needed: tuple[str, ...], kn
             raise ConfigError(f"{section}.{key} is {value!r}; {wanted} was expected")
 
 
-def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
+def _translate_unet(unet: JsonObject) -> JsonObject:
     heads_keys = ("num_head_channels", "num_heads")
     _check("unet", unet, _UNET_SIZES,
            (*_UNET_SIZES, *_UNET_FIXED, *_UNET_MOOT, *heads_keys, "image_size", "transformer_depth"))  # fmt: skip
@@ -85,7 +91,7 @@ def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
     elif unet.get("num_heads", -1) > 0:
         heads = [int(unet["num_heads"])] * len(widths)
     else:
-        raise ConfigError("unet wants num_head_channels (channels per head) or num_heads")
+        raise ConfigError("unet lacks num_head_channels (channels of a head) and num_heads: give one of them")
     if 0 in heads:
         raise ConfigError(
             f"unet.num_head_channels is {unet['num_head_channels']}, more than the {min(widths)} channels there are"
@@ -105,15 +111,15 @@ def _translate_unet(unet: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate_autoencoder(
-    dd: Mapping[str, Any], embed_dim: int | None, n_embed: int | None, scale_factor: float
-) -> dict[str, Any]:
+    dd: JsonObject, embed_dim: int | None, n_embed: int | None, scale_factor: float
+) -> JsonObject:
     _check("ddconfig", dd, tuple(key for key in _AUTOENCODER if key != "dropout"), _AUTOENCODER)
     if bool(dd["double_z"]) == (n_embed is not None):
         raise ConfigError(
-            "ddconfig.double_z goes with a KL first stage (no n_embed), its absence with a VQ one (n_embed)"
+            "ddconfig.double_z must be true for a KL first stage (without n_embed) and false for a VQ one (with n_embed)"
         )
     if dd.get("dropout", 0) or (n_embed is None and (embed_dim or dd["z_channels"]) != dd["z_channels"]):
-        raise ConfigError("ddconfig: dropout must be 0 and a KL first stage's embed_dim equal z_channels")
+        raise ConfigError("ddconfig: dropout must be 0, and embed_dim of a KL first stage must equal z_channels")
     widths = [int(dd["ch"]) * int(factor) for factor in dd["ch_mult"]]
     attention = [int(dd["resolution"]) // 2**level in dd["attn_resolutions"] for level in range(len(widths))]
     shared = {
@@ -141,13 +147,14 @@ _AUTOENCODER_INNER = {"conv_shortcut": "nin_shortcut", "group_norm": "norm", "to
                       "to_out.0": "proj_out"}  # fmt: skip
 
 
-def unet_key(key: str, unet: Mapping[str, Any]) -> str:
+def unet_key(key: str, unet: Mapping[str, object]) -> str:
     """The original's name (below `model.diffusion_model.`) of diffusers' UNet weight `key`."""
     head, _, leaf = key.rpartition(".")
     if head in _UNET_ENDS:
         return f"{_UNET_ENDS[head]}.{leaf}"
     parts = key.split(".")
-    layers = int(unet["layers_per_block"])
+    layers, up_blocks = unet["layers_per_block"], unet["up_block_types"]
+    assert isinstance(layers, int) and isinstance(up_blocks, list | tuple)
     if parts[0] == "mid_block":
         slot = 1 if parts[1] == "attentions" else 2 * int(parts[2])
         return f"middle_block.{slot}." + _inner(parts[1], parts[3:])
@@ -159,7 +166,7 @@ def unet_key(key: str, unet: Mapping[str, Any]) -> str:
     else:
         place = f"output_blocks.{block * (layers + 1) + (layers if kind == 'upsamplers' else j)}"
         if kind == "upsamplers":
-            slot = 2 if unet["up_block_types"][block].startswith("CrossAttn") else 1
+            slot = 2 if up_blocks[block].startswith("CrossAttn") else 1
             return f"{place}.{slot}.conv.{leaf}"
     return f"{place}.{1 if kind == 'attentions' else 0}." + _inner(kind, parts[4:])
 
@@ -167,10 +174,10 @@ def unet_key(key: str, unet: Mapping[str, Any]) -> str:
 def _inner(kind: str, rest: list[str]) -> str:
     if kind == "resnets":
         return ".".join([_RESNET[rest[0]], *rest[1:]])
-    return ".".join(rest)  # transformers have the same names in both
+    return ".".join(rest)  # the names inside a transformer are the same
 
 
-def first_stage_key(key: str, first_stage: Mapping[str, Any]) -> str:
+def first_stage_key(key: str, first_stage: Mapping[str, object]) -> str:
     """The original's name (below `first_stage_model.`) of diffusers' autoencoder weight `key`."""
     parts = key.split(".")
     if parts[0] not in ("encoder", "decoder"):
@@ -183,7 +190,9 @@ def first_stage_key(key: str, first_stage: Mapping[str, Any]) -> str:
         place = f"mid.attn_{int(parts[3]) + 1}" if parts[2] == "attentions" else f"mid.block_{int(parts[3]) + 1}"
         rest = parts[4:]
     else:
-        levels = len(first_stage["block_out_channels"])
+        widths = first_stage["block_out_channels"]
+        assert isinstance(widths, list | tuple)
+        levels = len(widths)
         block = int(parts[2])
         level = block if parts[1] == "down_blocks" else levels - 1 - block  # the original counts from the outside
         kind = {"resnets": f"block.{parts[4]}", "attentions": f"attn.{parts[4]}", "downsamplers": "downsample",
@@ -195,5 +204,5 @@ def first_stage_key(key: str, first_stage: Mapping[str, Any]) -> str:
 
 
 def ema_key(key: str) -> str:
-    """Where the original keeps the moving average of denoiser weight `key` (with its `model.` prefix)."""
+    """The original's name of the moving average of denoiser weight `key` (which has the prefix `model.`)."""
     return EMA + key.removeprefix("model.").replace(".", "")

@@ -1,9 +1,9 @@
-"""From CLIP vectors to what the denoiser attends to: (B, T, D) contexts and their masks.
+"""From CLIP vectors to the tokens that the denoiser attends to: (B, T, D) contexts and their masks.
 
 A context row is [prompt, neighbour_1 .. neighbour_k]; the model is invariant to the order of its tokens. A mask (B, T)
-says how much each token counts: bool (True counts), or weights >= 0, where a token of weight r acts exactly as r copies
-of it would and weight 0 as if it were absent. Padding with zeros is not neutral without a mask: a zero token has logit 0
-and takes its share of the attention. Reads and writes nothing; encoding texts and images is the caller's.
+gives the weight of each token: bool (True is 1), or weights >= 0. A token of weight r acts exactly as r copies of it, and
+one of weight 0 as if it were absent. Padding with zeros without a mask changes the result: a zero token has logit 0 and
+takes its share of the attention. Reads and writes nothing; the caller encodes texts and images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rdm.errors import RequestError
 
 
 class Context(NamedTuple):
-    """tokens (B, T, D), and mask (B, T) of weights or None where every token counts once."""
+    """tokens (B, T, D), and mask (B, T) of weights, or None where every token has weight 1."""
 
     tokens: Tensor
     mask: Tensor | None
@@ -34,21 +34,21 @@ def assemble(
     norms: Sequence[Tensor | None] | Tensor | None = None,
     prompt_weight: float = 1.0,
 ) -> Context:
-    """The context of B prompts with their neighbours, as `config`'s model wants it.
+    """The context of B prompts with their neighbours, as the model of `config` takes it.
 
-    prompt      (B, D): text or image vectors (both live in the same space), or None for neighbours alone
+    prompt      (B, D): text or image vectors, which share one space; or None for neighbours alone
     neighbours  (B, k, D), or B tensors (k_i, D) of unequal k_i (None: no neighbours), or None for prompts alone
-    norms       of the neighbours, (B, k) or B tensors (k_i,), where `neighbours` are unit vectors of a model that
-                takes them as the encoder gave them (context_norm "raw"); None: they are as the encoder gave them
-    prompt_weight   how much the prompt's token counts beside a neighbour's
+    norms       the neighbours' norms, (B, k) or B tensors (k_i,), where `neighbours` are unit vectors and the model takes
+                vectors as the encoder gave them (context_norm "raw"); None where they already have those norms
+    prompt_weight   the weight of the prompt's token; a neighbour's is 1
 
-    context_norm "unit" normalises every token; "raw" leaves the prompt's as given. Raises RequestError.
+    context_norm "unit" normalises every token; "raw" leaves the prompt's token as given. Raises RequestError.
     """
     rows = _rows(prompt, neighbours)
     lists = [neighbours[i] if neighbours is not None else None for i in range(rows)]
     scales = [norms[i] if norms is not None else None for i in range(rows)]
     if prompt_weight < 0:
-        raise RequestError(f"prompt_weight is {prompt_weight}; it must be 0 or more")
+        raise RequestError(f"prompt_weight is {prompt_weight}; 0 or more was expected")
     contexts, weights = [], []
     for i, (near, norm) in enumerate(zip(lists, scales, strict=True)):
         tokens = [] if prompt is None else [prompt[i : i + 1].float()]
@@ -60,7 +60,9 @@ def assemble(
                           else near.float() * norm.float().to(near.device)[:, None])  # fmt: skip
             weight += [1.0] * len(near)
         if not sum(weight):
-            raise RequestError(f"row {i} of the context has no token: give it a prompt or neighbours")
+            raise RequestError(
+                f"row {i} of the context has no token of positive weight: give it a prompt or neighbours"
+            )
         row = torch.cat([token.to(tokens[0].device) for token in tokens])
         if row.shape[1] != config.context_dim:
             raise RequestError(
@@ -75,7 +77,7 @@ def assemble(
 
 def _rows(prompt: Tensor | None, neighbours: Sequence[Tensor | None] | Tensor | None) -> int:
     if prompt is None and neighbours is None:
-        raise RequestError("a context wants a prompt, neighbours, or both; neither was given")
+        raise RequestError("a context needs a prompt, neighbours, or both; neither was given")
     if prompt is not None and prompt.dim() != 2:
         raise RequestError(f"prompt has shape {tuple(prompt.shape)}; (B, D) was expected")
     counts = [len(part) for part in (prompt, neighbours) if part is not None]
@@ -92,7 +94,7 @@ def _pad(contexts: Sequence[Tensor], weights: Sequence[Tensor]) -> Context:
 
 
 def join(contexts: Sequence[Context]) -> Context:
-    """Contexts of any row and token counts as one batch, shorter rows masked."""
+    """Contexts of any numbers of rows and tokens as one batch. Shorter rows are padded and masked."""
     rows = [row for context in contexts for row in context.tokens]
     weights = [
         weight for c in contexts
@@ -102,20 +104,20 @@ def join(contexts: Sequence[Context]) -> Context:
 
 
 def null_context(config: RDMConfig, rows: int, device: torch.device | str = "cpu") -> Context:
-    """What guidance steers away from when nothing else is said: one token of zeros a row.
+    """The default null branch of guidance: one token of zeros a row.
 
-    The number of zero tokens does not matter: keys and values have no bias.
+    The number of zero tokens does not matter, because keys and values have no bias.
     """
     return Context(torch.zeros(rows, 1, config.context_dim, device=device), None)
 
 
 def without_masked(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens with zeros where the mask is: whatever padding holds, attention multiplies it by its weight of 0."""
+    """The tokens, with zeros where the mask is 0. Otherwise a NaN in the padding would survive its weight of 0."""
     return tokens if mask is None else tokens.masked_fill((mask == 0)[..., None].to(tokens.device), 0)
 
 
 def mask_bias(tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-    """What the mask adds to the attention's logits: log of the weights, (B, T); None where it changes nothing."""
+    """The mask's addition to the logits of attention: the log of the weights, (B, T), or None where all weights are 1."""
     if mask is None:
         return None
     if mask.shape != tokens.shape[:2]:
@@ -124,7 +126,7 @@ def mask_bias(tokens: Tensor, mask: Tensor | None) -> Tensor | None:
     if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
         raise RequestError("mask holds weights that are negative or not finite")
     if not bool((weights > 0).any(dim=1).all()):
-        raise RequestError("mask leaves a row without any token: use the null context for it")
+        raise RequestError("mask leaves a row without any token: use rdm.conditioning.null_context for such a row")
     if bool((weights == 1).all()):
         return None
     return weights.log()

@@ -1,9 +1,10 @@
-"""The exceptions of rdm. Every message says what was expected, what was found, and what to do.
+"""The exceptions of rdm. A message says what was expected, what was found, and what to do.
 
-RDMError                 anything raised here on purpose
-|- ConfigError           a model description that cannot be used: unknown name or key, unsupported network
-|- CheckpointError       weights that cannot be read, or that are not the described model's
-'- RequestError          arguments that do not fit the model: shapes, step counts, sampler names
+RDMError                 any error that rdm raises on purpose
+|- ConfigError           a model description that is wrong: unknown name or key, unsupported network
+|- CheckpointError       weights that cannot be read, or that do not fit the described model
+|- RequestError          arguments that do not fit the model: shapes, numbers of steps, sampler names
+'- DivergedError         a loss or gradient that is not finite; also a FloatingPointError
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import SupportsFloat, SupportsIndex
 
 
 class RDMError(ValueError):
@@ -30,6 +31,10 @@ class RequestError(RDMError):
     pass
 
 
+class DivergedError(RDMError, FloatingPointError):
+    pass
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -37,23 +42,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a description's value is a finite number (True and False are none)."""
+    """Whether the value of a description is a finite number. True and False are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def as_number(name: str, value: Any) -> float:
-    """An argument as a finite float: Python's, numpy's or torch's. Raises RequestError."""
+def as_number(name: str, value: object) -> float:
+    """An argument as a finite float: a number of Python, NumPy or torch. Raises RequestError."""
     try:
-        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+        number = float(value) if isinstance(value, SupportsFloat | SupportsIndex) else math.nan
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if isinstance(value, bool) or not math.isfinite(number):
         raise RequestError(f"{name} is {value!r}; a number was expected")
     return number
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few names, sorted, and how many more there are."""
+    """The first `limit` names, sorted, and the number of the others."""
     names = sorted(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

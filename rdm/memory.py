@@ -1,8 +1,8 @@
-"""How much memory a run will want, counted without running it.
+"""The memory that sampling needs, counted without running it.
 
-Builds the model on the meta device, passes shapes through the same code that samples and decodes, and counts the bytes
-that are alive at once. Attention counts as its output, as in the fused kernels that torch uses on GPUs and CPUs. Not
-counted: convolution workspaces, the allocator's fragmentation, the CUDA context (together 1 to 2 GiB).
+Builds the model on the meta device, passes shapes through the code that samples and decodes, and counts the bytes that
+are alive at once. Attention counts as its output, as in the fused kernels that torch uses on GPUs and CPUs. Not counted:
+the workspaces of convolutions, the allocator's fragmentation and the CUDA context, together 1 to 2 GiB.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +21,12 @@ from rdm import denoiser
 from rdm.config import RDMConfig
 from rdm.networks import at_once, build
 
+Keywords = dict[str, object] | None
+
 
 @dataclass(frozen=True)
 class MemoryCount:
-    """Bytes: the weights, and the most that is alive beside them in a denoiser call and in decoding."""
+    """Bytes: the weights, and the peak beside them in a call of the denoiser and in decoding."""
 
     weights: int
     denoiser: int
@@ -37,15 +38,18 @@ class MemoryCount:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operators make, until they are freed."""
+    """Counts the bytes of the storages that operators make, until they are freed."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: int = 0
         self.most: int = 0
-        self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())  # views of weights are free
+        # A view of a weight costs nothing.
+        self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: Keywords = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
@@ -63,7 +67,9 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[torch.Tensor, ...] = (), kwargs: Keywords = None
+    ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
             query, value = args[0], args[2]
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
@@ -89,10 +95,10 @@ def count_memory(
     dtype: torch.dtype = torch.float32,
     guided: bool = True,
 ) -> MemoryCount:
-    """Bytes for sampling `batch` pictures of height x width at once, the first stage in single precision.
+    """Bytes for sampling `batch` pictures of height x width pixels at once, with the first stage in single precision.
 
-    tokens: of context a picture (default: as many as the model takes). Decoding counts as many pictures at once as
-    `RDM.decode` takes.
+    tokens is the number of context tokens a picture (default: the most that the model takes). Decoding counts as many
+    pictures at once as `RDM.decode` takes.
     """
     size = config.default_size
     latent = config.latent_size(height or size, width or size)

@@ -1,25 +1,25 @@
-"""What is minimised: an autoencoder's reconstruction, a denoiser's error. Shapes in, scalars out; nothing is read.
+"""The losses of the autoencoder and the denoiser. Tensors in, scalars out; reads and writes nothing.
 
-Autoencoder: arXiv 2112.10752 without its discriminator. Denoiser: arXiv 2204.11824 equation (3), the timestep's weight
-optionally as in arXiv 2303.09556 (min-SNR).
+Autoencoder: arXiv 2112.10752 without its discriminator. Denoiser: arXiv 2204.11824, equation (3), optionally with the
+weight of a time step of arXiv 2303.09556 (min-SNR).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rdm.denoiser import cross_attentions
 from rdm.schedule import Schedule
+from rdm.untyped import FirstStage, UNet
 
 Features = Callable[[Tensor], list[Tensor]]
 
 
 def autoencoder_loss(
-    autoencoder: Any,
+    autoencoder: FirstStage,
     images: Tensor,
     noise: Tensor,
     *,
@@ -29,14 +29,15 @@ def autoencoder_loss(
     texture: float = 0.0,
     decoder_only: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Absolute and squared error of the reconstruction, `kl` times the latent's mean KL, `perceptual` times features'
-    error and `texture` times that of their covariances.
+    """The loss of a batch, and its parts.
 
-    images (B, 3, H, W) in [-1, 1]; noise like the latents, standard normal. `features` gives a frozen network's
-    activations, each compared by squared error relative to its own square. Their covariances over the picture say how
-    much there is of what, not where (arXiv 1508.06576, equation 4, centred): grain that the latents cannot place is
-    still drawn. decoder_only leaves the encoder without a gradient and decodes the posterior's mean, which is what a
-    sampler's end is compared with.
+    The loss is the absolute plus the squared error of the reconstruction, plus `kl` times the mean KL of the latents,
+    `perceptual` times the error of the features and `texture` times the error of the features' covariances.
+
+    images (B, 3, H, W) in [-1, 1]; noise (B, C, h, w), standard normal, like the latents. `features` gives the activations
+    of a frozen network; the error of each is its squared error over its own square. Covariances over a picture compare how
+    much of a feature there is, not its place (arXiv 1508.06576, equation 4, centred), so that grain is drawn which the
+    latents cannot place. decoder_only gives the encoder no gradient.
     """
     with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
         posterior = autoencoder.encode(images).latent_dist
@@ -61,31 +62,38 @@ def autoencoder_loss(
 
 
 def _apart(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over the batch of the squared distance over the wanted one's square."""
+    """The squared distance over the square of `wanted`, its mean over the batch."""
     square = (found - wanted).square().flatten(1).sum(1)
     return (square / (wanted.square().flatten(1).sum(1) + 1e-6)).mean()
 
 
 def _covariance(activations: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, C), of the channels over each picture."""
+    """Covariances of the channels over each picture: (B, C, h, w) -> (B, C, C)."""
     flat = activations.flatten(2)
     flat = flat - flat.mean(dim=2, keepdim=True)
     return flat @ flat.mT / flat.shape[2]
 
 
 def noised(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """x_t of latents (B, C, h, w) at times t (B,)."""
+    """Latents (B, C, h, w) with `noise` at times t (B,): x_t."""
     kept = schedule.alphas_cumprod.to(latents.device, torch.float32)[t].view(-1, 1, 1, 1)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
 def denoising_loss(
-    unet: Any, latents: Tensor, context: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, *, snr_limit: float = 0.0
+    unet: UNet,
+    latents: Tensor,
+    context: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    *,
+    snr_limit: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the predicted noise, and the part of it where half the noise steps lie above.
+    """The weighted mean squared error of the predicted noise, and the plain one as `error`.
 
-    latents (B, C, h, w) as sampled (scaled); context (B, T, D); t (B,). snr_limit > 0 weighs a row by
-    min(snr, limit) / snr, normalised over all times; 0 leaves every row at 1.
+    latents (B, C, h, w) as a sampler gives them (scaled); context (B, T, D); t (B,). With snr_limit > 0 the weight of a
+    row is min(snr, limit) / snr, normalised over all times; with 0 it is 1.
     """
     predicted = unet(noised(latents, noise, t, schedule), t, encoder_hidden_states=context).sample
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
@@ -98,14 +106,14 @@ def denoising_loss(
 
 
 def drop(context: Tensor, gone: Tensor) -> Tensor:
-    """Context (B, T, D) with rows where `gone` (B,) is true made the null context of guidance: zeros."""
+    """The context (B, T, D) with zeros, the null context of guidance, in the rows where `gone` (B,) is true."""
     return context * (~gone).to(context.dtype)[:, None, None]
 
 
-def scale_context_weights(unet: nn.Module, dim: int) -> None:
-    """Make fresh key and value matrices answer unit vectors with numbers of about unit size.
+def scale_context_weights(unet: UNet, dim: int) -> None:
+    """Scale fresh key and value matrices so that unit vectors give entries of about unit size.
 
-    A unit vector's entries are of size 1 / sqrt(dim), where initialisation expects 1.
+    The entries of a unit vector are of size 1 / sqrt(dim); the initialisation expects size 1.
     """
     with torch.no_grad():
         for attention in cross_attentions(unet):

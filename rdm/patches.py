@@ -1,22 +1,21 @@
-"""An encoder that needs no training: the principal components of picture patches, written into AutoencoderKL's own weights.
+"""An encoder that needs no training: the principal components of picture patches as weights of an AutoencoderKL.
 
-A learned encoder takes long to reach what a linear one has at once. The f x f patches' components (f the downsampling
-factor) are put into the convolutions: strided ones gather 2 x 2 neighbours, residual branches are silenced, and the last
-normalisation is made harmless by constant channels that outweigh the rest. What comes out is the linear map up to the
-float's precision times 1/900. Reads and writes nothing but the network it is given.
+A learned encoder takes long to reach the quality of this linear one. The components of the f x f patches, f being the
+downsampling factor, are put into the convolutions. Strided convolutions gather 2 x 2 neighbours, residual branches are set
+to zero, and constant channels, far larger than the rest, keep the last normalisation from changing the others. The result
+is the linear map up to 1/900 of the float's precision. Changes only the network that it is given.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rdm.errors import ConfigError
+from rdm.untyped import FirstStage, ResidualBlock
 
-_LOUD = 30.0  # of the constant channels, in units of the latents
+_LOUD = 30.0  # value of the constant channels, in units of the latents
 
 
 def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,8 +26,8 @@ def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return mean, vectors[:, order].T.to(rows.dtype), values[order].clamp(min=1e-12).sqrt().to(rows.dtype)
 
 
-def _silence(block: Any) -> None:
-    """Make a residual block its shortcut; the branch can still learn."""
+def _silence(block: ResidualBlock) -> None:
+    """Reduce a residual block to its shortcut. The branch can still learn."""
     nn.init.zeros_(block.conv2.weight)
     nn.init.zeros_(block.conv2.bias)
     if block.conv_shortcut is not None:
@@ -37,13 +36,13 @@ def _silence(block: Any) -> None:
 
 
 @torch.no_grad()
-def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -> None:
-    """Set the encoder's half so that its mean is the patches' principal components, its spread `noise`, everywhere.
+def start_as_patches(autoencoder: FirstStage, images: Tensor, *, noise: float = 0.15) -> None:
+    """Set the encoder so that its mean is the principal components of the patches and its deviation is `noise`.
 
-    images (N, 3, H, W) in [-1, 1] are what the components are of. A component's scale is the square root of its standard
-    deviation (between leaving them as they are and making them equal), the latents' overall deviation is 1. Raises
-    ConfigError for a network without room: one residual block a level, widths that differ at the deepest level, twice
-    the latent channels plus two there, no attention, and one normalisation group.
+    The components are those of images (N, 3, H, W) in [-1, 1]. The scale of a component is the square root of its standard
+    deviation, between leaving the components as they are and making them equal; the deviation of all latents together is 1.
+    Raises ConfigError unless the network has one residual block a level, two different widths at the deepest levels, at
+    least twice the latent channels plus two there, no attention, and one normalisation group.
     """
     encoder, count = autoencoder.encoder, int(autoencoder.config.latent_channels)
     widths = list(autoencoder.config.block_out_channels)
@@ -52,7 +51,8 @@ def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -
         or autoencoder.config.mid_block_add_attention or widths[-1] == widths[-2] or widths[-1] < 2 * count + 2
     ):  # fmt: skip
         raise ConfigError(
-            "an encoder of patches wants one norm group, one block a level, no attention, and wide levels"
+            "patches = true needs norm_num_groups = 1, layers_per_block = 1, mid_block_add_attention = false, and a last "
+            f"entry of block_out_channels that differs from the one before and is at least {2 * count + 2}"
         )
     nn.init.zeros_(encoder.conv_in.weight)
     nn.init.zeros_(encoder.conv_in.bias)
@@ -80,6 +80,7 @@ def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -
         made = torch.einsum("kd,ndhw->nkhw", turn, wide) + shift[None, :, None, None]
     last = encoder.down_blocks[-1].resnets[0]
     _silence(last)
+    assert last.conv_shortcut is not None  # because the widths differ
     for j in range(count):  # each latent and its negative: silu(a) - silu(-a) = a
         last.conv_shortcut.weight[j, j, 0, 0] = 1
         last.conv_shortcut.weight[count + j, j, 0, 0] = -1
@@ -87,11 +88,11 @@ def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -
     rest -= rest % 2
     last.conv_shortcut.bias[2 * count : 2 * count + rest : 2] = _LOUD
     last.conv_shortcut.bias[2 * count + 1 : 2 * count + rest : 2] = -_LOUD
-    for block in encoder.mid_block.resnets:
-        _silence(block)
+    for inner in encoder.mid_block.resnets:
+        _silence(inner)
     nn.init.ones_(encoder.conv_norm_out.weight)
     nn.init.zeros_(encoder.conv_norm_out.bias)
-    loud = (_LOUD**2 * rest / widths[-1] + 2 * count / widths[-1]) ** 0.5  # what the normalisation divides by
+    loud = (_LOUD**2 * rest / widths[-1] + 2 * count / widths[-1]) ** 0.5  # the divisor of the normalisation
     nn.init.zeros_(encoder.conv_out.weight)
     nn.init.zeros_(encoder.conv_out.bias)
     for j in range(count):
@@ -102,8 +103,8 @@ def start_as_patches(autoencoder: Any, images: Tensor, *, noise: float = 0.15) -
     autoencoder.quant_conv.weight.copy_(torch.eye(2 * count)[:, :, None, None])
 
 
-def _pass(block: Any, count: int) -> None:
-    """Carry the first `count` channels through a silenced block whose width changes."""
+def _pass(block: ResidualBlock, count: int) -> None:
+    """Make the shortcut of a block whose width changes keep the first `count` channels."""
     if block.conv_shortcut is not None:
         for channel in range(count):
             block.conv_shortcut.weight[channel, channel, 0, 0] = 1

@@ -1,11 +1,11 @@
-"""Samplers: from noise to latents, one denoiser call (or two) at a time.
+"""Samplers: from noise to latents, one call of the denoiser (or two) a step.
 
-A sampler is a generator: it takes a model `eps = model(x, t)` (guidance already applied), the starting noise and a
-schedule, and yields a Step after every step, so that progress, previews and interruption are the caller's `for` loop.
-Nothing is read or written; arithmetic is in x's dtype with float64 coefficients.
+A sampler is a generator. It takes a model `eps = model(x, t)` that has applied guidance, the starting noise and a schedule,
+and yields a Step after every step: the caller's `for` loop shows progress or previews, or stops. Reads and writes nothing.
+Arithmetic is in the dtype of x with float64 coefficients.
 
-DDIM (arXiv 2010.02502) and PLMS (arXiv 2202.09778) equal the original release's wherever the number of steps divides
-the 1000 of training. DPM-Solver++(2M) (arXiv 2211.01095) and UniPC (arXiv 2302.04867, order 2, B2) need fewer steps.
+DDIM (arXiv 2010.02502) and PLMS (arXiv 2202.09778) equal the original release's where the number of steps divides the
+1000 of training. DPM-Solver++(2M) (arXiv 2211.01095) and UniPC (arXiv 2302.04867, order 2, B2) need fewer steps.
 All end at the noise level of t = 0, as the original does, so that they converge to one result.
 """
 
@@ -27,7 +27,7 @@ Noise = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """State after step `index` (from 0) of `steps`: the latents `x`, and `x0`, the model's guess of the end."""
+    """The state after step `index` (from 0) of `steps`: the latents `x`, and `x0`, the estimate of the final latents."""
 
     index: int
     steps: int
@@ -39,7 +39,7 @@ class Step:
 def ddim(
     model: Model, x: Tensor, schedule: Schedule, steps: int, *, eta: float = 0.0, noise: Noise | None = None
 ) -> Iterator[Step]:
-    """DDIM. eta = 0 is deterministic, eta = 1 is ancestral sampling; `noise` draws x's shape and is asked when eta > 0."""
+    """DDIM. eta = 0 is deterministic, eta = 1 is ancestral sampling. `noise` draws noise like x; it is used when eta > 0."""
     times = schedule.leading(steps)
     for i, t in enumerate(times):
         eps = model(x, t)
@@ -60,7 +60,7 @@ def _ddim_step(
     x = math.sqrt(a_next) * x0 + math.sqrt(1 - a_next - variance) * eps
     if variance > 0:
         if noise is None:
-            raise RequestError("eta > 0 draws fresh noise at every step: give the sampler a source of noise")
+            raise RequestError("eta > 0 draws noise at every step, but no source was given: pass `noise`")
         x = x + math.sqrt(variance) * noise()
     return x, x0
 
@@ -69,7 +69,7 @@ _ADAMS_BASHFORTH = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 /
 
 
 def plms(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
-    """PLMS: Adams-Bashforth on the noise prediction, order 4 once it has a history; the first step calls twice."""
+    """PLMS: Adams-Bashforth on the predicted noise, of order 4 from the fourth step on. The first step calls twice."""
     times = schedule.leading(steps)
     history: list[Tensor] = []  # newest first
     for i, t in enumerate(times):
@@ -85,12 +85,12 @@ def plms(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[St
         yield Step(i, steps, t, x, x0)
 
 
-# The last steps of a multistep solver are taken at lower order when steps are few (and long).
+# With fewer steps than this the last step of a multistep solver has lower order, because it is long.
 _FEW = 15
 
 
 def dpmpp_2m(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
-    """DPM-Solver++(2M): second-order exponential integrator on the predicted end, one call a step."""
+    """DPM-Solver++(2M): a second-order exponential integrator on the predicted x0, one call a step."""
     times = schedule.multistep(steps)
     previous: Tensor | None = None
     h_previous = 0.0
@@ -112,11 +112,11 @@ def _predict_x0(x: Tensor, eps: Tensor, schedule: Schedule, t: int) -> Tensor:
 
 
 def unipc(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
-    """UniPC of order 2: a second-order predictor, and a corrector of order 3 that reuses the next step's one call."""
+    """UniPC of order 2: a second-order predictor, and a third-order corrector that uses the call of the next step."""
     times = schedule.multistep(steps)
     x0s: list[Tensor] = []  # newest first, two at most
     lambdas: list[float] = []
-    start = x  # where the last predictor step began
+    start = x  # x at the start of the last predictor step
     order = 0
     for i, t in enumerate(times):
         x0 = _predict_x0(x, model(x, t), schedule, t)
@@ -139,8 +139,8 @@ def _unipc_correct(
     start: Tensor, x0: Tensor, x0s: list[Tensor], lambdas: list[float], schedule: Schedule, t_from: int, t: int,
     order: int,
 ) -> Tensor:  # fmt: skip
-    # UniC of equations (3) and (9), with B(h) = e^-h - 1 and data prediction: solve for weights of the differences to
-    # the point we came from, those behind it (order 2) and the new one.
+    # UniC, equations (3) and (9), with B(h) = e^-h - 1 and data prediction: weights of the differences from the previous
+    # point to the one before it (order 2) and to the new one.
     h = schedule.log_snr_half(t) - lambdas[0]
     growth = math.expm1(-h)
     base = schedule.sigma(t) / schedule.sigma(t_from) * start - schedule.alpha(t) * growth * x0s[0]
@@ -169,14 +169,14 @@ def sampler_steps(
     eta: float = 0.0,
     noise: Noise | None = None,
 ) -> Iterator[Step]:
-    """The named sampler's generator. Raises RequestError for an unknown name, a step count out of range, a bad eta."""
+    """The generator of a named sampler. Raises RequestError for an unknown name, or steps or eta out of range."""
     steps = schedule.check(steps)
     if sampler not in SAMPLERS:
         raise RequestError(
             f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}"
         )
     if not is_number(eta) or not 0 <= eta <= 1:
-        raise RequestError(f"eta is {eta}; it must lie in 0..1")
+        raise RequestError(f"eta is {eta}; a number in 0..1 was expected")
     if sampler == "ddim":
         return ddim(model, x, schedule, steps, eta=eta, noise=noise)
     if eta != 0:

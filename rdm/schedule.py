@@ -1,13 +1,13 @@
-"""The noise schedule of latent diffusion, and the time steps a sampler visits.
+"""The noise schedule of latent diffusion, and the time steps that a sampler visits.
 
-Pure numbers (float64, on the CPU); reads and writes nothing.
+Numbers in float64 on the CPU; reads and writes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import SupportsIndex
 
 import torch
 
@@ -19,7 +19,7 @@ _RHO = 7.0
 class Schedule:
     """alphas_cumprod of `train_steps` betas linspace(sqrt(start), sqrt(end))**2 (diffusers: `scaled_linear`).
 
-    For time step t: x_t = alpha(t) x_0 + sigma(t) noise, log-SNR half lambda(t) = log(alpha / sigma).
+    At time step t, x_t = alpha(t) x_0 + sigma(t) noise; half the log-SNR is lambda(t) = log(alpha / sigma).
     """
 
     def __init__(self, beta_start: float, beta_end: float, train_steps: int = 1000) -> None:
@@ -40,10 +40,10 @@ class Schedule:
     def log_snr_half(self, t: int) -> float:
         return 0.5 * math.log(self._alphas_cumprod[t] / (1 - self._alphas_cumprod[t]))
 
-    def check(self, steps: Any) -> int:
-        """The number of steps, numpy's taken too. Raises RequestError unless 1 <= steps <= train_steps."""
+    def check(self, steps: object) -> int:
+        """The number of steps, also of a NumPy integer. Raises RequestError unless 1 <= steps <= train_steps."""
         try:
-            count = 0 if isinstance(steps, bool) else operator.index(steps)
+            count = operator.index(steps) if isinstance(steps, SupportsIndex) and not isinstance(steps, bool) else 0
         except TypeError:
             count = 0
         if not 1 <= count <= self.train_steps:
@@ -51,22 +51,22 @@ class Schedule:
         return count
 
     def leading(self, steps: int) -> list[int]:
-        """Time steps of DDIM and PLMS, descending; after the last comes the level of t = 0.
+        """Time steps of DDIM and PLMS, descending; the level of t = 0 follows the last.
 
-        floor(i * train_steps / steps) + 1. Where `steps` divides train_steps this is the original's
-        range(0, 1000, 1000 // steps) + 1; elsewhere the original takes another number of steps than asked, or reads
-        past the end of its tables. For steps = train_steps the 1 is dropped, and the last step changes nothing.
+        They are floor(i * train_steps / steps) + 1. Where `steps` divides train_steps they equal the original's
+        range(0, 1000, 1000 // steps) + 1. Elsewhere the original takes another number of steps than asked, or reads
+        beyond the end of its tables. For steps = train_steps the 1 is left out, and the last step changes nothing.
         """
         self.check(steps)
         offset = 1 if steps < self.train_steps else 0
         return [i * self.train_steps // steps + offset for i in reversed(range(steps))]
 
     def multistep(self, steps: int) -> list[int]:
-        """Time steps of the multistep solvers, descending from the noisiest; after the last comes the level of t = 0.
+        """Time steps of the multistep solvers, descending from the noisiest; the level of t = 0 follows the last.
 
-        Spaced as sigma / alpha to the power 1/7 (Karras et al. 2022, arXiv 2206.00364, equation 5), rounded to
-        distinct whole steps: measured two to ten times more exact at 10 to 30 steps than even spacing in t. For
-        steps = train_steps the last step changes nothing (there are only train_steps - 1 intervals).
+        They are evenly spaced in (sigma / alpha)^(1/7) (Karras et al. 2022, arXiv 2206.00364, equation 5) and rounded to
+        distinct whole steps. At 10 to 30 steps this measured two to ten times more exact than even spacing in t. For
+        steps = train_steps the last step changes nothing, because there are only train_steps - 1 intervals.
         """
         self.check(steps)
         levels = 0.5 * torch.logit(self.alphas_cumprod)  # log-SNR halves, falling with t
@@ -75,6 +75,6 @@ class Schedule:
         nearest: list[int] = (levels - wanted[:, None]).abs().argmin(dim=1).tolist()
         lowest = 1 if steps < self.train_steps else 0
         times = [self.train_steps]
-        for i, t in enumerate(nearest):  # below those taken, and with room for those to come
+        for i, t in enumerate(nearest):  # below the times before it, with room for those after it
             times.append(min(times[-1] - 1, max(t, lowest + steps - 1 - i)))
         return times[1:]

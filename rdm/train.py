@@ -1,43 +1,54 @@
-"""The training loop: one network, one loss, a state that survives a kill.
+"""The training loop: one network, one loss, and a state that survives a kill.
 
-Reads and writes two files in the folder it is given: `state.pt` (weights, moving average, optimizer, step; tensors and
-plain values alone, read without unpickling objects) and `curve.csv`. What a step sees is a function of (seed, step), so a
-run that was killed and resumed gives the run that was not, to the last bit on the same machine and thread count; only
-what came after the last save is done again. Does not know pictures, databases or workers: a loss closes over its data,
-and `average` is how several workers agree on a gradient.
+Reads and writes two files in the folder it is given: `state.pt` (weights, moving average, optimizer, step; tensors and plain
+values only, read without unpickling objects) and `curve.csv`. The data of a step are a function of (seed, step). A run that
+was killed and resumed therefore equals a run that was not, to the last bit on the same machine with the same number of
+threads; only the work after the last save is repeated. A state with numbers that are not finite is never saved. The loop
+knows no pictures, databases or workers: a loss closes over its data, and `average` makes several workers agree on a gradient.
 """
 
 from __future__ import annotations
 
 import csv
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import CheckpointError, RequestError
+from rdm.errors import CheckpointError, DivergedError, RequestError
 
 Loss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
+Agree = Callable[[Sequence[Tensor]], None]
+OnSave = Callable[[int, nn.Module, Mapping[str, Tensor]], None]
 STATE, CURVE = "state.pt", "curve.csv"
+
+
+class State(TypedDict):
+    """The content of state.pt. `step` is the number of finished steps."""
+
+    step: int
+    network: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, object]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast.
+    """The length and the speed of a training run.
 
-    warmup, decay   steps over which the rate rises from zero, and the last share of `steps` over which it falls to zero
-                    again, linearly; between them it is constant, so that a run can be made longer later
-    clip            largest norm of the gradient
-    local_steps     several workers average their gradients at every step (1), or their weights after so many steps of
-                    their own (arXiv 1805.09767), where meeting at every step costs more than the step
-    ema             decay of the moving average of the weights, approached over the first steps
-    precision       "fp32", or "bf16" for mixed precision on a GPU
-    save_seconds    how much work a kill may cost
+    warmup, decay   the steps over which the rate rises linearly from zero, and the last share of `steps` over which it falls
+                    linearly to zero. Between them it is constant, so that a run can be made longer later
+    clip            the largest norm of the gradient
+    accumulate      passes whose gradients make one step; each draws its own part of the batch
+    local_steps     1: several workers average their gradients at every step. More: they average their weights after so
+                    many steps of their own (arXiv 1805.09767), where communication costs more than a step
+    ema             decay of the moving average of the weights; it rises to this value over the first steps
+    precision       "fp32", or "bf16" for mixed precision
+    save_seconds    time between two saves, the most work that a kill can cost
     """
 
     steps: int
@@ -46,6 +57,7 @@ class LoopConfig:
     decay: float = 0.2
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
     local_steps: int = 1
     ema: float = 0.999
     seed: int = 0
@@ -54,10 +66,20 @@ class LoopConfig:
     report_steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
-            raise RequestError("a run wants steps >= 1, warmup >= 0, decay in 0..1 and ema in 0..1")
+        if (
+            self.steps < 1
+            or self.warmup < 0
+            or not 0 <= self.decay <= 1
+            or not 0 <= self.ema < 1
+            or self.accumulate < 1
+        ):
+            raise RequestError(
+                f"steps = {self.steps}, warmup = {self.warmup}, decay = {self.decay}, ema = {self.ema}, accumulate = "
+                f"{self.accumulate}: steps and accumulate must be at least 1, warmup at least 0, decay in 0..1, and ema at "
+                "least 0 and below 1"
+            )
         if self.precision not in ("fp32", "bf16"):
-            raise RequestError(f"precision is {self.precision!r}; it must be 'fp32' or 'bf16'")
+            raise RequestError(f"precision is {self.precision!r}; 'fp32' or 'bf16' was expected")
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""
@@ -68,7 +90,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Report:
-    """Means over the `count` steps since the last report. seconds is the time they took."""
+    """Means over the `count` steps since the last report, which took `seconds`."""
 
     step: int
     steps: int
@@ -79,7 +101,7 @@ class Report:
 
 
 class Average:
-    """The exponential moving average of a network's parameters (buffers are taken as they are)."""
+    """The exponential moving average of a network's parameters. Buffers of whole numbers are copied."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -87,6 +109,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         live = {name: value.detach() for name, value in network.state_dict().items()}
         floats = [name for name, value in live.items() if value.is_floating_point()]
@@ -96,7 +119,7 @@ class Average:
 
 
 def draw(seed: int, step: int) -> torch.Generator:
-    """The generator of one step: all that is random in a step comes from it."""
+    """The generator of a step: all random numbers of the step come from it."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
@@ -107,68 +130,129 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
-    average: Callable[[Sequence[Tensor]], None] | None = None,
+    average: Agree | None = None,
     writes: bool = True,
     on_report: Callable[[Report], None] | None = None,
-    on_save: Callable[[int, nn.Module, Mapping[str, Tensor]], None] | None = None,
+    on_save: OnSave | None = None,
 ) -> dict[str, Tensor]:
-    """Train `network` in place on `loss(step, generator) -> (scalar, values to report)`; the averaged weights.
+    """Train `network` in place on `loss(index, generator) -> (scalar, values to report)`. Returns the averaged weights.
 
-    average     makes tensors equal on all workers, their mean: called with the gradients of each backward pass, or with
-                the parameters after every `local_steps`
+    index       counts the passes from 0: the step, where `accumulate` is 1
+
+    average     replaces tensors by their mean over all workers. It is called with the gradients of each step, or with the
+                parameters after every `local_steps`
     writes      False on all workers but one
-    on_save     called with step, network and averaged weights after each save
-    Raises CheckpointError for a state that is not this network's, FloatingPointError for a loss that is not finite.
+    on_save     called with the step, the network and the averaged weights after each save
+
+    Raises CheckpointError for a state that does not fit the network, DivergedError for a loss or gradient that is not
+    finite; the last save is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    device = parameters[0].device
     optimizer = _optimizer(network, config)
     smooth = Average(network, config.ema)
     start = _load(folder, network, optimizer, smooth) if resume and (folder / STATE).exists() else 0
     if writes:
         _trim_curve(folder / CURVE, start)
     network.train()
-    sums: dict[str, Tensor] = {}
-    began = saved = time.monotonic()
+    ledger = _Ledger(config, folder, start)
+    saved = time.monotonic()
     for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            value, extra = loss(step, draw(config.seed, step))
-        value.backward()  # type: ignore[no-untyped-call]
-        if average is not None and config.local_steps == 1:
-            average([p.grad for p in parameters if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
-        if average is not None and config.local_steps > 1 and (step + 1) % config.local_steps == 0:
-            average([p.data for p in parameters])
+        ledger.add(step, _step(network, loss, optimizer, config, step, average))
         smooth.update(network, step)
-        for name, part in {"loss": value, "gradient": norm, **extra}.items():
-            sums[name] = sums.get(name, 0) + part.detach()
         last = step + 1 == config.steps
         if last or (step + 1) % config.report_steps == 0:
-            count = min(step % config.report_steps, step - start) + 1
-            means = {name: float(total) / count for name, total in sums.items()}
-            if not math.isfinite(means["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {means['loss']} at step {step + 1}: resume from the last save with a smaller rate"
-                )
-            now = time.monotonic()
-            report = Report(step + 1, config.steps, count, means, config.rate(step), now - began)
-            began, sums = now, {}
+            report = ledger.report(step)
             if writes:
                 _extend_curve(folder / CURVE, report)
             if on_report is not None:
                 on_report(report)
         if writes and (last or time.monotonic() - saved > config.save_seconds):
+            ledger.check()
             _save(folder, step + 1, network, optimizer, smooth)
+            ledger.saved = step + 1
             if on_save is not None:
                 on_save(step + 1, network, smooth.shadow)
                 network.train()
             saved = time.monotonic()
     return smooth.shadow
+
+
+def _step(
+    network: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    step: int,
+    average: Agree | None,
+) -> dict[str, Tensor]:
+    """One step of the optimizer. Returns the values to report: the loss, the norm of the gradient, the loss's own."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    for group in optimizer.param_groups:
+        group["lr"] = config.rate(step)
+    optimizer.zero_grad(set_to_none=True)
+    generator = draw(config.seed, step)
+    values: dict[str, Tensor] = {}
+    for index in range(step * config.accumulate, (step + 1) * config.accumulate):
+        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            value, extra = loss(index, generator)
+        part = value if config.accumulate == 1 else value / config.accumulate
+        part.backward()  # type: ignore[no-untyped-call]
+        for name, found in {"loss": value, **extra}.items():
+            share = found.detach() if config.accumulate == 1 else found.detach() / config.accumulate
+            values[name] = values[name] + share if name in values else share
+    if average is not None and config.local_steps == 1:
+        average([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+    optimizer.step()
+    if average is not None and config.local_steps > 1 and (step + 1) % config.local_steps == 0:
+        average([p.data for p in parameters])
+    return {"loss": values.pop("loss"), "gradient": norm.detach(), **values}
+
+
+@dataclass
+class _Ledger:
+    """The sums since the last report, and the first step whose loss or gradient was not finite.
+
+    Both stay on the network's device until a report or a save asks, so that a GPU does not wait at every step.
+    """
+
+    config: LoopConfig
+    folder: Path
+    start: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    bad: Tensor | None = None  # the first bad step, counted from 1; 0 for none
+
+    def __post_init__(self) -> None:
+        self.saved = self.start
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        fine = torch.isfinite(values["loss"]) & torch.isfinite(values["gradient"])
+        seen = torch.zeros((), dtype=torch.long, device=fine.device) if self.bad is None else self.bad
+        self.bad = torch.where((seen == 0) & ~fine, step + 1, seen)
+
+    def check(self) -> None:
+        """Raise DivergedError where a step since the start was not finite."""
+        if self.bad is None or not (bad := int(self.bad)):
+            return
+        kept = f"{self.folder / STATE} holds step {self.saved}" if self.saved else "nothing was saved before it"
+        again = "go on with --resume and" if self.saved else "start again with"
+        raise DivergedError(
+            f"the loss or its gradient is not finite at step {bad} of {self.config.steps}; {kept}: {again} a smaller "
+            f"learning_rate than {self.config.learning_rate:g}"
+        )
+
+    def report(self, step: int) -> Report:
+        """The means since the last report. Raises DivergedError."""
+        self.check()
+        count = min(step % self.config.report_steps, step - self.start) + 1
+        means = {name: float(total) / count for name, total in self.sums.items()}
+        now = time.monotonic()
+        report = Report(step + 1, self.config.steps, count, means, self.config.rate(step), now - self.began)
+        self.began, self.sums = now, {}
+        return report
 
 
 def _optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
@@ -180,7 +264,7 @@ def _optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 def _save(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, smooth: Average) -> None:
     part = folder / f"{STATE}.part"
-    state = {
+    state: State = {
         "step": step,
         "network": network.state_dict(),
         "average": smooth.shadow,
@@ -193,27 +277,31 @@ def _save(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Op
 def _load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, smooth: Average) -> int:
     path = folder / STATE
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             for name, value in smooth.shadow.items():
                 value.copy_(state["average"][name])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} is not a state of this network: {error}; start without --resume") from error
-    return int(state["step"])
+        raise CheckpointError(
+            f"{path} does not fit this network: {error}. It was written with another recipe: restore that recipe, or name "
+            "another folder in `run`"
+        ) from error
+    return state["step"]
 
 
 def read_average(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """Step and averaged weights of the last save. Raises CheckpointError."""
+    """The step and the averaged weights of the last save. Raises CheckpointError where there is none."""
     path = folder / STATE
     if not path.exists():
         raise CheckpointError(f"{path} is missing: train this part first")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return int(state["step"]), state["average"]
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state["step"], state["average"]
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
+    """The rows of a curve.csv: `step`, means, `rate` and `seconds` by name. An empty list where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as handle:

@@ -1,4 +1,4 @@
-"""Original checkpoints load strictly, tell what they left aside, and run nothing that is pickled in them."""
+"""Original checkpoints load strictly, report what they do not use, and run nothing that is pickled in them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_unknown_entry_beside_the_weights_is_named(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text_and_a_scale_that_is_no_number_are_named(tmp_path: Path) -> None:
     state: dict[Any, Tensor] = {**original_state(tiny_model()), 3: torch.zeros(1)}
-    with pytest.raises(CheckpointError, match="names of weights are no text: 3"):
+    with pytest.raises(CheckpointError, match="names of weights are not strings: 3"):
         load(tmp_path / "x.ckpt", {"state_dict": state})
     with pytest.raises(CheckpointError, match=r"scale_factor has shape \(2,\)"):
         load(tmp_path / "x.ckpt", {**original_state(tiny_model()), "scale_factor": torch.zeros(2)})

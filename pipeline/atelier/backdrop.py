@@ -1,4 +1,4 @@
-"""What several settings draw: hills, sea, grass, flowers, background trees. In the frame of the picture (y down)."""
+"""Parts that several settings draw: hills, sea, grass, flowers, background trees, in the frame of the picture (y down)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_sea(pen: Pen, top: float, bottom: float = 1.02, *, waves: int = 16) -> 
     lit = pen.light.lit
     near = (p.water[0] * lit[0] * 0.8, p.water[1] * lit[1] * 0.8, p.water[2] * lit[2] * 0.8)
     pen.box(-0.02, top, 1.02, bottom, far, to=near, grain=0.5, haze=0.0, ink=0.3)
-    # The path of light under the sun, then crests that widen towards the viewer
+    # The reflection of the sun, then crests that widen towards the viewer
     x = pen.light.sun[0]
     glint = mix(p.horizon, p.sun, 0.5)
     depth = bottom - top
@@ -73,7 +73,7 @@ def flowers(pen: Pen, top: float, n: int) -> None:
 
 
 def tree(pen: Pen, x: float, y: float, h: float, colour: Colour, *, conifer: bool) -> None:
-    """A background tree standing on (x, y), in the frame of the picture."""
+    """A background tree of height `h` that stands on (x, y), in the frame of the picture."""
     pen.box(x - h * 0.045, y - h * 0.4, x + h * 0.045, y, pen.palette.wood, shade=0)
     if conifer:
         for k in range(3):

@@ -1,18 +1,23 @@
-"""Colours and light of a scene: named colours, the sky at each hour, what weather does to both.
+"""Colours and light of a scene: named colours, the sky at each hour, the effect of the weather on both.
 
-Colours are tuples of three floats in 0..1 (sRGB; mixed there as well: these are pictures, not photometry).
+A colour is a tuple of three sRGB floats in 0..1. Colours are mixed in sRGB: the result is a picture, not photometry.
 """
 
 from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Colour = tuple[float, float, float]
 
-#: The values that the `colour` attribute can take, and what they are on the palette.
+#: Arrays of pixels and points. NumPy's and OpenCV's stubs lose the type of a number in arithmetic; docstrings give it.
+Array = NDArray[Any]
+
+#: The values of the `colour` attribute, and the paint of each.
 COLOURS: dict[str, Colour] = {
     "red": (0.80, 0.13, 0.11),
     "orange": (0.93, 0.48, 0.11),
@@ -59,12 +64,12 @@ def mix(a: Colour, b: Colour, t: float) -> Colour:
 
 
 def times(a: Colour, k: float) -> Colour:
-    """`a` made darker (k < 1) or lighter (k > 1), kept in range."""
+    """`a` made darker (k < 1) or lighter (k > 1), limited to 1."""
     return (min(1.0, a[0] * k), min(1.0, a[1] * k), min(1.0, a[2] * k))
 
 
 def tint(a: Colour, b: Colour) -> Colour:
-    """`a` seen in the light `b`."""
+    """`a` under a light of colour `b`."""
     return (min(1.0, a[0] * b[0]), min(1.0, a[1] * b[1]), min(1.0, a[2] * b[2]))
 
 
@@ -74,13 +79,13 @@ def grey_of(a: Colour) -> float:
 
 
 def mute(a: Colour, t: float) -> Colour:
-    """`a` with a share `t` of its saturation taken out."""
+    """`a` with a share `t` of its saturation removed."""
     g = grey_of(a)
     return mix(a, (g, g, g), t)
 
 
 def vary(a: Colour, rng: np.random.Generator, amount: float = 1.0) -> Colour:
-    """`a` as another tube of paint would give it: a small turn of hue, saturation and value."""
+    """`a` with a small random change of hue, saturation and value, as another tube of paint would give it."""
     dh, ds, dv = (rng.random(3) - 0.5).tolist()
     h, s, v = colorsys.rgb_to_hsv(*a)
     return colorsys.hsv_to_rgb(
@@ -92,13 +97,13 @@ def vary(a: Colour, rng: np.random.Generator, amount: float = 1.0) -> Colour:
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from and what it does to colours in light and in shade."""
+    """Where the light comes from, and the colours of its lit and shaded sides."""
 
-    sun: tuple[float, float]  # place of sun or moon in the picture, x right and y down, 0..1
+    sun: tuple[float, float]  # place of the sun or moon in the picture, x right and y down, 0..1
     direction: tuple[float, float]  # unit vector towards the light, y down
     lit: Colour
     shade: Colour
-    contrast: float  # 0 flat .. 1 hard
+    contrast: float  # from 0 (flat) to 1 (hard)
     lamps: bool  # whether windows and lamps are lit
 
 
@@ -122,7 +127,7 @@ class Palette:
     wood: Colour
 
 
-# (sky, horizon, light, shade, sun, contrast): several keys for each hour, one of which a scene picks.
+# (sky, horizon, light, shade, sun, contrast): each hour has several keys; a scene picks one.
 _HOURS: dict[str, tuple[tuple[Colour, Colour, Colour, Colour, Colour, float], ...]] = {
     "dawn": (
         ((0.52, 0.64, 0.82), (1.00, 0.84, 0.72), (1.06, 0.95, 0.88), (0.64, 0.63, 0.84), (1.0, 0.95, 0.78), 0.7),
@@ -160,7 +165,7 @@ _DAYLIGHT = {"dawn": 0.92, "day": 0.98, "dusk": 0.66, "night": 0.30}
 
 
 def sample_light(rng: np.random.Generator, time_of_day: str, weather: str) -> tuple[Light, Palette]:
-    """Light and palette for an hour and a weather; every call on a new generator state gives another key."""
+    """The light and the palette of an hour and a weather. `rng` picks one of the keys of the hour and varies it."""
     keys = _HOURS[time_of_day]
     sky, horizon, lit, shade, sun, contrast = keys[int(rng.integers(len(keys)))]
     sky, horizon = vary(sky, rng), vary(horizon, rng)

@@ -1,20 +1,19 @@
-"""Pictures by number: `picture(index)` is a pure function of index, seed, size and style.
+"""Pictures by number: `picture(index)` is a pure function of index, seed, size, style and layout.
 
-Reads nothing, writes nothing,
-    keeps no state but small caches of textures. The same arguments give the same bytes on
-another day,
-    in another order and in any number of processes; not promised: the same bytes from another version of OpenCV
-or NumPy, or from another kind of processor.
+Reads nothing, writes nothing, and keeps no state except small caches of textures. The same arguments give the same bytes
+in every process and in every order of calls. It does not promise the same bytes with another version of OpenCV or NumPy, or
+on another kind of processor.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.atelier import styles_brush, styles_craft, styles_print
 from pipeline.atelier.compose import compose
@@ -36,21 +35,21 @@ SMALLEST, LARGEST = 64, 1024
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture and what it is of. `image` is (size, size, 3) uint8 RGB; `metadata` has flat scalar values."""
+    """A picture and its description. `image` is (size, size, 3) uint8 RGB; `metadata` has flat scalar values."""
 
-    image: np.ndarray[Any, np.dtype[np.uint8]]
+    image: NDArray[np.uint8]
     metadata: dict[str, str | int]
 
     @property
     def caption_with_style(self) -> str:
-        """The caption with the style named in it."""
+        """The caption, with the style named in it."""
         return caption_with_style(str(self.metadata["caption"]), str(self.metadata["style"]))
 
 
 def caption_with_style(caption: str, style: str) -> str:
-    """A caption that names the style as well ("a mosaic of a red lighthouse ..."); the phrasing is the caption's own."""
+    """The caption with the style in it ("a mosaic of a red lighthouse ..."); a caption always gets the same phrase."""
     phrases = STYLE_REGISTRY[_known_style(style)].phrases
-    # The length of a caption is as good a die as any, and needs no seed
+    # The length of the caption picks the phrase, so that no seed is needed
     return phrases[len(caption) % len(phrases)].format(caption)
 
 
@@ -63,16 +62,14 @@ def _known_style(style: str) -> str:
 def cell(
     index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid"
 ) -> tuple[int, str]:
-    """(content id, style) of an index.
+    """The content id and the style of an index.
 
-    A `style` given: the content is the index itself. Else layout "grid" runs through content x style,
-    `index // len(STYLES)` and `index % len(STYLES)`; layout "own" gives each index a content of its own and a style by
-    chance from (seed, index).
+    With a `style`, the content is the index. Otherwise layout "grid" runs through contents and styles: the content is
+    `index // len(STYLES)`, the style number `index % len(STYLES)`. Layout "own" makes the index the content and draws the
+    style from (seed, index). Raises ConfigError for a negative number, an unknown style or layout.
     """
     if index < 0 or seed < 0:
-        raise ConfigError(
-            f"atelier: index and seed count from 0, found index {index} and seed {seed}: use numbers >= 0"
-        )
+        raise ConfigError(f"atelier: index is {index} and seed is {seed}; whole numbers of 0 or more were expected")
     if style is not None:
         return index, _known_style(style)
     if layout == "grid":
@@ -83,7 +80,7 @@ def cell(
 
 
 def describe(scene: Scene, style: str) -> dict[str, str | int]:
-    """The metadata row of a picture: flat scalar columns."""
+    """The metadata row of a picture: one scalar a column."""
     return {
         "item_id": f"{scene.seed}-{scene.content_id:09d}-{style}",
         "caption": scene.caption,
@@ -105,7 +102,7 @@ def describe(scene: Scene, style: str) -> dict[str, str | int]:
 def metadata(
     index: int, *, seed: int = 0, style: str | None = None, layout: Literal["grid", "own"] = "grid"
 ) -> dict[str, str | int]:
-    """What `picture` of the same arguments says of its picture, without drawing it."""
+    """The metadata of `picture` with the same arguments, without the drawing."""
     content, style = cell(index, seed=seed, style=style, layout=layout)
     return describe(sample(seed, content), style)
 
@@ -113,29 +110,29 @@ def metadata(
 def picture(
     index: int, *, seed: int = 0, size: int = 64, style: str | None = None, layout: Literal["grid", "own"] = "grid"
 ) -> DrawnPicture:
-    """The picture with a number, `size` x `size` pixels (64 to 1024); see `cell` for what an index stands for.
+    """The picture of an index, `size` x `size` pixels (64 to 1024). `cell` defines the meaning of an index.
 
-    Raises ConfigError for a size, style, layout, index or seed that cannot be.
+    Raises ConfigError for a size, style, layout, index or seed that is out of range or unknown.
     """
     if not SMALLEST <= size <= LARGEST:
         raise ConfigError(
-            f"atelier draws pictures of {SMALLEST} to {LARGEST} pixels a side, found size {size}: "
-            f"ask for a size in that range and scale the picture"
+            f"atelier: size is {size}; {SMALLEST} to {LARGEST} pixels were expected: draw at a size in that range and "
+            "scale the picture"
         )
     content, style = cell(index, seed=seed, style=style, layout=layout)
     scene = sample(seed, content)
     return DrawnPicture(render(scene, style, size), describe(scene, style))
 
 
-def render(scene: Scene, style: str, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def render(scene: Scene, style: str, size: int) -> NDArray[np.uint8]:
     """A scene in a style: (size, size, 3) uint8 RGB."""
     rng = chance(scene.seed, scene.content_id, zlib.crc32(style.encode()))
     out = STYLE_REGISTRY[style].paint(make_plate(compose(scene), size, rng))
     return np.asarray(np.clip(out * 255.0 + 0.5, 0, 255).astype(np.uint8))
 
 
-def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """An RGB image as PNG; the same image gives the same bytes."""
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """An RGB image (H, W, 3) as PNG. The same image gives the same bytes. Raises ConfigError for another form of array."""
     ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not ok:
         raise ConfigError(f"OpenCV could not write a PNG of an image of shape {image.shape}: expected (H, W, 3) uint8")

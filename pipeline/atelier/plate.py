@@ -1,31 +1,29 @@
-"""From shapes to a plate: which paint every pixel belongs to, and what follows from that.
+"""From shapes to a plate: the paint of every pixel, and all that a style derives from it.
 
-Reads the shapes and paints of a `Pen`; the plate is what styles work from: the scene in plain colours,
-    light, depth,
-outlines, the run of surfaces. It promises nothing about beauty: a plate is an underpainting.
+Reads the shapes and paints of a `Pen`. A plate is the underpainting that styles work from: the scene in plain colours,
+light, depth, outlines, the direction of surfaces. It is not meant to be shown.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import cv2
 import numpy as np
 
-from pipeline.atelier.palette import Light, Palette
+from pipeline.atelier.palette import Array, Light, Palette
 from pipeline.atelier.pen import Paint, Pen, Shape
 from pipeline.atelier.texture import noise
-
-Array = np.ndarray[Any, Any]
 
 _SHIFT = 4  # fractional bits of cv2's integer coordinates
 
 
 def rasterise(shapes: list[Shape], side: int) -> tuple[Array, Array]:
-    """(side, side) uint8: the number of the topmost paint at each pixel, 0 where there is none; and the shapes' boxes,
-    (n, 4) float64: centre x, centre y, half width, half height."""
+    """The topmost paint at each pixel, (side, side) uint8, 0 where there is none; and the boxes of the shapes.
+
+    A box is a row of (n, 4) float64: centre x, centre y, half width, half height.
+    """
     ids = np.zeros((side, side), np.uint8)
     every = np.concatenate([s.points for s in shapes])
     starts = np.cumsum([0, *(len(s.points) for s in shapes[:-1])])
@@ -57,11 +55,13 @@ class Plate:
     paints: list[Paint]
     light: Light
     palette: Palette
-    rng: np.random.Generator  # the style's own chance
+    rng: np.random.Generator  # the random numbers of the style
 
     def without_halo(self) -> Plate:
-        """The plate with plain sky (the first paint out of doors) where the glow around sun or moon is: for styles
-        that do not blend."""
+        """The plate without the glow around sun or moon, for styles that do not blend.
+
+        The plain sky, the first paint out of doors, takes its place.
+        """
         keep = np.arange(256, dtype=np.uint8)
         for number, p in enumerate(self.paints, 1):
             if p.halo:
@@ -69,7 +69,7 @@ class Plate:
         return replace(self, fine=cv2.LUT(self.fine, keep))
 
     def table(self, name: str) -> Array:
-        """Look-up table (256,) float32 of one attribute of the paints, by paint number."""
+        """One attribute of the paints by paint number, (256,) float32."""
         out = np.zeros(256, np.float32)
         out[1 : len(self.paints) + 1] = [getattr(p, name) for p in self.paints]
         return out
@@ -80,7 +80,7 @@ class Plate:
         return np.ascontiguousarray(self.fine[:: self.factor, :: self.factor]) if self.factor > 1 else self.fine
 
     def map(self, name: str) -> Array:
-        """(size, size) float32: an attribute of the paint at each pixel (depth, flow, ink, subject, glow, thing)."""
+        """(size, size) float32: one attribute of the paint at each pixel (depth, flow, ink, subject, glow, thing)."""
         return np.asarray(cv2.LUT(self.ids, self.table(name)))
 
     @cached_property
@@ -105,7 +105,7 @@ class Plate:
 
     @cached_property
     def shade(self) -> Array:
-        """(size, size) float32 in 0..1: how much light falls on each pixel, 1 fully lit."""
+        """(size, size) float32 in 0..1: the light on each pixel; 1 is fully lit."""
         return self._light_on(self.ids)
 
     @cached_property
@@ -129,15 +129,15 @@ class Plate:
         return np.asarray(np.clip(out, 0.0, 1.0))
 
     def flat(self) -> Array:
-        """(256, 3) float32: each paint's colour without light and texture, by paint number."""
+        """(256, 3) float32: the colour of each paint without light and texture, by paint number."""
         table = self._geometry
         return np.ascontiguousarray((0.75 * table[6:9] + 0.25 * table[9:12]).T)
 
     @cached_property
     def _borders(self) -> Array:
-        """(side, side) uint8 at the fine size: 255 x weight of the outline between two paints, 0 elsewhere.
+        """(side, side) uint8 at the fine size: 255 times the weight of the outline between two paints, 0 elsewhere.
 
-        The nearer paint (drawn later) owns the outline; between parts of one thing it weighs half.
+        The weight is that of the nearer paint, which is drawn later; between parts of one thing it is halved.
         """
         ids = self.fine
         ink = np.rint(255 * self.table("ink")).astype(np.uint8)
@@ -155,14 +155,16 @@ class Plate:
         return out
 
     def tone(self) -> Array:
-        """(size, size) float32 in 0..1: `grey` stretched to the whole range, so that a night has lights too."""
+        """(size, size) float32 in 0..1: `grey` stretched to the whole range, so that a night scene has light tones too."""
         mean, spread = (float(v[0, 0]) for v in cv2.meanStdDev(self.grey))
         low, high = max(0.0, mean - 1.9 * spread), min(1.0, mean + 1.9 * spread)
         return np.asarray(np.clip((self.grey - low) * (1.0 / max(0.2, high - low)), 0.0, 1.0))
 
     def outline(self, width: float, *, inner: float = 1.0) -> Array:
-        """(size, size) float32 in 0..1: antialiased outlines `width` wide (fraction of the side); `inner` scales the
-        lines inside things (0.5 of the full weight to begin with)."""
+        """(size, size) float32 in 0..1: antialiased outlines.
+
+        `width` is a fraction of the side. `inner` scales the lines inside things, which have half the full weight.
+        """
         lines = self._borders
         if inner != 1.0:
             lines = np.where(lines > 128, lines, (lines * inner).astype(np.uint8))
@@ -184,22 +186,21 @@ class Plate:
 
     @cached_property
     def run(self) -> Array:
-        """(size, size) float32 radians: the direction of a brush: along edges where there are, else along the
-        surface."""
+        """(size, size) float32 radians: the direction of a brush, along the edge where there is one, else the surface."""
         soft = cv2.GaussianBlur(self.grey, (0, 0), max(0.8, self.size / 60))
         gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
         gain = self.size / 64
         jxx, jyy, jxy = gx * gx * gain**2, gy * gy * gain**2, gx * gy * gain**2
         flow = self.map("flow")
         keep = 0.02
-        # Orientations add as doubled angles; the gradient's own is turned by a quarter to run along the edge.
+        # Orientations are added as doubled angles. The gradient is turned by a quarter so that it follows the edge.
         c2 = cv2.blur(jyy - jxx, (5, 5)) + keep * np.cos(2 * flow)
         s2 = cv2.blur(-2 * jxy, (5, 5)) + keep * np.sin(2 * flow)
         return np.asarray(0.5 * np.arctan2(s2, c2), np.float32)
 
 
 def make_plate(pen: Pen, size: int, rng: np.random.Generator) -> Plate:
-    """Rasterise what the pen drew; small pictures at twice their size, for smooth edges."""
+    """Rasterise the drawing of a pen. Pictures of up to 256 pixels are drawn at twice their size, for smooth edges."""
     factor = 2 if size <= 256 else 1
     ids, boxes = rasterise(pen.shapes, size * factor)
     return Plate(size, factor, ids, boxes, pen.paints, pen.light, pen.palette, rng)

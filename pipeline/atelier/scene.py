@@ -1,8 +1,7 @@
 """A scene: what a picture shows, as one small description that every style renders.
 
-`sample(seed, content_id)` is a pure function: the same two numbers give the same scene on any day,
-    in any process, in any
-order. Nothing here draws; `compose` in atelier/compose.py does.
+`sample(seed, content_id)` is a pure function: the same two numbers give the same scene in every process and in every order
+of calls. Nothing here draws; `compose` in atelier/compose.py does.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pipeline.atelier.palette import Light, Palette, sample_light
 from pipeline.atelier.settings import SETTINGS
 from pipeline.atelier.subjects import REGISTRY
 
-#: Share of contents whose split is "held_out".
+#: The share of contents whose split is "held_out".
 HELD_OUT_FRACTION = 0.1
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five")
@@ -31,9 +30,9 @@ _TIME_ODDS = (0.20, 0.38, 0.22, 0.20)
 
 _NEVER_SNOW = ("desert", "beach")
 
-_CALM = ("under water",)  # no weather down there
+_CALM = ("under water",)  # settings without weather
 
-_SCALE = (1.0, 1.0, 0.80, 0.66, 0.58, 0.52)  # of one among n
+_SCALE = (1.0, 1.0, 0.80, 0.66, 0.58, 0.52)  # of one subject, by their number
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Place:
     """Where one of the subjects stands and how it is turned."""
 
     x: float  # 0..1 from the left
-    nearness: float  # 0 at the far end of the setting's strip .. 1 at the near end
+    nearness: float  # from 0 at the far end of the setting's strip to 1 at the near end
     height: float  # share of the picture
     flip: bool
     stretch: float
@@ -68,13 +67,15 @@ class Scene:
 
 
 def chance(seed: int, content_id: int, purpose: int) -> np.random.Generator:
-    """A generator of its own for every (seed, content, purpose); no global state."""
+    """The random generator of (seed, content, purpose); there is no global state."""
     return np.random.Generator(np.random.PCG64([seed, content_id & 0xFFFFFFFF, content_id >> 32, purpose]))
 
 
 def split_of(content_id: int) -> str:
-    """ "held_out" for a share HELD_OUT_FRACTION of contents, else "train": a function of the content's number alone
-    (SplitMix64, Steele et al. 2014), so that every style and every seed splits alike."""
+    """ "held_out" for a share HELD_OUT_FRACTION of contents, else "train".
+
+    The split is a hash of the content's number alone (SplitMix64, Steele et al. 2014), the same for every style and seed.
+    """
     z = (content_id + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -101,7 +102,7 @@ def _places(rng: np.random.Generator, name: str, number: int) -> tuple[Place, ..
     height = min(height, room / subject.width)
     half = height * subject.width / 2
     flip = bool(rng.random() < 0.5)
-    # A group stands together: not further apart than their own width and a half
+    # A group stands together: neighbours are at most one and a half widths apart
     span = min(0.94 - 1.8 * half, 3.0 * half * (number - 1))
     left = 0.5 - span / 2 + float(rng.uniform(-1, 1)) * max(0.0, 0.46 - 0.9 * half - span / 2)
     out = []
@@ -185,7 +186,7 @@ _IN = {
     "storm": "in a thunderstorm",
 }
 
-#: Words of which a caption holds at least one for each value of these attributes (clear days may go without saying).
+#: For each value of these attributes the words of which a caption holds at least one. A clear day may be left unsaid.
 CAPTION_WORDS: dict[str, tuple[str, ...]] = {
     "dawn": ("dawn", "sunrise", "morning"),
     "dusk": ("dusk", "sunset", "evening"),

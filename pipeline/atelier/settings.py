@@ -1,8 +1,7 @@
-"""Where a scene takes place: each setting draws what is behind the subject and says where subjects stand.
+"""The registry of settings: each draws what is behind the subject and says where subjects stand.
 
-A setting is one short function `(pen, scene) -> Ground`,
-    registered with `@setting`. It draws in the frame of the picture
-(x right, y down, 0..1), calls `sky` for its sky, and returns the strip on which subjects stand.
+A setting is one short function `(pen, view) -> Ground`, registered with `@setting`. It draws in the frame of the picture
+(x to the right, y down, 0..1), calls `sky` for its sky, and returns the strip on which subjects stand.
 """
 
 from __future__ import annotations
@@ -16,18 +15,20 @@ from pipeline.atelier.pen import Pen
 
 @dataclass(frozen=True)
 class View:
-    """What a setting needs to know of its scene."""
+    """The part of a scene that a setting reads."""
 
     weather: str
     time_of_day: str
-    horizon: float  # height of the horizon, 0 top .. 1 bottom
+    horizon: float  # height of the horizon, from 0 (top) to 1 (bottom)
 
 
 @dataclass(frozen=True)
 class Ground:
-    """The strip that subjects stand on: `far` and `near` are heights in the picture; `shadow` the colour of a cast
-    shadow, None where nothing casts one (water,
-        air); `water` the colour of water that a subject floats in."""
+    """The strip that subjects stand on.
+
+    `far` and `near` are heights in the picture. `shadow` is the colour of a cast shadow, None where nothing casts one (on
+    water, in the air). `water` is the colour of the water that a subject floats in.
+    """
 
     far: float
     near: float
@@ -38,7 +39,7 @@ class Ground:
 @dataclass(frozen=True)
 class Setting:
     name: str
-    phrases: tuple[str, ...]  # as a caption says it
+    phrases: tuple[str, ...]  # how a caption names it
     indoors: bool
     draw: Callable[[Pen, View], Ground]
 
@@ -49,7 +50,7 @@ Draw = Callable[[Pen, View], Ground]
 
 
 def setting(name: str, *phrases: str, indoors: bool = False) -> Callable[[Draw], Draw]:
-    """Register a setting under `name`; `phrases` are the ways in which captions say it."""
+    """Register a setting under `name`; captions name it with one of `phrases`."""
 
     def register(draw: Draw) -> Draw:
         SETTINGS[name] = Setting(name, phrases, indoors, draw)

@@ -1,4 +1,4 @@
-"""Skies and weather: everything behind the land, and everything that falls in front of it.
+"""Skies and weather: all that is behind the land, and the rain or snow in front of it.
 
 Draws with a `Pen` in the frame of the picture (x right, y down, 0..1).
 """
@@ -28,7 +28,7 @@ def ridge(
 def land(
     pen: Pen, line: list[tuple[float, float]], colour: Colour, to: Colour | None = None, *, grain: float = 0.5
 ) -> None:
-    """Fill from a line down to the foot of the picture, `to` being the colour in the foreground."""
+    """Fill from a line down to the bottom of the picture; `to` is the colour in the foreground."""
     pts = [*line, (1.02, 1.02), (-0.02, 1.02)]
     lit = pen.light.lit
     far = (colour[0] * lit[0], colour[1] * lit[1], colour[2] * lit[2])
@@ -39,7 +39,7 @@ def land(
 
 
 def sky(pen: Pen, horizon: float, weather: str, time_of_day: str) -> None:
-    """Sky down to `horizon` with sun or moon, stars and clouds as hour and weather have it."""
+    """The sky down to `horizon`, with the sun or moon, stars and clouds of the hour and the weather."""
     p, rng = pen.palette, pen.rng
     pen.thing(1.0)
     pen.box(-0.02, -0.02, 1.02, horizon + 0.06, p.sky, to=p.horizon, haze=0.0, ink=0.0, grain=0.12)
@@ -106,7 +106,7 @@ def _clouds(pen: Pen, horizon: float, weather: str) -> None:
         if rng.random() < 0.3:  # a streak
             pen.oval(x, y, size * 1.5, size * 0.13, mix(base, p.sky, 0.25), shade=0.5, ink=0.25, round=0.2, haze=0.0)
             continue
-        # Puffs along an arc over a flat foot, one outline for all of them
+        # Puffs along an arc over a flat base, with one outline for all of them
         n = int(rng.integers(4, 7))
         top = []
         for k in range(n):
@@ -167,5 +167,5 @@ def falling(pen: Pen, weather: str) -> None:
 
 
 def lamp_or_dark(pen: Pen, dark: Colour = (0.20, 0.24, 0.32)) -> tuple[Colour, bool]:
-    """What a window shows from outside: (colour, whether it glows)."""
+    """A window seen from outside: its colour, and whether it glows."""
     return (LAMP, True) if pen.light.lamps else (dark, False)

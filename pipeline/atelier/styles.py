@@ -1,27 +1,24 @@
-"""What a picture can be made in: the registry of styles.
+"""The registry of styles.
 
-A style is one short function from a `Plate` to colours, (size, size,
-    3) float32 in 0..1. It must hold at any size from 64
-to 1024: every width is a fraction of `plate.size`, and all chance comes from `plate.rng`.
+A style is one short function from a `Plate` to colours, (size, size, 3) float32 in 0..1. It works at every size from 64 to
+1024 pixels: each width is a fraction of `plate.size`, and all random numbers come from `plate.rng`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pipeline.atelier.palette import Array as Array
 from pipeline.atelier.plate import Plate
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Style:
     name: str
-    phrases: tuple[str, ...]  # how a caption names it, {} being the caption
+    phrases: tuple[str, ...]  # how a caption names it; {} stands for the caption
     paint: Callable[[Plate], Array]
 
 
@@ -29,7 +26,7 @@ STYLE_REGISTRY: dict[str, Style] = {}
 
 
 def style(name: str, *phrases: str) -> Callable[[Callable[[Plate], Array]], Callable[[Plate], Array]]:
-    """Register a style under a slug ([a-z0-9_]+)."""
+    """Register a style under a slug of [a-z0-9_]+. Raises ValueError for a slug that is taken or of another form."""
     if name in STYLE_REGISTRY or not name.replace("_", "").isalnum() or name != name.lower():
         raise ValueError(f"style {name!r}: expected a new slug of [a-z0-9_]+")
 
@@ -47,11 +44,11 @@ def between(low: float, high: float, x: Array) -> Array:
 
 
 def vivid(rgb: Array, amount: float) -> Array:
-    """Colours with their distance to grey multiplied by `amount`."""
+    """The colours with their distance from grey multiplied by `amount`."""
     grey = rgb.mean(axis=-1, keepdims=True)
     return np.asarray(np.clip(grey + (rgb - grey) * amount, 0.0, 1.0))
 
 
 def over(under: Array, colour: tuple[float, float, float] | Array, alpha: Array) -> Array:
-    """`colour` laid over `under` where `alpha` (H, W) says."""
+    """`colour` over `under`, with opacity `alpha` (H, W) in 0..1."""
     return np.asarray(under + (np.asarray(colour, np.float32) - under) * alpha[..., None])

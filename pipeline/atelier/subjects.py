@@ -1,14 +1,14 @@
-"""What can be in a picture: the registry of subjects.
+"""The registry of subjects.
 
-A subject is one short function that draws with a `Pen` in its own frame: x right, y *up*, standing on y = 0,
-    one unit tall,
-`width` wide around x = 0. `pen.main` is the colour that the caption names; it should be most of what one sees.
+A subject is one short function that draws with a `Pen` in its own frame: x to the right, y *up*, standing on y = 0, one
+unit tall and `width` wide around x = 0. `pen.main` is the colour that the caption names; it should cover most of the subject.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 from pipeline.atelier import settings_indoors, settings_land, settings_water
 from pipeline.atelier.pen import Pen
@@ -25,10 +25,10 @@ class Subject:
     plural: str
     colours: tuple[str, ...]
     settings: tuple[str, ...]
-    most: int  # largest number of them in a picture
+    most: int  # the largest number of them in a picture
     width: float  # in its own heights
-    size: float  # height in the picture when alone, before chance
-    lift: float  # how far above its place it floats, in its own heights
+    size: float  # its height as a share of the picture when it is alone, before random variation
+    lift: float  # how far it floats above its place, in its own heights
     draw: Callable[[Pen], None]
 
 
@@ -37,23 +37,29 @@ REGISTRY: dict[str, Subject] = {}
 TABLE = "wooden table, tablecloth, window sill, shelf"
 
 
+class Traits(TypedDict):
+    """What `subject` may say of a subject beside its names; see the fields of `Subject`.
+
+    `noun` and `plural` name it in a caption, with {c} in place of the colour ("woman in a {c} dress").
+    """
+
+    width: float
+    size: NotRequired[float]
+    most: NotRequired[int]
+    lift: NotRequired[float]
+    noun: NotRequired[str]
+    plural: NotRequired[str]
+
+
 def subject(
-    name: str,
-    genre: str,
-    colours: str,
-    settings: str,
-    *,
-    width: float,
-    size: float = 0.62,
-    most: int = 3,
-    lift: float = 0.0,
-    noun: str = "",
-    plural: str = "",
+    name: str, genre: str, colours: str, settings: str, **traits: Unpack[Traits]
 ) -> Callable[[Callable[[Pen], None]], Callable[[Pen], None]]:
-    """Register a subject. `colours` and `settings` are comma-separated names; `noun` and `plural` say it in a caption,
-    with {c} where the colour goes ("woman in a {c} dress")."""
-    noun = noun or "{c} " + name
-    plural = plural or noun + "s"
+    """Register a subject. `colours` and `settings` are comma-separated names.
+
+    Raises ValueError for a name that is taken or a setting that is not registered.
+    """
+    noun = traits.get("noun") or "{c} " + name
+    plural = traits.get("plural") or noun + "s"
     places = tuple(s.strip() for s in settings.split(","))
     unknown = [s for s in places if s not in SETTINGS]
     if unknown or name in REGISTRY:
@@ -67,10 +73,10 @@ def subject(
             plural,
             tuple(c.strip() for c in colours.split(",")),
             places,
-            most,
-            width,
-            size,
-            lift,
+            traits.get("most", 3),
+            traits["width"],
+            traits.get("size", 0.62),
+            traits.get("lift", 0.0),
             draw,
         )
         return draw

@@ -1,20 +1,17 @@
 """Surfaces that styles share: paper, smooth noise, cells. Pure functions of their arguments, kept in small caches.
 
-Everything is tileable, so that a style can shift,
-    turn and mirror one texture into as many as it needs (`Turn`): the
-texture of a picture then costs a few microseconds at 64 px. Textures are seeded by their name,
-    never by global state.
+Every texture is tileable. A style shifts, turns and mirrors one texture into as many as it needs (`Turn`), so that the
+texture of a picture costs a few microseconds at 64 px. A texture's arguments are its seed; there is no global state.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from pipeline.atelier.palette import Array
 
 
 @lru_cache(maxsize=48)
@@ -25,7 +22,7 @@ def noise(size: int, detail: int, across: int = 0, variant: int = 0) -> Array:
     """
     across = across or detail
     rng = np.random.Generator(np.random.PCG64([detail, across, variant, 7]))
-    # A grid finer than the picture would be thinned out by the resize: pixels are the finest grain there is.
+    # The resize would thin out a grid that is finer than the picture, so pixels are the finest grain.
     rows, columns = min(detail, size), min(across, size)
     grid = rng.standard_normal((rows, columns)).astype(np.float32)
     pad = 2
@@ -42,7 +39,7 @@ def noise(size: int, detail: int, across: int = 0, variant: int = 0) -> Array:
 
 @lru_cache(maxsize=12)
 def paper(size: int, variant: int = 0) -> Array:
-    """The tooth of drawing paper: noise of several sizes, mean 0 and deviation 1, read-only."""
+    """The grain of drawing paper: noise of several sizes, (size, size) with mean 0 and deviation 1, read-only."""
     out = noise(size, 190, variant=variant) + 0.8 * noise(size, 110, variant=variant + 1)
     out = out + 0.25 * noise(size, 40, variant=variant + 2) + 0.45 * noise(size, 380, variant=variant + 3)
     out = (out / out.std()).astype(np.float32)
@@ -56,11 +53,9 @@ def cells(
 ) -> tuple[Array, Array, Array]:
     """A tileable pavement of about `across` x `across` cells around jittered grid points.
 
-    Returns (label, edge, centre), each (size, size): the cell's number in 0..across^2 (int32),
-        how far the nearest other
-    cell is (0 on the border) and how far the cell's own point is (float32,
-        in cell widths). Squares (`square`) are
-    turned a little each.
+    Returns (label, edge, centre), each (size, size). `label` is the number of the cell, from 0 to across^2 - 1 (int32).
+    `edge` is the distance to the nearest other cell, 0 on the border, and `centre` the distance to the cell's own point
+    (both float32, in cell widths). With `square` the cells are squares, each turned by a small angle.
     """
     rng = np.random.Generator(np.random.PCG64([across, variant, int(square), int(100 * jitter)]))
     offset = (rng.random((across, across, 2)) - 0.5) * jitter
@@ -95,7 +90,7 @@ def cells(
 
 
 class Turn:
-    """One of the many ways to lay a tileable texture: shifted, turned and mirrored as the generator says."""
+    """One way to lay a tileable texture: a random shift, turn and mirror."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         draw = rng.integers(0, 1 << 30, 3).tolist()
@@ -113,7 +108,7 @@ class Turn:
 
 
 def cell_means(image: Array, label: Array, count: int) -> Array:
-    """Mean colour of every label: (count, 3) float32 from an (H, W, 3) image and (H, W) labels below `count`."""
+    """The mean colour of every label: (count, 3) float32, from an (H, W, 3) image and (H, W) labels below `count`."""
     flat = label.ravel()
     number = np.maximum(np.bincount(flat, minlength=count), 1)
     sums = [np.bincount(flat, weights=image[..., c].ravel(), minlength=count) / number for c in range(3)]

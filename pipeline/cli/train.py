@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import MACHINE, Address, Json, LogFormatOption, command, print_json, whole
+from pipeline.cli.options import (
+    MACHINE,
+    Address,
+    BackendOption,
+    Device,
+    Home,
+    Json,
+    LogFormatOption,
+    Where,
+    command,
+    print_json,
+    which_backend,
+    whole,
+)
+from pipeline.cli.options import Workers as StageWorkers
 
 if TYPE_CHECKING:
     from pipeline.training import Part
@@ -46,6 +60,43 @@ def _run(part: Part, job: Path, resume: bool, workers: int, address: str, log_fo
             print_json({"part": part, "model": str(folder)})
         else:
             print(folder)
+
+
+@train_app.command(epilog="Example: rdmpipe train prepare laion --first-stage models/kl-f16 --size 768")
+def prepare(
+    name: Annotated[str, typer.Argument(help="The database, version or view whose pictures are trained on.")],
+    first_stage: Annotated[
+        str, typer.Option("--first-stage", help="Folder or Hub id of a first stage or a saved model.")
+    ],
+    neighbours_from: Annotated[
+        str,
+        typer.Option("--neighbours-from", metavar="DB", help="Where neighbours come from. Empty: the same database."),
+    ] = "",
+    where: Where = "",
+    size: Annotated[int, typer.Option("--size", metavar="N", parser=whole(8), help="Pixels a side.")] = 768,
+    neighbours: Annotated[int, typer.Option("--neighbours", metavar="N", parser=whole(1), help="Of a picture.")] = 20,
+    device: Device = "auto",
+    home: Home = None,
+    backend: BackendOption = "inline",
+    address: Address = "",
+    workers: StageWorkers = 0,
+    log_format: LogFormatOption = "text",
+    as_json: Json = False,
+) -> None:
+    """Write latents, caption vectors and neighbours of a database, to train an RDM on ([data] prepared)."""
+    with command(log_format) as progress:
+        from dataclasses import asdict
+
+        from pipeline.execution import Backend
+        from pipeline.training import PrepareRequest
+        from pipeline.training import prepare as prepare_database
+
+        request = PrepareRequest(name, first_stage, neighbours_from, where, size, neighbours, device, home)
+        made = prepare_database(request, progress, Backend(which_backend(backend, address), address, workers))
+        if as_json:
+            print_json(asdict(made))
+        else:
+            print(f"{made.database}/{made.id}")
 
 
 @train_app.command(epilog="Example: rdmpipe train encoder jobs/train-mini.toml")

@@ -14,6 +14,7 @@ from .layout import Version as Version
 from .layout import list_databases as list_databases
 from .layout import rows_file as rows_file
 from .layout import totals as totals
+from .pictures import SIDE as SIDE
 from .pictures import picture_files as picture_files
 from .pictures import picture_key as picture_key
 from .pictures import thumbnails as thumbnails

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, DatabaseError, nearest
 from pipeline.evaluation.config import EvaluateConfig, Prompts
-from pipeline.training import ATELIER, LabelledPictures, decode_picture, held_out_contents
+from pipeline.training import LabelledPictures, content_name, decode_picture, held_out_contents
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +75,12 @@ def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labell
             f"database {name!r} has no stored pictures to judge by: build it with --images keep, or --images thumbnail"
         )
     own = selection.database.name
-    prefix = ATELIER if column == "content_id" else ""
     kept, values = [], {}
     for key, row in zip(keys, rows, strict=True):
         if key not in files:
             continue
         value = row.get(column) if column else None
-        content = f"{own}:{key}" if value is None else f"{prefix}{value}"
+        content = content_name(own, key, column, value)
         if value is not None:
             values[content] = str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
         kept.append((key, row["sha256"], row.get(config.caption) or "", row.get(config.tags) or "", content,

@@ -1,4 +1,4 @@
-"""Training of encoder, first stage and denoiser.
+"""Training of the encoder, the first stage and the denoiser.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

@@ -4,10 +4,14 @@ from .config import read_train_config as read_train_config
 from .data import ATELIER as ATELIER
 from .data import LabelledPictures as LabelledPictures
 from .data import caption_words as caption_words
+from .data import content_name as content_name
 from .data import decode_picture as decode_picture
 from .data import held_out_contents as held_out_contents
 from .encoder import augment as augment
 from .encoder import with_style as with_style
 from .loop import say_report as say_report
+from .preparing import Prepared as Prepared
+from .preparing import PrepareRequest as PrepareRequest
+from .preparing import prepare as prepare
 from .ray import train_on_ray as train_on_ray
 from .run import train as train

@@ -1,15 +1,16 @@
-"""The TOML file of a training run, as frozen dataclasses. Reads that file; writes nothing."""
+"""The TOML file of a training run as frozen dataclasses. Reads that file; writes nothing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pipeline.config import from_mapping, read_toml
+from pipeline.config import canonical_json, from_mapping, read_toml
 from pipeline.errors import ConfigError
-from pipeline.training.data import DataConfig
+from pipeline.training.data import CONTENT_COLUMNS, DataConfig
 
 if TYPE_CHECKING:
     from rdm.train import LoopConfig
@@ -21,7 +22,7 @@ PARTS: tuple[Part, ...] = ("encoder", "autoencoder", "rdm")
 
 @dataclass(frozen=True)
 class Steps:
-    """rdm.train.LoopConfig, as a table of the TOML file; see there."""
+    """The table [<part>.train]: `batch` pictures a step, and the fields of rdm.train.LoopConfig."""
 
     steps: int
     batch: int
@@ -30,12 +31,22 @@ class Steps:
     decay: float = 0.2
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
     local_steps: int = 1
     ema: float = 0.999
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     save_seconds: float = 120.0
     report_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:
+            raise ConfigError(f"batch is {self.batch}; a multiple of accumulate = {self.accumulate} was expected")
+
+    @property
+    def rows(self) -> int:
+        """Pictures of one pass; `accumulate` passes make a step."""
+        return self.batch // self.accumulate
 
     def loop(self) -> LoopConfig:
         from rdm.train import LoopConfig
@@ -48,12 +59,12 @@ class Steps:
 class EncoderConfig:
     """A contrastive encoder. `model` is an open_clip model config (embed_dim, vision_cfg, text_cfg).
 
-    both, style_only    share of the captions that name content and style, and the style alone; the rest name the content
-    tags                share of the content texts that are taken from the picture's tags in place of its caption
+    both, style_only    shares of the captions that name content and style, and the style alone; the rest name the content
+    tags                share of the content texts that are the picture's tags instead of its caption
     gap                 weight of the squared distance between the mean picture vector and the mean text vector
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     train: Steps
     both: float = 0.25
     style_only: float = 0.1
@@ -65,14 +76,14 @@ class EncoderConfig:
 class AutoencoderConfig:
     """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures).
 
-    patches     make the encoder's half the principal components of the patches (rdm/patches.py) and train the decoder
-                alone: latents are final from the first save on, so that the denoiser can train at the same time
-    noise       the latents' spread then, of an overall deviation of 1: what the decoder learns to bear
-    perceptual, texture     weights of the distance between the trained encoder's early activations, and between their
-                covariances: grain in place of blur
+    patches     set the encoder to the principal components of patches (rdm/patches.py) and train the decoder alone. The
+                latents are then final from the first save on, so that the denoiser can train at the same time
+    noise       with `patches`, the deviation of the noise on latents of deviation 1 that the decoder learns to accept
+    perceptual, texture     weights of the distance between early activations of the trained encoder, and between their
+                covariances; they give grain instead of blur
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     train: Steps
     patches: bool = False
     noise: float = 0.15
@@ -86,21 +97,25 @@ class AutoencoderConfig:
 class DenoiserConfig:
     """The denoiser: arguments of diffusers' UNet2DConditionModel, and how it is conditioned in training.
 
-    base            a published model's name or description, whose networks and numbers are taken in place of `model`
-    neighbours      most neighbours a picture is trained with; each batch draws how many from `counts`
-    counts          numbers of neighbours to draw from, with equal chance
-    p_own_style     share of the batches whose neighbours are sought in the picture's own style alone, as in a database that
-                    was swapped in; 0 seeks among all pictures, as the paper does
+    base            name or description of a published model, whose sizes and numbers replace `model`; or the folder of a saved
+                    model, whose weights are trained further
+    first_stage     folder or Hub id of a first stage or a saved model; empty: the run's own, else that of a saved `base`
+    encoder         name of the encoder, where the run trains none of its own
+    neighbours      the most neighbours of a picture
+    counts          numbers of neighbours; each batch draws one of them with equal chance
+    p_own_style     share of the batches whose neighbours come from the picture's own style, as from a database that was
+                    swapped in; with 0 they come from all pictures, as in the paper
     p_null          share of the pictures whose whole context is dropped, for guidance
-    p_text          share of the batches whose first token is the caption's vector; 0 trains on pictures alone, as the
-                    paper does
-    snr_limit       min-SNR weighting of the loss; 0 weighs all times alike
+    p_text          share of the batches whose first token is the caption's vector; with 0 there is no text, as in the paper
+    checkpointing   compute activations again in the backward pass: much less memory, a third more arithmetic
+    snr_limit       limit of the min-SNR weight of the loss; 0 gives all times the same weight
     """
 
     name: str
     train: Steps
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, object] = field(default_factory=dict)
     base: str = ""
+    first_stage: str = ""
     encoder: str = "mini"
     neighbours: int = 20
     counts: tuple[int, ...] = tuple(range(1, 21))
@@ -108,19 +123,22 @@ class DenoiserConfig:
     p_null: float = 0.1
     p_text: float = 0.0
     snr_limit: float = 0.0
+    checkpointing: bool = False
     default_k: int = 8
     default_guidance: float = 2.0
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.base):
-            raise ConfigError('[rdm] wants the denoiser\'s sizes: either a table [rdm.model] or base = "rdm-768"')
+            raise ConfigError('[rdm] needs either a table [rdm.model] or base = "rdm-768", and not both')
         if not self.counts or not 1 <= min(self.counts) <= max(self.counts) <= self.neighbours:
-            raise ConfigError(f"[rdm] counts = {list(self.counts)}: they must lie in 1..{self.neighbours} (neighbours)")
+            raise ConfigError(
+                f"[rdm] counts is {list(self.counts)}; numbers in 1..{self.neighbours} (neighbours) were expected"
+            )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run: `run` is its folder. Paths are relative to the current directory."""
+    """A whole run. `run` is its folder; paths are relative to the current directory."""
 
     run: str
     data: DataConfig
@@ -134,6 +152,43 @@ class TrainConfig:
         return Path(self.run)
 
 
+#: Keys of a recipe that the first release did not know. With these values they are left out, so that its runs keep theirs.
+_ADDED: Mapping[str, Mapping[str, object]] = {
+    "train": {"accumulate": 1},
+    "data": {"where": "", "content": list(CONTENT_COLUMNS), "prepared": ""},
+    "part": {"first_stage": "", "checkpointing": False},
+}
+
+#: Keys of a part that a resumed run must keep, because its weights were made for them.
+_FIXED = ("model", "base", "first_stage", "encoder", "patches")
+
+
+def recipe(config: TrainConfig, part: Part) -> dict[str, dict[str, object]]:
+    """What a part is trained with, as plain JSON: the tables [data] and [<part>]."""
+    made: dict[str, dict[str, object]] = json.loads(canonical_json({"data": config.data, part: getattr(config, part)}))
+    train = made[part]["train"]
+    assert isinstance(train, dict)
+    for table, added in ((made["data"], _ADDED["data"]), (made[part], _ADDED["part"]), (train, _ADDED["train"])):
+        for key, value in added.items():
+            if key in table and table[key] == value:
+                del table[key]
+    return made
+
+
+def check_resumed(
+    before: Mapping[str, Mapping[str, object]], now: Mapping[str, Mapping[str, object]], part: Part
+) -> None:
+    """Raise ConfigError where a recipe does not fit the weights that an earlier form of it made."""
+    pairs = [(f"[{part}] {key}", before[part].get(key), now[part].get(key)) for key in _FIXED]
+    pairs.append(("[data] size", before["data"].get("size"), now["data"].get("size")))
+    for name, old, new in pairs:
+        if old != new:
+            raise ConfigError(
+                f"{name} is {json.dumps(new)}, but this run was trained with {json.dumps(old)}: restore it, or name another "
+                "folder in `run`"
+            )
+
+
 def read_train_config(path: Path) -> TrainConfig:
-    """The run that a TOML file describes. Raises ConfigError naming the key."""
+    """The run that a TOML file describes. Raises ConfigError with the name of a wrong key."""
     return from_mapping(TrainConfig, read_toml(path), path.name)

@@ -1,9 +1,9 @@
-"""One worker among those that train together: its device, its rows of a batch, and the mean of all gradients.
+"""One of the workers that train together: its device, its rows of a batch, and the mean of all gradients.
 
-Reads RANK and WORLD_SIZE where torchrun has set them; writes nothing. A crew of one needs no process group; a larger one
-uses torch.distributed's default group, made by Ray Train (pipeline/training/ray.py) or from torchrun's variables. Each worker
-takes every `size`-th row of the same global batch, so that the crew's gradient is the one that a single worker would have
-had with all rows.
+Reads RANK, WORLD_SIZE and LOCAL_RANK where torchrun has set them; writes nothing. A crew of one needs no process group. A
+larger one uses the default group of torch.distributed, made by Ray Train (pipeline/training/ray.py) or from torchrun's
+variables. Each worker takes every `size`-th row of the same global batch, so that the gradient of the crew equals that of a
+single worker with all rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crew:
-    """Worker `rank` of `size`. device "auto" is the GPU where there is one; threads 0 leaves torch's own number."""
+    """Worker `rank` of `size`. device "auto" is the GPU where there is one; threads 0 leaves the number of threads as it is."""
 
     device: str = "auto"
     threads: int = 0
@@ -29,7 +29,7 @@ class Crew:
 
     @staticmethod
     def of_environment(device: str, threads: int) -> Crew:
-        """This process's place as torchrun's variables tell it, its process group joined; alone where there are none."""
+        """The place that torchrun's variables give this process, with its process group joined; alone without variables."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return Crew(device, threads)
@@ -47,7 +47,7 @@ class Crew:
         return self.rank == 0
 
     def prepare(self) -> None:
-        """Set this process up for training: threads, and denormals flushed (they cost a CPU a factor of tens)."""
+        """Set the number of threads, and flush denormal numbers, which slow a CPU down by a factor of tens."""
         import torch
 
         if self.threads:
@@ -61,18 +61,19 @@ class Crew:
         return torch.device(name)
 
     def mine(self, rows: Tensor) -> Tensor:
-        """This worker's share of a global batch's rows."""
+        """This worker's rows of a global batch."""
         return rows[self.rank :: self.size]
 
     @property
     def average(self) -> Callable[[Sequence[Tensor]], None] | None:
+        """Replaces tensors by their mean over all workers; None for a crew of one."""
         return None if self.size == 1 else self._average
 
     def _average(self, gradients: Sequence[Tensor]) -> None:
         import torch
         import torch.distributed as dist
 
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not hundreds
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message instead of hundreds
         dist.all_reduce(flat)
         flat /= self.size
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
@@ -80,10 +81,10 @@ class Crew:
             gradient.copy_(mean.view_as(gradient))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All workers' (B / size, D) as (B, D) in the global batch's order; gradients reach each worker's own rows.
+        """The rows of all workers, (B / size, D) each, as (B, D) in the order of the global batch.
 
-        The backward pass sums what all workers' losses say of a row, which after `average` is the mean, as for one
-        worker: every worker computes the same loss of the same global batch.
+        Gradients reach the worker that made a row. Every worker computes the same loss of the same global batch; the
+        backward pass sums their gradients, and `average` makes the mean of the sum, as for one worker.
         """
         if self.size == 1:
             return rows

@@ -1,33 +1,29 @@
-"""Training of the encoder: an open_clip model, contrastive, several positives a row.
+"""Training of the encoder: an open_clip model with a contrastive loss and several positives a row.
 
 Reads the run's pictures. Writes the part's folder (see training/run.py) and `model/` (see training/trained.py).
 
 A batch holds contents in pairs: two pictures of one content, in two styles where there are two. A caption names the content,
-or content and style, or the style alone; every picture that it is true of is a positive.
+the content and the style, or the style alone. Every picture that a caption is true of is a positive of it.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from pipeline.storage import Storage
-from pipeline.training.config import EncoderConfig, TrainConfig
-from pipeline.training.data import LabelledPictures, read_pictures, training_rows
-from pipeline.training.loop import load_average, say_report
-from pipeline.training.sheets import curve_picture
+from pipeline.training.config import EncoderConfig
+from pipeline.training.data import LabelledPictures
 from pipeline.training.trained import build_encoder, embed_pictures, embed_texts, save_encoder, to_model
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipeline.execution import Progress
-    from pipeline.training.crew import Crew
+    from pipeline.training.loop import PartRun
+    from pipeline.training.trained import Clip, Tokenizer
 
 CONTENT, BOTH, STYLE = 0, 1, 2
 
@@ -39,12 +35,12 @@ _STYLE = ("in the style of {1}", "{1}", "a {1} picture")
 
 
 def style_words(style: str) -> str:
-    """A style's name as a caption says it."""
+    """The name of a style as words of a caption."""
     return style.replace("-", " ").replace("_", " ")
 
 
 def with_style(caption: str, style: str) -> str:
-    """The prompt that asks for a style in words (the paper's postfix)."""
+    """The prompt that names a style in words, as the paper appends it."""
     return f"{caption} in the style of {style_words(style)}"
 
 
@@ -67,14 +63,14 @@ class Names:
 
 
 def draw_rows(names: Names, batch: int, generator: torch.Generator) -> Tensor:
-    """(batch,) rows: half of them by chance, each followed by another picture of its content where there is one."""
+    """(batch,) rows: half of them at random, each followed by another picture of its content where there is one."""
     import torch
 
     first = torch.randint(len(names.contents), (batch // 2,), generator=generator)
     same = names.contents[first][:, None] == names.contents[None, :]
     same[torch.arange(len(first)), first] = False
     weights = same.float()
-    weights[~same.any(dim=1)] = 1.0  # a content with one picture: any other
+    weights[~same.any(dim=1)] = 1.0  # a content with one picture is followed by any picture
     second = torch.multinomial(weights, 1, generator=generator)[:, 0]
     return torch.stack([first, second], dim=1).flatten()
 
@@ -82,12 +78,13 @@ def draw_rows(names: Names, batch: int, generator: torch.Generator) -> Tensor:
 def draw_texts(
     pictures: LabelledPictures, rows: Sequence[int], config: EncoderConfig, seed: int
 ) -> tuple[list[str], list[int]]:
-    """One caption a row, and what it names: CONTENT, BOTH or STYLE."""
+    """One caption a row, and its kind: CONTENT, BOTH or STYLE."""
     die = random.Random(seed)
     texts, kinds = [], []
     for row in rows:
         throw = die.random()
         kind = STYLE if throw < config.style_only else BOTH if throw < config.style_only + config.both else CONTENT
+        kind = kind if pictures.styles[row] else CONTENT
         content = pictures.captions[row]
         if pictures.tags[row] and die.random() < config.tags:
             content = pictures.tags[row]
@@ -106,10 +103,10 @@ def positives(contents: Tensor, styles: Tensor, kinds: Tensor) -> Tensor:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """Mean over rows of -log softmax averaged over the row's positives, captions to pictures and back.
+    """-log softmax, its mean over the positives of a row and over the rows, from captions to pictures and back.
 
-    images, texts (B, D) unit rows; scale the temperature's inverse; true (B, B) as `positives` gives it. With one positive
-    a row this is CLIP's loss; the mean outside the logarithm is arXiv 2004.11362's.
+    images, texts (B, D) unit rows; scale the inverse of the temperature; true (B, B) as `positives` gives it. With one
+    positive a row this is the loss of CLIP. The mean is outside the logarithm, as in arXiv 2004.11362.
     """
     from torch.nn import functional as F
 
@@ -123,7 +120,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 pictures moved by up to 3 pixels and, half of them, mirrored; the border is repeated."""
+    """uint8 pictures (B, 3, H, W) moved by up to 3 pixels, the border repeated; half of them are mirrored."""
     import torch
     from torch.nn import functional as F
 
@@ -138,69 +135,56 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return moved
 
 
-def train_encoder(config: TrainConfig, folder: Path, progress: Progress, crew: Crew, resume: bool) -> Path:
-    """Train, and save the averaged weights; see pipeline.train.train."""
+def train_encoder(run: PartRun) -> Path:
+    """Train, and save the averaged weights. Returns the folder of the model."""
     import torch
     from torch.nn import functional as F
 
-    from rdm.train import CURVE, fit
-
-    part = config.encoder
+    part, device, crew = run.config.encoder, run.device, run.crew
     assert part is not None
-    device = crew.torch_device()
-    everything = read_pictures(config.data, config.folder())
-    rows = training_rows(everything, config.data)
-    pictures = everything.take(rows)
+    found = run.read_pictures()
+    everything, pictures = found.everything, found.chosen
+    pictures.require_captions("the encoder")
     names = Names.of(pictures)
-    progress.say(f"encoder: {len(pictures)} pictures to train on, {len(everything) - len(pictures)} held out")
+    run.say(f"{len(pictures)} pictures to train on, {len(everything) - len(pictures)} held out")
     network, tokenizer = build_encoder(part.model, part.train.seed)
-    net: Any = network
-    net.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
-        chosen = draw_rows(names, part.train.batch, generator)
-        texts, kinds = draw_texts(pictures, chosen.tolist(), part, seed=(part.train.seed << 32) + step)
+    def loss(index: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        chosen = draw_rows(names, part.train.rows, generator)
+        texts, kinds = draw_texts(pictures, chosen.tolist(), part, seed=(part.train.seed << 32) + index)
         pixels = augment(pictures.pixels[chosen], generator)
-        images = net.encode_image(to_model(crew.mine(pixels)).to(device, memory_format=torch.channels_last))
-        words = net.encode_text(crew.mine(tokenizer(texts)).to(device))
+        images = network.encode_image(to_model(crew.mine(pixels)).to(device, memory_format=torch.channels_last))
+        words = network.encode_text(crew.mine(tokenizer(texts)).to(device))
         images, words = (crew.gather(F.normalize(made.float(), dim=-1)) for made in (images, words))
         true = positives(names.contents[chosen], names.styles[chosen], torch.tensor(kinds)).to(device)
-        scale = net.logit_scale.exp().clamp(max=100)
+        scale = network.logit_scale.exp().clamp(max=100)
         contrast = contrastive_loss(images, words, scale, true)
         apart = (images.mean(dim=0) - words.mean(dim=0)).square().sum()
         best = (words @ images.T).argmax(dim=1)
         right = true[torch.arange(len(best), device=device), best].float().mean()
         return contrast + part.gap * apart, {"found": right, "gap": apart, "scale": scale}
 
-    def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        twin = load_average(live, weights)
-        figures = evaluate_encoder(twin, tokenizer, everything, set(rows), device)
-        progress.say(f"encoder: step {step}, " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-        Storage(str(folder)).write_text("figures.json", json.dumps({"step": step, **figures}, indent=1))
-        curve_picture(folder / CURVE, folder / "curve.png", ("loss", "found", "gap"))
-        save_encoder(twin, part.model, folder / "model")
+    def keep(step: int, twin: nn.Module) -> None:
+        model = cast("Clip", twin)
+        figures = evaluate_encoder(model, tokenizer, everything, set(found.rows), device)
+        run.say(f"step {step}, " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        run.write_figures(step, figures, indent=1)
+        save_encoder(model, part.model, run.folder / "model")
 
-    fit(
-        network, loss, part.train.loop(), folder, resume=resume, average=crew.average, writes=crew.first,
-        on_report=say_report(progress, "encoder", part.train.batch) if crew.first else None, on_save=on_save,
-    )  # fmt: skip
-    return folder / "model"
+    return run.fit(network, loss, keep, ("loss", "found", "gap"))
 
 
 def evaluate_encoder(
-    network: nn.Module,
-    tokenizer: Any,
-    pictures: LabelledPictures,
-    trained: set[int],
-    device: torch.device,
+    network: Clip, tokenizer: Tokenizer, pictures: LabelledPictures, trained: set[int], device: torch.device,
     most: int = 4000,
-) -> dict[str, float]:
-    """What `most` captions and pictures, evenly chosen, find among all pictures.
+) -> dict[str, float]:  # fmt: skip
+    """Retrieval figures of `most` captions and pictures, evenly chosen, among all pictures.
 
-    recall10_*      share of captions whose content is among the ten nearest pictures of the caption's picture's style, for
-                    contents trained on (`trained` holds rows), held out, and of styles held out whole
-    same_style_*    share of those pictures' twelve nearest others that share their style
-    style_text      share of pictures of the styles trained on whose nearest style name is theirs
+    recall10_*      share of captions whose content is among the ten nearest pictures in the style of the caption's picture,
+                    for contents trained on (`trained` holds rows), held out, and of styles held out whole
+    same_style_*    share of the twelve nearest others of those pictures that share their style
+    style_text      share of pictures of the styles trained on whose nearest style name is their own
     """
     import torch
 

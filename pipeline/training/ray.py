@@ -1,15 +1,15 @@
-"""Training on several workers: Ray Train starts them and makes their process group, pipeline/training/run.py does the work.
+"""Training on several workers. Ray Train starts them and makes their process group; pipeline/training/run.py does the work.
 
-Reads what pipeline.train reads, on every worker: on several nodes the run's folder and its pictures have to be on a shared
-disk. Writes what pipeline.train writes, by the first worker alone. A worker that dies ends the run; the same command with
---resume goes on from the last save.
+Reads what pipeline/training/run.py reads, on every worker: on several nodes the run's folder and its pictures must be on a
+shared disk. The first worker alone writes. A worker that dies ends the run; the same command with --resume continues from
+the last save.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from pipeline.errors import JobError
 from pipeline.installation import python_path
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 def train_on_ray(
     part: Part, config: TrainConfig, progress: Progress, *, workers: int, address: str = "", resume: bool = False
 ) -> Path:
-    """Train one part on `workers` workers, a GPU each where the cluster has them; the folder of the finished model.
+    """Train one part on `workers` workers, each with a GPU where the cluster has enough. Returns the model's folder.
 
-    Every batch of the config is shared out: the gradient is the one that a single worker would have had. Raises JobError
-    where a worker failed, with its message.
+    The workers share every batch, so that the gradient equals that of a single worker. Raises JobError for a batch that
+    cannot be shared equally, and where a worker failed, with its message.
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     steps = getattr(config, part)
-    if steps is not None and steps.train.batch % workers:
-        raise JobError(f"a batch of {steps.train.batch} does not go into {workers} workers: choose a multiple")
+    if steps is not None and steps.train.rows % workers:
+        raise JobError(f"a pass has {steps.train.rows} pictures; a multiple of the {workers} workers was expected")
     began = not ray.is_initialized()
     if began:
         local = {} if address else {"include_dashboard": False}
@@ -42,26 +42,34 @@ def train_on_ray(
         gpu = ray.cluster_resources().get("GPU", 0) >= workers and config.device != "cpu"
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"part": part, "config": config, "folder": str(config.folder().absolute()),
-                               "directory": str(Path.cwd()), "resume": resume},
+            train_loop_config={"part": part, "config": config, "directory": str(Path.cwd()), "resume": resume},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(storage_path=str((config.folder() / "ray").absolute()), name=part),
         )  # fmt: skip
-        progress.say(f"{part}: {workers} workers, {'a GPU each' if gpu else 'on CPUs'}")
+        progress.say(f"{part}: {workers} workers, {'each with a GPU' if gpu else 'on CPUs'}")
         result = trainer.fit()
     except ray.exceptions.RayError as error:
-        raise JobError(f"training {part} on Ray failed: {error}; mend the cause and go on with --resume") from error
+        raise JobError(f"training {part} on Ray failed: {error}; fix the cause and resume with --resume") from error
     finally:
         if began:
             ray.shutdown()
     if result.error is not None:
-        raise JobError(f"training {part} on Ray failed: {result.error}; mend the cause and go on with --resume")
+        raise JobError(f"training {part} on Ray failed: {result.error}; fix the cause and resume with --resume")
     return config.folder() / part / "model"
 
 
-def _work(given: dict[str, Any]) -> None:
-    """One worker: the same function that a single process runs, with its place in the crew."""
+class _Order(TypedDict):
+    """What a worker is sent."""
+
+    part: Part
+    config: TrainConfig
+    directory: str
+    resume: bool
+
+
+def _work(given: _Order) -> None:
+    """One worker: the function that a single process runs, with the worker's place in the crew."""
     import ray.train
 
     from pipeline.execution import Progress
@@ -70,7 +78,7 @@ def _work(given: dict[str, Any]) -> None:
 
     os.chdir(given["directory"])
     place = ray.train.get_context()
-    config: TrainConfig = given["config"]
+    config = given["config"]
     device = config.device
     if device == "auto":
         import ray.train.torch

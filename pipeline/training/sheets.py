@@ -1,6 +1,6 @@
 """Contact sheets and curves of a training run, as PNG files.
 
-Writes the file it is told to, whole. Draws with Pillow alone, so that no plotting library is needed.
+Writes the file that it is given, whole or not at all. Draws with Pillow, so that no plotting library is needed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 
-def sheet(pictures: Tensor, path: Path, columns: int = 16, scale: int = 1) -> None:
-    """Pictures (N, 3, S, S) in [0, 1] in rows of `columns`, two pixels apart."""
+def sheet(pictures: Tensor, path: Path, columns: int = 16) -> None:
+    """Write pictures (N, 3, S, S) in [0, 1] in rows of `columns`, two pixels apart."""
     import torch
     from PIL import Image
 
@@ -25,9 +26,10 @@ def sheet(pictures: Tensor, path: Path, columns: int = 16, scale: int = 1) -> No
         y, x = divmod(i, columns)
         ground[:, y * (height + 2) : y * (height + 2) + height, x * (width + 2) : x * (width + 2) + width] = picture
     array = (ground.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(array)
-    if scale > 1:
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    _write_png(Image.fromarray(array), path)
+
+
+def _write_png(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.png")
     image.save(part)
@@ -35,7 +37,7 @@ def sheet(pictures: Tensor, path: Path, columns: int = 16, scale: int = 1) -> No
 
 
 def curve_picture(curve: Path, path: Path, names: Sequence[str], size: tuple[int, int] = (720, 260)) -> None:
-    """One panel a name: the value over the steps, with its range and its last value written beside it."""
+    """Write one panel a name: the value over the steps, its range and its last value."""
     from PIL import Image, ImageDraw
 
     from rdm.train import read_curve
@@ -52,7 +54,10 @@ def curve_picture(curve: Path, path: Path, names: Sequence[str], size: tuple[int
         if len(points) < 2:
             continue
         values = sorted(value for _, value in points)
-        low, high = values[0], values[min(len(values) - 1, int(0.98 * len(values)))]  # the first steps off the chart
+        low, high = (
+            values[0],
+            values[min(len(values) - 1, int(0.98 * len(values)))],
+        )  # the first steps are often far above the rest
         span, last = max(high - low, 1e-9), max(points[-1][0], 1)
         line = [
             (60 + (width - 80) * step / last, top + height - 30 - (height - 50) * min(1.0, (value - low) / span))
@@ -63,6 +68,4 @@ def curve_picture(curve: Path, path: Path, names: Sequence[str], size: tuple[int
         pen.text((4, top + height - 42), f"{low:.3g}", fill="black")
         pen.text((width - 150, top + 4), f"last {points[-1][1]:.4g}", fill="#1f5fa8")
         pen.text((60, top + height - 26), f"step {int(points[0][0])} to {int(last)}", fill="black")
-    part = path.with_suffix(".part.png")
-    image.save(part)
-    part.replace(path)
+    _write_png(image, path)
