@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of tomllib: also nesting and numbers of many digits
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
 
 

@@ -285,7 +285,7 @@ def test_a_command_that_there_is_not_is_never_scheduled(tmp_path: Path) -> None:
     (tmp_path / "typo.toml").write_text('command = "build-indx"\n[schedule]\ncron = "1 2 * * *"\n')
     result = CliRunner().invoke(app, ["render", str(tmp_path / "typo.toml"), "--target", "crontab"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "'build-indx' is no rdmpipe command (did you mean 'build-index'?)" in result.stderr
+    assert "'build-indx' is not an rdmpipe command (did you mean 'build-index'?)" in result.stderr
 
 
 @pytest.mark.process

@@ -1,17 +1,19 @@
-"""Picture files into RGB on white: hostile and odd ones too. Perceptual hash and thumbnail.
+"""Picture files into RGB pixels on white, with bounds on memory and time; perceptual hash and thumbnail.
 
-Reads: bytes. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is one of: empty,
-not_an_image, corrupt, truncated, too_large. Colour profiles are ignored, as CLIP's own training did. Does not promise the same
-pixels under another libjpeg.
+Reads: bytes, which may come from anybody. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is
+one of: empty, not_an_image, corrupt, truncated, too_large. Before it is decoded, a picture's size is bounded in pixels
+(`max_pixels`), in bytes that decoding takes (`MAX_BYTES`) and, for JPEG, in scans times pixels (`MAX_SCANNED`). Colour profiles
+are ignored, as in CLIP's own training. Does not promise the same pixels under another libjpeg.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,18 +24,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-MAX_PIXELS = 178_956_970  # what Pillow itself refuses: twice the quarter gigabyte of its warning
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+
+MAX_BYTES = 2 << 30  # that decoding a picture and its RGB pixels may take
+
+MAX_SCANNED = 3_000_000_000  # scans times pixels of a JPEG; a progressive one usually has 10 scans
 
 DRAFT_SIDE = 512  # a JPEG is decoded at 1/2, 1/4 or 1/8 as long as its shorter side keeps this many pixels
 
 THUMBNAIL_SIDE = 256
 
-# Formats without an interpreter behind them (EPS would start Ghostscript) and with a signature to know them by.
+# Formats that run no interpreter (EPS would start Ghostscript) and have a signature.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # as far as Pillow has them
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 _ORIENTATION = 0x0112
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
+
+# Bytes that Pillow holds for a pixel of a mode; 4 for all others.
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+
+# Bytes that a format's decoder holds for a pixel besides Pillow's image.
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 16, "TIFF": 4}
+
+_STRIP_PIXELS = 1 << 22  # conversions work on this many pixels at a time
 
 # EXIF orientation -> name of the PIL.Image.Transpose that undoes it
 _UPRIGHT = {
@@ -49,7 +65,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture: RGB on white, upright. width and height are the file's, upright; `reduced`: image is smaller."""
+    """A picture in RGB on white, upright. width, height: the file's size, upright; `reduced`: the image is smaller than it."""
 
     image: Image
     width: int
@@ -57,7 +73,7 @@ class DecodedImage:
     reduced: bool
 
     @cached_property
-    def pixels(self) -> NDArray[Any]:
+    def pixels(self) -> NDArray[np.uint8]:
         """The image as (H, W, 3) uint8, writable."""
         return np.array(self.image)
 
@@ -79,6 +95,7 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
             raise PictureError("too_large", f"{size[0]} x {size[1]} pixels; at most {max_pixels} are decoded")
         if side and hasattr(image, "draft"):
             image.draft(None, (side, side))
+        _check_cost(image, data, size)
         reduced = image.size != size
         image.load()
         size = size if reduced else image.size  # TIFF turns itself upright in load()
@@ -90,7 +107,7 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         if data.startswith(_SIGNATURES):
             raise PictureError("corrupt", "the file's header cannot be read") from error
         raise PictureError("not_an_image", f"begins with {data[:16]!r}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("too_large", str(error)) from error
     except Exception as error:  # decoders raise whatever their format's parser trips over
         text = f"{type(error).__name__}: {error}"[:200]
@@ -145,43 +162,89 @@ def _orientation(image: Image) -> int:
         return 1
 
 
+def _check_cost(image: Image, data: bytes, size: tuple[int, int]) -> None:
+    """Raise PictureError where decoding would take more bytes or more passes than allowed. size: before any reduction."""
+    pixels, whole = image.size[0] * image.size[1], size[0] * size[1]
+    each = _MODE_BYTES.get(image.mode, 4) + _DECODER_BYTES.get(image.format or "", 0)
+    each += 3 + (0 if image.mode == "RGB" else 4)  # the array of pixels, and the RGB image where it is another
+    cost = pixels * each
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans * whole > MAX_SCANNED:
+            raise PictureError("too_large", f"{scans} scans of {size[0]} x {size[1]} pixels")
+        if scans > 1:
+            cost += 6 * whole  # libjpeg keeps the coefficients of all pixels, 2 bytes each
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        sides = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+        if all(isinstance(side, int) for side in sides):
+            cost += 16 * sides[0] * sides[1]
+    if cost > MAX_BYTES:
+        shown = f"{image.size[0]} x {image.size[1]} pixels of {image.format} {image.mode}"
+        raise PictureError("too_large", f"{shown} take {cost >> 20} MB; at most {MAX_BYTES >> 20} MB are used")
+
+
+def _strips(image: Image) -> Iterator[tuple[int, int, Image]]:
+    """(first row, row behind the last, part of the image): a conversion of a part needs little memory."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        yield top, bottom, image.crop((0, top, width, bottom))
+
+
 def _on_white(image: Image) -> Image:
     """RGB, transparency composited on white, 16-bit and float samples scaled to 8 bits."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        return _grey((np.asarray(image).astype(np.float32)) / 257.0)
-    if image.mode == "I":  # 32-bit integers: what 16-bit greyscale PNGs were in older Pillows
-        values = np.asarray(image).astype(np.float64)
-        return _grey(values / 257.0 if values.max(initial=0) > 255 else values)
-    if image.mode == "F":
-        floats = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=1e9, neginf=-1e9)
-        return _grey(floats * 255.0 if floats.max(initial=0) <= 1.0 else floats)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grey(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode == "La":
-            image = image.convert("LA")
-        layers = image.convert("RGBA")
-        ground = Image.new("RGB", layers.size, (255, 255, 255))
-        ground.paste(layers, mask=layers.getchannel("A"))
+        ground = Image.new("RGB", image.size, (255, 255, 255))
+        for top, _, strip in _strips(image):
+            layers = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+            ground.paste(layers, (0, top), mask=layers.getchannel("A"))
         return ground
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey(values: NDArray[Any]) -> Image:
+def _grey(image: Image) -> Image:
+    """16-bit, 32-bit integer or float samples as RGB.
+
+    16 bits: 0..65535 is black to white. 32-bit integers: the same where any is above 255, else 0..255. Floats: 0..1 where none
+    is above 1, else 0..255.
+    """
     from PIL import Image
 
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        factor = 1 / 257.0
+    else:
+        largest = max((float(_samples(strip).max(initial=0)) for _, _, strip in _strips(image)), default=0.0)
+        factor = (1 / 257.0 if largest > 255 else 1.0) if image.mode == "I" else (255.0 if largest <= 1.0 else 1.0)
+    grey = np.empty((image.size[1], image.size[0]), np.uint8)
+    for top, bottom, strip in _strips(image):
+        values = _samples(strip)
+        scaled = values / 257.0 if factor < 1 else values * factor
+        grey[top:bottom] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _samples(strip: Image) -> NDArray[np.float32] | NDArray[np.float64]:
+    """The samples of a strip of one band, finite. 16 bits fit float32."""
+    if strip.mode.startswith("I;16"):
+        return np.asarray(strip).astype(np.float32)
+    return np.nan_to_num(np.asarray(strip).astype(np.float64), posinf=1e9, neginf=-1e9)
 
 
 @lru_cache(maxsize=1)
-def _cosines() -> NDArray[Any]:
+def _cosines() -> NDArray[np.float64]:
     """The first 8 rows of the 32-point DCT-II, (8, 32), unscaled."""
     k, n = np.arange(8)[:, None], np.arange(32)[None, :]
-    cosines: NDArray[Any] = np.cos(np.pi * k * (2 * n + 1) / 64)
+    cosines: NDArray[np.float64] = np.cos(np.pi * k * (2 * n + 1) / 64)
     return cosines
 
 
-def perceptual_hash(pixels: NDArray[Any]) -> str:
+def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
     """64-bit perceptual hash of (H, W, 3) uint8 pixels as 16 hex digits: near-equal pictures differ in few bits.
 
     Resized to 32 x 32 (bilinear with antialias), luma (ITU-R 601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row
@@ -193,7 +256,7 @@ def perceptual_hash(pixels: NDArray[Any]) -> str:
     return np.packbits(low.ravel() > np.median(low)).tobytes().hex()
 
 
-def thumbnail(pixels: NDArray[Any], side: int = THUMBNAIL_SIDE) -> bytes:
+def thumbnail(pixels: NDArray[np.uint8], side: int = THUMBNAIL_SIDE) -> bytes:
     """(H, W, 3) uint8 pixels as a JPEG of at most `side` pixels a side, never enlarged. Same pixels, same bytes."""
     from PIL import Image
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
-def resize(pixels: NDArray[Any], width: int, height: int, interpolation: str) -> NDArray[Any]:
-    """(H, W, 3) uint8 resized with antialias, as Pillow does it up to rounding; in the calling thread alone."""
+def resize(pixels: NDArray[np.uint8], width: int, height: int, interpolation: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 resized with antialias, equal to Pillow's result up to rounding. Uses the calling thread only.
+
+    interpolation: bilinear or bicubic.
+    """
     import torch
 
-    values = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last, which has the quick kernel
+    values = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last: torch has a fast kernel for it
     made = torch.nn.functional.interpolate(values, size=(height, width), mode=interpolation, antialias=True)
-    found: NDArray[Any] = made[0].permute(1, 2, 0).contiguous().numpy()
+    found: NDArray[np.uint8] = made[0].permute(1, 2, 0).contiguous().numpy()
     return found

@@ -43,21 +43,20 @@ class Cron:
 
 
 def parse_cron(text: str, where: str = "schedule") -> Cron:
-    """Raises ConfigError for anything but five good fields."""
+    """The expression in `text`. Raises ConfigError where it has not five valid fields, or never fires."""
     fields = text.split()
-    if len(fields) != 5:
+    if len(fields) != 5 or not (text.isascii() and len(text) <= 1000):
         raise ConfigError(
-            f"{where}: {text!r} has {len(fields)} fields; a cron expression has five: minute, hour, day of month, month, "
+            f"{where}: {text[:200]!r} has {len(fields)} fields; a cron expression has five: minute, hour, day of month, month, "
             "day of week, as in '15 2 * * *' for 2:15 every night"
         )
     values = [_values(field, spec, where) for field, spec in zip(fields, _FIELDS, strict=True)]
-    weekdays = tuple(sorted({day % 7 for day in values[4]}))
     minutes, hours, days, months, weekdays = values
     sunday_is_0 = tuple(sorted({day % 7 for day in weekdays}))
     any_day, any_weekday = fields[2].startswith("*"), fields[4].startswith("*")
     made = Cron(" ".join(fields), minutes, hours, days, months, sunday_is_0, any_day, any_weekday)
     if not any(made.on(datetime.date(2024, 1, 1) + datetime.timedelta(days=day)) for day in range(366)):
-        raise ConfigError(f"{where}: {text!r} never fires: no month of its has such a day")
+        raise ConfigError(f"{where}: {text!r} never fires: its months have no such day")
     return made
 
 
@@ -68,14 +67,14 @@ def _values(field: str, spec: tuple[str, int, int], where: str) -> tuple[int, ..
     for part in field.lower().split(","):
         body, slash, step_text = part.partition("/")
         first, dash, last = body.partition("-")
-        step = int(step_text) if step_text.isdigit() else 0
+        step = _digits(step_text) or 0
         start = _number(first, names, low)
         stop = _number(last, names, low) if dash else high if slash and first != "*" else start
         if first == "*" and not dash:
             start, stop = low, min(high, 6) if name == "day of week" else high
         if (slash and step < 1) or start is None or stop is None or not low <= start <= stop <= high:
             raise ConfigError(
-                f"{where}: {name} {part!r} is none{nearest(part, names)}; use {low} to {high}"
+                f"{where}: {name} {part[:40]!r} is not valid{nearest(part[:40], names)}; use {low} to {high}"
                 f"{f' or {names[0]} to {names[-1]}' if names else ''}, as *, 5, 1-5, 1,3 or */10"
             )
         found.update(range(start, stop + 1, step or 1))
@@ -85,22 +84,27 @@ def _values(field: str, spec: tuple[str, int, int], where: str) -> tuple[int, ..
 def _number(text: str, names: tuple[str, ...], low: int) -> int | None:
     if text in names:
         return names.index(text) + low
-    return int(text) if text.isdigit() and text.isascii() else None
+    return _digits(text)
+
+
+def _digits(text: str) -> int | None:
+    """A short decimal number; None for anything else, such as ² or 5,000 digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else None
 
 
 def time_zone(name: str, where: str = "schedule") -> zoneinfo.ZoneInfo:
-    """Raises ConfigError for a name that is no IANA time zone."""
+    """The IANA time zone of that name. Raises ConfigError."""
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ConfigError(
-            f"{where}: {name!r} is no time zone{nearest(name, zoneinfo.available_timezones())}; use a name such as "
+            f"{where}: {name!r} is not a time zone{nearest(name, zoneinfo.available_timezones())}; use a name such as "
             "Europe/Berlin or Etc/UTC"
         ) from error
 
 
 def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datetime.datetime:
-    """The last time it fired at or before `now` (aware), in UTC. Local times that a clock change leaves out do not count."""
+    """The last time it fired at or before `now` (aware), in UTC. Local times that a clock change skips do not count."""
     local = now.astimezone(zone)
     for back in range(366 * 5):
         day = local.date() - datetime.timedelta(days=back)
@@ -116,7 +120,7 @@ def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datet
 
 
 def calendar_events(cron: Cron, zone: str) -> list[str]:
-    """systemd OnCalendar values: two where cron means either of two day fields, since systemd means both."""
+    """systemd OnCalendar values. Two where both day fields are given: cron needs one of them to match, systemd both."""
 
     def listed(values: tuple[int, ...], size: int) -> str:
         return "*" if len(values) == size else ",".join(f"{value:02d}" for value in values)

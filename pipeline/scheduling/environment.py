@@ -1,4 +1,4 @@
-"""What a job's command gets: its environment, arguments and secrets; and how secrets are kept out of all that is written.
+"""What a job's command gets: its environment, arguments and secrets.
 
 Reads the environment of this process. Writes nothing.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
 from pipeline.scheduling.jobfile import JobFile, LoadedJob
+from pipeline.scheduling.secrets import SHORTEST, hidden_forms
 
 TAKES_WORKERS = ("build-index", "download", "embed", "index", "generate")
 
@@ -24,6 +25,12 @@ def command_environment(loaded: LoadedJob) -> dict[str, str]:
         raise ConfigError(
             f"job {job.name}: secret {', '.join(missing)} not set. Set it in the environment of the process that runs the job "
             "(on a cluster: of its nodes; in Kubernetes: in the Secret the job names); it does not belong in the job file."
+        )
+    short = [name for name in job.environment.secrets if len(os.environ[name].strip()) < SHORTEST]
+    if short:
+        raise ConfigError(
+            f"job {job.name}: secret {', '.join(short)} has fewer than {SHORTEST} characters, too few to be removed from "
+            "output reliably; use a longer one"
         )
     absent = [text for text in (*job.environment.pip, *job.environment.uv) if not _installed(text)]
     if absent:
@@ -50,7 +57,7 @@ def _installed(requirement: str) -> bool:
 
 
 def command_arguments(job: JobFile, env: Mapping[str, str]) -> list[str]:
-    """The command's arguments; on a cluster, with the number of workers the job asks for at most."""
+    """The command's arguments. On a cluster they include the largest number of workers that the job allows."""
     given = list(job.arguments)
     if job.command in TAKES_WORKERS:
         if env.get("RAY_ADDRESS") and job.resources.workers_max and "--workers" not in given:
@@ -61,18 +68,11 @@ def command_arguments(job: JobFile, env: Mapping[str, str]) -> list[str]:
 
 
 def webhook_address(job: JobFile, env: Mapping[str, str]) -> str:
-    """The job's webhook, where it is a secret by its value; empty: none."""
+    """The job's webhook (the value of the secret where it names one); empty: none."""
     hook = job.report.webhook
     return env[hook[1:]] if hook.startswith("$") else hook
 
 
-def secrets(job: JobFile, env: Mapping[str, str]) -> dict[str, str]:
-    """Names by value, for `scrub`."""
-    return {env[name]: name for name in job.environment.secrets if len(env[name]) > 3}
-
-
-def scrub(text: str, hidden: Mapping[str, str]) -> str:
-    """The text with the values of secrets cut out."""
-    for value, name in hidden.items():
-        text = text.replace(value, f"[{name}]")
-    return text
+def hidden_values(job: JobFile, env: Mapping[str, str]) -> dict[str, str]:
+    """What must not be written, for `scrub`: all forms of the values of the job's secrets."""
+    return hidden_forms({name: env[name] for name in job.environment.secrets})

@@ -1,8 +1,7 @@
-"""Job files: one strict TOML for a run here, on a cluster, or from a schedule.
+"""Job files: one strict TOML file for a run here, on a cluster, or from a schedule.
 
-Reads: a file by path, or a shipped one by name (`nightly-wikiart`). Writes nothing. Secrets are named, never given:
-their values come from the environment the command runs in. Does not check
-that the command's arguments make sense: the command does.
+Reads: a file by path, or a shipped one by name (`nightly-wikiart`). Writes nothing. A job file names secrets and never holds
+their values: those come from the environment in which the command runs. The command checks its arguments, not this module.
 """
 
 from __future__ import annotations
@@ -20,20 +19,17 @@ from pipeline.config import default_home, from_mapping, parse_size, read_toml
 from pipeline.errors import ConfigError, nearest
 from pipeline.installation import data_folder
 from pipeline.scheduling.cron import Cron, latest, parse_cron, time_zone
+from pipeline.scheduling.secrets import secret_name, secret_shape
 
-NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
 
-OBJECT = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+OBJECT = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
 
-SLOT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?$")
+SLOT = re.compile(r"[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?\Z")
 
-VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 LONGEST_NAME = 30  # with slot and attempt it names Kubernetes objects, and KubeRay allows 47 characters
-
-_SECRET_WORDS = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)($|_)", re.I
-)
 
 Overlap = Literal["forbid", "wait", "replace"]
 
@@ -175,9 +171,9 @@ def _from_environment(name: str) -> LoadedJob:
         raise ConfigError(f"env:{name}: no such environment variable; it should hold a job file's text")
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"env:{name}: not a job file: {error}") from error
-    if "environment" in table:
+    if isinstance(table.get("environment"), dict):
         table["environment"].pop("working_dir", None)
     loaded = LoadedJob(_checked(Path(name), table), text, Path.cwd())
     return with_home(loaded, os.environ.get("RDMPIPE_HOME"))  # the submitter's, the job's own included
@@ -190,11 +186,11 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
             f"{path.name}: name {job.name!r}: use lower-case letters and digits, words joined by -, at most {LONGEST_NAME} "
             "characters (it names Kubernetes objects)"
         )
-    if not re.match(r"^[a-z][a-z-]*$", job.command):
-        raise ConfigError(f"{path.name}: command {job.command!r} is no rdmpipe command; arguments go to `arguments`")
-    for what, text in (("title", job.title), ("environment home", job.environment.home)):
-        if not text.isprintable():
-            raise ConfigError(f"{path.name}: {what} {text!r}: use one line of plain text (crontabs and units hold it)")
+    if not re.fullmatch(r"[a-z][a-z-]*", job.command):
+        raise ConfigError(
+            f"{path.name}: command {job.command!r} is not an rdmpipe command; put arguments into `arguments`"
+        )
+    _check_texts(path.name, job)
     parse_duration(job.timeout, f"{path.name} timeout")
     parse_duration(job.retry_wait, f"{path.name} retry_wait", zero=True)
     parse_duration(job.kubernetes.keep, f"{path.name} kubernetes keep")
@@ -212,6 +208,21 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
     return job
 
 
+def _check_texts(where: str, job: JobFile) -> None:
+    """Texts that crontabs, units, logs and reports hold: one line each, and no credentials."""
+    for what, text in (("title", job.title), ("environment home", job.environment.home)):
+        if not text.isprintable():
+            raise ConfigError(f"{where}: {what} {text!r}: use one line of plain text (crontabs and units hold it)")
+    places = {"environment home": job.environment.home, "report webhook": job.report.webhook, "title": job.title}
+    for what, text in (*places.items(), *(("arguments", argument) for argument in job.arguments)):
+        shape = secret_shape(text)
+        if shape:
+            raise ConfigError(
+                f"{where}: {what} holds {shape}. Job files are shown to everybody who sees the cluster: pass it in an "
+                "environment variable that `secrets` names"
+            )
+
+
 def _check_resources(where: str, need: WorkerResources) -> None:
     parse_size(need.memory, f"{where} resources memory")
     if need.cpus <= 0 or need.gpus < 0:
@@ -226,18 +237,24 @@ def _check_resources(where: str, need: WorkerResources) -> None:
 def _check_environment(path: Path, environment: Environment) -> None:
     for name in (*environment.variables, *environment.secrets):
         if not VARIABLE.match(name):
-            raise ConfigError(f"{path.name} environment: {name!r} is no name of an environment variable")
-    for name in environment.variables:
-        if _SECRET_WORDS.search(name):
+            raise ConfigError(f"{path.name} environment: {name!r} is not a name of an environment variable")
+    for name, value in environment.variables.items():
+        shape = secret_shape(value)
+        if shape or secret_name(name, value):
             raise ConfigError(
-                f"{path.name} environment variables: {name} looks like a secret. Take its value out of the file and add its "
-                f'name to secrets = ["{name}"]: the value then comes from the environment and is never written down.'
+                f"{path.name} environment variables: {name} looks like {shape or 'a secret'}. Take its value out of the "
+                f'file and add its name to secrets = ["{name}"]: the value then comes from the environment, and is not written '
+                "down."
+            )
+        if "\0" in value:
+            raise ConfigError(
+                f"{path.name} environment variables: {name} holds a zero byte, which no variable can hold"
             )
     if environment.pip and environment.uv:
         raise ConfigError(f"{path.name} environment: give requirements as pip or as uv, not both")
     given = environment.working_dir
     if given and not (path.resolve().parent / Path(given).expanduser()).is_dir():
-        raise ConfigError(f"{path.name} environment: working_dir {given!r} is no directory beside the job file")
+        raise ConfigError(f"{path.name} environment: working_dir {given!r} is not a directory beside the job file")
 
 
 def _check_kubernetes(where: str, k8s: Kubernetes) -> None:
@@ -245,11 +262,11 @@ def _check_kubernetes(where: str, k8s: Kubernetes) -> None:
         value = getattr(k8s, name)
         if not OBJECT.match(value) and (value or name == "namespace"):
             raise ConfigError(
-                f"{where} kubernetes {name}: {value!r} is no Kubernetes name; use lower-case letters, digits and -, at most 63"
+                f"{where} kubernetes {name}: {value!r} is not a Kubernetes name; use lower-case letters, digits and -"
             )
     if not k8s.image or not k8s.image.isprintable() or " " in k8s.image:
         raise ConfigError(
-            f"{where} kubernetes image: {k8s.image!r} is no image; write it as registry.example/rdmpipe:0.1.0"
+            f"{where} kubernetes image: {k8s.image!r} is not an image name; write it as registry.example/rdmpipe:0.1.0"
         )
 
 
@@ -266,6 +283,8 @@ def with_home(loaded: LoadedJob, home: str | None) -> LoadedJob:
     """The job with another home, as `--home` asks."""
     if not home:
         return loaded
+    if not home.isprintable():
+        raise ConfigError(f"--home {home!r}: use one line of plain text (crontabs and units hold it)")
     return replace(loaded, job=replace(loaded.job, environment=replace(loaded.job.environment, home=home)))
 
 
@@ -273,6 +292,6 @@ def parse_duration(text: str, where: str, zero: bool = False) -> float:
     """Seconds in `90s`, `30m`, `6h`, `2d`. Raises ConfigError."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = text.strip()[:-1], text.strip()[-1:]
-    if unit not in units or not re.match(r"^\d+(\.\d+)?$", number) or (float(number) == 0 and not zero):
-        raise ConfigError(f"{where}: {text!r} is no length of time; write it as 90s, 30m, 6h or 2d")
+    if unit not in units or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", number) or (float(number) == 0 and not zero):
+        raise ConfigError(f"{where}: {text!r} is not a length of time; write it as 90s, 30m, 6h or 2d")
     return float(number) * units[unit]

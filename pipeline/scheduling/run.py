@@ -1,9 +1,9 @@
 """Run a job file's command here: in a process of its own, with its timeout, retries, overlap policy and report.
 
 Reads: a job, the environment. Writes, in the home: `jobs/<job>/lease` (one run at a time), `jobs/<job>/stop` (a newer run that
-replaces this one), `jobs/<job>/runs/<slot>.json` and `.html` (the summary). The values of secrets are cut out of all that is
-written or printed. Does not promise exactly one run per slot: publishing is compare-and-swap and generation is by key, so a
-run that is done twice does its work once.
+replaces this one), `jobs/<job>/runs/<slot>.json` and `.html` (the summary). The values of secrets are removed from everything
+that is written or printed (pipeline/scheduling/secrets.py). Does not promise exactly one run per slot; a second run of a slot
+does no harm, because publishing is compare-and-swap and pictures are made by key.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config import parse_json
 from pipeline.errors import BusyError, ConfigError, RdmpipeError
 from pipeline.execution import Ended, run_process
-from pipeline.scheduling.environment import command_arguments, command_environment, scrub, secrets, webhook_address
+from pipeline.scheduling.environment import command_arguments, command_environment, hidden_values, webhook_address
 from pipeline.scheduling.jobfile import SLOT, LoadedJob, parse_duration
+from pipeline.scheduling.secrets import scrub, scrub_value
 from pipeline.scheduling.webhook import check_webhook, post_json
 from pipeline.storage import Storage, lease
 
@@ -34,12 +36,7 @@ TAIL_LINES = 40
 
 TIMED_OUT, REPLACED = 124, 143
 
-NOT_AGAIN = (
-    2,
-    126,
-    127,
-    130,
-)  # exit codes another attempt would meet again: bad configuration, no program, interrupted
+NOT_AGAIN = (2, 126, 127, 130)  # exit codes that a retry cannot change: bad configuration, no program, interrupted
 
 Status = Literal["succeeded", "failed", "timeout", "replaced", "busy", "done before"]
 
@@ -120,7 +117,7 @@ def run_job(
     try:
         with lease(storage, f"job {job.name}, slot {slot}, run {run}", wait_s, notify=notify, believe=False):
             made = _run_under_lease(loaded, begun, storage, env, entry, deadline, notify)
-            made = _reported(made, loaded, storage, hook, secrets(job, env), notify)
+            made = _reported(made, loaded, storage, hook, hidden_values(job, env), notify)
     except BusyError as error:
         notify(f"job {job.name}: not run: {error}")
         return replace(begun, status="busy", exit_code=BusyError.exit_code, ended=_utc())
@@ -139,7 +136,7 @@ def _run_under_lease(
     job, status = loaded.job, "failed"
     attempts: list[Attempt] = []
     result: dict[str, Any] = {}
-    hidden = secrets(job, env)
+    hidden = hidden_values(job, env)
     command = [*entry, job.command, *command_arguments(job, env)]
     stop_asked = _stop_reader(storage, begun.run) if job.overlap == "replace" else lambda: False
     code = 1
@@ -157,7 +154,7 @@ def _run_under_lease(
         ended = run_process(command, env, loaded.working_dir, deadline, stop_asked, heard)
         code = {Ended.TIMEOUT: TIMED_OUT, Ended.STOPPED: REPLACED}.get(ended.how, ended.code)
         found = _json(ended.last_line, {})
-        result = json.loads(scrub(json.dumps(found), hidden)) if found else {}
+        result = {scrub(str(key), hidden): scrub_value(item, hidden) for key, item in found.items()}
         error = "" if code == 0 else "\n".join(tail)
         attempts.append(Attempt(started, round(time.monotonic() - began, 3), code, error))
         status = {Ended.TIMEOUT: "timeout", Ended.STOPPED: "replaced"}.get(
@@ -213,14 +210,11 @@ def _left_in_home(made: JobSummary) -> tuple[dict[str, Any], list[dict[str, Any]
     subjects = [made.result.get("name"), made.result.get("run"), *made.command[1:2]]
     for subject in subjects:
         for kind in ("databases", "generations"):
-            if isinstance(subject, str) and re.match(r"^[a-z0-9][\w.-]*$", subject):
+            if isinstance(subject, str) and re.fullmatch(r"[a-z0-9][\w.-]*", subject):
                 progress = _json(home.read_text(f"{kind}/{subject}/progress.json"), {})
                 if progress:
                     return progress, _json(home.read_text(f"{kind}/{subject}/failures.json"), [])
     return {}, []
-
-
-# ---- small things
 
 
 def _stop_reader(storage: Storage, run: str) -> Callable[[], bool]:
@@ -245,7 +239,7 @@ def _status_of(storage: Storage, slot: str) -> str:
 def _json(text: str | None, otherwise: Any) -> Any:
     """The JSON value in the text if it is of the same type as `otherwise`, else that."""
     try:
-        found = json.loads(text or "")
+        found = parse_json(text or "")
     except ValueError:
         return otherwise
     return found if isinstance(found, type(otherwise)) else otherwise
@@ -253,10 +247,3 @@ def _json(text: str | None, otherwise: Any) -> Any:
 
 def _utc(now: datetime.datetime | None = None) -> str:
     return (now or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")
-
-
-def past_runs(home: str, job: str) -> Iterator[dict[str, Any]]:
-    """Summaries of a job's earlier runs, oldest slot first."""
-    storage = Storage(home).child(f"jobs/{job}")
-    for name in storage.list("runs", ".json"):
-        yield _json(storage.read_text(f"runs/{name}"), {})

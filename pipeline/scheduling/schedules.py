@@ -1,7 +1,7 @@
 """Job files as schedules: text for Kubernetes, cron or systemd. Reads a job; writes nothing.
 
-Each runs `rdmpipe run`, so timeout, retries, overlap and report are the job file's wherever it runs. Nothing rendered holds a
-secret's value. Does not promise that a scheduler fires once: the home's lease and the publish make a second start harmless.
+Each schedule runs `rdmpipe run`, so that timeout, retries, overlap and report come from the job file everywhere. No rendered
+text holds the value of a secret. Does not promise that a scheduler starts a job once; the lease makes a second start harmless.
 """
 
 from __future__ import annotations
@@ -33,10 +33,16 @@ def render(loaded: LoadedJob, target: str) -> str:
 
 def _command(loaded: LoadedJob) -> list[str]:
     path = loaded.path or loaded.folder / f"{loaded.job.name}.toml"
-    home = loaded.job.home  # said, since a scheduler starts it without our RDMPIPE_HOME and in another directory
+    home = (
+        loaded.job.home
+    )  # given, because a scheduler starts the job without our RDMPIPE_HOME and in another directory
     if "://" not in home:
         home = str(Path(home).expanduser().absolute())
-    return [sys.executable, "-m", "pipeline.cli", "run", "--scheduled", "--home", home, str(path)]
+    words = [sys.executable, "-m", "pipeline.cli", "run", "--scheduled", "--home", home, str(path)]
+    for word in words:
+        if not word.isprintable():  # a newline would begin a line of its own in a crontab or unit
+            raise ConfigError(f"job {loaded.job.name}: {word!r} has characters that a schedule cannot hold; rename it")
+    return words
 
 
 def _secrets_file(loaded: LoadedJob) -> Path:
@@ -72,7 +78,7 @@ def systemd(loaded: LoadedJob) -> str:
         f"# then move them to /etc/systemd/system and: systemctl enable --now {unit}.timer",
         "# It runs as root unless you add User= to [Service].",
         "[Unit]",
-        f"Description={(job.title or job.name).replace('%', '%%')}",
+        f"Description={(job.title.rstrip(chr(92) + ' ') or job.name).replace('%', '%%')}",
         "Wants=network-online.target",
         "After=network-online.target",
         "",

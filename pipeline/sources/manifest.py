@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import digest, from_mapping
 from pipeline.errors import ManifestError, nearest
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*$")
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which network addresses pictures may be fetched from: public ones, and others only where that is asked for.
+"""Which network addresses pictures may be fetched from: public ones, and others only where the user allows them.
 
 Reads: the resolver. Writes nothing. A name is resolved once and the connection goes to what was checked, so that a second
 answer of the resolver cannot lead elsewhere. Does not promise that a public address is harmless.
@@ -15,6 +15,9 @@ from pipeline.errors import ConfigError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+
+# Reserved by IANA, and taken for public by Python's ipaddress: the old 6to4 relays, and documentation (RFC 9637).
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20")))
 
 _COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291: IPv4-compatible, deprecated
 
@@ -40,6 +43,8 @@ def is_public(address: str) -> bool:
             return True
         if ip.is_site_local:
             return False
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 
