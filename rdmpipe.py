@@ -449,6 +449,9 @@ def generate(
     negative: str = "",
     image: str | Path = "",
     use: Literal["both", "neighbours", "text"] = "both",
+    image_scale: float | None = None,
+    weighting: Literal["", "equal", "similarity", "mean"] = "",
+    blocks: str = "",
     batch: int = 0,
     device: str = "auto",
     out: str | Path = "",
@@ -474,6 +477,10 @@ def generate(
         negative: A prompt to lead away from.
         image: A picture file to use in place of the prompt's text.
         use: What the picture is conditioned on.
+        image_scale: Strength of the neighbours as image prompts; None: the model's own. This and the next two are for models of
+            the kind ip-adapter.
+        weighting: How several image prompts count; empty: the model's own.
+        blocks: Which attention blocks see the image prompts: `all`, or a set of the model's description; empty: its own.
         batch: Pictures at a time; 0: 1 on a CPU, 4 on a GPU.
         device: auto, cpu, cuda or cuda:N.
         out: The run's folder; empty: one in the home, named by prompts and settings.
@@ -500,7 +507,8 @@ def generate(
     config = GenerateConfig(
         prompts=rows, db=(db,) if isinstance(db, str) and db else tuple(db), model=model, where=where, k=k,
         sampling=Sampling(sampler, steps, scale, width=width, height=height), n=n, seed=seed, negative=negative,
-        image=str(image), use=use, batch=batch, device=device, out=str(out), home=_text(home),
+        image=str(image), use=use, image_scale=image_scale,
+        weighting=weighting, blocks=blocks, batch=batch, device=device, out=str(out), home=_text(home),
     )  # fmt: skip
     with _progress(progress) as shown:
         return Run(run_generation(config, shown, backend))

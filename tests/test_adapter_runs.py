@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.building import second_name
 from pipeline.errors import BudgetError, ConfigError, ModelError
 from pipeline.execution import Backend
 from pipeline.generation import find_model, list_models, outline_model
-from pipeline.generation.expand import second_name
 from pipeline.generation.models import check_memory
 from pipeline.generation.provenance import read_record
 from tests.adapters import small_adapter_model

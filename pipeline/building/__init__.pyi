@@ -6,3 +6,5 @@ from .plan import save_plan as save_plan
 from .request import BuildRequest as BuildRequest
 from .request import BuildSummary as BuildSummary
 from .request import settle as settle
+from .second import for_second_encoder as for_second_encoder
+from .second import second_name as second_name

@@ -187,7 +187,10 @@ COMMANDS = {
         "Download, embed and index a collection; continues where it stopped.",
     ),
     "download": (("download",), "Fetch the pictures of a collection into shards, without embedding them."),
-    "embed": (("download", "embed"), "Fetch what is missing and embed it, without an index."),
+    "embed": (
+        ("download", "embed"),
+        "Fetch what is missing and embed it, without an index; or add another encoder's vectors, as NAME_ENCODER.",
+    ),
     "index": (("index",), "Index what is embedded, and publish it."),
 }
 
@@ -231,7 +234,7 @@ def _build(
     as_json: Json = False,
 ) -> None:
     with command(log_format) as progress:
-        from pipeline.building import BuildRequest
+        from pipeline.building import BuildRequest, for_second_encoder
         from pipeline.config import parse_size
         from pipeline.execution import Backend
         from pipeline.index import IndexConfig
@@ -258,6 +261,8 @@ def _build(
             stages=stages,
             refresh=refresh,
         )
+        if stages == COMMANDS["embed"][0]:
+            request = for_second_encoder(request)
         _run(request, progress, as_json)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.building import second_name
 from pipeline.catalog import Selection, resolve_database
 from pipeline.database import RetrievalDatabase
 from pipeline.encoders import EncoderRecord, same_encoder
@@ -71,12 +71,6 @@ class GenerateConfig:
     shard: int = 0  # pictures a shard; 0: two batches, four pictures at least
     threads: int = 0  # torch's, in each worker; 0: torch's own number
     gallery: bool = True  # whether index.html and contact.png are written beside the results
-
-
-def second_name(base: str, encoder: str) -> str:
-    """The name of a database with the same pictures as `base` and another encoder's vectors: `wikiart_vit_h_14`."""
-    slug = re.sub(r"[^a-z0-9]+", "_", encoder.lower()).strip("_")[-40:].strip("_")
-    return f"{base}_{slug}"
 
 
 @dataclass
@@ -248,13 +242,13 @@ class Expander:
         if record.dim != model.dim:
             raise ModelError(
                 f"database {selection.name!r} holds vectors of {record.dim} numbers (encoder {record.name}); {model.name} "
-                f"takes {model.dim} (encoder {model.encoder}). Build it again: `rdmpipe build-index {base} --encoder "
+                f"takes {model.dim} (encoder {model.encoder}). Add its vectors: `rdmpipe build-index {base} --encoder "
                 f"{model.encoder} --name {second_name(base, model.encoder)}`, or use a model for {record.name}"
             )
         if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
-                f"{model.encoder}. Build it again: `rdmpipe build-index {base} --encoder {model.encoder} --name "
+                f"{model.encoder}. Add its vectors: `rdmpipe build-index {base} --encoder {model.encoder} --name "
                 f"{second_name(base, model.encoder)}`, or "
                 "say --any-encoder if both have the same weights"
             )
