@@ -75,7 +75,7 @@ def _command(path: tuple[str, ...], command: object) -> list[str]:
     help_text = inspect.cleandoc(getattr(command, "help", "") or "")
     lines = [f"## {' '.join(path[1:])}", "", *_prose(help_text), "", f"    {usage}", ""]
     if example := getattr(command, "epilog", None):
-        lines += [f"    # {' '.join(example.split())}", ""]
+        lines += [f"Example: `{' '.join(example.split()).removeprefix('Example: ')}`", ""]
     if arguments:
         lines += ["| argument | |", "|---|---|"]
         lines += [f"| `{_argument(it)}` | {_cell(getattr(it, 'help', '') or '')} |" for it in arguments]

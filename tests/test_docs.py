@@ -67,3 +67,13 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
         assert target.exists() or place in MADE, f"{link} of {path.name}"
         if anchor and target.exists():
             assert anchor in anchors(target.read_text("utf-8")), f"{link} of {path.name}"
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for path in REPO.glob("docs/**/*.md"):
+        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S):
+            lines = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(path.parent / f"{line}.md").relative_to(REPO).as_posix() for line in lines}
+    there = {path.relative_to(REPO).as_posix() for path in pages() if "docs" in path.relative_to(REPO).parts}
+    assert listed - MADE == there - MADE - {"docs/index.md"}
