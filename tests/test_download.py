@@ -21,7 +21,7 @@ from pipeline.building import plan_shards
 from pipeline.building.download import DownloadConfig, download_stage, filter_columns, read_images
 from pipeline.building.plan import BuildPlan, read_plan, write_plan
 from pipeline.catalog import load_manifest
-from pipeline.catalog.manifests import manifest_for_folder
+from pipeline.catalog.manifests import manifest_for_path
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, FilterError, SourceError
 from pipeline.execution import Receipt, Shard, Stage
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_each_sample_is_a_row_and_bad_ones_say_why(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     (receipt,) = run(stage, db, plan)
     assert (receipt.ok, receipt.filtered, receipt.failed) == (3, 0, 4)
     assert receipt.reasons == {"empty": 1, "missing_file": 1, "not_an_image": 2}
@@ -85,7 +85,7 @@ def test_each_sample_is_a_row_and_bad_ones_say_why(home: Path, folder: Path) -> 
 
 
 def test_the_tar_is_in_img2datasets_layout_with_the_suffix_the_bytes_tell(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     run(stage, db, plan)
     with tarfile.open(fileobj=io.BytesIO(db.storage.read_bytes(db.image_tar(0)))) as archive:
         members = archive.getmembers()
@@ -110,13 +110,13 @@ def test_the_tar_is_in_img2datasets_layout_with_the_suffix_the_bytes_tell(home: 
 def test_another_run_elsewhere_gives_the_same_bytes(home: Path, folder: Path, tmp_path: Path) -> None:
     receipts = []
     for where in ("one", "two"):
-        db, plan, stage = prepare(tmp_path / where, manifest_for_folder(folder))
+        db, plan, stage = prepare(tmp_path / where, manifest_for_path(folder))
         receipts.append((plan, run(stage, db, plan)))
     assert receipts[0] == receipts[1]
 
 
 def test_pictures_are_read_back_with_their_rows(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     run(stage, db, plan)
     found = list(read_images(db, 0))
     assert [data for _, data in found] == [jpeg(1), png(2), None, None, None, png(6), None]
@@ -126,7 +126,7 @@ def test_pictures_are_read_back_with_their_rows(home: Path, folder: Path) -> Non
 
 
 def test_a_done_shard_is_skipped_and_one_whose_pictures_are_gone_is_not(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     (first,) = run(stage, db, plan)
     (shard,) = plan_shards(db, plan.id)
     assert stage.receipt(shard) == first
@@ -139,7 +139,7 @@ def test_a_done_shard_is_skipped_and_one_whose_pictures_are_gone_is_not(home: Pa
 
 
 def test_damaged_pictures_are_an_error_with_the_fix(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     run(stage, db, plan)
     data = db.storage.read_bytes(db.image_tar(0))
     db.storage.write_bytes(db.image_tar(0), data[:700])
@@ -148,13 +148,13 @@ def test_damaged_pictures_are_an_error_with_the_fix(home: Path, folder: Path) ->
 
 
 def test_the_stage_can_be_sent_to_another_process(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder))
+    db, plan, stage = prepare(home, manifest_for_path(folder))
     (receipt,) = run(pickle.loads(pickle.dumps(stage)), db, plan)
     assert receipt.ok == 3
 
 
 def test_rows_outside_the_filter_are_filtered_and_counted(home: Path, folder: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(folder), where="year >= 1903", row_filter=filter_mask)
+    db, plan, stage = prepare(home, manifest_for_path(folder), where="year >= 1903", row_filter=filter_mask)
     (receipt,) = run(stage, db, plan)
     assert (receipt.ok, receipt.filtered, receipt.failed) == (1, 3, 3)
     assert receipt.reasons == {"empty": 1, "missing_file": 1, "not_an_image": 1, "where": 3}
@@ -169,7 +169,7 @@ def test_a_filter_on_what_is_not_known_yet_is_an_error_before_work(folder: Path)
 
 
 def test_a_filter_changes_what_done_means_and_an_address_does_not(home: Path, folder: Path) -> None:
-    plain = DownloadConfig(manifest_for_folder(folder), {"year": "int64"})
+    plain = DownloadConfig(manifest_for_path(folder), {"year": "int64"})
     moved = replace(plain.manifest, source=replace(plain.manifest.source, path="/elsewhere"), encoder="vit-b-32")
     same = replace(plain, manifest=moved, options=SourceOptions(base_url="http://127.0.0.1", token="secret"))
     assert same.fingerprint() == plain.fingerprint()
@@ -192,7 +192,7 @@ def test_keys_go_on_across_shards(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_that_shrank_since_the_plan_is_an_error(home: Path, folder: Path) -> None:
-    _, _, stage = prepare(home, manifest_for_folder(folder))
+    _, _, stage = prepare(home, manifest_for_path(folder))
     with pytest.raises(SourceError, match="planned 9 rows, found 1"):
         stage.run(stage.setup(), Shard(0, 9, "x", {"files": ["a.jpg"]}))
 
@@ -212,7 +212,7 @@ def test_wikiart_goes_from_the_hub_to_rows(home: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_survive_the_way_unchanged(home: Path, shared: Path) -> None:
-    db, plan, stage = prepare(home, manifest_for_folder(shared / "data" / "paintings"))
+    db, plan, stage = prepare(home, manifest_for_path(shared / "data" / "paintings"))
     (receipt,) = run(stage, db, plan)
     assert receipt.ok == 30
     for row, data in read_images(db, 0):

@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.building import EmbedConfig
 from pipeline.building.download import DownloadConfig, download_stage
 from pipeline.building.embed import Timing, embed_shard, embed_stage
-from pipeline.catalog.manifests import manifest_for_folder
+from pipeline.catalog.manifests import manifest_for_path
 from pipeline.database import RetrievalDatabase
 from pipeline.encoders import Encoder, EncoderRecord, load_encoder
 from pipeline.errors import DatabaseError, EncoderError
@@ -58,7 +58,7 @@ def collection(folder: Path, count: int = 21, bad: bool = True) -> Path:
 
 def downloaded(home: Path, folder: Path, shard_rows: int = 1000) -> tuple[RetrievalDatabase, Stage, list[Shard]]:
     """A database with its pictures downloaded: the database, the download stage, the shards."""
-    manifest = manifest_for_folder(folder)
+    manifest = manifest_for_path(folder)
     manifest = replace(manifest, source=replace(manifest.source, shard_rows=shard_rows))
     assert isinstance(manifest, Manifest)
     db = RetrievalDatabase(manifest.name, str(home))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import add_manifest, load_manifest, resolve_database, resolve_target
-from pipeline.catalog.manifests import manifest_for_folder, shipped_manifests
+from pipeline.catalog.manifests import manifest_for_path, shipped_manifests
 from pipeline.errors import ConfigError, DatabaseError, ManifestError
 from pipeline.sources import Manifest, View, parse_manifest
 
@@ -99,7 +99,7 @@ def test_a_folder_needs_no_manifest(tmp_path: Path) -> None:
     made = resolve_target(str(tmp_path / "My Pictures!"))
     assert (made.name, made.source.kind, made.encoder) == ("my_pictures", "folder", "vit-l-14")
     with pytest.raises(ManifestError, match="--name"):
-        manifest_for_folder(tmp_path, name="No Spaces")
+        manifest_for_path(tmp_path, name="No Spaces")
 
 
 def test_a_manifest_added_to_the_home_is_known_by_name(tmp_path: Path, home: Path) -> None:

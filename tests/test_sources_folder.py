@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog.manifests import manifest_for_folder
+from pipeline.catalog.manifests import manifest_for_path
 from pipeline.errors import SourceError
 from pipeline.sources import Sample, SourceOptions, SourceSpec, open_source, sniff
 from pipeline.sources.names import is_junk, safe_path
@@ -15,7 +15,7 @@ from tests.pictures import HTML, csv_of, jpeg, png
 
 
 def samples(folder: Path, options: SourceOptions | None = None) -> list[Sample]:
-    source = open_source(manifest_for_folder(folder), options)
+    source = open_source(manifest_for_path(folder), options)
     return [sample for spec in source.plan() for sample in source.read(spec.spec)]
 
 
@@ -116,7 +116,7 @@ def test_a_name_that_is_not_utf8_is_read_and_written_readably(tmp_path: Path) ->
 def test_the_limit_and_shards_cover_the_sorted_list(tmp_path: Path) -> None:
     for i in range(2500):
         write(tmp_path, f"{i:04d}.jpg", b"\xff\xd8\xff" + str(i).encode())
-    specs = list(open_source(manifest_for_folder(tmp_path), SourceOptions(limit=2100)).plan())
+    specs = list(open_source(manifest_for_path(tmp_path), SourceOptions(limit=2100)).plan())
     assert [spec.rows for spec in specs] == [1000, 1000, 100]
     assert samples(tmp_path, SourceOptions(limit=3))[2].item_id == "0002.jpg"
 
@@ -127,7 +127,7 @@ def test_a_changed_picture_or_line_changes_its_shards_fingerprint_and_a_move_doe
     csv_of(folder / "metadata.csv", [{"file_name": "x.jpg", "title": "old"}])
 
     def fingerprint(where: Path) -> str:
-        return next(iter(open_source(manifest_for_folder(where)).plan())).fingerprint
+        return next(iter(open_source(manifest_for_path(where)).plan())).fingerprint
 
     first = fingerprint(folder)
     assert fingerprint(folder.rename(tmp_path / "b")) == first
@@ -180,7 +180,7 @@ def test_a_folder_manifest_takes_no_options(tmp_path: Path) -> None:
     from dataclasses import replace
 
     write(tmp_path, "a.jpg", jpeg(1))
-    made = manifest_for_folder(tmp_path)
+    made = manifest_for_path(tmp_path)
     with pytest.raises(Exception, match="unknown key 'depth'"):
         open_source(replace(made, source=SourceSpec(kind="folder", path=str(tmp_path), options={"depth": 1})))
 

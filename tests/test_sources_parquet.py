@@ -15,7 +15,6 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.sources import Manifest, Sample, SourceSpec, choose_columns, open_source
 from pipeline.sources.columns import kinds_of_values, plain
-from pipeline.sources.csv_tables import MetadataCsv, read_csv
 from pipeline.sources.parquet import cut
 from tests.pictures import jpeg, wikiart_files
 
@@ -215,43 +214,3 @@ def test_values_that_do_not_fit_their_column_are_empty() -> None:
 def test_json_rows_of_mixed_types_are_text() -> None:
     rows: list[dict[str, Any]] = [{"a": 1, "b": 1, "c": None, "d": [1]}, {"a": 2.5, "b": "x", "c": True, "d": 3}]
     assert kinds_of_values(rows) == {"a": "float64", "b": "string", "c": "bool", "d": None}
-
-
-# ---- metadata CSVs
-
-
-def test_a_csv_column_is_a_number_only_where_every_value_is_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(
-        "\ufefffile_name,id,year,price,public,note,\n"
-        'a.jpg,007,1900,1.5,TRUE,"two\nlines, quoted",x\n'
-        "b.jpg,12,,2,False,,\n"
-        "c.jpg,13,1902,,true,3,\n",
-        encoding="utf-8",
-    )
-    table = read_csv(path, "a.csv")
-    assert {field.name: str(field.type) for field in table.schema} == {
-        "file_name": "string",
-        "id": "string",
-        "year": "int64",
-        "price": "double",
-        "public": "bool",
-        "note": "string",
-        "column_6": "string",
-    }
-    assert table.column("note").to_pylist() == ["two\nlines, quoted", None, "3"]
-    assert MetadataCsv(path, "a.csv").find(["b.jpg"]) == 1
-
-
-def test_a_number_far_down_a_csv_is_still_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("name,year\n" + "".join(f"{i}.jpg,{i}\n" for i in range(50_000)) + "z.jpg,about 1900\n")
-    table = read_csv(path, "a.csv")
-    assert len(table) == 50_001 and table.column("year")[50_000].as_py() == "about 1900"
-
-
-@pytest.mark.parametrize("content", [b"", b"a,b\n1\n", b"name\n\xff\xfe\n", b"<html><body>log in</body></html>"])
-def test_what_is_no_csv_is_an_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(SourceError, match="CSV"):
-        read_csv(tmp_path / "a.csv", "a.csv")

@@ -20,7 +20,10 @@ from tests.server import Fault, Server
 
 HOST = "127.0.0.2"
 MOST = 300_000  # bytes of a picture
-LIMITS = "fetch = { max_bytes = 300000, silence_s = 4.0, total_s = 7.0, redirects = 3 }\nthreads = 24\n"
+LIMITS = (
+    "fetch = { max_bytes = 300000, silence_s = 4.0, total_s = 7.0, redirects = 3, connections = 12, pause_s = 0.0 }\n"
+    "threads = 24\n"
+)
 
 # kind -> (rows of it in a list of 300, how it ends, how it ends when tried again with the server mended; None: as before)
 KINDS: dict[str, tuple[int, str, str | None]] = {

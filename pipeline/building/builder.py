@@ -1,7 +1,7 @@
-"""`rdmpipe build-index`: plan -> download -> embed -> index -> publish, under one lease, resumable at any point.
+"""`rdmpipe build-index`: plan, download, embed, index and publish, under one lease, resumable at any point.
 
-Reads: a manifest and its source. Writes: a database's files and, last of all, its version and `current`. Does not
-publish anything while a shard is missing: what is finished is kept, and the same command goes on from there.
+Reads: a manifest and its source. Writes: a database's files and, last of all, its version and `current`. Publishes nothing
+while a shard is missing: what is finished is kept, and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-from pipeline.building.choice import choose_plan, download_config
-from pipeline.building.download import download_stage
+from pipeline.building.choice import choose_plan, download_config, record_part
+from pipeline.building.download import download_stage, hosts_file
 from pipeline.building.embed import EmbedConfig, Images, embed_stage
-from pipeline.building.plan import BuildPlan, plan_shards
+from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
+from pipeline.building.publishing import Contents, publish, shard_entries
 from pipeline.building.request import BuildRequest, BuildSummary, settle
 from pipeline.config import canonical_json
-from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, require_purged, rows_file, totals
+from pipeline.database import RetrievalDatabase, Version, gone_keys, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
 from pipeline.errors import DatabaseError
 from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
 from pipeline.filters import filter_mask
-from pipeline.index import IndexInput, build_index, check_index, text_queries
+from pipeline.index import IndexInput, check_index, text_queries
 from pipeline.sources import Manifest
 from pipeline.storage import Artifact, lease
 
@@ -54,11 +55,13 @@ class _Build:
         self.published = database.version() if database.exists() else None
         self.gone: Artifact | None = None
         self.changes: Mapping[str, int] = {}
+        self.plan: BuildPlan | None = None
         self.loaded: list[Encoder] = []
 
     def run(self) -> BuildSummary:
         chosen = choose_plan(self.database, self.manifest, self.request, self.published, self.progress)
         plan, self.request, self.gone, self.changes = chosen.plan, chosen.request, chosen.gone, chosen.changes
+        self.plan = plan
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
         if "index" in self.request.stages and self.published is None:
@@ -77,6 +80,7 @@ class _Build:
         if "index" not in self.request.stages:
             return self._summary(outcome, totals(self.database, self._receipts(stages[-1], plan)))
         version = self._index(plan, self._receipts(self._embed_stage(plan), plan))
+        record_part(self.database, self.request, plan)
         return self._summary(outcome, version.counts, version)
 
     def _nothing_new(self, plan: BuildPlan) -> BuildSummary | None:
@@ -163,7 +167,7 @@ class _Build:
 
     def _index(self, plan: BuildPlan, receipts: list[Receipt]) -> Version:
         """Index and publish; where nothing is new, the published version as it is."""
-        shards = tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
+        shards = shard_entries(receipts)
         before, config = self.published, self.request.index
         if before and (before.shards, before.gone, before.index.build.get("config")) == (
             shards,
@@ -171,34 +175,22 @@ class _Build:
             asdict(config),
         ):
             return before
-        encoder = load_encoder(
-            self.manifest.encoder, self.request.device, self.request.precision, self.request.preprocess
-        )
-        gone = gone_keys(self.database, self.gone)
-        rows = IndexInput(encoder.record, plan.columns, shards, gone)
+        encoder = self._encoder()
+        rows = IndexInput(encoder.record, plan.columns, shards, gone_keys(self.database, self.gone))
         text = text_queries(encoder, self.database, rows, config)
+        contents = Contents(
+            asdict(self.manifest), encoder.record, plan.columns, self.request.images, plan.id, self.gone
+        )
         started = time.monotonic()
         self.progress.begin("index", 1)
         try:
-            entry = build_index(self.database, config, rows, text, self.request.backend, self.progress)
+            version = publish(
+                self.database, contents, receipts, config, text, before, self.request.backend, self.progress
+            )
         except StageFailed as error:
             self._list_failures(error.failures)
             raise
-        self.progress.advance("index", 0, entry.rows, time.monotonic() - started)
-        version = Version(
-            database=self.database.name,
-            manifest=asdict(self.manifest),
-            encoder=encoder.record,
-            columns=plan.columns,
-            shards=shards,
-            index=entry,
-            counts={**totals(self.database, receipts, gone), "duplicates": int(entry.build["duplicates"])},
-            images=self.request.images,
-            plan=plan.id,
-            gone=self.gone,
-            parent=before.id if before else "",
-        )
-        self.database.publish(version, before.id if before else None)
+        self.progress.advance("index", 0, version.index.rows, time.monotonic() - started)
         return version
 
     def _summary(self, outcome: Outcome, counts: Mapping[str, Any], version: Version | None = None) -> BuildSummary:
@@ -224,6 +216,21 @@ class _Build:
             index=index,
             shards={name: {"ran": outcome.ran.get(name, 0), "skipped": outcome.skipped.get(name, 0)} for name in names},
             changes=dict(self.changes),
+            left_out=dict(self.plan.options.get(LEFT_OUT, {})) if self.plan else {},
+            hosts=self._hosts(),
             seconds=round(time.monotonic() - self.start, 3),
             warnings=tuple(warnings),
         )
+
+    def _hosts(self) -> dict[str, dict[str, Any]]:
+        """Figures of the hosts that the plan's shards were fetched from, summed, those that were asked most first."""
+        if self.plan is None or self.manifest.source.kind != "urls":
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for shard in plan_shards(self.database, self.plan.id):
+            text = self.database.storage.read_text(hosts_file(shard.id))
+            for name, figures in json.loads(text or "{}").items():
+                total = found.setdefault(name, dict.fromkeys(figures, 0) | {"set_aside": ""})
+                for key, value in figures.items():
+                    total[key] = (total[key] or value) if key == "set_aside" else total[key] + value
+        return dict(sorted(found.items(), key=lambda item: (-item[1]["requests"], item[0])))

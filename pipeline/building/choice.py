@@ -1,26 +1,28 @@
-"""Which shards a build goes through: those of the published plan, the same refreshed or retried, or a plan made now.
+"""Choose the shards of a build: those of the published plan, the same refreshed, grown, retried or filtered anew, or a new
+plan.
 
-Reads: the manifest's source, the published plan and its tombstones. Writes: a plan, tombstones, and on the first build the
-manifest.json that says what the database is. Publishes nothing.
+Reads: the manifest's source, the published plan and its tombstones. Writes: a plan, tombstones, and on the first build
+manifest.json, which records what the database is and what was asked for. Publishes nothing.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from pipeline.building.download import DownloadConfig, filter_columns
-from pipeline.building.plan import BuildPlan, read_plan, write_plan
+from pipeline.building.plan import WHERE, BuildPlan, part_of, read_plan, write_plan
 from pipeline.building.refresh import plan_refresh
 from pipeline.building.request import BuildRequest, begun
-from pipeline.building.retry import plan_retry
+from pipeline.building.retry import plan_filter, plan_retry
 from pipeline.config import canonical_json
 from pipeline.database import RetrievalDatabase, Version, gone_keys, write_gone
 from pipeline.errors import BudgetError, DatabaseError
 from pipeline.execution import Progress
 from pipeline.filters import check_filter
-from pipeline.sources import Manifest, Source, SourceOptions, open_source
+from pipeline.sources import Manifest, Source, open_source
 from pipeline.storage import Artifact
 
 
@@ -41,15 +43,23 @@ def choose_plan(
     published: Version | None,
     progress: Progress,
 ) -> Chosen:
-    """The plan to build by. Raises DatabaseError where there is nothing to go on with, BudgetError where the disk is small."""
+    """Choose the plan of a build. Raises DatabaseError (nothing to continue, or not what was built) and BudgetError (disk)."""
     if published is not None:
         plan = read_plan(database, published.plan)
-        request = replace(request, source=_same_part(database, request.source, plan))
+        request, grown = _same_part(database, request, plan)
+        in_force = plan.options.get(WHERE, request.where)
+        if request.new_where and request.new_where != in_force:
+            if grown or request.refresh or request.retry:
+                raise DatabaseError(
+                    f"database {database.name!r}: its filter changes in a version of its own. Run `rdmpipe build-index "
+                    f"{database.name} --where ...` first, and then the other change"
+                )
+            return _filtered(database, manifest, request, published, plan)
         if request.retry:
             return _retried(database, manifest, request, published, plan)
-        if request.refresh:
+        if request.refresh or grown:
             progress.say(f"looking for changes in {manifest.title}")
-            return _refreshed(database, manifest, request, published, plan)
+            return _refreshed(database, manifest, request, published, plan, grown)
         return Chosen(plan, request, published.gone)
     if request.retry:
         database.version()  # says how to build it, or to go on
@@ -77,30 +87,68 @@ def _first(database: RetrievalDatabase, manifest: Manifest, request: BuildReques
     request = replace(request, images=request.images or ("thumbnail" if source.rereadable else "keep"))
     _check_disk(database, source, plan, request.images)
     settings = {name: getattr(request, name) for name in ("encoder", "precision", "preprocess", "images", "where")}
-    written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id}}
+    written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id, **part_of(request.source)}}
     database.storage.write_text("manifest.json", canonical_json(written) + "\n")
     return Chosen(plan, request)
 
 
-def _same_part(database: RetrievalDatabase, asked: SourceOptions, plan: BuildPlan) -> SourceOptions:
-    """A published database stays the part of its source it was built from. Raises DatabaseError."""
-    parts = {"limit": asked.limit, "shards": list(asked.shards) if asked.shards else None}
-    for name, value in parts.items():
-        if value and value != plan.options.get(name):
-            raise DatabaseError(
-                f"database {database.name!r} was built with {name} {plan.options.get(name) or 'all'}, not {value}; "
-                f"leave --{name} out, or build another database with --name"
-            )
-    shards = plan.options.get("shards")
-    return replace(asked, limit=plan.options.get("limit") or 0, shards=tuple(shards) if shards else None)
+def _same_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPlan) -> tuple[BuildRequest, bool]:
+    """The request with the part of the source that the database is to have, and whether that is more than it has.
+
+    A part that is not asked for stays as it is. Raises DatabaseError for one that would remove rows.
+    """
+    asked = request.source
+    limit, shards = plan.options.get("limit") or 0, plan.options.get("shards")
+    before = replace(asked, limit=limit, shards=tuple(shards) if shards else None)
+    if request.whole:
+        wanted = replace(asked, limit=0, shards=None)
+    else:
+        wanted = replace(asked, limit=asked.limit or limit, shards=asked.shards or before.shards)
+    if (wanted.limit, wanted.shards) == (before.limit, before.shards):
+        return replace(request, source=wanted), False
+    fewer = bool(wanted.limit) and not (limit and wanted.limit >= limit)
+    if wanted.shards:
+        first, behind = before.shards or (0, sys.maxsize)
+        fewer = fewer or wanted.shards[0] > first or wanted.shards[1] < behind
+    if fewer:
+        raise DatabaseError(
+            f"database {database.name!r} was built with limit {limit or 'all'} and shards {shards or 'all'}; a smaller part "
+            "would remove rows. Leave --limit and --shards out, or build another database with --name"
+        )
+    return replace(request, source=wanted), True
+
+
+def record_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPlan) -> None:
+    """Update manifest.json with the part of the source and the filter that the database has from now on."""
+    written = begun(database.name, request.home)
+    if written is not None:
+        where = plan.options.get(WHERE)
+        now = {**part_of(request.source), **({"filter": where} if where is not None else {})}
+        if any(written["settings"].get(name) != value for name, value in now.items()):
+            written["settings"] |= now
+            database.storage.write_text("manifest.json", canonical_json(written) + "\n")
+
+
+def _filtered(
+    database: RetrievalDatabase, manifest: Manifest, request: BuildRequest, version: Version, plan: BuildPlan
+) -> Chosen:
+    before = frozenset(gone_keys(database, version.gone))
+    found = plan_filter(database, plan, download_config(manifest, plan, request), request.new_where, before)
+    gone = write_gone(database, version.gone, found.gone) if found.gone else version.gone
+    return Chosen(found.plan, request, gone, {"refiltered": len(found.gone)})
 
 
 def _refreshed(
-    database: RetrievalDatabase, manifest: Manifest, request: BuildRequest, version: Version, plan: BuildPlan
+    database: RetrievalDatabase,
+    manifest: Manifest,
+    request: BuildRequest,
+    version: Version,
+    plan: BuildPlan,
+    grown: bool,
 ) -> Chosen:
     source = open_source(manifest, request.source)
     before = frozenset(gone_keys(database, version.gone))
-    found = plan_refresh(database, plan, download_config(manifest, plan, request), source, before)
+    found = plan_refresh(database, plan, download_config(manifest, plan, request), source, before, grown)
     gone = write_gone(database, version.gone, found.gone) if found.gone else version.gone
     changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
     return Chosen(found.plan, request, gone, changes)

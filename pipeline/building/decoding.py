@@ -1,7 +1,7 @@
 """What a decode thread does with one picture file: the encoder's pixels, the perceptual hash, the thumbnail.
 
-Reads and writes nothing. Hash and thumbnail come from the same decoded picture whatever the encoder, so that two encoders'
-shards agree on them.
+Reads and writes nothing. Hash and thumbnail come from the same decoded picture whatever the encoder, so that the shards of two
+encoders agree on them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pipeline.encoders import Preprocess
 from pipeline.errors import PictureError
 from pipeline.images import DRAFT_SIDE, decode, decoded_pixels, perceptual_hash, thumbnail
 from pipeline.schema import PATCH_COORDS
-from pipeline.sources import read_box
+from pipeline.sources import Row, read_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Pixels = NDArray[Any]  # (side, side, 3) uint8 or float32, as the encoder's preprocessing gives them
 
 _LARGE = 50_000_000  # pixels after a JPEG's reduction; larger pictures are decoded one at a time, which bounds memory
 
@@ -31,7 +33,7 @@ _one_large_picture = threading.Lock()
 class Decoded:
     """Prepared pixels and what is known of the picture; or, with no pixels, the row's error (`reason: detail`)."""
 
-    pixels: NDArray[Any] | None
+    pixels: Pixels | None
     error: str | None = None
     phash: str = ""
     width: int = 0
@@ -44,7 +46,7 @@ def decode_row(
     with_thumbnail: bool,
     max_pixels: int,
     patches: bool,
-    item: tuple[int, dict[str, Any], bytes | None],
+    item: tuple[int, Row, bytes | None],
 ) -> Decoded:
     """(row, its columns, picture bytes or None: nothing to do) -> what embedding needs of it. Raises no PictureError.
 

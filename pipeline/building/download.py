@@ -1,19 +1,17 @@
 """The download stage: one shard of a source into pictures and rows.
 
-Reads: the source. Writes images/<shard>.tar (img2dataset's layout: {key:012d}.jpg|png|..., .json, .txt, sorted, without
-times or owners, so that the same shard gives the same bytes), then images/<shard>.parquet (one row a sample). A bad sample is
-a row with status and error, never an exception. Does not decode: bytes that begin like a picture are `ok` here, and embedding
-finds those that are cut short.
+Reads: the source. Writes images/<shard>.tar (img2dataset's layout: {key:012d}.jpg|png|..., .json, .txt, sorted, without times
+or owners, so that the same shard gives the same bytes), then images/<shard>.parquet (one row for each sample). A bad sample
+is a row with status and error, never an exception. Nothing is decoded: bytes that begin like a picture are `ok` here, and the
+embed stage finds those that are cut short.
 
-A finished shard whose tar was removed (thumbnails were kept instead) is not done: the pictures would be needed again.
-Chains therefore ask the last stage first: a shard that is embedded is never downloaded again.
+A finished shard whose tar was removed (because thumbnails were kept instead) is not done: its pictures would be needed again.
+Chains of stages therefore ask the last stage first, so that an embedded shard is never downloaded again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,9 +22,21 @@ from pipeline.config import canonical_json, digest
 from pipeline.database import PURGED, BlockList, RetrievalDatabase, picture_key, read_block_list
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.execution import Receipt, Resources, Shard, Stage, count_statuses
-from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of
-from pipeline.sources import FetchingSource, Manifest, Sample, Source, SourceOptions, name_patches, open_source, sniff
-from pipeline.storage import read_member, tar_members
+from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of, shard_name
+from pipeline.sources import (
+    FetchingSource,
+    Manifest,
+    Row,
+    Sample,
+    Source,
+    SourceOptions,
+    Spec,
+    name_patches,
+    open_source,
+    plain,
+    sniff,
+)
+from pipeline.storage import GNU, TarWriter, read_member, tar_members, write_tar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +52,7 @@ _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
 
 _FORMAT = 1  # raise it when the same source would give other files
 
-_OUTSIDE = "where: outside the filter"
+OUTSIDE = "where: outside the filter"
 
 # What a filter calls width and height before a picture is read: the columns of the source that announce them.
 _ANNOUNCED = {"width": "source_width", "height": "source_height"}
@@ -113,6 +123,8 @@ def download_shard(
     """
     import pyarrow as pa
 
+    # A filter that changed after a shard was made holds for new shards alone: it is in their spec, and not in the fingerprint.
+    stamp, config = config.fingerprint(), replace(config, where=shard.spec.get("where", config.where))
     schema = image_schema(config.columns)
     blocked = read_block_list(db.storage)
     tables: list[pa.Table] = []
@@ -121,7 +133,7 @@ def download_shard(
         samples = read_spec(source, shard.spec)
         if isinstance(source, FetchingSource):  # what is left out is not fetched
             samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter, blocked)), scratch)
-        with part.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        with write_tar(part, GNU) as archive:
             first, stored = 0, -1
             last: tuple[Sample, int] | None = None
             for batch in _batches(samples):
@@ -144,13 +156,23 @@ def download_shard(
                 f"shard {shard.name}: planned {shard.rows} rows, found {first}: the source changed since the plan was "
                 "made; run the same command again to plan anew"
             )
+        if (scratch / HOSTS).exists():
+            db.storage.write_text(hosts_file(shard.id), (scratch / HOSTS).read_text())
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         artifacts = (
             db.storage.publish(part, db.image_tar(shard.id)),
             db.write_table(db.image_table(shard.id), table.combine_chunks()),
         )
     counts = count_statuses(table.column("status").to_pylist(), table.column("error").to_pylist())
-    return Receipt(STAGE, shard.id, config.fingerprint(), shard.fingerprint, artifacts=artifacts, **counts)
+    return Receipt(STAGE, shard.id, stamp, shard.fingerprint, artifacts=artifacts, **counts)
+
+
+HOSTS = "hosts.json"  # what a fetching source leaves in its scratch folder: figures by host
+
+
+def hosts_file(shard: int) -> str:
+    """Where the figures of a shard's hosts are kept. They differ from run to run, and no version names them."""
+    return f".hosts/{shard_name(shard)}.json"
 
 
 def _left_in(
@@ -167,20 +189,25 @@ def _left_in(
             if blocked.covers({"item_id": sample.item_id, "url": sample.url}):
                 yield replace(sample, address="", status=FILTERED, error=PURGED)
             else:
-                yield sample if wanted else replace(sample, address="", status=FILTERED, error=_OUTSIDE)
+                yield sample if wanted else replace(sample, address="", status=FILTERED, error=OUTSIDE)
         first += len(batch)
 
 
-def _named(config: DownloadConfig, rows: list[dict[str, Any]]) -> pa.Table:
+def _named(config: DownloadConfig, rows: list[Row]) -> pa.Table:
     """The columns that a row filter can name, of these rows."""
     import pyarrow as pa
 
-    table = pa.Table.from_pylist(rows, image_schema(config.columns))
-    names = filter_columns(config.columns)
-    return pa.table({name: table[_ANNOUNCED.get(name, name)] for name in names})
+    return filterable(config.columns, pa.Table.from_pylist(rows, image_schema(config.columns)))
 
 
-def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
+def filterable(columns: Mapping[str, str], table: pa.Table) -> pa.Table:
+    """The columns that a row filter can name, of an image table."""
+    import pyarrow as pa
+
+    return pa.table({name: table[_ANNOUNCED.get(name, name)] for name in filter_columns(columns)})
+
+
+def read_spec(source: Source, spec: Spec) -> Iterator[Sample]:
     """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source, by item; trying
     failed rows again, by their place in the part."""
     if "picked" not in spec:
@@ -198,9 +225,7 @@ def read_spec(source: Source, spec: Mapping[str, Any]) -> Iterator[Sample]:
                 yield sample
 
 
-def read_images(
-    db: RetrievalDatabase, shard: int, patches: bool = False
-) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+def read_images(db: RetrievalDatabase, shard: int, patches: bool = False) -> Iterator[tuple[Row, bytes | None]]:
     """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok. With
     `patches`, rows of one image_key share a picture.
 
@@ -208,7 +233,7 @@ def read_images(
     """
     name = db.image_tar(shard)
     rows = db.read_table(db.image_table(shard)).to_pylist()
-    mend = "run `rdmpipe download` for this database again"
+    fix = "run `rdmpipe download` for this database again"
     try:
         with db.storage.open(name) as handle:
             pictures = _pictures(handle, f"{db.name}: {name}")
@@ -223,10 +248,10 @@ def read_images(
                 key, data = next(pictures, (-1, b""))
                 image = row[IMAGE_KEY] if patches else key
                 if key != row["key"]:
-                    raise DatabaseError(f"{db.name}: {name} does not hold the picture of key {row['key']}; {mend}")
+                    raise DatabaseError(f"{db.name}: {name} does not hold the picture of key {row['key']}; {fix}")
                 yield row, data
     except FileNotFoundError as error:
-        raise DatabaseError(f"{db.name}: no pictures in {name}; {mend}") from error
+        raise DatabaseError(f"{db.name}: no pictures in {name}; {fix}") from error
 
 
 def _pictures(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
@@ -250,7 +275,7 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any]:
+def image_row(config: DownloadConfig, key: int, sample: Sample) -> Row:
     """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
     error = sample.error
     status = sample.status or (FAILED if error else OK)
@@ -258,7 +283,12 @@ def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any
         error = sniff(sample.data or b"")[1]
         status = FAILED if error else OK
     return {
-        **{name: sample.metadata.get(name) for name in config.columns if name not in FROM_SOURCE},
+        # The plan's types hold for every file of the source, whatever the file itself says.
+        **{
+            name: plain(sample.metadata.get(name), kind)
+            for name, kind in config.columns.items()
+            if name not in FROM_SOURCE
+        },
         "key": key,
         "item_id": sample.item_id,
         "status": status,
@@ -271,14 +301,14 @@ def image_row(config: DownloadConfig, key: int, sample: Sample) -> dict[str, Any
     }
 
 
-def _leave_out(rows: list[dict[str, Any]], keep: list[bool]) -> None:
+def _leave_out(rows: list[Row], keep: list[bool]) -> None:
     """Mark the rows outside the filter, whatever else is wrong with them."""
     for row, wanted in zip(rows, keep, strict=True):
         if not wanted:
-            row["status"], row["error"] = FILTERED, _OUTSIDE
+            row["status"], row["error"] = FILTERED, OUTSIDE
 
 
-def _add_sample(archive: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -> None:
+def _add_sample(archive: TarWriter, row: Mapping[str, object], data: bytes) -> None:
     name = f"{row['key']:012d}"
     about = {column: value for column, value in row.items() if column != "error"}
     members = {
@@ -286,9 +316,6 @@ def _add_sample(archive: tarfile.TarFile, row: Mapping[str, Any], data: bytes) -
         "json": canonical_json({**about, "key": name}).encode(),
     }
     if row["caption"] is not None:
-        members["txt"] = row["caption"].encode()
+        members["txt"] = str(row["caption"]).encode()
     for extension in sorted(members):
-        info = tarfile.TarInfo(f"{name}.{extension}")
-        info.size = len(members[extension])
-        info.mode = 0o644
-        archive.addfile(info, io.BytesIO(members[extension]))
+        archive.add(f"{name}.{extension}", members[extension])

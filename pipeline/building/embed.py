@@ -1,33 +1,26 @@
 """The embed stage: one shard of pictures into unit vectors.
 
 Reads: images/<shard>.parquet and .tar. Writes thumbnails/<shard>.tar (`--images thumbnail`), then
-embeddings/<encoder>/<shard>.parquet: every row of the image table, with perceptual hash, size, vector and norm for those
-that are ok. Once the receipt is there, images/<shard>.tar is removed unless pictures are kept. A picture that cannot be
-decoded is a failed row, never an exception.
+embeddings/<encoder>/<shard>.parquet: every row of the image table, with perceptual hash, size, vector and norm for rows that
+are ok. After the receipt is written, images/<shard>.tar is removed unless pictures are kept. A picture that cannot be decoded
+is a failed row, never an exception.
 
 Decoding runs ahead of the model in a bounded pool. The same pictures, encoder, batch size and torch threads give the same
-bytes on the same machine. Does not check the pictures' sha256 again.
-
-The rows of one embedding shard while it is being made, and the table they become.
-
-Reads and writes nothing.
+bytes on the same machine. The stage does not check the pictures' sha256 again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
-import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -39,11 +32,15 @@ from pipeline.encoders import Encoder, EncoderRecord, load_encoder, require_matc
 from pipeline.execution import Receipt, Resources, Shard, Stage, ahead, count_statuses
 from pipeline.images import MAX_PIXELS
 from pipeline.schema import FAILED, OK, with_vectors
+from pipeline.sources import Row
+from pipeline.storage import USTAR, TarWriter, write_tar
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from numpy.typing import NDArray
+
+    from pipeline.building.decoding import Pixels
 
 
 @dataclass
@@ -85,7 +82,7 @@ class EmbeddedRows:
 
         schema = with_vectors(images.schema, self.dim)
         absent = np.array([status != OK for status in self.status], dtype=bool)
-        made: dict[str, Any] = {
+        made: Row = {
             "status": self.status,
             "error": self.error,
             "phash": self.phash,
@@ -234,7 +231,8 @@ def embed_shard(
     artifacts = []
     with db.storage.scratch() as scratch:
         thumbnails = scratch / "thumbnails.tar"
-        with _tar(thumbnails if config.images == "thumbnail" else None) as archive:
+        kept = write_tar(thumbnails, USTAR) if config.images == "thumbnail" else contextlib.nullcontext()
+        with kept as archive:
             _embed(db, config, encoder, shard, found, archive, timing)
         begun = time.monotonic()
         if config.images == "thumbnail":
@@ -257,50 +255,81 @@ def embed_shard(
     )
 
 
+class _Batches:
+    """Batches on their way through the model. A GPU works on one while the next is gathered.
+
+    `takes_turns`: decoding waits while the model runs, where there is no core for it: one stalled thread of the model stalls
+    all.
+    """
+
+    def __init__(self, encoder: Encoder, found: EmbeddedRows, size: int, takes_turns: bool, timing: Timing) -> None:
+        self.encoder, self.found, self.size, self.timing = encoder, found, size, timing
+        self.takes_turns = takes_turns
+        self.may_decode = threading.Event()
+        self.may_decode.set()
+        self._rows: list[int] = []
+        self._pixels: Pixels | None = None
+        self._running: deque[tuple[list[int], torch.Tensor]] = deque()
+
+    def add(self, row: int, pixels: Pixels) -> None:
+        """One prepared picture; runs the model when a batch is full."""
+        begun = time.monotonic()
+        if self._pixels is None:
+            self._pixels = np.empty((self.size, *pixels.shape), pixels.dtype)
+        self._pixels[len(self._rows)] = pixels
+        self._rows.append(row)
+        if len(self._rows) == self.size:
+            self._flush()
+        self.timing.forward += time.monotonic() - begun
+
+    def finish(self) -> None:
+        """Run what is gathered, and wait for all vectors."""
+        begun = time.monotonic()
+        if self._rows:
+            self._flush()
+        self._collect(0)
+        self.timing.forward += time.monotonic() - begun
+
+    def _flush(self) -> None:
+        assert self._pixels is not None
+        self._pixels[len(self._rows) :] = 0
+        if self.takes_turns:
+            self.may_decode.clear()
+        try:
+            self._running.append((self._rows, self.encoder.submit(self._pixels)))
+        finally:
+            self.may_decode.set()
+        self.timing.pictures += len(self._rows)
+        self._rows, self._pixels = [], None
+        self._collect(1)
+
+    def _collect(self, left: int) -> None:
+        while len(self._running) > left:
+            rows, made = self._running.popleft()
+            self.found.add_vectors(rows, to_numpy(made)[: len(rows)])
+
+
 def _embed(
     db: RetrievalDatabase,
     config: EmbedConfig,
     encoder: Encoder,
     shard: Shard,
     found: EmbeddedRows,
-    archive: tarfile.TarFile | None,
+    archive: TarWriter | None,
     timing: Timing,
 ) -> None:
-    """Decode ahead, run the model batch by batch, and fill `found`. A GPU works on one batch while the next is gathered."""
+    """Decode ahead, run the model batch by batch, and fill `found`."""
     # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
     size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
-    rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id, config.patches)))
-    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
-    may_decode = threading.Event()
-    may_decode.set()
     takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()
-    running: deque[tuple[list[int], torch.Tensor]] = deque()
-    batch: list[int] = []
-    pixels: NDArray[Any] | None = None
+    batches = _Batches(encoder, found, size, takes_turns, timing)
+    decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
 
-    def when_allowed(item: tuple[int, dict[str, Any], bytes | None]) -> Decoded:
-        may_decode.wait()
+    def when_allowed(item: tuple[int, Row, bytes | None]) -> Decoded:
+        batches.may_decode.wait()
         return decode(item)
 
-    def collect(left: int) -> None:
-        while len(running) > left:
-            these, made = running.popleft()
-            found.add_vectors(these, to_numpy(made)[: len(these)])
-
-    def flush() -> None:
-        nonlocal batch, pixels
-        assert pixels is not None
-        pixels[len(batch) :] = 0
-        if takes_turns:  # one stalled thread of the model stalls them all: decoding waits where there is no core for it
-            may_decode.clear()
-        try:
-            running.append((batch, encoder.submit(pixels)))
-        finally:
-            may_decode.set()
-        timing.pictures += len(batch)
-        batch, pixels = [], None
-        collect(1)
-
+    rows = ((i, row, data) for i, (row, data) in enumerate(read_images(db, shard.id, config.patches)))
     since = time.monotonic()
     stream = ahead(rows, when_allowed, config.decode_threads, 2 * size + 8, lambda item: len(item[2] or b""))
     with contextlib.closing(stream):
@@ -311,36 +340,7 @@ def _embed(
             if decoded.pixels is not None:
                 found.phash[i], found.width[i], found.height[i] = decoded.phash, decoded.width, decoded.height
                 if archive is not None and decoded.thumbnail is not None:
-                    _add(archive, f"{row['key']:012d}.jpg", decoded.thumbnail)
-                begun = time.monotonic()
-                if pixels is None:
-                    pixels = np.empty((size, *decoded.pixels.shape), decoded.pixels.dtype)
-                pixels[len(batch)] = decoded.pixels
-                batch.append(i)
-                if len(batch) == size:
-                    flush()
-                timing.forward += time.monotonic() - begun
+                    archive.add(f"{row['key']:012d}.jpg", decoded.thumbnail)
+                batches.add(i, decoded.pixels)
             since = time.monotonic()
-    begun = time.monotonic()
-    if batch:
-        flush()
-    collect(0)
-    timing.forward += time.monotonic() - begun
-
-
-@contextlib.contextmanager
-def _tar(path: Path | None) -> Iterator[tarfile.TarFile | None]:
-    """A new tar, or nothing where `path` is None."""
-    if path is None:
-        yield None
-        return
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        yield archive
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member without time or owner, so that the same pictures give the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    archive.addfile(info, io.BytesIO(data))
+    batches.finish()

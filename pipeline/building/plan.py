@@ -8,8 +8,9 @@ fingerprints and the columns, so that the same input makes the same plan whereve
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipeline.errors import DatabaseError, SourceError
 from pipeline.execution import Shard
 from pipeline.schema import SHARD_ROWS
 from pipeline.sources import Source, SourceOptions
+
+LEFT_OUT, WHERE = "left_out", "where"  # keys of a plan's options: files that are no rows by kind; the filter in force
 
 _GROUP = 1000  # shards in memory at a time
 
@@ -32,13 +35,19 @@ class BuildPlan:
     rows: int
     columns: Mapping[str, str]  # the source's metadata columns by type name
     revision: str  # what the source looked like
-    options: Mapping[str, Any] = field(default_factory=dict)  # limit, shards; after a refresh the next free shard id
+    options: Mapping[str, Any] = field(default_factory=dict)  # limit, shards, next_shard, left_out, where
 
 
 def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) -> BuildPlan:
     """List the source's shards into the database. Raises SourceError where the source is empty or cannot be listed."""
-    asked = {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
-    return save_plan(db, listed(source, options), source.columns(), source.revision(), asked)
+    return save_plan(
+        db, listed(source, options), source.columns(), source.revision(), part_of(options), source.left_out
+    )
+
+
+def part_of(options: SourceOptions) -> dict[str, Any]:
+    """Which part of a source was asked for, as a plan's header and manifest.json record it."""
+    return {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
 
 
 def listed(source: Source, options: SourceOptions) -> Iterator[Shard]:
@@ -57,8 +66,12 @@ def save_plan(
     columns: Mapping[str, str],
     revision: str,
     options: Mapping[str, Any],
+    left_out: Callable[[], Mapping[str, int]] | None = None,
 ) -> BuildPlan:
-    """Write a plan, streaming, its header last. Raises SourceError where there are no shards."""
+    """Write a plan, streaming, its header last. Raises SourceError where there are no shards.
+
+    `left_out` is called when the shards are listed: it counts the files of the source that are no rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,6 +95,10 @@ def save_plan(
                 writer.write_table(pa.Table.from_pylist(group, schema))
         if not count:
             raise SourceError(f"{db.name}: the source has no rows (asked for: {dict(options)})")
+        if left_out is not None:
+            counted = left_out()
+            options = {name: value for name, value in options.items() if name != LEFT_OUT}
+            options |= {LEFT_OUT: dict(counted)} if counted else {}
         plan = BuildPlan(hasher.hexdigest()[:16], count, rows, columns, revision, options)
         db.storage.publish(part, _table(plan.id))
     db.storage.write_text(f"plan/{plan.id}.json", canonical_json(asdict(plan)) + "\n")
@@ -104,6 +121,38 @@ def plan_shards(db: RetrievalDatabase, plan_id: str) -> Iterator[Shard]:
         for batch in file.iter_batches(batch_size=_GROUP):
             for line in batch.to_pylist():
                 yield Shard(line["shard"], line["rows"], line["fingerprint"], json.loads(line["spec"]))
+
+
+def next_shard(db: RetrievalDatabase, plan: BuildPlan) -> int:
+    """The first shard id that no plan of this database has used. Ids are never reused, because keys contain them."""
+    return max(int(plan.options.get("next_shard", 0)), 1 + max(shard.id for shard in plan_shards(db, plan.id)))
+
+
+def save_changed(
+    db: RetrievalDatabase,
+    old: BuildPlan,
+    kept: Iterable[Shard],
+    fresh: Sequence[Shard],
+    first: int,
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    left_out: Callable[[], Mapping[str, int]] | None = None,
+) -> BuildPlan:
+    """A plan of the shards that stay and the new ones, which were numbered from `first` on.
+
+    Columns, revision and options are those of the `old` plan unless they are given.
+    """
+    header = {**old.options, **(options or {}), "next_shard": first + len(fresh)}
+    revision = old.revision if revision is None else revision
+    shards = heapq.merge(kept, fresh, key=lambda shard: shard.id)
+    return save_plan(db, shards, columns or old.columns, revision, header, left_out)
+
+
+def picked(plan: BuildPlan, parts: Sequence[Mapping[str, Any]], where: str | None = None) -> dict[str, Any]:
+    """The spec of a shard that reads picked rows of others, under the filter in force (or under `where`)."""
+    where = plan.options.get(WHERE) if where is None else where
+    return {"picked": list(parts), **({WHERE: where} if where is not None else {})}
 
 
 def _table(plan_id: str) -> str:

@@ -1,24 +1,23 @@
-"""What a refresh has to do: the new plan, and the keys that are gone, from a published version and what its source is now.
+"""`--refresh`, and a larger part of the source: the plan of a new version, and the keys that are gone.
 
-Reads: the source's list, and of shards that changed their rows; the published version's plan and image rows. Writes: the new
-plan. A key is never moved or reused: a row that left the source, or whose bytes or metadata changed, gets a
-tombstone, and new and changed rows go to new shards. Shards whose input is what it was are shared by reference, unread.
+Reads: the source's list, and the rows of shards whose input changed; the published version's plan and image rows. Writes: the
+new plan. A key is never moved or reused. A row that left the source, or whose bytes or metadata changed, gets a tombstone,
+and new and changed rows go to new shards. Shards whose input is the same stay as they are and are not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.building.download import DownloadConfig, image_row, read_spec
-from pipeline.building.plan import BuildPlan, listed, plan_shards, save_plan
+from pipeline.building.plan import WHERE, BuildPlan, listed, next_shard, part_of, picked, plan_shards, save_changed
 from pipeline.config import digest
 from pipeline.database import PURGED, BlockList, Gone, RetrievalDatabase, has_rows_left, read_block_list
 from pipeline.errors import DatabaseError
 from pipeline.execution import Shard
 from pipeline.schema import IMAGE_KEY, PATCH_COORDS, shard_of
-from pipeline.sources import FetchingSource, Source
+from pipeline.sources import FetchingSource, Row, Source, Spec
 
 
 @dataclass(frozen=True)
@@ -36,23 +35,27 @@ class Refresh:
 
 
 def plan_refresh(
-    db: RetrievalDatabase, old: BuildPlan, config: DownloadConfig, source: Source, gone_before: frozenset[int]
+    db: RetrievalDatabase,
+    old: BuildPlan,
+    config: DownloadConfig,
+    source: Source,
+    gone_before: frozenset[int],
+    grown: bool = False,
 ) -> Refresh:
-    """Compare the source with the published plan. Raises DatabaseError where its columns are no longer the same."""
+    """Compare the source with the published plan. `grown`: a larger part of the source is wanted than the plan has.
+
+    Raises DatabaseError where the source lost a column.
+    """
     revision = source.revision()
-    if revision and revision == old.revision:
+    if revision and revision == old.revision and not grown:
         return Refresh(old, (), 0, 0)
-    if source.columns() != dict(old.columns):
-        raise DatabaseError(
-            f"database {db.name!r}: the source's metadata columns changed from {dict(old.columns)} to {source.columns()}; "
-            "rows with other columns do not fit in: build another database with --name"
-        )
+    _require_columns(db, old.columns, source.columns())
     unread: dict[str, list[Shard]] = {}
     for shard in plan_shards(db, old.id):
         unread.setdefault(shard.fingerprint, []).append(shard)
     holed = {shard_of(key) for key in gone_before}
     kept: list[Shard] = []
-    changed_specs: list[dict[str, Any]] = []
+    changed_specs: list[Row] = []
     for spec in listed(source, config.options):
         same = [shard for shard in unread.get(spec.fingerprint, []) if shard.id not in holed]
         if same:
@@ -64,7 +67,7 @@ def plan_refresh(
     listed_only = isinstance(source, FetchingSource)
     known = _rows_by_item(db, loose, config, gone_before, listed_only)
     blocked = read_block_list(db.storage)
-    picked: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
+    picked_rows: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
     for number, part in enumerate(changed_specs):
         for item, row_digest in _items(source, part, config, blocked):
             candidates = known.get(item, [])
@@ -72,8 +75,8 @@ def plan_refresh(
             if unchanged is not None:
                 candidates.remove(unchanged)
             else:
-                picked.append((number, item, row_digest))
-    new_items = {item for _, item, _ in picked}
+                picked_rows.append((number, item, row_digest))
+    new_items = {item for _, item, _ in picked_rows}
     gone = tuple(
         Gone(entry["key"], "changed" if item in new_items else "removed")
         for item, entries in known.items()
@@ -81,18 +84,30 @@ def plan_refresh(
     )
     before = gone_before | {entry.key for entry in gone}
     loose = [shard for shard in loose if has_rows_left(shard, before)]
-    first = max(int(old.options.get("next_shard", 0)), 1 + max(shard.id for shard in plan_shards(db, old.id)))
-    fresh = list(_new_shards(picked, changed_specs, first, config.manifest.source.shard_rows))
-    options = {**old.options, "next_shard": first + len(fresh)}
-    shards = sorted([*kept, *loose, *fresh], key=lambda shard: shard.id)
-    plan = save_plan(db, shards, old.columns, revision, options)
+    first = next_shard(db, old)
+    fresh = list(_picked_shards(old, picked_rows, changed_specs, first, config.manifest.source.shard_rows))
+    stay = sorted([*kept, *loose], key=lambda shard: shard.id)
+    part = part_of(config.options)
+    plan = save_changed(db, old, stay, fresh, first, revision=revision, options=part, left_out=source.left_out)
     changed = sum(1 for entry in gone if entry.why == "changed")
-    return Refresh(plan, tuple(sorted(gone, key=lambda entry: entry.key)), len(picked) - changed, changed)
+    return Refresh(plan, tuple(sorted(gone, key=lambda entry: entry.key)), len(picked_rows) - changed, changed)
 
 
-def _items(
-    source: Source, spec: Mapping[str, Any], config: DownloadConfig, blocked: BlockList
-) -> Iterator[tuple[str, str]]:
+def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise DatabaseError where the source lost a column that the database has.
+
+    A database keeps the columns and the types that it was built with: new columns of the source are left out, and values are
+    stored as the old type where they fit it.
+    """
+    lost = [name for name in old if name not in now]
+    if lost:
+        raise DatabaseError(
+            f"database {db.name!r} has the metadata columns {', '.join(old)}, and the source no longer has {', '.join(lost)}: "
+            "rows without them do not fit in. Build another database with --name"
+        )
+
+
+def _items(source: Source, spec: Spec, config: DownloadConfig, blocked: BlockList) -> Iterator[tuple[str, str]]:
     """(item id, digest of all that is stored of it) for each row of a part of the source."""
     listed_only = isinstance(source, FetchingSource)
     for sample in read_spec(source, spec):
@@ -103,9 +118,9 @@ def _items(
 
 def _rows_by_item(
     db: RetrievalDatabase, shards: list[Shard], config: DownloadConfig, gone: frozenset[int], listed_only: bool
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Row]]:
     """Living rows of published shards by item id: key, status, reason, digest."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Row]] = {}
     for shard in shards:
         for row in db.read_table(db.image_table(shard.id)).to_pylist():
             if row["key"] in gone:
@@ -124,7 +139,7 @@ def _reason(error: str | None) -> str:
     return (error or "").split(":", 1)[0]
 
 
-def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
+def _digest(row: Row, listed_only: bool = False) -> str:
     """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
     what the list says alone: the pictures are not fetched to see whether they changed."""
     if row["error"] == PURGED:
@@ -134,15 +149,16 @@ def _digest(row: Mapping[str, Any], listed_only: bool = False) -> str:
     return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)
 
 
-def _new_shards(
-    picked: list[tuple[int, str, str]], specs: list[dict[str, Any]], first: int, rows: int
+def _picked_shards(
+    plan: BuildPlan, rows: list[tuple[int, str, str]], specs: list[Row], first: int, most: int
 ) -> Iterator[Shard]:
-    """Shards that read only the picked rows of the source's parts, `rows` each, in the source's order."""
-    for start in range(0, len(picked), rows):
-        group = picked[start : start + rows]
+    """Shards that read only the picked rows of the source's parts, `most` each, in the source's order."""
+    for start in range(0, len(rows), most):
+        group = rows[start : start + most]
         parts: dict[int, list[str]] = {}
         for number, item, _ in group:
             parts.setdefault(number, []).append(item)
-        spec = {"picked": [{"spec": specs[number], "items": items} for number, items in parts.items()]}
-        fingerprint = digest(["picked", [(item, row_digest) for _, item, row_digest in group]], 32)
-        yield Shard(first + start // rows, len(group), fingerprint, spec)
+        spec = picked(plan, [{"spec": specs[number], "items": items} for number, items in parts.items()])
+        marks = [(item, row_digest) for _, item, row_digest in group]
+        fingerprint = digest(["picked", marks, *([spec[WHERE]] if WHERE in spec else [])], 32)
+        yield Shard(first + start // most, len(group), fingerprint, spec)

@@ -36,6 +36,8 @@ class BuildRequest:
     images: str = ""  # keep | thumbnail | drop
     where: str = ""
     source: SourceOptions = field(default_factory=SourceOptions)
+    whole: bool = False  # all of the source, whatever part was built before (`--limit 0`)
+    new_where: str = ""  # filled in by `settle`: the filter that a published database is to have from now on
     index: IndexConfig = field(default_factory=IndexConfig)
     backend: Backend = field(default_factory=Backend)
     batch: int = 0  # pictures a forward pass
@@ -66,7 +68,9 @@ class BuildSummary:
     index: dict[str, Any]
     shards: dict[str, dict[str, int]]  # by stage: ran and skipped
     changes: dict[str, int]  # of a refresh: rows added, changed and removed
+    left_out: dict[str, int]  # files of the source that are no rows, by kind
     seconds: float
+    hosts: dict[str, dict[str, Any]]  # of a list of addresses, by host: requests, ok, failed, bytes, slowed, set_aside
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -75,18 +79,27 @@ class BuildSummary:
             f"{self.name}: {self.input:,} rows in = {self.ok:,} ok + {self.filtered:,} filtered + {self.failed:,} failed"
         ]
         lines += [f"  {reason}: {count:,}" for reason, count in self.reasons.items()]
+        if self.left_out:
+            counts = ", ".join(f"{count:,} x {kind}" for kind, count in self.left_out.items())
+            lines.append(f"  no rows: {counts}")
         if self.duplicates:
             lines.append(f"  {self.duplicates:,} exact duplicates marked (search --no-duplicates leaves them out)")
         if self.index:
             recall = self.index["recall"]
             words = "; ".join(_recall_words(kind, recall["k"], recall[kind]) for kind in ("text", "image"))
             lines.append(f"index {self.index['key']} over {self.index['rows']:,} rows; {words}")
+        lines += [_host_line(name, figures) for name, figures in list(self.hosts.items())[:_HOSTS_SHOWN]]
+        if len(self.hosts) > _HOSTS_SHOWN:
+            lines.append(f"  and {len(self.hosts) - _HOSTS_SHOWN:,} other hosts")
+        aside = [name for name, figures in self.hosts.items() if figures["set_aside"]]
+        if aside:
+            lines.append(f"  set aside: {', '.join(aside)}; `rdmpipe retry {self.name}` asks them again")
         ran = ", ".join(
             f"{stage} {count['ran']} ran, {count['skipped']} skipped" for stage, count in self.shards.items()
         )
         lines.append(f"shards: {ran}; {self.seconds:,.1f} s; encoder {self.encoder}")
         if self.changes:
-            what = "retry" if "retried" in self.changes else "refresh"
+            what = next((name for word, name in _CHANGES.items() if word in self.changes), "refresh")
             found = ", ".join(f"{count:,} {change}" for change, count in self.changes.items())
             lines.append(f"{what}: {found if any(self.changes.values()) else 'nothing new'}")
         lines += [f"note: {warning}" for warning in self.warnings]
@@ -95,6 +108,18 @@ class BuildSummary:
                 f'version {self.version}; try: rdmpipe search {self.name} "a harbour at dawn" -k 5 --sheet sheet.png'
             )
         return "\n".join(lines)
+
+
+_HOSTS_SHOWN = 10  # in the summary for people
+
+
+def _host_line(name: str, figures: Mapping[str, Any]) -> str:
+    slowed = f", asked to wait {figures['slowed']:,} times" if figures["slowed"] else ""
+    size = figures["bytes"] / 1e6
+    return f"  {name}: {figures['requests']:,} requests, {figures['ok']:,} ok, {size:,.1f} MB{slowed}"
+
+
+_CHANGES = {"retried": "retry", "refiltered": "filter"}  # what a change of rows comes from
 
 
 def _recall_words(kind: str, k: int, measured: dict[str, Any]) -> str:
@@ -125,9 +150,15 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
         "images": "",
     }
     chosen = {name: getattr(request, name) or settings.get(name) or value for name, value in default.items()}
-    if RetrievalDatabase(manifest.name, request.home).exists():
+    published = RetrievalDatabase(manifest.name, request.home).exists()
+    if before is not None and not published:
+        request = replace(request, source=_begun_part(request, settings))
+    if published:
         if before is not None:
             _require_same_source(manifest, before["manifest"]["source"], request.refresh)
+        if before is not None and request.where:
+            request = replace(request, new_where=request.where)
+            chosen["where"] = settings["where"]
         for name, value in chosen.items():
             if name in settings and value != settings[name]:
                 raise DatabaseError(
@@ -136,6 +167,15 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
                 )
     manifest = replace(manifest, encoder=chosen["encoder"])
     return manifest, replace(request, **cast("dict[str, Any]", chosen))
+
+
+def _begun_part(request: BuildRequest, settings: Mapping[str, Any]) -> SourceOptions:
+    """The part of the source to build: as asked, else as the unfinished build before asked."""
+    asked = request.source
+    if request.whole or asked.limit or asked.shards:
+        return asked
+    shards = settings.get("shards")
+    return replace(asked, limit=settings.get("limit") or 0, shards=tuple(shards) if shards else None)
 
 
 def _require_same_source(manifest: Manifest, before: Mapping[str, Any], refresh: bool) -> None:
@@ -165,6 +205,14 @@ def begun(name: str, home: str | None) -> dict[str, Any] | None:
         return None
     text = RetrievalDatabase(name, home).storage.read_text("manifest.json")
     return None if text is None else dict(json.loads(text))
+
+
+def manifest_of(database: RetrievalDatabase) -> Manifest:
+    """The manifest that a database was built from. Raises DatabaseError where there is none."""
+    before = begun(database.name, database.home)
+    if before is None:
+        raise DatabaseError(f"database {database.name!r} has no manifest.json; build it with `rdmpipe build-index`")
+    return from_mapping(Manifest, _dated(before["manifest"]), f"{database.name}/manifest.json")
 
 
 def _dated(table: dict[str, Any]) -> dict[str, Any]:

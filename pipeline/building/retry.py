@@ -1,8 +1,8 @@
-"""`rdmpipe retry`: the failed URLs of a published database, and nothing else, once more.
+"""Make some rows of a published database again: those that failed (`rdmpipe retry`), or those that a new filter changes.
 
-Reads: status of the published rows. Writes: a plan in which the failed rows stand in new shards, with new keys; their old keys
-get tombstones. Other shards are shared as they are, unread. The same version gives the same plan, so that a retry that was
-stopped goes on where it was. Memory: the failed rows' keys.
+Reads: the status of the published rows; for a filter, their metadata. Writes: a plan with new shards, which hold these rows
+under new keys. The old keys get tombstones. The other shards stay and are not read from the source. The same version gives
+the same plan, so that an interrupted build continues. Memory: the keys of the rows.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.building.plan import BuildPlan, plan_shards, save_plan
+from pipeline.building.download import OUTSIDE, DownloadConfig, filter_columns, filterable
+from pipeline.building.plan import WHERE, BuildPlan, next_shard, picked, plan_shards, save_changed, save_plan
 from pipeline.config import digest
 from pipeline.database import Gone, RetrievalDatabase, Version, has_rows_left
 from pipeline.errors import ConfigError
 from pipeline.execution import Shard
-from pipeline.schema import FAILED, SHARD_ROWS
+from pipeline.filters import check_filter, filter_mask
+from pipeline.schema import FAILED, FILTERED, SHARD_ROWS
 from pipeline.sources import FetchingSource, Source
 
-RETRIED = "retried"
+RETRIED, REFILTERED = "retried", "refiltered"  # why a key got a tombstone
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The new plan (the old one where nothing had failed), and the tombstones of the rows that are tried again."""
+    """The new plan (the old one where there is nothing to do), and the tombstones of the rows that are made again."""
 
     plan: BuildPlan
     gone: tuple[Gone, ...]
@@ -42,25 +43,51 @@ def plan_retry(
     """Plan another attempt at the version's failed rows. Raises ConfigError where the source is not a list of URLs."""
     if not isinstance(source, FetchingSource):
         raise ConfigError(
-            f"database {db.name!r} is not made from a list of URLs; what failed in it fails again until its source is mended: "
-            f"`rdmpipe build-index {db.name} --refresh`"
+            f"database {db.name!r} is not made from a list of URLs: a failed row fails again until its source is fixed. Fix "
+            f"the source, then run `rdmpipe build-index {db.name} --refresh`"
         )
-    first = max(int(old.options.get("next_shard", 0)), 1 + max(shard.id for shard in plan_shards(db, old.id)))
     gone: list[Gone] = []
-    fresh = list(_new_shards(_failed(db, old, version, gone_before, gone), first, shard_rows))
+    return _again(db, old, _failed(db, old, version, gone_before, gone), gone, gone_before, shard_rows)
+
+
+def plan_filter(
+    db: RetrievalDatabase, old: BuildPlan, config: DownloadConfig, where: str, gone_before: frozenset[int]
+) -> Retry:
+    """Plan a version under another filter: rows that enter it or leave it are made again. Raises FilterError."""
+    check_filter(where, filter_columns(old.columns))
+    gone: list[Gone] = []
+    flipped = _flipped(db, old, config, where, gone_before, gone)
+    made = _again(db, old, flipped, gone, gone_before, config.manifest.source.shard_rows, where)
+    if made.plan is old:  # no row changes, and yet the filter holds for what a refresh adds
+        options = {**old.options, WHERE: where}
+        return Retry(save_plan(db, plan_shards(db, old.id), old.columns, old.revision, options), ())
+    return made
+
+
+def _again(
+    db: RetrievalDatabase,
+    old: BuildPlan,
+    rows: Iterator[tuple[Shard, list[int]]],
+    gone: list[Gone],
+    gone_before: frozenset[int],
+    shard_rows: int,
+    where: str | None = None,
+) -> Retry:
+    """A plan in which `rows` stand in new shards. `gone` fills while `rows` is read."""
+    first = next_shard(db, old)
+    fresh = list(_picked_shards(old, rows, first, shard_rows, where))
     if not fresh:
         return Retry(old, ())
-    options = {**old.options, "next_shard": first + len(fresh)}
+    options = {} if where is None else {WHERE: where}
     dead = gone_before | {entry.key for entry in gone}
     kept = (shard for shard in plan_shards(db, old.id) if has_rows_left(shard, dead))
-    plan = save_plan(db, itertools.chain(kept, fresh), old.columns, old.revision, options)
-    return Retry(plan, tuple(gone))
+    return Retry(save_changed(db, old, kept, fresh, first, options=options), tuple(gone))
 
 
 def _failed(
     db: RetrievalDatabase, old: BuildPlan, version: Version, gone_before: frozenset[int], gone: list[Gone]
 ) -> Iterator[tuple[Shard, list[int]]]:
-    """The shards with failed rows, and which rows those are. Notes their keys in `gone`."""
+    """The shards that have failed rows, and the places of these rows. Adds their keys to `gone`."""
     tables = {entry.id: entry.artifact.path for entry in version.shards}
     for shard in plan_shards(db, old.id):
         table = db.read_table(tables[shard.id], ["key", "status"])
@@ -71,24 +98,53 @@ def _failed(
             yield shard, [key % SHARD_ROWS for key in keys]
 
 
-def _new_shards(failed: Iterator[tuple[Shard, list[int]]], first: int, most: int) -> Iterator[Shard]:
-    """Shards of at most `most` rows that read only the failed rows of others."""
+def _flipped(
+    db: RetrievalDatabase,
+    old: BuildPlan,
+    config: DownloadConfig,
+    where: str,
+    gone_before: frozenset[int],
+    gone: list[Gone],
+) -> Iterator[tuple[Shard, list[int]]]:
+    """The rows that a new filter lets in or leaves out, by shard. Adds their keys to `gone`."""
+    for shard in plan_shards(db, old.id):
+        table = db.read_table(db.image_table(shard.id))
+        inside = filter_mask(where, filterable(config.columns, table)).tolist()
+        states = zip(
+            table["key"].to_pylist(), table["status"].to_pylist(), table["error"].to_pylist(), inside, strict=True
+        )
+        keys = [
+            key
+            for key, status, error, now in states
+            if key not in gone_before and (now if error == OUTSIDE else not now and status != FILTERED)
+        ]
+        if keys:
+            gone += [Gone(key, REFILTERED) for key in keys]
+            yield shard, [key % SHARD_ROWS for key in keys]
+
+
+def _picked_shards(
+    plan: BuildPlan, rows: Iterator[tuple[Shard, list[int]]], first: int, most: int, where: str | None
+) -> Iterator[Shard]:
+    """Shards of at most `most` rows. Each reads only some rows of published shards."""
     number = itertools.count(first)
-    parts: list[dict[str, Any]] = []
-    marks: list[Any] = []
-    rows = 0
+    parts: list[dict[str, object]] = []
+    marks: list[list[object]] = []
+    count = 0
 
     def closed() -> Shard:
-        return Shard(next(number), rows, digest(["retry", marks], 32), {"picked": parts})
+        spec = picked(plan, parts, where)
+        mark = ["retry", marks, *([spec[WHERE]] if WHERE in spec else [])]
+        return Shard(next(number), count, digest(mark, 32), spec)
 
-    for shard, places in failed:
+    for shard, places in rows:
         while places:
-            taken, places = places[: most - rows], places[most - rows :]
+            taken, places = places[: most - count], places[most - count :]
             parts.append({"spec": shard.spec, "rows": taken})
             marks.append([shard.id, shard.fingerprint, taken])
-            rows += len(taken)
-            if rows == most:
+            count += len(taken)
+            if count == most:
                 yield closed()
-                parts, marks, rows = [], [], 0
-    if rows:
+                parts, marks, count = [], [], 0
+    if count:
         yield closed()

@@ -1,3 +1,5 @@
+from .failures import FailedRow as FailedRow
+from .failures import failed_rows as failed_rows
 from .manifests import add_manifest as add_manifest
 from .manifests import check_manifest as check_manifest
 from .manifests import known_manifests as known_manifests

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import default_home, read_toml
 from pipeline.errors import EncoderError, FilterError, ManifestError, nearest
 from pipeline.installation import data_folder
-from pipeline.sources import NAME, Manifest, SourceSpec, View, parse_manifest
+from pipeline.sources import NAME, Manifest, View, parse_manifest, source_of_path
 
 
 def shipped_manifests() -> dict[str, Path]:
@@ -73,9 +73,16 @@ def load_manifest(name_or_path: str, home: str | None = None) -> Manifest | View
     return parse_manifest(read_toml(names[name_or_path]), names[name_or_path].name)
 
 
-def manifest_for_folder(path: Path, name: str = "", encoder: str = "vit-l-14") -> Manifest:
-    """The manifest of a folder of pictures (and a metadata.csv with file_name, where there is one)."""
-    slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.lower()).strip("_") or "pictures"
+def manifest_for_path(path: Path, name: str = "", encoder: str = "vit-l-14") -> Manifest:
+    """The manifest of pictures on this machine: a folder of them, or one file that holds them.
+
+    A .parquet file has them in a column `image`; a .tar is a webdataset where its members have captions or metadata of their
+    own, else a plain archive; a .csv is a list of addresses; any other file is one picture. A folder of such files alone is
+    read as they are. Raises ManifestError where the name cannot be a database's, SourceError where a file cannot be read.
+    """
+    slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.split(".")[0].lower()).strip("_") or "pictures"
+    if path.is_dir():
+        slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.lower()).strip("_") or "pictures"
     if not NAME.match(slug):
         raise ManifestError(
             f"name {slug!r}: use lower-case letters, digits and _, parts joined by -; give another with --name"
@@ -83,9 +90,9 @@ def manifest_for_folder(path: Path, name: str = "", encoder: str = "vit-l-14") -
     return Manifest(
         name=slug,
         title=f"Pictures in {path.name}",
-        source=SourceSpec(kind="folder", path=str(path.resolve())),
+        source=source_of_path(path.resolve()),
         licence="unknown",
-        terms="Your own folder: you know under which terms its pictures may be used.",
-        opt_out="Remove a picture from the folder and build again.",
+        terms="Your own files: you know under which terms the pictures may be used.",
+        opt_out="Remove a picture from the files and build again.",
         encoder=encoder,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_folder
+from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_path
 from pipeline.database import RetrievalDatabase, Version, list_databases
 from pipeline.errors import DatabaseError, ManifestError, nearest
 from pipeline.sources import Manifest, View
@@ -62,13 +62,13 @@ def _view(name: str, home: str | None) -> View | None:
 
 
 def resolve_target(target: str, name: str = "", encoder: str = "", home: str | None = None) -> Manifest:
-    """What `build-index TARGET` means: a folder of pictures, a manifest file, or a manifest's name (a view means its base)."""
+    """What `build-index TARGET` means: a folder or file, a manifest file, or a manifest's name (a view means its base)."""
     path = Path(target).expanduser()
-    if path.is_dir():
-        return manifest_for_folder(path, name, encoder or "vit-l-14")
+    if path.is_dir() or (path.is_file() and path.suffix != ".toml"):
+        return manifest_for_path(path, name, encoder or "vit-l-14")
     if "/" in target and path.suffix != ".toml":
         raise ManifestError(
-            f"{target}: no such folder. A folder of pictures is given by its path, a data set by its name."
+            f"{target}: no such file or folder. Pictures are given by their path, a data set by its name."
         )
     made = load_manifest(target, home)
     if isinstance(made, View):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -61,6 +62,12 @@ def main() -> None:
     """Run the command line and end the process."""
     # OpenMP threads that wait sleep instead of spinning: the decoding pool and other processes need the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a letter that the terminal's encoding lacks is shown as \\u..., not a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as ended:

@@ -41,7 +41,12 @@ if TYPE_CHECKING:
 
 SOURCE, ENCODER, INDEX = "Source", "Encoder and pictures", "Index"
 
-Target = Annotated[str, typer.Argument(help="A data set's name, a manifest file (.toml), or a folder of pictures.")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A data set's name, a manifest (.toml), a folder of pictures, or a .parquet, .tar, .csv or picture file."
+    ),
+]
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the database (default: the target's).")]
 
@@ -68,8 +73,14 @@ Images = Annotated[
 ]
 
 Limit = Annotated[
-    int,
-    typer.Option("--limit", metavar="N", parser=whole(0), help="Most rows to read; 0: all.", rich_help_panel=SOURCE),
+    int | None,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        parser=whole(0),
+        help="Most rows to read; 0: all. A published database grows to a larger limit.",
+        rich_help_panel=SOURCE,
+    ),
 ]
 
 Shards = Annotated[
@@ -210,7 +221,7 @@ def _build(
     encoder: EncoderOption = "",
     images: Images = "",
     where: Where = "",
-    limit: Limit = 0,
+    limit: Limit = None,
     shards: Shards = "",
     base_url: BaseUrl = "",
     precision: Precision = "",
@@ -250,7 +261,7 @@ def _build(
             images=one_of("--images", images, ("", "keep", "thumbnail", "drop")),
             where=where,
             source=SourceOptions(
-                base_url=base_url, limit=limit, shards=_range(shards), allow_private=_networks(allow_private)
+                base_url=base_url, limit=limit or 0, shards=_range(shards), allow_private=_networks(allow_private)
             ),
             index=IndexConfig(memory=parse_size(memory), key=index_key, min_recall=min_recall, partitions=partitions),
             backend=Backend(kind=which_backend(backend, address), address=address, workers=workers, retries=retries),
@@ -260,6 +271,7 @@ def _build(
             wait_s=wait,
             stages=stages,
             refresh=refresh,
+            whole=limit == 0 and not shards,
         )
         if stages == COMMANDS["embed"][0]:
             request = for_second_encoder(request)

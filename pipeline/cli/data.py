@@ -1,4 +1,4 @@
-"""`rdmpipe import`, `export` and `purge`: parse, call, print."""
+"""`rdmpipe import`, `export`, `purge` and `failures`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Home, Json, Wait, Where, command, print_json, reported_errors
+from pipeline.cli.options import Home, Json, Wait, Where, command, print_json, print_table, reported_errors
+
+UNMATCHED = 3  # exit code of a purge whose list has entries that match no row
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +22,9 @@ def register(app: typer.Typer) -> None:
     app.command("export", rich_help_panel=panel, epilog="Example: rdmpipe export wikiart ./out --to npz")(export)
     app.command("purge", rich_help_panel=panel, epilog="Example: rdmpipe purge wikiart --url-list urls.txt --dry-run")(
         purge_command
+    )
+    app.command("failures", rich_help_panel=panel, epilog="Example: rdmpipe failures my_pictures --copy-to ./bad")(
+        failures
     )
 
 
@@ -79,7 +84,10 @@ def purge_command(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove rows for good from all versions and keep them out. Without a list: finish an interrupted purge."""
+    """Remove rows for good from all versions and keep them out. Without a list: finish an interrupted purge.
+
+    Entries of a list that match no row are listed, and the exit code is then 3.
+    """
     with command() as progress:
         from pipeline.maintenance import PurgeRequest, purge
 
@@ -90,3 +98,39 @@ def purge_command(
         for note in done.notes:
             print(f"note: {note}")
         print(done.text(dry_run))
+    if done.unmatched:
+        raise typer.Exit(UNMATCHED)
+
+
+def failures(
+    name: Annotated[str, typer.Argument(help="A database, published or not.")],
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the list to this CSV file.")
+    ] = None,
+    copy_to: Annotated[
+        Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the bad files into this new folder.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List the rows that failed: file or address, reason and detail."""
+    with reported_errors():
+        from pipeline.catalog import base_of, failed_rows
+        from pipeline.database import RetrievalDatabase
+        from pipeline.maintenance import copy_failed, write_csv
+
+        database = RetrievalDatabase(base_of(name.partition("@")[0], home), home)
+        rows = list(failed_rows(database))
+        if csv_file is not None:
+            write_csv(rows, csv_file)
+        copied = copy_failed(database, rows, copy_to) if copy_to is not None else 0
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    print_table(
+        ("key", "file or address", "reason", "detail"),
+        [(row.key, row.url or row.item, row.reason, row.detail) for row in rows],
+        right=(0,),
+    )
+    if copy_to is not None:
+        print(f"{copied:,} of {len(rows):,} files copied to {copy_to}; failures.csv there lists all of them")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, cast
@@ -151,7 +152,8 @@ def reported_errors() -> Iterator[None]:
             raise
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        print("rdmpipe: interrupted. Finished work is kept. To continue, run the same command again.", file=sys.stderr)
+        again = shlex.join(["rdmpipe", *sys.argv[1:]])
+        print(f"rdmpipe: interrupted. Finished work is kept. To continue, run: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,6 +22,7 @@ Reads: receipts, and the rows of shards in which some are gone. Writes nothing.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,7 @@ class RetrievalDatabase:
         if wanted is None:
             unfinished = self.storage.exists("plan")
             raise DatabaseError(
-                f"database {self.name!r} was started but never finished; run `rdmpipe build-index {self.name}` to go on"
+                f"database {self.name!r} was started but never finished; run `{self.build_command()}` to continue"
                 if unfinished
                 else f"no database {self.name!r} in {self.home}; build it with `rdmpipe build-index {self.name}`"
             )
@@ -186,6 +187,19 @@ class RetrievalDatabase:
                 )
             text = self.storage.read_bytes(f"versions/{begins[0]}.json").decode("utf-8")
         return Version.from_json(text)
+
+    def build_command(self) -> str:
+        """The command that continues an unfinished build, with the part of the source and the filter it was begun with."""
+        text = self.storage.read_text("manifest.json")
+        settings = json.loads(text).get("settings", {}) if text else {}
+        words = ["rdmpipe", "build-index", self.name]
+        if settings.get("limit"):
+            words += ["--limit", str(settings["limit"])]
+        if settings.get("shards"):
+            words += ["--shards", ":".join(map(str, settings["shards"]))]
+        if settings.get("where"):
+            words += ["--where", settings["where"]]
+        return shlex.join(words)
 
     def versions(self) -> list[str]:
         return [name.removesuffix(".json") for name in self.storage.list("versions", ".json")]

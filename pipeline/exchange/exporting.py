@@ -1,9 +1,9 @@
-"""`rdmpipe export`: a database's embeddings as CompVis `.npz` or as a clip-retrieval folder.
+"""`rdmpipe export`: write a database's embeddings as CompVis `.npz` or as a clip-retrieval folder.
 
-Reads: a version's embedding shards. Writes files into a new or empty folder. An imported database gives back its arrays
-bit for bit, a file for a file, without the rows that are gone or purged. One that was built here gives norm times unit
-vector in float32, exact only to the float16 of the stored unit vectors; rows that are not ok are left out. Not a published
-version: a run that was stopped leaves part of the files.
+Reads: a version's embedding shards. Writes files into a new or empty folder. An imported database gives its arrays back bit for
+bit, one file for each that was imported, without the rows that are gone or purged. A database that was built here gives norm
+times unit vector in float32, which is exact to the float16 of the stored unit vectors, without the rows that are not ok. An
+export that was interrupted leaves some of the files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`rdmpipe import`: published embeddings without pictures become a database that can be searched.
 
-Reads: files as exchange/npz.py describes. Writes: a plan, embedding shards with receipts, an index, a version. Beside the unit
-vector (float16) and norm, each row keeps the bytes of its published vector and of the arrays beside it, or its metadata row,
-so that an export gives them back exactly, dtype included. The encoder is named by hand: that it made the vectors is
-believed, not known; only the number of dimensions is checked.
+Reads: files as exchange/npz.py describes. Writes: a plan, embedding shards with receipts, an index, a version. Each row keeps
+the unit vector (float16) and its norm, and the bytes of the published vector, of the arrays beside it or of its metadata row,
+so that an export gives them back exactly, dtype included. The user names the encoder: only the number of dimensions is
+checked, not that this encoder made the vectors.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.building import EMBED_STAGE, EmbedConfig, save_plan
+from pipeline.building import EMBED_STAGE, Contents, EmbedConfig, publish, save_plan, shard_entries
 from pipeline.config import canonical_json, digest
-from pipeline.database import RetrievalDatabase, ShardEntry, Version
+from pipeline.database import RetrievalDatabase, Version
 from pipeline.encoders import UNSTATED, EncoderRecord
 from pipeline.errors import DatabaseError, EncoderError, ManifestError, SourceError
-from pipeline.exchange.npz import Part, form_of, read_parts
+from pipeline.exchange.npz import Part, describe, form_of, read_parts
 from pipeline.execution import Receipt, Shard, count_statuses
-from pipeline.index import IndexConfig, IndexInput, Queries, build_index, text_queries
+from pipeline.index import IndexConfig, IndexInput, Queries, text_queries
 from pipeline.schema import FAILED, OK, SHARD_ROWS, embedding_schema, key_of
-from pipeline.sources import NAME, Columns, Manifest, SourceSpec, choose_columns, kind_of
+from pipeline.sources import NAME, Columns, Manifest, SourceSpec, choose_columns
 from pipeline.storage import lease
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-BYTES, ORIGINAL = (
-    "published_bytes:",
-    "published:",
-)  # columns an export reads: raw bytes of an array's row; a metadata column
+    from pipeline.encoders import Encoder
+
+# Columns that an export reads: the raw bytes of an array's row; a metadata column.
+BYTES, ORIGINAL = "published_bytes:", "published:"
 
 
 def import_embeddings(
@@ -48,10 +48,16 @@ def import_embeddings(
     form, config = form_of(path), config or IndexConfig()
     db = RetrievalDatabase(name, home)
     with lease(db.storage, f"import {name}"):
-        if db.exists() or db.storage.exists("manifest.json"):
+        if db.exists() or not _is_interrupted_import(db):
             raise DatabaseError(f"there is a database {name!r} already; import under another name")
         db.storage.clear_scratch()
         return _import(db, path.resolve(), form, encoder, config)
+
+
+def _is_interrupted_import(db: RetrievalDatabase) -> bool:
+    """Whether what lies under an unpublished name may be imported into: nothing, or an import that did not finish."""
+    text = db.storage.read_text("manifest.json")
+    return text is None or json.loads(text)["manifest"]["source"]["kind"] == "embeddings"
 
 
 def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: IndexConfig) -> Version:
@@ -64,69 +70,50 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
         opt_out="Remove the rows from this database.",
         encoder=encoder,
     )
-    record, chosen, dtype = None, None, None
-    entries: list[ShardEntry] = []
-    shards: list[Shard] = []
-    receipts: list[Receipt] = []
-    loaded: Any = None
-    why = ""
-    for part in read_parts(path):
-        available = _available(part)
-        if record is None or chosen is None:
-            loaded, why = _reach(encoder, part.vectors.shape[1])
-            has_text = True if loaded is None else loaded.has_text
-            trained = True if loaded is None else loaded.record.trained
-            record = EncoderRecord(encoder, part.vectors.shape[1], UNSTATED, "openclip", "fp32", trained, has_text)
-            chosen, dtype = choose_columns(manifest.source, available, str(path)), part.vectors.dtype
-            stored = embedding_schema(chosen.stored(), record.dim)
-            stamp = EmbedConfig(encoder, images="drop").fingerprint(record)
-            first = available
-        if (part.vectors.shape[1], part.vectors.dtype) != (record.dim, dtype) or available != first:
-            raise SourceError(
-                f"{path}: {part.name} has {part.vectors.dtype} vectors of {part.vectors.shape[1]} dimensions and columns "
-                f"{list(available)}; the first file has {dtype}, {record.dim} and {list(first)}: import them apart"
-            )
-        for start in range(0, len(part.vectors), SHARD_ROWS):
-            stop = min(start + SHARD_ROWS, len(part.vectors))
-            shard = len(shards)
-            table = _table(part, start, stop, shard, manifest, chosen, stored)
-            artifact = db.write_table(db.embedding_table(record, shard), table)
-            counts = count_statuses(table["status"].to_pylist(), table["error"].to_pylist())
-            mark = hashlib.sha256(part.vectors[start:stop].tobytes()).hexdigest()[:32]
-            spec = {"file": part.name, "start": start, "stop": stop}
-            shards.append(Shard(shard, stop - start, digest([spec, mark], 32), spec))
-            receipt = Receipt(EMBED_STAGE, shard, stamp, shards[-1].fingerprint, artifacts=(artifact,), **counts)
-            db.storage.write_text(f"{db.embedding_folder(record)}/{shards[-1].name}.json", receipt.to_json())
-            receipts.append(receipt)
-            entries.append(ShardEntry(shard, receipt.ok, artifact))
-    if record is None or chosen is None or not shards:
+    found = describe(path)
+    loaded, why = _reach(encoder, found.dim)
+    has_text, trained = (True, True) if loaded is None else (loaded.has_text, loaded.record.trained)
+    record = EncoderRecord(encoder, found.dim, UNSTATED, "openclip", "fp32", trained, has_text)
+    chosen = choose_columns(manifest.source, found.kinds, str(path))
+    shards, receipts = _store(db, read_parts(path), manifest, record, chosen)
+    if not shards:
         raise SourceError(f"{path}: no embeddings in it")
     columns = chosen.stored()
     plan = save_plan(db, shards, columns, "", {"limit": 0, "shards": None})
     settings = {"encoder": encoder, "precision": "fp32", "preprocess": "openclip", "images": "drop", "where": ""}
     written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id}}
-    rows = IndexInput(record, columns, entries)
-    text = Queries(why) if loaded is None else text_queries(loaded, db, rows, config)
-    index = build_index(db, config, rows, text)
-    counts = {name: sum(getattr(receipt, name) for receipt in receipts) for name in ("ok", "filtered", "failed")}
-    reasons = {"bad_vector": counts["failed"]} if counts["failed"] else {}
-    version = Version(
-        database=db.name,
-        manifest=asdict(manifest),
-        encoder=record,
-        columns=columns,
-        shards=tuple(entries),
-        index=index,
-        counts={"input": plan.rows, **counts, "reasons": reasons, "duplicates": int(index.build["duplicates"])},
-        images="drop",
-        plan=plan.id,
-    )
     db.storage.write_text("manifest.json", canonical_json(written) + "\n")
-    db.publish(version, None)
-    return version
+    text = Queries(why)
+    if loaded is not None:
+        text = text_queries(loaded, db, IndexInput(record, columns, shard_entries(receipts)), config)
+    return publish(db, Contents(asdict(manifest), record, columns, "drop", plan.id), receipts, config, text)
 
 
-def _reach(name: str, dim: int) -> tuple[Any, str]:
+def _store(
+    db: RetrievalDatabase, parts: Iterator[Part], manifest: Manifest, record: EncoderRecord, columns: Columns
+) -> tuple[list[Shard], list[Receipt]]:
+    """Write the embedding shards of all parts, at most SHARD_ROWS rows each."""
+    schema = embedding_schema(columns.stored(), record.dim)
+    stamp = EmbedConfig(manifest.encoder, images="drop").fingerprint(record)
+    shards: list[Shard] = []
+    receipts: list[Receipt] = []
+    for part in parts:
+        for start in range(0, len(part.vectors), SHARD_ROWS):
+            stop = min(start + SHARD_ROWS, len(part.vectors))
+            number = len(shards)
+            table = _table(part, start, stop, number, manifest, columns, schema)
+            artifact = db.write_table(db.embedding_table(record, number), table)
+            counts = count_statuses(table["status"].to_pylist(), table["error"].to_pylist())
+            mark = hashlib.sha256(part.vectors[start:stop].tobytes()).hexdigest()[:32]
+            spec = {"file": part.name, "start": start, "stop": stop}
+            shards.append(Shard(number, stop - start, digest([spec, mark], 32), spec))
+            receipt = Receipt(EMBED_STAGE, number, stamp, shards[-1].fingerprint, artifacts=(artifact,), **counts)
+            db.storage.write_text(db.embedding_receipt(record, number), receipt.to_json())
+            receipts.append(receipt)
+    return shards, receipts
+
+
+def _reach(name: str, dim: int) -> tuple[Encoder | None, str]:
     """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError where it cannot fit."""
     from pipeline.encoders import load_encoder, model_config, resolve_encoder
 
@@ -142,19 +129,17 @@ def _reach(name: str, dim: int) -> tuple[Any, str]:
     )
 
 
-def _available(part: Part) -> dict[str, str | None]:
-    if part.table is not None:
-        return {field.name: kind_of(field.type) for field in part.table.schema}
-    kinds = {"i": "int64", "u": "int64", "f": "float64", "b": "bool", "U": "string"}
-    return {name: kinds.get(a.dtype.kind) if a.ndim == 1 else "string" for name, a in part.arrays.items()}
-
-
 def _plain(part: Part, start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Rows as plain values; an array's row of several numbers (patch_coords) becomes text, as `0, 0, 256, 256`."""
     if part.table is not None:
         yield from part.table.slice(start, stop - start).to_pylist()
         return
-    lists = {name: array[start:stop].tolist() for name, array in part.arrays.items()}
+    lists = {
+        name: (
+            np.char.decode(array[start:stop], "utf-8", "replace") if array.dtype.kind == "S" else array[start:stop]
+        ).tolist()
+        for name, array in part.arrays.items()
+    }
     for row in range(stop - start):
         values = {name: column[row] for name, column in lists.items()}
         yield {name: json.dumps(value)[1:-1] if isinstance(value, list) else value for name, value in values.items()}

@@ -1,8 +1,8 @@
 """Published embeddings in files: CompVis `.npz` and clip-retrieval folders.
 
 Reads: `.npz` files with `embedding` (N, D) and other arrays of N rows, without ever unpickling; or img_emb/*.npy with
-metadata/*.parquet, joined by position. Files come in natural numeric order: part_2 before part_10. Writes nothing. Holds one
-file in memory at a time.
+metadata/*.parquet, joined by position: part 3 with part 3. Files come in natural numeric order: part_2 before part_10. What an
+operating system leaves behind is no part. Writes nothing. Holds one file in memory at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import SourceError
+from pipeline.sources import is_junk, kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
 NPZ, CLIP_RETRIEVAL = "npz", "clip-retrieval"
@@ -47,27 +49,170 @@ def form_of(path: Path) -> str:
         return NPZ
     if (path / "img_emb").is_dir():
         return CLIP_RETRIEVAL
-    if path.is_dir() and any(path.glob("*.npz")):
+    if path.is_dir() and _sorted(path, "*.npz"):
         return NPZ
     raise SourceError(
         f"{path}: expected a .npz file, a folder of them, or a clip-retrieval folder (img_emb/*.npy and metadata/*.parquet)"
     )
 
 
+@dataclass(frozen=True)
+class Described:
+    """What all files have in common: dimensions and dtype of the vectors, and the other columns by type name.
+
+    A type of None stands for nested values and bytes.
+    """
+
+    dim: int
+    dtype: np.dtype[Any]
+    kinds: dict[str, str | None]
+
+
+def describe(path: Path) -> Described:
+    """Read what the files say of themselves, and of their columns no more than a type needs.
+
+    A column that is null in one file has the type that it has in another; integers and floats are floats together. Raises
+    SourceError naming the file, the column and both types where two files do not fit together.
+    """
+    found: Described | None = None
+    first = ""
+    untyped: set[str] = set()  # columns that were null in every file so far
+    for name, about, nulls in _headers(path):
+        if found is None:
+            found, first, untyped = about, name, set(nulls)
+            continue
+        if (about.dim, about.dtype) != (found.dim, found.dtype):
+            raise SourceError(
+                f"{path}: {name} has {about.dtype} vectors of {about.dim} dimensions, {first} has {found.dtype} of "
+                f"{found.dim}: import them apart"
+            )
+        if set(about.kinds) != set(found.kinds):
+            raise SourceError(
+                f"{path}: {name} has the columns {', '.join(about.kinds) or 'none'}, {first} has "
+                f"{', '.join(found.kinds) or 'none'}: import them apart"
+            )
+        kinds = dict(found.kinds)
+        for column, kind in about.kinds.items():
+            if column in nulls or kind == kinds[column]:
+                continue
+            if column in untyped:
+                kinds[column] = kind
+                untyped.discard(column)
+            elif {kind, kinds[column]} == {"int64", "float64"}:
+                kinds[column] = "float64"
+            else:
+                raise SourceError(
+                    f"{path}: column {column!r} holds {kind or 'nested values'} in {name}, and "
+                    f"{kinds[column] or 'nested values'} in a file before it: import them apart, or write them with one type"
+                )
+        untyped &= nulls
+        found = Described(found.dim, found.dtype, kinds)
+    if found is None:
+        raise SourceError(f"{path}: no embeddings in it")
+    return found
+
+
 def read_parts(path: Path) -> Iterator[Part]:
     """The published files in natural order. Raises SourceError naming the file that cannot be read or joined."""
     if form_of(path) == NPZ:
-        for file in [path] if path.is_file() else sorted(path.glob("*.npz"), key=natural):
+        for file in _npz_files(path):
             yield _read_npz(file)
         return
-    vectors = sorted((path / "img_emb").glob("*.npy"), key=natural)
-    tables = sorted((path / "metadata").glob("*.parquet"), key=natural)
+    for array, table in _pairs(path):
+        yield _read_pair(array, table)
+
+
+def _npz_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else _sorted(path, "*.npz")
+
+
+def _sorted(folder: Path, pattern: str) -> list[Path]:
+    return sorted((file for file in folder.glob(pattern) if not is_junk(file.name)), key=natural)
+
+
+def _pairs(path: Path) -> list[tuple[Path, Path]]:
+    """The files of a clip-retrieval folder, joined by the number in their names. Raises SourceError."""
+    vectors, tables = _sorted(path / "img_emb", "*.npy"), _sorted(path / "metadata", "*.parquet")
     if not vectors or len(vectors) != len(tables):
         raise SourceError(
             f"{path}: {len(vectors)} files in img_emb and {len(tables)} in metadata; they are joined one to one"
         )
     for array, table in zip(vectors, tables, strict=True):
-        yield _read_pair(array, table)
+        if _number(array) != _number(table):
+            raise SourceError(
+                f"{path}: {array.name} would be joined with {table.name}, a part of another number: a file is missing from "
+                "img_emb or metadata. Fetch it, or remove its counterpart"
+            )
+    return list(zip(vectors, tables, strict=True))
+
+
+def _number(path: Path) -> int | None:
+    """The last number in a file's name."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def _headers(path: Path) -> Iterator[tuple[str, Described, frozenset[str]]]:
+    """(name, what it holds, its columns without a value) of each file, from headers and footers."""
+    if form_of(path) == NPZ:
+        for file in _npz_files(path):
+            yield file.name, _npz_header(file), frozenset()
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for array, metadata in _pairs(path):
+        try:
+            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
+            _check_vectors(array, vectors)
+            with pq.ParquetFile(metadata) as parquet:
+                schema = parquet.schema_arrow
+                kinds = {column.name: _kind_of_column(parquet, column) for column in schema}
+                nulls = frozenset(column.name for column in schema if _is_null(parquet, column))
+        except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
+            raise SourceError(f"{array} with {metadata}: cannot be read: {error}") from error
+        yield f"{array.name}|{metadata.name}", Described(vectors.shape[1], vectors.dtype, kinds), nulls
+
+
+def _kind_of_column(parquet: pq.ParquetFile, column: pa.Field) -> str | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_uint64(column.type):
+        largest = pc.max(parquet.read([column.name])[column.name]).as_py()
+        return "string" if largest is not None and largest >= 2**63 else "int64"
+    return kind_of(column.type)
+
+
+def _is_null(parquet: pq.ParquetFile, column: pa.Field) -> bool:
+    """Whether a column has no value at all, by its type or by the statistics of its row groups."""
+    import pyarrow as pa
+
+    if pa.types.is_null(column.type):
+        return True
+    metadata = parquet.metadata
+    places = [i for i in range(len(metadata.schema)) if metadata.schema.column(i).path == column.name]
+    if not places or not metadata.num_rows:
+        return False
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(places[0]).statistics
+        if statistics is None or statistics.null_count != metadata.row_group(group).num_rows:
+            return False
+    return True
+
+
+def _npz_header(path: Path) -> Described:
+    part = _read_npz(path)
+    return Described(part.vectors.shape[1], part.vectors.dtype, {n: _kind_of_array(a) for n, a in part.arrays.items()})
+
+
+def _kind_of_array(array: NDArray[Any]) -> str | None:
+    """The type name of an array's rows; rows of several numbers become text."""
+    if array.ndim != 1:
+        return "string"
+    if array.dtype.kind == "u" and array.size and int(array.max()) >= 2**63:
+        return "string"
+    return {"i": "int64", "u": "int64", "f": "float64", "b": "bool", "U": "string", "S": "string"}.get(array.dtype.kind)
 
 
 def _read_npz(path: Path) -> Part:

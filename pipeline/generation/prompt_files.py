@@ -1,7 +1,7 @@
-"""The files that hold prompt lists: .csv, .tsv, .parquet, .jsonl and .txt, as rows of names and values.
+"""The files that hold prompt lists: .csv, .tsv, .parquet, .json, .jsonl, .xlsx and .txt, as rows of names and values.
 
-Reads: a file or an address that fsspec knows, in UTF-8 (or UTF-16 with its mark). A row that cannot be read becomes a text that
-says why; a file that cannot be read is a PromptError. Does not know what the columns mean.
+Reads: a file, an address that fsspec knows, or standard input (`-`), in UTF-8 (or UTF-16 with its mark). A row that cannot be
+read becomes a text that says why; a file that cannot be read is a PromptError. Does not know what the columns mean.
 """
 
 from __future__ import annotations
@@ -9,12 +9,53 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import PromptError
+from pipeline.generation.spreadsheets import read_sheet
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".txt")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".txt")
+
+STANDARD_INPUT = "-"
+
+# Suffixes of files that people mean when they write them, and that hold no list we can read.
+_OTHER_FILES = (
+    *(
+        ".xls",
+        ".xlsm",
+        ".ods",
+        ".numbers",
+        ".doc",
+        ".docx",
+        ".odt",
+        ".rtf",
+        ".pdf",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".xml",
+    ),
+    *(
+        ".html",
+        ".htm",
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".zip",
+        ".gz",
+        ".py",
+        ".ndjson",
+        ".feather",
+    ),
+)
 
 Record = dict[str, object]
 
@@ -23,10 +64,104 @@ Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or what is w
 
 def read_records(source: str) -> tuple[list[str], Records, str]:
     """The names of the columns, the rows, and what their numbers count: "line" or "row". Raises PromptError."""
+    if source == STANDARD_INPUT:
+        text = _decode("standard input", _standard_input())
+        return _of_text("standard input", _suffix_of_text(text), text)
     data, suffix = _read(source), Path(source).suffix.lower()
     if suffix == ".parquet":
         return *_parquet(source, data), "row"
-    return *{".jsonl": _jsonl, ".txt": _txt}.get(suffix, _csv)(source, _decode(source, data)), "line"
+    if suffix == ".xlsx":
+        return *_xlsx(source, data), "row"
+    return _of_text(source, suffix, _decode(source, data))
+
+
+def is_list(source: str) -> bool:
+    """Whether a text stands for a prompt list: `-`, a file that is there, or a name that ends as a list's does.
+
+    Raises PromptError for a file that cannot hold a list: its name would be drawn.
+    """
+    if source == STANDARD_INPUT:
+        return True
+    if "\n" in source or len(source) > 1000:
+        return False
+    suffix = Path(source).suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if (suffix in _OTHER_FILES and " " not in source.strip()) or _is_file(source):
+        raise PromptError(
+            f"{source}: a file that is no prompt list; expected a name that ends in {', '.join(SUFFIXES)}, `-` for standard "
+            "input, or a prompt that is not a file's name"
+        )
+    return False
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a text that no path can be
+        return False
+
+
+@cache
+def _standard_input() -> bytes:
+    return sys.stdin.buffer.read()
+
+
+def _suffix_of_text(text: str) -> str:
+    """Which kind of list a text is: JSON, JSON lines, CSV with a column `prompt`, or a prompt a line."""
+    begin = text.lstrip()
+    if begin.startswith("["):
+        return ".json"
+    if begin.startswith("{"):
+        return ".jsonl"
+    first = begin.splitlines()[0] if begin else ""
+    cells = [cell.strip().strip('"').lower() for cell in first.replace(";", ",").replace("\t", ",").split(",")]
+    return ".csv" if "prompt" in cells else ".txt"
+
+
+def _of_text(source: str, suffix: str, text: str) -> tuple[list[str], Records, str]:
+    if suffix == ".json":
+        return *_json(source, text), "row"
+    return *{".jsonl": _jsonl, ".txt": _txt}.get(suffix, _csv)(source, text), "line"
+
+
+def _json(source: str, text: str) -> tuple[list[str], Records]:
+    """A JSON list of prompts or of objects, or an object whose `prompts` is one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{source}: not JSON: {error}; one object a line is a .jsonl file") from error
+    listed = value.get("prompts", [value]) if isinstance(value, dict) else value
+    if not isinstance(listed, list):
+        raise PromptError(f"{source}: expected a list of prompts or of objects, found {text.strip()[:40]!r}")
+    names: dict[str, None] = {}
+    records: list[tuple[int, Record | str]] = []
+    for number, entry in enumerate(listed, 1):
+        row = {"prompt": entry} if isinstance(entry, str) else entry
+        if not isinstance(row, dict):
+            records.append((number, f"expected a text or an object, found {json.dumps(entry)[:40]}"))
+        elif unwritable(json.dumps(row, ensure_ascii=False)):
+            records.append((number, "holds half a surrogate pair, which is no character"))
+        else:
+            names.update(dict.fromkeys(row))
+            records.append((number, row))
+    return list(names) or ["prompt"], iter(records)
+
+
+def _xlsx(source: str, data: bytes) -> tuple[list[str], Records]:
+    rows = read_sheet(source, data)
+    if not rows:
+        raise PromptError(f"{source}: the first sheet is empty")
+    names = rows[0][1]
+
+    def records() -> Records:
+        for number, cells in rows[1:]:
+            if any(cell.strip() for cell in cells[len(names) :]):
+                yield number, f"{len(cells)} cells where the header has {len(names)}"
+            else:
+                yield number, dict(zip(names, [*cells, *[""] * len(names)], strict=False))
+
+    return names, records()
 
 
 def unwritable(text: str) -> bool:

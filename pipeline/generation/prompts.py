@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import PromptError, nearest
-from pipeline.generation.prompt_files import SUFFIXES, Record, read_records, unwritable
+from pipeline.generation.prompt_files import Record, is_list, read_records, unwritable
 from pipeline.generation.sampling import BOUNDS, SAMPLERS, SETTINGS, Sampling
 
 SHOWN = 20  # bad rows an error spells out
@@ -104,9 +104,9 @@ def read_prompts(source: str | Sequence[PromptRow]) -> PromptList:
             raise PromptError("the list of prompts is empty: give at least one row")
         extra = tuple(dict.fromkeys(name for row in source for name in row.extra))
         return PromptList("the rows", tuple(source), extra=extra, unit="row")
-    if Path(source).suffix.lower() not in SUFFIXES or "\n" in source:
+    if not is_list(source):
         if not source.strip():
-            raise PromptError("the prompt is empty: give a text in quotes, or a .csv, .parquet, .jsonl or .txt file")
+            raise PromptError("the prompt is empty: give a text in quotes, or the file of a list")
         if unwritable(source):
             raise PromptError(f"the prompt {source!r} is not UTF-8 text")
         return PromptList(source="the prompt", rows=(PromptRow(line=1, prompt=source.strip()),))

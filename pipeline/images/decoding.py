@@ -8,6 +8,7 @@ are ignored, as in CLIP's own training. Does not promise the same pixels under a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Iterator
@@ -35,11 +36,18 @@ DRAFT_SIDE = 512  # a JPEG is decoded at 1/2, 1/4 or 1/8 as long as its shorter 
 THUMBNAIL_SIDE = 256
 
 # Formats that run no interpreter (EPS would start Ghostscript) and have a signature.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # as far as Pillow has them
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+# as far as Pillow has them; HEIF and JXL need a plugin (the extra `formats`)
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 _ORIENTATION = 0x0112
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+
+_WHITE_IS_ZERO = 0
+
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # values of _SAMPLE_FORMAT
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
 
@@ -125,6 +133,12 @@ def _formats() -> list[str]:
     from PIL import Image
 
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # registers itself
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
@@ -141,13 +155,30 @@ def decoded_pixels(data: bytes, side: int = 0) -> int:
     return image.size[0] * image.size[1]
 
 
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format that `decode` would read, from the header alone; empty where it reads none."""
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats()).format or ""
+    except Exception:  # an unknown or damaged header
+        return ""
+
+
+def reads_format(name: str) -> bool:
+    """Whether `decode` reads a format of this name (HEIF and JXL need a plugin)."""
+    return name in _formats()
+
+
 def upright_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) after EXIF orientation, from the header alone; None where that cannot be read."""
     from PIL import Image
 
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
-        width, height = image.size
+        # Some Pillows give an oriented TIFF's size upright before it is loaded: its tags say what is stored.
+        tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+        width, height = int(tags.get(256, image.width)), int(tags.get(257, image.height))
         turned = _orientation(image) >= 5
     except Exception:  # `decode` says what is wrong with it
         return None
@@ -209,24 +240,51 @@ def _on_white(image: Image) -> Image:
 
 
 def _grey(image: Image) -> Image:
-    """16-bit, 32-bit integer or float samples as RGB.
-
-    16 bits: 0..65535 is black to white. 32-bit integers: the same where any is above 255, else 0..255. Floats: 0..1 where none
-    is above 1, else 0..255.
-    """
+    """Grey samples of more than 8 bits as RGB, scaled by what the file says of them (`_white`)."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        factor = 1 / 257.0
-    else:
-        largest = max((float(_samples(strip).max(initial=0)) for _, _, strip in _strips(image)), default=0.0)
-        factor = (1 / 257.0 if largest > 255 else 1.0) if image.mode == "I" else (255.0 if largest <= 1.0 else 1.0)
+    white, is_zero_white = _white(image)
     grey = np.empty((image.size[1], image.size[0]), np.uint8)
     for top, bottom, strip in _strips(image):
-        values = _samples(strip)
-        scaled = values / 257.0 if factor < 1 else values * factor
-        grey[top:bottom] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        values = np.clip(np.rint(_samples(strip) / (white / 255.0)), 0, 255).astype(np.uint8)
+        grey[top:bottom] = 255 - values if is_zero_white else values
     return Image.fromarray(grey).convert("RGB")
+
+
+def _white(image: Image) -> tuple[float, bool]:
+    """(the sample that is white, whether zero is white instead of black) of a grey image of more than 8 bits.
+
+    A TIFF states the bits of a sample, whether it is signed or a float, and whether zero is white (TIFF 6.0, tags 258, 339
+    and 262); Pillow scales the samples of other formats to 16 bits. Raises PictureError where the file does not say which
+    value is white: such a picture would come out black, white or washed out without a notice.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = int((tags.get(_BITS) or (16,))[0])
+    form = int((tags.get(_SAMPLE_FORMAT) or (_UNSIGNED,))[0])
+    is_zero_white = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if image.mode.startswith("I;16") or (bits <= 16 and form == _UNSIGNED and image.mode != "F"):
+        return float(2**bits - 1), is_zero_white
+    least = most = 0.0
+    for _, _, strip in _strips(image):
+        samples = _samples(strip)
+        least, most = min(least, float(samples.min(initial=0))), max(most, float(samples.max(initial=0)))
+    if image.mode == "F" or form == _FLOAT:
+        if least < 0 or most > 255:
+            raise PictureError(
+                "unsupported_samples", f"floats from {least:g} to {most:g}; expected 0 to 1, or 0 to 255"
+            )
+        return (1.0 if most < 2.0 else 255.0), is_zero_white  # values slightly above 1 are highlights
+    if form == _SIGNED and bits <= 16:
+        if least < 0:
+            raise PictureError(
+                "unsupported_samples", f"signed integers from {least:g} to {most:g}; expected 0 and above"
+            )
+        return float(2 ** (bits - 1) - 1), is_zero_white
+    if least < 0 or most > 65535:
+        raise PictureError(
+            "unsupported_samples", f"{bits}-bit integers from {least:g} to {most:g}; expected 0 to 65535"
+        )
+    return (255.0 if most <= 255 else 65535.0), is_zero_white
 
 
 def _samples(strip: Image) -> NDArray[np.float32] | NDArray[np.float64]:

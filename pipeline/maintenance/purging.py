@@ -1,65 +1,59 @@
-"""`rdmpipe purge`: rows leave a database for good, by picture (sha256), by URL, or by filter; and are kept out.
+"""`rdmpipe purge`: remove rows for good, by picture (sha256), by URL or by filter, and keep them out of later builds.
 
-Reads: every version's embedding shards. Writes, under the database's lease: the block list first, then the shards that held
-such rows (embeddings under new names, pictures and thumbnails in place, by maintenance/purging.py), the index, a new version by
-compare-and-swap. Then looks for every purged row by searching, and removes the versions that still held one, with all
-files that no remaining version needs (an unfinished build's among them). Killed at any point it finishes when it is run
-again; builds refuse to work until then. Does not reach into generations, exports, backups, or caches of other machines.
-
-One shard without its purged rows: pictures, rows and thumbnails in place, embeddings under a new name, receipts last.
-
-Reads: a published embedding shard and what lies beside it. The rows stay, in their places, with nothing left in them but
-their key, their name in the source and that they were purged: what a download would write now. Gives the same bytes
-whenever it is run again; the shard that the published version names is left as it is.
+Reads: the embedding shards of every version. Writes, under the database's lease: the block list, the shards that held such rows
+(maintenance/rewriting.py), the index, and a new version by compare-and-swap. Then it searches for every purged row, and removes
+the versions that still hold one, with all files that no remaining version needs. That includes files of an unfinished build.
+A purge that was killed finishes when it is run again; builds refuse to run until then. It does not reach generated pictures,
+exports, backups, or caches of other machines.
 """
 
 from __future__ import annotations
 
-import io
-import tarfile
+import csv
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.building import Contents, publish, shard_entries
 from pipeline.catalog import resolve_database
-from pipeline.config import digest
 from pipeline.database import (
     BLOCKED_KINDS,
     PURGE_BEGUN,
     BlockList,
     RetrievalDatabase,
-    ShardEntry,
     Version,
-    blank_rows,
-    gone_keys,
     picture_files,
     purged_mask,
     read_block_list,
-    totals,
     write_block_list,
 )
-from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
-from pipeline.execution import Receipt, count_statuses
+from pipeline.execution import Receipt
 from pipeline.filters import conjunction, filter_mask
-from pipeline.index import IndexConfig, IndexInput, Queries, build_index, text_queries
+from pipeline.index import IndexConfig, IndexInput, Queries, text_queries
+from pipeline.maintenance.rewriting import rewrite_shard
 from pipeline.maintenance.versions import remove_versions
 from pipeline.retrieval import open_search
-from pipeline.schema import IMAGE_KEY, OK, metadata_columns, shard_name
-from pipeline.storage import Artifact, lease, read_member, tar_members
+from pipeline.schema import OK, metadata_columns
+from pipeline.storage import lease
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
+_HEADER = re.compile(
+    "url|address|link|image|picture|file|sha|hash|checksum", re.IGNORECASE
+)  # a header line has one of these
+
 SAME = 0.9999  # a score from which on two float16 vectors may be of the same picture
 
 
 @dataclass(frozen=True)
 class PurgeRequest:
-    """What to purge: exactly one of the three, or none, to finish a purge that was interrupted."""
+    """What to purge: exactly one of hash_list, url_list and where; none of them finishes an interrupted purge."""
 
     name: str
     hash_list: Path | None = None
@@ -84,13 +78,14 @@ class PurgeSummary:
     searched: int = 0  # purged vectors that were searched for
     found: int = 0  # of them, or their keys or pictures, still there: always 0, or an error is raised
     look_alikes: tuple[int, ...] = ()  # keys of other rows with the same vector as a purged one
+    unmatched: tuple[str, ...] = ()  # entries of the list that match no row; they are kept out of later builds too
     notes: tuple[str, ...] = ()
 
     def text(self, dry_run: bool = False) -> str:
         """For people."""
         what = f"{self.rows:,} row(s), {self.in_current:,} of them in the current index, in {self.shards:,} shard(s)"
         if dry_run:
-            return f"{self.name}: would purge {what}"
+            return "\n".join([f"{self.name}: would purge {what}", *self._unmatched()])
         lines = [f"{self.name}: purged {what}; version {self.version}"]
         lines.append(
             f"searched for {self.searched:,} purged vectors and for every key, sum and address: {self.found} found"
@@ -101,11 +96,29 @@ class PurgeSummary:
         lines.append(
             f"versions removed: {', '.join(self.versions_removed) or 'none'}; {self.files_removed:,} files removed"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._unmatched()])
+
+    def _unmatched(self) -> list[str]:
+        if not self.unmatched:
+            return []
+        return [f"{len(self.unmatched):,} entries of the list match no row of {self.name}; check them:"] + [
+            f"  {entry}" for entry in self.unmatched
+        ]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The entries of a purge list, and the column of a row that they are compared with."""
+
+    column: str  # sha256 | url
+    entries: frozenset[str]
+
+    def blocked(self) -> BlockList:
+        return BlockList().with_values(self.column, self.entries)
 
 
 def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None) -> PurgeSummary:
-    """Purge, or with dry_run only count. Raises ConfigError, FilterError, DatabaseError, BusyError, ConflictError."""
+    """Purge; with dry_run only count. Raises ConfigError, FilterError, DatabaseError, BusyError, ConflictError."""
     if "@" in request.name:
         raise ConfigError(f"{request.name}: rows are purged from all versions; leave out the part from @ on")
     selection = resolve_database(request.name, request.home)
@@ -115,19 +128,21 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
     asked = [value for value in (request.hash_list, request.url_list, request.where.strip()) if value]
     if len(asked) > 1 or not (asked or db.storage.exists(PURGE_BEGUN)):
         raise ConfigError("give exactly one of --hash-list, --url-list and --where")
-    wanted = BlockList()
+    wanted = Wanted("sha256", frozenset())
     if request.hash_list is not None:
-        wanted = wanted.with_values("sha256", _lines(request.hash_list, hashes=True))
+        wanted = Wanted("sha256", frozenset(_read_list(request.hash_list, hashes=True)))
     if request.url_list is not None:
-        wanted = wanted.with_values("url", _lines(request.url_list, hashes=False))
+        wanted = Wanted("url", frozenset(_read_list(request.url_list, hashes=False)))
     columns = {k: v for k, v in metadata_columns(selection.version.columns).items() if k != "duplicate_of"}
     where = conjunction(selection.where, request.where, columns=columns) if request.where.strip() else ""
     with lease(db.storage, f"purge {db.name}", request.wait_s, notify=say):
         current = db.version()
         before = read_block_list(db.storage)
-        blocked = BlockList(before.marks | wanted.marks | _names(db, wanted, where, list(columns)).marks)
+        names, unmatched = _names(db, wanted, where, list(columns))
+        unmatched = frozenset(entry for entry in unmatched if not before.covers({wanted.column: entry}))
+        blocked = BlockList(before.marks | wanted.blocked().marks | names.marks)
         held = _held(db, blocked)
-        done = _counted(db, current, held, tuple(notes))
+        done = replace(_counted(db, current, held, tuple(notes)), unmatched=tuple(sorted(unmatched)))
         if request.dry_run:
             return done
         db.storage.clear_scratch()
@@ -143,24 +158,54 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
         return replace(done, versions_removed=removed, files_removed=files)
 
 
-def _lines(path: Path, hashes: bool) -> list[str]:
-    """The entries of a list, one a line; empty lines and those that begin with # are passed over."""
+def _read_list(path: Path, hashes: bool) -> list[str]:
+    """The entries of a purge list: one a line, or one column of a CSV file with a header line.
+
+    A byte order mark, quotes, blank lines and lines that begin with # are allowed. Text is UTF-8, UTF-16 with its mark, or
+    else Windows-1252. Raises ConfigError naming the line that is neither an entry nor a header.
+    """
+    what = "sha256" if hashes else "URL"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", "replace")
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a list: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if (
-            hashes
-            and line
-            and line[0] != "#"
-            and not (len(line) == 64 and set(line.lower()) <= set("0123456789abcdef"))
-        ):
-            raise ConfigError(f"{path}, line {number}: {line[:80]!r} is not a sha256: 64 hex digits, one a line")
-    found = [line.lower() if hashes else line for line in lines if line and line[0] != "#"]
+    found: list[str] = []
+    names: list[str] = []  # of the columns, where there is a header line
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line[0] == "#":
+            continue
+        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        entry = _entry(line, cells, names, hashes)
+        if entry:
+            found.append(entry)
+        elif not found and not names and _HEADER.search(line):
+            names = [cell.lower() for cell in cells]
+        else:
+            rule = "64 hex digits" if hashes else "an http(s) address"
+            columns = f" in a row of {len(names)} cells" if len(names) > 1 else ", one a line"
+            raise ConfigError(f"{path}, line {number}: {line[:80]!r} is not a {what}: expected {rule}{columns}")
     if not found:
-        raise ConfigError(f"{path}: no {'sha256' if hashes else 'URL'} in it")
+        raise ConfigError(f"{path}: no {what} in it")
     return found
+
+
+def _entry(line: str, cells: list[str], names: list[str], hashes: bool) -> str:
+    """The entry in a line, empty where there is none. In a list of one column, commas belong to the address."""
+    if len(names) > 1:
+        if len(cells) != len(names):
+            return ""
+        known = ("sha256", "hash", "checksum", "sha") if hashes else ("url", "image_url", "address", "link")
+        cell = cells[next((names.index(name) for name in known if name in names), 0)]
+    else:
+        cell = cells[0] if line.startswith('"') or hashes else line
+    if not hashes:
+        return cell if "://" in cell else ""
+    word = cell.split(" ")[0]  # sha256sum writes the file's name behind it
+    return word.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", word) else ""
 
 
 def _tables(db: RetrievalDatabase, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -170,15 +215,21 @@ def _tables(db: RetrievalDatabase, columns: list[str]) -> Iterator[tuple[str, pa
         yield path, db.read_table(path, columns)
 
 
-def _names(db: RetrievalDatabase, wanted: BlockList, where: str, columns: list[str]) -> BlockList:
-    """The rows asked for, by their names in the source, so that they stay out whatever the source gives for them later."""
-    found = BlockList()
+def _names(db: RetrievalDatabase, wanted: Wanted, where: str, columns: list[str]) -> tuple[BlockList, frozenset[str]]:
+    """(the rows asked for, by their names in the source; the list's entries that match no row).
+
+    Blocking the names keeps the rows out whatever bytes the source gives for them later.
+    """
+    found, blocked = BlockList(), wanted.blocked()
+    seen: set[str] = set()
     for _, table in _tables(db, list(dict.fromkeys([*columns, "error"]))):
-        matched = wanted.mask(table)
+        matched = blocked.mask(table)
         if where:
             matched |= filter_mask(where, table.select(columns)) & ~purged_mask(table)
         found = found.with_values("item_id", (item for item in table["item_id"].filter(matched).to_pylist() if item))
-    return found
+        if wanted.entries:
+            seen |= wanted.entries & set(table[wanted.column].to_pylist())
+    return found, wanted.entries - seen
 
 
 def _held(db: RetrievalDatabase, blocked: BlockList) -> dict[str, NDArray[np.int64]]:
@@ -211,35 +262,25 @@ def _counted(
 def _publish(
     db: RetrievalDatabase, current: Version, blocked: BlockList, held: dict[str, NDArray[np.int64]]
 ) -> Version:
-    """Write the shards anew, index them, and publish."""
-    shards, receipts = [], []
+    """Rewrite the shards, index them, and publish."""
+    receipts = []
     for entry in current.shards:
         if entry.artifact.path in held:
-            receipt = rewrite_shard(db, current.encoder, entry, blocked)
-            path = next(artifact for artifact in receipt.artifacts if artifact.path.startswith("embeddings/"))
-            entry = ShardEntry(entry.id, receipt.ok, path)
+            receipts.append(rewrite_shard(db, current.encoder, entry, blocked))
         else:
             stored = db.storage.read_bytes(db.embedding_receipt(current.encoder, entry.id))
-            receipt = Receipt.from_json(stored.decode())
-        shards.append(entry)
-        receipts.append(receipt)
+            receipts.append(Receipt.from_json(stored.decode()))
     config = IndexConfig(**current.index.build["config"])
-    gone = gone_keys(db, current.gone)
-    rows = IndexInput(current.encoder, current.columns, shards, gone)
-    index = build_index(db, config, rows, _texts(db, rows, config))
-    counts = {**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])}
-    version = replace(current, shards=tuple(shards), index=index, counts=counts, parent=current.id)
-    db.publish(version, current.id)
-    return version
+    rows = IndexInput(current.encoder, current.columns, shard_entries(receipts))
+    return publish(db, Contents.of(current), receipts, config, _texts(db, rows, config), current)
 
 
 def _texts(db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
-    """Text queries to measure recall with; none where the encoder cannot be reached: a purge does not wait for it."""
+    """Text queries to measure recall with. None where the encoder cannot be reached: a purge must not depend on it."""
     from pipeline.encoders import load_recorded
 
-    record = rows.encoder
     try:
-        encoder = load_recorded(record)
+        encoder = load_recorded(rows.encoder)
     except EncoderError as error:
         return Queries(f"none: the encoder cannot be reached: {error}")
     return text_queries(encoder, db, rows, config)
@@ -276,74 +317,3 @@ def _searched(
             "older versions were left as they are, please report it"
         )
     return replace(done, searched=searched, look_alikes=tuple(sorted(alike)))
-
-
-def rewrite_shard(db: RetrievalDatabase, encoder: EncoderRecord, entry: ShardEntry, blocked: BlockList) -> Receipt:
-    """Write the shard anew. Returns its embedding receipt, which names the new files."""
-    table = _blanked(db.read_table(entry.artifact.path), blocked)
-    written = {}
-    if db.storage.exists(db.image_table(entry.id)):
-        rows = _blanked(db.read_table(db.image_table(entry.id)), blocked)
-        written = {path: new for path in [db.image_tar(entry.id)] if (new := _rewrite_tar(db, path, rows, GNU))}
-        written[db.image_table(entry.id)] = db.write_table(db.image_table(entry.id), rows)
-        _update(db, f"images/{shard_name(entry.id)}.json", rows, written)
-    thumbnails = _rewrite_tar(db, db.thumbnail_tar(entry.id), table, USTAR)
-    if thumbnails:
-        written[thumbnails.path] = thumbnails
-    purged = table["key"].to_numpy()[purged_mask(table)].tolist()
-    name = f"{db.embedding_folder(encoder)}/{shard_name(entry.id)}-p{digest(purged, 12)}.parquet"
-    written[entry.artifact.path] = db.write_table(name, table)
-    receipt = _update(db, db.embedding_receipt(encoder, entry.id), table, written)
-    assert receipt is not None
-    return receipt
-
-
-GNU, USTAR = tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT
-
-
-def _blanked(table: pa.Table, blocked: BlockList) -> pa.Table:
-    return blank_rows(table, blocked.mask(table))
-
-
-def _update(db: RetrievalDatabase, path: str, table: pa.Table, written: dict[str, Artifact]) -> Receipt | None:
-    """The receipt at `path` with the table's counts and the new files in place of the old; None where there is none."""
-    text = db.storage.read_text(path)
-    if text is None:
-        return None
-    old = Receipt.from_json(text)
-    by_place = {_place(name): artifact for name, artifact in written.items()}
-    artifacts = tuple(by_place.get(_place(artifact.path), artifact) for artifact in old.artifacts)
-    counts = count_statuses(table["status"].to_pylist(), table["error"].to_pylist())
-    receipt = replace(old, artifacts=artifacts, **counts)
-    db.storage.write_text(path, receipt.to_json())
-    return receipt
-
-
-def _place(path: str) -> tuple[str, str]:
-    """What a shard's file is, whatever purge it went through: its folder and kind."""
-    return str(PurePosixPath(path).parent), PurePosixPath(path).suffix
-
-
-def _rewrite_tar(db: RetrievalDatabase, path: str, rows: pa.Table, form: int) -> Artifact | None:
-    """The archive without the pictures that no row needs any more; None where there is no archive."""
-    if not db.storage.exists(path):
-        return None
-    name = IMAGE_KEY if IMAGE_KEY in rows.column_names else "key"
-    needed = {row[name] for row in rows.select([name, "status"]).to_pylist() if row["status"] == OK}
-    purged = set(rows["key"].to_numpy()[purged_mask(rows)].tolist()) - needed
-    with db.storage.scratch() as scratch:
-        part = scratch / "part.tar"
-        with (
-            db.storage.open(path) as handle,
-            part.open("wb") as out,
-            tarfile.open(fileobj=out, mode="w", format=form) as target,
-        ):
-            where = f"database {db.name!r}: {path}"
-            for member in tar_members(handle, where, DatabaseError):
-                stem = PurePosixPath(member.name).stem
-                if member.kind != "file" or (stem.isdigit() and int(stem) in purged):
-                    continue
-                info = tarfile.TarInfo(member.name)
-                info.size, info.mode = member.size, 0o644
-                target.addfile(info, io.BytesIO(read_member(handle, member, where, DatabaseError)))
-        return db.storage.publish(part, path)

@@ -1,7 +1,7 @@
-"""Versions of a database: which there are, and collecting those that are no longer needed.
+"""Versions of a database: list them, and remove those that are no longer needed.
 
-Reads: version files and plans. Writes: nothing but removals, under the database's lease. A version's files are shared
-with others; only what no kept version and no unfinished build needs is removed. `current` is always kept.
+Reads: version files and plans. Removes files under the database's lease. Versions share files, so that only files that no kept
+version and no unfinished build needs are removed. `current` is always kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def lineage(database: RetrievalDatabase) -> list[Version]:
 
 
 def list_versions(database: RetrievalDatabase) -> list[VersionLine]:
-    """Every version, newest first; those off the current one's line (a publish that came too late) behind."""
+    """Every version, newest first; then those that are not ancestors of the current one."""
     line = lineage(database)
     on_line = {version.id for version in line}
     others = [database.version(name) for name in database.versions() if name not in on_line]
@@ -95,10 +95,10 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
 
 
 def remove_versions(database: RetrievalDatabase, doomed: list[str]) -> tuple[tuple[str, ...], int]:
-    """Remove versions for good, and every file that no other version needs, an unfinished build's too. Under the lease.
+    """Remove versions, and every file that no other version needs, including those of an unfinished build.
 
-    Leaves a note for each, so that whoever pinned one is told why it is not there. Returns all that were ever so removed, and
-    the number of files.
+    The caller holds the lease. Leaves a note for each version, so that opening it by id says why it is gone. Returns all
+    versions that were ever removed this way, and the number of files.
     """
     storage = database.storage
     for name in doomed:

@@ -14,6 +14,7 @@ import json
 import lzma
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,16 @@ from typing import IO, TYPE_CHECKING, cast
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError
 from pipeline.sources.base import SourceOptions
-from pipeline.sources.names import MAX_PICTURE_BYTES, is_junk, printable, safe_path
+from pipeline.sources.names import HEAD_BYTES, MAX_PICTURE_BYTES, is_junk, printable, safe_path
 from pipeline.sources.web.download import fetch, locked
-from pipeline.storage import TarMember, disk_full_is_an_error, tar_members
+from pipeline.storage import TarMember, disk_full_is_an_error, next_archive, tar_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 1 << 20
+
+_LIST_FORMAT = 2  # raise it when the list of members would come out differently
 
 _UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: beyond this a .gz is a bomb
 
@@ -87,13 +90,13 @@ class Archive:
     def members(self) -> pa.Table:
         """Regular files in archive order (columns name, offset, bytes, error). Of equal names the last one counts.
 
-        Junk is left out. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
+        Others are counted by `left_out`. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
         SourceError where the archive is damaged or cut short.
         """
         import pyarrow.parquet as pq
 
         folder = cache_dir() / "members"
-        cached = folder / f"{digest([self.name, self.identity, str(self.path)], 24)}.parquet"
+        cached = folder / f"{digest([_LIST_FORMAT, self.name, self.identity, str(self.path)], 24)}.parquet"
         with locked(folder):
             if not cached.exists():
                 table = _scan(self.path, self.name)
@@ -102,6 +105,19 @@ class Archive:
                     pq.write_table(table, part)
                 part.replace(cached)
         return pq.read_table(cached)
+
+    def left_out(self) -> dict[str, int]:
+        """How many members are not in `members()`, by kind: system files, and members that a later one of the name replaces."""
+        written = (self.members().schema.metadata or {}).get(b"left_out", b"{}")
+        return {str(kind): int(count) for kind, count in json.loads(written).items()}
+
+    def head(self, row: Mapping[str, object]) -> bytes:
+        """The first bytes of a member; empty for one with an error."""
+        if row["error"]:
+            return b""
+        with self.path.open("rb") as handle:
+            handle.seek(cast("int", row["offset"]))
+            return handle.read(min(cast("int", row["bytes"]), HEAD_BYTES))
 
     def read(self, rows: Sequence[Mapping[str, object]]) -> Iterator[bytes | None]:
         """The bytes of each row of `members()`; None for rows with an error."""
@@ -199,14 +215,24 @@ def _scan(path: Path, name: str) -> pa.Table:
     import pyarrow as pa
 
     rows: dict[str, tuple[int, int, str | None]] = {}
+    left_out: Counter[str] = Counter()
     with path.open("rb") as handle:
-        for member in tar_members(handle, name, SourceError):
-            error = _member_error(member)
-            if member.kind == "folder" or (is_junk(member.name) and error != "unsafe_name"):
-                continue
-            key = printable(member.name) if error else printable(safe_path(member.name) or member.name)
-            rows.pop(key, None)
-            rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
+        start: int | None = 0
+        while start is not None:  # archives may be concatenated: each has an end mark of its own
+            end = start
+            for member in tar_members(handle, name, SourceError, start):
+                end = member.offset + (member.size if member.kind in ("file", "sparse") else 0)
+                error = _member_error(member)
+                if member.kind == "folder":
+                    continue
+                if is_junk(member.name) and error != "unsafe_name":
+                    left_out["system files"] += 1
+                    continue
+                key = printable(member.name) if error else printable(safe_path(member.name) or member.name)
+                if rows.pop(key, None) is not None:
+                    left_out["replaced by a later member"] += 1
+                rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
+            start = next_archive(handle, end)
     return pa.table(
         {
             "name": pa.array(list(rows), pa.string()),
@@ -214,7 +240,7 @@ def _scan(path: Path, name: str) -> pa.Table:
             "bytes": pa.array([row[1] for row in rows.values()], pa.int64()),
             "error": pa.array([row[2] for row in rows.values()], pa.string()),
         }
-    )
+    ).replace_schema_metadata({"left_out": json.dumps(left_out)})
 
 
 def _member_error(member: TarMember) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures that the project draws itself: no download, as many as asked for, the same for the same options.
+"""Pictures that the project draws itself: no download, any number, the same pictures for the same options.
 
 [source.options]: count (how many), size (pixels a side, 64 to 1024), seed, layout (`grid`: every content in every style;
 `own`: each picture a content of its own), style (only this one). Reads and writes nothing. item id: seed, content, style.
@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.manifest import Manifest
 
 _TYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -59,7 +59,7 @@ class AtelierSource:
                 spec={"start": start, "stop": stop},
             )
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         from pipeline.atelier import picture, png_bytes
 
         own = self.own
@@ -79,6 +79,9 @@ class AtelierSource:
     def revision(self) -> str:
         """A hash over one small picture in every style: it changes when the drawing does."""
         return self._revision
+
+    def left_out(self) -> dict[str, int]:
+        return {}
 
     @cached_property
     def _revision(self) -> str:

@@ -1,8 +1,8 @@
-"""Sources of pictures, one small reader per kind, behind one seam.
+"""What a source of pictures is: the protocol that every reader follows, and the samples it gives.
 
-A reader is opened from a manifest's [source] table, lists its shards in a defined order (`plan`), and reads one of them
-anywhere (`read`). Shards come from the data, never from the number of workers. To add a kind: write a module with a class
-that has these members and name it in `READERS`; CONTRIBUTING.md has the recipe.
+A reader is opened from a manifest's [source] table, lists its shards in a defined order (`plan`), and reads any of them
+anywhere (`read`). Shards come from the data, never from the number of workers. To add a kind, write a module with a class that
+has these members and name it in `kinds.READERS`; CONTRIBUTING.md has the recipe.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+Value = str | int | float | bool | None  # a metadata value
+
+Row = dict[str, Any]  # a row as Arrow or JSON gives it: values of whatever types the file has
+
+Spec = Mapping[str, Any]  # what a reader needs to read one shard: JSON that it wrote itself
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Sample:
     item_id: str  # who this row is, from the source: path, URL or row id
     data: bytes | None
     error: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Value] = field(default_factory=dict)
     caption: str | None = None
     url: str | None = None
     licence: str | None = None
@@ -47,7 +53,7 @@ class ShardSpec:
 
     rows: int
     fingerprint: str
-    spec: dict[str, Any]
+    spec: Row
 
 
 class Source(Protocol):
@@ -63,7 +69,7 @@ class Source(Protocol):
         """The shards in order, at most `source.shard_rows` rows each; `limit` is observed."""
         ...
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         """The rows of one shard, in order, bad ones as samples with an error. Raises SourceError if the shard is lost."""
         ...
 
@@ -73,6 +79,10 @@ class Source(Protocol):
 
     def revision(self) -> str:
         """What the source looks like now, as one word: Hub commit, archive checksum, folder hash."""
+        ...
+
+    def left_out(self) -> dict[str, int]:
+        """How many files of the source are no rows, by kind: a suffix, `system files`, `links to folders`."""
         ...
 
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_EXACT_DIGITS = 15  # decimal digits that a double keeps
+
+EXACT_INTEGERS = 2**53  # integers up to this are exact as doubles
+
+
 @dataclass(frozen=True)
 class Column:
     source: str  # its name in the source
@@ -46,7 +51,7 @@ class Columns:
         return list(dict.fromkeys([name for name in roles if name] + [column.source for column in self.own]))
 
     def sample(
-        self, row: Mapping[str, Any], item_id: str, data: bytes | None = None, error: str | None = None
+        self, row: Mapping[str, object], item_id: str, data: bytes | None = None, error: str | None = None
     ) -> Sample:
         """A sample from a row of the source. `item_id` is used where no column names the row."""
         named = text(row.get(self.item_id)) if self.item_id else None
@@ -117,6 +122,8 @@ def plain(value: Any, kind: str) -> Any:
     try:
         if kind == "string":
             return text(value)
+        if isinstance(value, str):  # a column that was of numbers when the database was built
+            return float(value) if kind == "float64" else int(value) if kind == "int64" else None
         if kind == "int64":
             return int(value) if -(2**63) <= int(value) < 2**63 and int(value) == value else None
         if kind == "float64":
@@ -127,11 +134,13 @@ def plain(value: Any, kind: str) -> Any:
 
 
 def text(value: Any) -> str | None:
-    """Any plain value as valid UTF-8 text; dates in ISO form; empty text is no text."""
-    if value is None or value == "":
+    """Any plain value as valid UTF-8 text without a byte order mark; dates in ISO form; empty text and NaN are no text."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, str):
+        value = value.removeprefix("\ufeff")
     written = value.isoformat() if hasattr(value, "isoformat") else str(value)
-    return str(written).encode("utf-8", "replace").decode("utf-8")
+    return str(written).encode("utf-8", "replace").decode("utf-8") or None
 
 
 def kind_of(type_: pa.DataType) -> str | None:
@@ -145,7 +154,9 @@ def kind_of(type_: pa.DataType) -> str | None:
         return "bool"
     if types.is_integer(type_):
         return "int64"
-    if types.is_floating(type_) or types.is_decimal(type_):
+    if types.is_decimal(type_):
+        return "float64" if type_.precision <= _EXACT_DIGITS else "string"
+    if types.is_floating(type_):
         return "float64"
     if types.is_string(type_) or types.is_large_string(type_) or types.is_null(type_):
         return "string"
@@ -154,13 +165,16 @@ def kind_of(type_: pa.DataType) -> str | None:
     return None
 
 
-def kinds_of_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
-    """Type names of the columns in JSON rows, in order of appearance; numbers of both kinds are float64, a mixture text."""
+def kinds_of_values(rows: Iterable[Mapping[str, object]]) -> dict[str, str | None]:
+    """Type names of the columns in JSON rows, in order of appearance. Ints and floats are float64, other mixtures text."""
     found: dict[str, str | None] = {}
     nested: set[str] = set()
+    large: set[str] = set()  # columns with an integer that is not exact as a double
     for row in rows:
         for name, value in row.items():
             kind = _kind_of_value(value)
+            if isinstance(value, int) and abs(value) > EXACT_INTEGERS:
+                large.add(name)
             if isinstance(value, list | dict):
                 nested.add(name)
             before = found.setdefault(name, kind)
@@ -168,14 +182,17 @@ def kinds_of_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
                 found[name] = kind
             elif kind is not None and kind != before:
                 found[name] = "float64" if {kind, before} == {"int64", "float64"} else "string"
-    return {name: None if name in nested else kind or "string" for name, kind in found.items()}
+    return {
+        name: None if name in nested else "string" if kind is None or (kind == "float64" and name in large) else kind
+        for name, kind in found.items()
+    }
 
 
 def _kind_of_value(value: Any) -> str | None:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        return "int64"
+        return "int64" if -(2**63) <= value < 2**63 else "string"
     if isinstance(value, float):
         return "float64"
     return "string" if isinstance(value, str) else None

@@ -1,28 +1,41 @@
-"""A folder of pictures, with subfolders, and where there is one a metadata.csv whose file_name names the picture.
+"""A folder of pictures, with subfolders, and the metadata.csv or metadata.jsonl files in it.
 
-[source] keys: path, csv (else metadata.csv in the folder), columns, caption, licence, source_url, item_id, shard_rows.
-Rows are the pictures sorted by path, together with the files that the CSV lists and that are not there (failed rows:
-missing_file). Hidden files and system junk are left out. Links to folders are never followed; a link to a file is
-read only where it stays inside the folder. item id: the path inside the folder.
+[source] keys: path, files (globs; default all), csv (else the metadata files in the folder and its subfolders), columns,
+caption, licence, source_url, item_id, shard_rows. A metadata file names its pictures relative to the folder that it lies in.
+
+Rows are the pictures sorted by path, together with the files that the metadata lists and that are not there (failed rows:
+missing_file); then a failed row for each line of metadata that describes no file of its own. A picture is known by its suffix,
+and a file without a known suffix by its first bytes; every other file is counted by `left_out`. Links to folders are not
+followed; a link to a file is read only where it stays inside the folder. item id: the path inside the folder.
 """
 
 from __future__ import annotations
 
-import os
+import fnmatch
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.base import Sample, ShardSpec, SourceOptions, Value
 from pipeline.sources.columns import Columns, choose_columns
-from pipeline.sources.csv_tables import MetadataCsv
+from pipeline.sources.listing import Listing, list_files
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.names import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, is_junk, is_picture, printable, safe_path
+from pipeline.sources.metadata import METADATA_FILES, MetadataTable
+from pipeline.sources.names import (
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    MAX_PICTURE_BYTES,
+    is_row,
+    printable,
+    safe_path,
+    same_name,
+)
+
+_LINE = "\0"  # a row of the plan that begins so is a line of metadata; no file name can
 
 
 class FolderSource:
@@ -49,10 +62,9 @@ class FolderSource:
                 rows=len(part), fingerprint=digest(["folder", seen, self._lines(part)]), spec={"files": part}
             )
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Mapping[str, list[str]]) -> Iterator[Sample]:
         for name, line in zip(spec["files"], self._lines(spec["files"]), strict=True):
-            data, error = self._read(name)
-            yield self._columns.sample(line, printable(name), data, error)
+            yield self._sample(name, line)
 
     def estimate(self) -> tuple[int, int]:
         names = self._names[: self.limit or None]
@@ -62,36 +74,121 @@ class FolderSource:
         names = self._names
         return digest([[name, *self._seen(name)] for name in names])
 
+    def left_out(self) -> dict[str, int]:
+        skipped = self._metadata.skipped if self._metadata else 0
+        return self._listing.left_out | ({"metadata without file names": skipped} if skipped else {})
+
     # ---- the folder
 
     @cached_property
-    def _names(self) -> list[str]:
-        """Every row's path inside the folder, sorted."""
-        found = {name for name in _walk(self.root, "") if is_picture(name)}
-        if self._csv:
-            found |= {(safe_path(name) or name) for name in self._csv.names if name}
-        if not found:
-            raise SourceError(
-                f"{self.where}: no pictures in {self.root}: no file below it ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return sorted(found)
+    def _listing(self) -> Listing:
+        """The pictures, sorted, and what is left out: nothing where `files` names the pictures."""
+        if self.spec.files:
+            named = list_files(self.root, self._is_named).names
+            return Listing([name for name in named if name not in self._metadata_files], {})
+        found = list_files(
+            self.root, lambda name: name in self._metadata_files or is_row(name, lambda: self._head(name))
+        )
+        return Listing([name for name in found.names if name not in self._metadata_files], found.left_out)
+
+    def _is_named(self, name: str) -> bool:
+        """Whether `files` asks for a path inside the folder."""
+        patterns = self.spec.files
+        return not patterns or name in patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     @cached_property
-    def _csv(self) -> MetadataCsv | None:
-        path = Path(self.spec.csv).expanduser() if self.spec.csv else self.root / "metadata.csv"
-        if self.spec.csv and not path.is_file():
-            raise SourceError(f"{self.where}: no CSV at {self.spec.csv!r}")
-        return MetadataCsv(path, path.name) if path.is_file() else None
+    def _metadata_files(self) -> dict[str, Path]:
+        """The metadata files to read by their path inside the folder."""
+        if self.spec.csv:
+            path = Path(self.spec.csv).expanduser()
+            if not path.is_file():
+                raise SourceError(f"{self.where}: no CSV at {self.spec.csv!r}")
+            inside = path.resolve().is_relative_to(self.root.resolve())
+            return {path.resolve().relative_to(self.root.resolve()).as_posix() if inside else f"/{path}": path}
+        found = list_files(self.root, lambda name: PurePosixPath(name).name in METADATA_FILES).names
+        at_root = [name for name in found if "/" not in name]
+        folders: dict[str, str] = {}
+        for name in at_root or found:  # a file at the root is about all folders; of two in a folder the .csv is read
+            folders.setdefault(str(PurePosixPath(name).parent), name)
+        return {name: self.root / name for name in folders.values()}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Every row: its path inside the folder, sorted, and then the lines of metadata that are rows of their own."""
+        names = set(self._listing.names)
+        extra: list[str] = []
+        if self._metadata is not None:
+            spellings = {same_name(name): name for name in names}
+            taken: set[str] = set()
+            for number, listed in enumerate(self._metadata.names):
+                if not self._is_named(listed):
+                    continue
+                safe = (safe_path(listed.replace("\\", "/")) or listed) if listed else ""
+                if not listed or same_name(safe) in taken:
+                    extra.append(f"{_LINE}{number}")
+                    continue
+                taken.add(same_name(safe))
+                if same_name(safe) not in spellings:
+                    names.add(safe)
+        if not names and not extra:
+            raise SourceError(
+                f"{self.where}: no pictures in {self.root}: no file below it ends in {', '.join(sorted(IMAGE_SUFFIXES))}, or "
+                f"begins as a picture does{self._others()}"
+            )
+        return sorted(names) + extra
+
+    def _others(self) -> str:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in self._listing.left_out.items())
+        return f"; it holds {counts}" if counts else ""
+
+    @cached_property
+    def _metadata(self) -> MetadataTable | None:
+        files = []
+        for name, path in self._metadata_files.items():
+            folder = str(PurePosixPath(name).parent)
+            files.append((path, "" if self.spec.csv or folder == "." else f"{folder}/"))
+        return MetadataTable(files) if files else None
 
     @cached_property
     def _columns(self) -> Columns:
-        return choose_columns(self.spec, self._csv.kinds() if self._csv else {}, self.where)
+        return choose_columns(self.spec, self._metadata.kinds() if self._metadata else {}, self.where)
 
-    def _lines(self, names: list[str]) -> list[dict[str, Any]]:
-        """The CSV's line of each file; empty where there is none."""
-        if self._csv is None:
+    def _line_of(self, name: str) -> int | None:
+        """The row of the metadata that describes a row of the plan."""
+        if self._metadata is None:
+            return None
+        return int(name[1:]) if name.startswith(_LINE) else self._metadata.find([name, f"./{name}"])
+
+    def _lines(self, names: list[str]) -> list[dict[str, Value]]:
+        """The metadata of each row; empty where there is none."""
+        if self._metadata is None:
             return [{} for _ in names]
-        return self._csv.rows([self._csv.find([name, f"./{name}"]) for name in names])
+        return self._metadata.rows([self._line_of(name) for name in names])
+
+    def _sample(self, name: str, line: Mapping[str, Value]) -> Sample:
+        number = self._line_of(name)
+        told = self._metadata.errors[number] if self._metadata is not None and number is not None else ""
+        if name.startswith(_LINE) and self._metadata is not None and number is not None:
+            listed, place = self._metadata.names[number], self._metadata.places[number]
+            why = f"duplicate_line: {place} describes {listed} again" if listed else f"no_name: {place} names no file"
+            return self._columns.sample(line, place, error=told or why)
+        if told:
+            return self._columns.sample(line, printable(name), error=told)
+        data, error = self._read(name)
+        return self._columns.sample(line, printable(name), data, error)
+
+    def _head(self, name: str) -> bytes:
+        """The first bytes of a file; empty where it is no file that can be read."""
+        try:
+            path = self.root / name
+            if not path.resolve(strict=True).is_relative_to(self.root.resolve()) or not stat.S_ISREG(
+                path.stat().st_mode
+            ):
+                return b""
+            with path.open("rb") as handle:
+                return handle.read(HEAD_BYTES)
+        except (OSError, RuntimeError, ValueError):
+            return b""
 
     def _seen(self, name: str) -> tuple[int, int]:
         """Size and time of a file as they are now; (0, 0) where it cannot be seen."""
@@ -124,21 +221,3 @@ class FolderSource:
 @dataclass(frozen=True)
 class _NoOptions:
     """A folder has no options of its own: any is a mistake."""
-
-
-def _walk(root: Path, below: str) -> Iterator[str]:
-    """Paths of files under `root`, links to folders not followed."""
-    try:
-        entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(
-            f"{printable(str(root / below))}: this folder cannot be listed ({error.strerror}); make it readable, or move it"
-        ) from error
-    for entry in entries:
-        name = f"{below}/{entry.name}" if below else entry.name
-        if is_junk(entry.name):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, name)
-        elif not (entry.is_symlink() and Path(entry).is_dir()):  # DirEntry.is_dir raises for a link in a circle
-            yield name

@@ -33,7 +33,7 @@ class HubFile:
 
 
 class HubDataset:
-    """One data set repository. Holds a client; opens no connection before the first question."""
+    """One data set repository. Holds a client; connects when it is first asked."""
 
     def __init__(self, repo: str, revision: str, options: SourceOptions, patience: Patience | None = None) -> None:
         self.repo = repo
@@ -106,8 +106,8 @@ class HubDataset:
 
     @contextlib.contextmanager
     def stream(self, path: str, commit: str, size: int) -> Iterator[BinaryIO]:
-        """The file as a seekable stream of range requests. Nothing is kept. A connection that breaks while it is read, and
-        that the client could not mend, is a SourceError."""
+        """The file as a seekable stream of range requests. Nothing is kept. Raises SourceError where the connection breaks and
+        the client cannot continue."""
         from huggingface_hub import HfFileSystem
         from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client under it, by whatever name
 
@@ -137,11 +137,11 @@ class HubDataset:
 
     @property
     def _notes(self) -> Path:
-        """What was learnt of this data set from this server."""
+        """The folder of notes on this data set on this server."""
         return cache_dir() / "hub-notes" / digest([self.repo, self.endpoint or ""])
 
     def _ask(self, action: Callable[[], T]) -> T:
-        """Run one client call: passing failures are tried again, lasting ones become SourceErrors with the fix."""
+        """Run one client call. Temporary failures are retried; permanent ones become a SourceError with the fix."""
 
         def attempt() -> T:
             try:
@@ -157,7 +157,7 @@ class HubDataset:
         return patiently(attempt, f"data set {self.repo}", self.patience)
 
     def _lasting(self, error: Exception) -> str:
-        """What a failure that trying again cannot mend should say; empty for the others."""
+        """The message for a failure that a retry cannot fix; empty for the others."""
         from huggingface_hub import errors
 
         name = f"data set {self.repo}"

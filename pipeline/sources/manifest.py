@@ -1,7 +1,7 @@
-"""Manifests: one strict TOML file per data set and per view.
+"""Manifests: what a data set is and where its pictures come from, or a view of one.
 
-Reads: the manifests shipped with the package, those added to the home, or a file by path. A view is a base and a
-WHERE clause and stores nothing. Does not reach the network: whether a source can be read is its reader's business.
+Reads and writes nothing: `parse_manifest` takes the table of a TOML file. A view is a base and a WHERE clause, and stores
+nothing. Whether a source can be read is checked by its reader.
 """
 
 from __future__ import annotations

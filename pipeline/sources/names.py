@@ -5,25 +5,151 @@ Reads and writes nothing. Does not decode: a file that begins like a JPEG may st
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+from pipeline.images import format_of, reads_format
+
+# Names that end so are rows. Some name formats that are not decoded: those are failed rows that say so.
+IMAGE_SUFFIXES = frozenset(
+    "." + suffix
+    for suffix in (
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "jif",
+            "pjpeg",
+            "pjp",
+            "png",
+            "apng",
+            "webp",
+            "gif",
+            "bmp",
+            "dib",
+            "tif",
+            "tiff",
+        ),
+        *("avif", "avifs", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jpm", "ppm", "pgm", "pbm", "pnm", "pfm"),
+        *(
+            "heic",
+            "heif",
+            "hif",
+            "jxl",
+            "svg",
+            "psd",
+            "tga",
+            "ico",
+            "eps",
+            "exr",
+            "hdr",
+            "jxr",
+            "cr2",
+            "nef",
+            "arw",
+            "dng",
+        ),
+    )
+)
+
+# Names that end so are never rows, and are not opened to find out. A file of any other name is a row if it begins as one.
+_OTHER_SUFFIXES = frozenset(
+    "." + suffix
+    for suffix in (
+        *("txt", "csv", "tsv", "json", "jsonl", "ndjson", "md", "html", "htm", "xml", "xmp", "pdf", "py", "sh", "log"),
+        *(
+            "yaml",
+            "yml",
+            "toml",
+            "ini",
+            "cfg",
+            "db",
+            "sqlite",
+            "zip",
+            "tar",
+            "tgz",
+            "gz",
+            "bz2",
+            "xz",
+            "zst",
+            "7z",
+            "rar",
+        ),
+        *(
+            "npy",
+            "npz",
+            "parquet",
+            "feather",
+            "arrow",
+            "doc",
+            "docx",
+            "xls",
+            "xlsx",
+            "ppt",
+            "pptx",
+            "mp3",
+            "wav",
+            "mp4",
+        ),
+        *(
+            "mov",
+            "avi",
+            "mkv",
+            "webm",
+            "cls",
+            "pth",
+            "pt",
+            "safetensors",
+            "pkl",
+            "pickle",
+            "index",
+            "md5",
+            "sha1",
+            "sha256",
+        ),
+    )
+)
+
+HEAD_BYTES = 512  # of a file, to see whether it is a picture
 
 MAX_PICTURE_BYTES = 256 << 20  # a larger file is a failed row, so that one row cannot take a worker's memory
 
-_JUNK_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
 
 
 def is_junk(path: str) -> bool:
     """Files that operating systems leave behind (AppleDouble `._x`, `__MACOSX`, hidden files). Never rows."""
     return any(
-        part in _JUNK_NAMES or (part.startswith(".") and part not in (".", "..")) for part in PurePosixPath(path).parts
+        part.lower() in _JUNK_NAMES or (part.startswith(".") and part not in (".", ".."))
+        for part in PurePosixPath(path).parts
     )
 
 
 def is_picture(path: str) -> bool:
     """True where the name's suffix is one of `IMAGE_SUFFIXES`."""
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_row(path: str, head: Callable[[], bytes]) -> bool:
+    """Whether a file is a row of its source: by its suffix, or where that says nothing by its first bytes."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _OTHER_SUFFIXES:
+        return suffix in IMAGE_SUFFIXES
+    return looks_like_a_picture(head())
+
+
+def kind_of_name(path: str) -> str:
+    """What a file that is left out counts under: its suffix, `system files`, or `no suffix`."""
+    if is_junk(path):
+        return "system files"
+    return PurePosixPath(path).suffix.lower() or "no suffix"
+
+
+def same_name(name: str) -> str:
+    """A file name in one spelling: macOS writes an accent as a letter of its own (NFD), others do not (NFC)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def safe_path(path: str) -> str | None:
@@ -39,28 +165,71 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+
+_TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+
+# brand of an ISO base media file -> extension, and the decoder's name for the format
+_BRANDS = {b"avif": "avif", b"avis": "avif"} | dict.fromkeys(
+    (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"), "heic"
+)
+
+_DECODERS = {"heic": ("HEIF", "HEIC"), "jxl": ("JXL", "JPEG XL")}  # formats that need a plugin
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's name
+
+
 def sniff(data: bytes) -> tuple[str, str | None]:
-    """(extension, None) of a picture file's bytes, or ("", `reason: detail`) where they are not one."""
+    """(extension, None) of a picture file's bytes, or ("", `reason: detail`) where they are not one that can be decoded."""
     if not data:
         return "", "empty: zero bytes"
-    head = data[:32]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpg", None
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png", None
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp", None
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif", None
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "tif", None
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        return "avif", None
-    if head.startswith(b"BM") and len(data) >= 26:
-        return "bmp", None
+    extension = _known(data)
+    if extension in _DECODERS:
+        decoder, name = _DECODERS[extension]
+        if not reads_format(decoder):
+            return "", f"unsupported_format: {name}; `pip install 'rdmpipe[formats]'` adds it"
+    if extension:
+        return extension, None
     text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "", "not_an_image: an HTML page"
     if text.startswith((b"<?xml", b"<svg")):
         return "", "not_an_image: XML or SVG"
-    return "", f"not_an_image: unknown format, begins with {head[:8].hex()}"
+    if data.startswith(b"8BPS"):
+        return "", "unsupported_format: a Photoshop document"
+    if found := format_of(data):  # what the decoder reads is never refused here
+        return _EXTENSIONS.get(found, found.lower()), None
+    return "", f"not_an_image: unknown format, begins with {data[:8].hex()}"
+
+
+def looks_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins so is one of the formats that `sniff` knows by their first bytes."""
+    return bool(_known(head)) or head.lstrip()[:4].lower() == b"<svg"
+
+
+def _known(data: bytes) -> str:
+    """The extension that the first bytes stand for; empty where they are unknown."""
+    head = data[:HEAD_BYTES]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith(_TIFF):
+        return "tif"
+    if head.startswith(_JPEG2000):
+        return "jp2"
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "jxl"
+    if head[4:8] == b"ftyp":
+        size = min(int.from_bytes(head[:4], "big"), len(head))
+        brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "")
+    if head.startswith(b"BM") and len(data) >= 26:
+        return "bmp"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "ppm"
+    return ""

@@ -1,21 +1,15 @@
-"""Parquet files that hold the pictures' bytes, on the Hub or on this machine.
+"""Parquet files that hold the pictures' bytes, or a list of addresses, on the Hub or on this machine.
 
-[source] keys: repo and revision (Hub) or path (a folder or file here); files (globs, default all .parquet); image,
-item_id, caption, licence, source_url, columns, shard_rows. options: `cache = false` reads the Hub by range and keeps nothing.
-The image column is bytes, or a struct with a field `bytes` as the Hub's image type has it. Integers that the `huggingface`
-schema metadata (or the data set's dataset_infos.json) calls class labels become their names.
+[source] keys: repo and revision (Hub) or path (a folder or file here); files (globs, default all .parquet); image, item_id,
+caption, licence, source_url, columns, shard_rows. options: `cache = false` reads the Hub by range and keeps nothing. The image
+column is bytes, or a struct with a field `bytes` as the Hub's image type has it. Integers that the `huggingface` schema
+metadata (or the data set's dataset_infos.json) calls class labels become their names.
 
-A shard is a range of rows of one file (sources/parquet.py).
-
-Row ranges of a Parquet file: cut at row groups, read one small batch at a time.
-
-Writes nothing. Does not promise random access: a range that begins inside a row group reads that group from its start.
-
-Parquet files on the Hub or on this machine: which there are, how they are cut into ranges of rows, and their rows.
-
-Shared by the sources that read Parquet. A range is cut at row groups where they fit. Does not promise random access: a range
-that begins inside a row group reads that group from its start. Memory: a small batch and about three times the largest Parquet
-page (some writers put a whole row group in one page). Listing reads the files' footers, some ahead of what is asked for.
+A shard is a range of rows of one file, cut at row groups where they fit. All files of a set have one schema: a column may be
+absent or null in some of them, integers and floats become floats where that loses nothing, and numbers beside text become
+text. Anything else is a SourceError that names the file and the column. Planning reads the footers of the files, some ahead,
+as far as rows are asked for. A range that begins inside a row group reads that group from its start. Memory: a small batch
+and about three times the largest Parquet page; some writers put a whole row group into one page.
 """
 
 from __future__ import annotations
@@ -32,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError, nearest
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
-from pipeline.sources.columns import Columns, choose_columns, kind_of
+from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
+from pipeline.sources.columns import EXACT_INTEGERS, Columns, choose_columns, kind_of
 from pipeline.sources.hub import HubDataset, HubFile
+from pipeline.sources.listing import Listing, list_files
 from pipeline.sources.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -65,7 +60,7 @@ def cut(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 def rows_between(
     parquet: pq.ParquetFile, start: int, stop: int, columns: list[str], batch_rows: int = BATCH_ROWS
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Rows start to stop, holding one small batch at a time."""
     metadata = parquet.metadata
     groups: list[int] = []
@@ -97,17 +92,30 @@ _FOOTERS_AHEAD = 32
 class _Footer:
     file: HubFile
     groups: list[int]  # rows of each row group
+    kinds: dict[str, str | None]  # its columns by type name; None: nested values or bytes
+    nulls: frozenset[str]  # columns of no type: every value is null
+    large: frozenset[str]  # columns with integers that are not exact as floats
 
 
 class ParquetFiles:
     """The files of a manifest's [source] table: repo and revision (Hub) or path (here), files (globs). `cache = false` reads
     the Hub by range and keeps nothing."""
 
-    def __init__(self, manifest: Manifest, options: SourceOptions, cache: bool, batch_rows: int = BATCH_ROWS) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        options: SourceOptions,
+        cache: bool,
+        batch_rows: int = BATCH_ROWS,
+        check: Callable[[pa.Schema, str], None] | None = None,
+    ) -> None:
+        """`check` is called with every file's schema and name, and may raise SourceError."""
         self.spec = manifest.source
         self.where = f"{manifest.name} [source]"
         self.expected_rows = manifest.expected_rows
-        self.limit = options.limit
+        self.limit, self.shards = options.limit, options.shards
+        self.check = check
+        self._read: list[_Footer] = []
         self.cache, self.batch_rows = cache, batch_rows
         if bool(self.spec.repo) == bool(self.spec.path):
             raise SourceError(
@@ -121,10 +129,46 @@ class ParquetFiles:
 
     # ---- what there is
 
-    def schema(self) -> tuple[pa.Schema, str]:
-        """The first file's columns, and its name."""
-        with self._open(self.files[0], self.revision, whole=False) as file:
-            return file.schema_arrow, self.files[0].path
+    def kinds(self, choose: Callable[[Mapping[str, str | None], str], Columns]) -> tuple[dict[str, str | None], str]:
+        """Type names of the columns of all files that are planned, and what to call them in a message.
+
+        `choose` is called with every file's own columns: it raises where one lacks what the manifest names. Raises SourceError
+        naming the file and the column where two files do not fit together.
+        """
+        found: dict[str, str | None] = {}
+        first: dict[str, tuple[str, str]] = {}  # where a column's type comes from
+        nulls: set[str] = set()
+        large: set[str] = set()
+        for footer in self._planned():
+            wanted = set(choose(footer.kinds, footer.file.path).needed())
+            large |= footer.large
+            for name, kind in footer.kinds.items():
+                if name in found and name not in wanted and kind is not None:
+                    continue  # no part of the database
+                if name in footer.nulls:
+                    if name not in found:
+                        found[name] = kind
+                        nulls.add(name)
+                    continue
+                if name not in found or name in nulls:
+                    nulls.discard(name)
+                    found[name], first[name] = kind, (kind or "nested values or bytes", footer.file.path)
+                    continue
+                if kind != found[name]:
+                    found[name] = _wider(name, found[name], kind, first[name], footer.file)
+        exact = {name: "string" if kind == "float64" and name in large else kind for name, kind in found.items()}
+        return exact, self.files[0].path
+
+    def _planned(self) -> Iterator[_Footer]:
+        """The footers of the files that `plan` reaches, each read once."""
+        left, behind = self.limit, (self.shards[1] if self.shards else -1)
+        number = 0
+        for footer in self._footers():
+            yield footer
+            number += len(cut(footer.groups, self.spec.shard_rows))
+            left -= sum(footer.groups)
+            if (self.limit and left <= 0) or 0 <= behind <= number:
+                return
 
     def plan(self) -> Iterator[ShardSpec]:
         """Ranges of at most `shard_rows` rows, in order; `limit` is observed."""
@@ -150,8 +194,8 @@ class ParquetFiles:
                 )
 
     def rows(
-        self, spec: Mapping[str, Any], choose: Callable[[pa.Schema, str], Columns], *more: str
-    ) -> Iterator[tuple[Columns, str, dict[str, Any]]]:
+        self, spec: Spec, choose: Callable[[Mapping[str, str | None], str], Columns], *more: str
+    ) -> Iterator[tuple[Columns, str, Row]]:
         """(columns, `file#position`, the row) for each row of one range, with the columns that `choose` needs of the file and
         `more`. Class labels are their names. Raises SourceError."""
         file = HubFile(spec["file"], spec["size"], spec["identity"])
@@ -159,7 +203,7 @@ class ParquetFiles:
         if self.hub is None and self._local_file(self._path(file.path)) != file:
             raise SourceError(f"{file.path}: changed since the plan was made; run the same command again to plan anew")
         with self._open(file, spec["revision"], whole=self.cache) as parquet:
-            columns, labels = choose(parquet.schema_arrow, file.path), self.labels(parquet.schema_arrow)
+            columns, labels = choose(self._kinds_of(parquet, file.path), file.path), self.labels(parquet.schema_arrow)
             position = start
             try:
                 for row in rows_between(parquet, start, stop, [*more, *columns.needed()], self.batch_rows):
@@ -172,6 +216,20 @@ class ParquetFiles:
                 raise SourceError(
                     f"{file.path}: damaged near row {position}: {error}. Fetch the file again."
                 ) from error
+
+    def left_out(self) -> dict[str, int]:
+        """Files of the folder that are not read, by kind."""
+        return {} if self.hub or self.root.is_file() else self._listed.left_out
+
+    def _kinds_of(self, parquet: pq.ParquetFile, name: str) -> dict[str, str | None]:
+        """A file's columns by type name. An unsigned column whose numbers do not fit a signed one is text."""
+        if self.check is not None:
+            self.check(parquet.schema_arrow, name)
+        labels = self.labels(parquet.schema_arrow)
+        return {
+            column.name: "string" if column.name in labels or _overflows(parquet, column) else kind_of(column.type)
+            for column in parquet.schema_arrow
+        }
 
     def estimate(self) -> tuple[int, int]:
         size = sum(file.size for file in self.files)
@@ -196,11 +254,18 @@ class ParquetFiles:
             return self.hub.files(self.revision, patterns)
         if self.root.is_file():
             return [self._local_file(self.root)]
-        names = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        if not found:
+        if not self._listed.names:
             raise SourceError(f"{self.where}: no file in {self.root} matches {' or '.join(patterns)}")
-        return [self._local_file(self.root / name) for name in found]
+        return [self._local_file(self.root / name) for name in self._listed.names]
+
+    @cached_property
+    def _listed(self) -> Listing:
+        patterns = self.spec.files or ("*.parquet",)
+
+        def wanted(name: str) -> bool:
+            return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
+
+        return list_files(self.root, wanted)
 
     def _local_file(self, path: Path) -> HubFile:
         try:
@@ -237,16 +302,24 @@ class ParquetFiles:
             yield parquet
 
     def _footers(self) -> Iterator[_Footer]:
-        """Row groups of every file in order; some are read ahead, because on the Hub each is a few requests."""
+        """The footer of every file in order, each read once; some are read ahead, because on the Hub each is a few requests."""
 
         def footer(file: HubFile) -> _Footer:
             with self._open(file, self.revision, whole=False) as parquet:
-                metadata = parquet.metadata
-                return _Footer(file, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+                metadata, schema = parquet.metadata, parquet.schema_arrow
+                groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+                nulls = frozenset(column.name for column in schema if _is_null(column))
+                kinds = self._kinds_of(parquet, file.path)
+                whole = [name for name, kind in kinds.items() if kind == "int64"]
+                large = frozenset(name for name in whole if _largest(parquet, name) > EXACT_INTEGERS)
+                return _Footer(file, groups, kinds, nulls, large)
 
+        yield from self._read
         with ThreadPoolExecutor(8 if self.hub else 1) as pool:
-            for begin in range(0, len(self.files), _FOOTERS_AHEAD):
-                yield from pool.map(footer, self.files[begin : begin + _FOOTERS_AHEAD])
+            while len(self._read) < len(self.files):
+                begin = len(self._read)
+                self._read += pool.map(footer, self.files[begin : begin + _FOOTERS_AHEAD])
+                yield from self._read[begin:]
 
     def labels(self, schema: pa.Schema) -> dict[str, list[str]]:
         """Names of the class-label columns."""
@@ -262,7 +335,7 @@ class ParquetFiles:
         }
 
     @cached_property
-    def _listed_features(self) -> dict[str, Any]:
+    def _listed_features(self) -> Row:
         """Features from the repository's dataset_infos.json, for files whose schema does not carry them."""
         if self.hub is None:
             return {}
@@ -276,6 +349,51 @@ class ParquetFiles:
 def _label(value: Any, names: list[str]) -> str | None:
     """A class label's name; None for the -1 that stands for no label."""
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+
+
+def _wider(name: str, before: str | None, now: str | None, first: tuple[str, str], file: HubFile) -> str | None:
+    kinds = {before, now}
+    if kinds == {"int64", "float64"}:
+        return "float64"
+    if "string" in kinds and kinds & {"int64", "float64"}:
+        return "string"
+    if kinds == {"string", "bool"}:
+        return "string"
+    raise SourceError(
+        f"{file.path}: column {name!r} holds {now or 'nested values or bytes'}, but {first[0]} in {first[1]}: the files of "
+        "a set need one type for each column. Write this file again with the other type, or name the columns to keep in "
+        "the manifest: columns = [...]"
+    )
+
+
+def _is_null(column: pa.Field) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_null(column.type))
+
+
+def _overflows(parquet: pq.ParquetFile, column: pa.Field) -> bool:
+    """Whether an unsigned 64-bit column holds, by its statistics, a number that no signed one does."""
+    import pyarrow as pa
+
+    if not pa.types.is_uint64(column.type):
+        return False
+    return _largest(parquet, column.name) >= 2**63
+
+
+def _largest(parquet: pq.ParquetFile, name: str) -> float:
+    """The largest number of a column by its statistics, regardless of sign; infinity where a row group has none."""
+    metadata = parquet.metadata
+    place = next(i for i in range(len(metadata.schema)) if metadata.schema.column(i).path == name)
+    largest = 0
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(place).statistics
+        if statistics is None or not statistics.has_min_max:
+            if statistics is not None and statistics.null_count == metadata.row_group(group).num_rows:
+                continue
+            return float("inf")
+        largest = max(largest, abs(statistics.min), abs(statistics.max))
+    return largest
 
 
 def _unreadable() -> tuple[type[BaseException], ...]:
@@ -295,15 +413,15 @@ class ParquetSource:
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
         self.spec = manifest.source
         own = from_mapping(ParquetOptions, self.spec.options, f"{manifest.name} [source] options")
-        self.files = ParquetFiles(manifest, options, own.cache)
+        self.files = ParquetFiles(manifest, options, own.cache, check=self._check_image)
 
     def columns(self) -> dict[str, str]:
-        return self._choose(*self.files.schema()).stored()
+        return self._choose(*self.files.kinds(self._choose)).stored()
 
     def plan(self) -> Iterator[ShardSpec]:
         return self.files.plan()
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         for columns, name, row in self.files.rows(spec, self._choose, self.spec.image):
             data, error = _picture(row[self.spec.image])
             yield columns.sample(row, name, data, error)
@@ -314,10 +432,12 @@ class ParquetSource:
     def revision(self) -> str:
         return self.files.revision
 
-    def _choose(self, schema: pa.Schema, name: str) -> Columns:
+    def left_out(self) -> dict[str, int]:
+        return self.files.left_out()
+
+    def _check_image(self, schema: pa.Schema, name: str) -> None:
         import pyarrow as pa
 
-        labels = self.files.labels(schema)
         if self.spec.image not in schema.names:
             raise SourceError(
                 f"{name}: no image column {self.spec.image!r}{nearest(self.spec.image, schema.names)}; "
@@ -329,12 +449,11 @@ class ParquetSource:
             raise SourceError(
                 f"{name}: image column {self.spec.image!r} holds {kind}; expected bytes or a struct with a field `bytes`"
             )
-        available = {
-            field.name: "string" if field.name in labels else kind_of(field.type)
-            for field in schema
-            if field.name != self.spec.image
-        }
-        return choose_columns(self.spec, available, name)
+
+    def _choose(self, kinds: Mapping[str, str | None], name: str) -> Columns:
+        return choose_columns(
+            self.spec, {column: kind for column, kind in kinds.items() if column != self.spec.image}, name
+        )
 
 
 def _picture(value: Any) -> tuple[bytes | None, str | None]:

@@ -1,22 +1,21 @@
 """Random crops of a source's pictures as rows of their own: what a manifest's `patches` asks for.
 
-Reads: the source beneath. Writes nothing. Every row of the source becomes `per_image` rows, one after another, with the same
-item and picture; which crop each stands for depends on the seed, the item and the row's place among them alone (`box_of`).
+Reads: the wrapped source. Writes nothing. Every row of the source becomes `per_image` consecutive rows with the same item and
+picture. Which crop a row is depends only on the seed, the item and the row's place among them (`box_of`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import digest
 from pipeline.errors import SourceError
 from pipeline.images import upright_size
 from pipeline.schema import IMAGE_KEY, OK, PATCH_COORDS
-from pipeline.sources.base import FetchingSource, Sample, ShardSpec, Source
+from pipeline.sources.base import FetchingSource, Row, Sample, ShardSpec, Source, Spec
 from pipeline.sources.manifest import Patches
 
 
@@ -40,7 +39,7 @@ def read_box(text: str) -> tuple[int, ...]:
 
 
 def name_patches(
-    patches: Patches, rows: list[dict[str, Any]], batch: list[Sample], last: tuple[Sample, int] | None
+    patches: Patches, rows: list[Row], batch: list[Sample], last: tuple[Sample, int] | None
 ) -> tuple[Sample, int] | None:
     """Give rows their image_key, the key of the picture's first row in the shard, and where its size can be read their
     patch_coords. `last` is the row before these, with its image_key; returns that for the rows behind."""
@@ -76,7 +75,7 @@ class Patched:
             rows = spec.rows * self.patches.per_image if spec.rows >= 0 else -1
             yield replace(spec, rows=rows, fingerprint=digest([spec.fingerprint, "patches", self.patches.per_image]))
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         for sample in self.source.read(spec):
             for patch in range(self.patches.per_image):
                 yield replace(sample, patch=patch)
@@ -87,6 +86,9 @@ class Patched:
 
     def revision(self) -> str:
         return self.source.revision()
+
+    def left_out(self) -> dict[str, int]:
+        return self.source.left_out()
 
 
 class PatchedUrls(Patched):

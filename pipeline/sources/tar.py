@@ -1,4 +1,4 @@
-"""A tar archive of pictures with, where there is one, a CSV that describes them.
+"""A tar archive of pictures with, where there is one, a CSV (or JSON lines) that describes them.
 
 [source] keys: url (with md5 or sha256) or path; csv (with csv_md5), a URL or a path; columns, caption, licence, source_url,
 item_id, shard_rows. options:
@@ -6,28 +6,30 @@ item_id, shard_rows. options:
     path       what the directories of a member mean, as in "{split}/{style}/{name}", from the end; all but name are columns
     csv_name   the CSV's column with the file names (else file_name, filename, name, file or path)
 
-Rows are the archive's pictures in its order, then one failed row (missing_file) for each CSV line whose picture is not
-there. A CSV line belongs to the picture whose path, file name or stem it gives; equal names are told apart by the columns
-that agree with the path's directories. Pictures without a line have no metadata. A column that the path gives hides the CSV's.
+Rows are the archive's pictures in its order, then a failed row for each CSV line that describes no picture of its own
+(missing_file, bad_metadata). Pictures are known by suffix, other members by their first bytes; the rest is counted by
+`left_out`. A CSV line belongs to the picture whose path, file name or stem it gives. Equal names are told apart by the
+columns that agree with the path's directories. A picture without a line has no metadata. A column that the path gives
+replaces the CSV's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
 from pipeline.sources.archive import Archive, open_archive
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import Columns, choose_columns
-from pipeline.sources.csv_tables import MetadataCsv
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.names import is_picture
+from pipeline.sources.metadata import MetadataTable
+from pipeline.sources.names import is_row, kind_of_name
 from pipeline.sources.web.download import fetch, remote_size
 
 _CSV_BYTES = 4 << 30
@@ -43,7 +45,7 @@ class TarOptions:
 class _Listing:
     """All rows of the source: members by position in the archive's list, then CSV lines without a picture."""
 
-    members: list[dict[str, Any]]
+    members: list[Row]
     lines: list[int | None]  # the CSV row of each member
     missing: list[int]
 
@@ -82,21 +84,31 @@ class TarSource:
                 spec={"start": start, "stop": stop, "identity": identity, "csv": self._csv_identity},
             )
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         if (spec["identity"], spec["csv"]) != (self._archive.identity, self._csv_identity):
             raise SourceError(f"{self._archive.name}: changed since the plan was made; run the same command again")
         listing, (start, stop) = self._listing, (spec["start"], spec["stop"])
         members = listing.members[start:stop]
         lines = self._csv.rows(listing.lines[start:stop]) if self._csv else [{} for _ in members]
-        for member, line, data in zip(members, lines, self._archive.read(members), strict=True):
+        for number, (member, line, data) in enumerate(
+            zip(members, lines, self._archive.read(members), strict=True), start
+        ):
             row = {**line, **self._path_fields(member["name"])}
-            yield self._columns.sample(row, member["name"], data, member["error"])
+            place = listing.lines[number]
+            told = self._csv.errors[place] if self._csv and place is not None else ""
+            yield self._columns.sample(row, member["name"], data, member["error"] or told or None)
         if self._csv:
             count = len(listing.members)
             missing = listing.missing[max(start - count, 0) : max(stop - count, 0)]
             for number, line in zip(missing, self._csv.rows(missing), strict=True):
-                name = self._csv.names[number] or f"line {number + 2} of the CSV"
-                yield self._columns.sample(line, name, error=f"missing_file: {name} is not in the archive")
+                name = self._csv.names[number] or self._csv.places[number]
+                error = self._csv.errors[number] or f"missing_file: {name} is not in the archive"
+                yield self._columns.sample(line, name, error=error)
+
+    def left_out(self) -> dict[str, int]:
+        counts = Counter(self._archive.left_out())
+        counts.update(kind_of_name(row["name"]) for row in self._split[1])
+        return dict(sorted(counts.items()))
 
     def estimate(self) -> tuple[int, int]:
         if "_archive" not in self.__dict__ and self.spec.url and not self.options.offline:
@@ -144,8 +156,8 @@ class TarSource:
         return self._csv_file[1] if self._csv_file else ""
 
     @cached_property
-    def _csv(self) -> MetadataCsv | None:
-        return MetadataCsv(self._csv_file[0], self.spec.csv, self.own.csv_name) if self._csv_file else None
+    def _csv(self) -> MetadataTable | None:
+        return MetadataTable([(self._csv_file[0], "")], self.own.csv_name) if self._csv_file else None
 
     @cached_property
     def _columns(self) -> Columns:
@@ -154,8 +166,18 @@ class TarSource:
         return choose_columns(self.spec, {**kinds, **given}, self.where)
 
     @cached_property
+    def _split(self) -> tuple[list[Row], list[Row]]:
+        """The archive's members that are rows, and the others."""
+        rows: list[Row] = []
+        others: list[Row] = []
+        for member in self._archive.members().to_pylist():
+            is_one = is_row(member["name"], partial(self._archive.head, member))
+            (rows if is_one else others).append(member)
+        return rows, others
+
+    @cached_property
     def _listing(self) -> _Listing:
-        members = [row for row in self._archive.members().to_pylist() if is_picture(row["name"])]
+        members = self._split[0]
         if not members:
             raise SourceError(f"{self._archive.name}: holds no pictures")
         if self._csv is None:

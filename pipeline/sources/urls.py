@@ -3,9 +3,9 @@
 [source] keys: repo and revision, or path, or files as addresses of CSV files; files (globs); image (the column with the URL),
 item_id (default: the URL), caption, licence, source_url (default: the URL), columns, shard_rows. options: see UrlOptions.
 
-`read` gives the list alone; `fetch` gets the pictures of a shard with img2dataset (web/pictures.py), once for each address,
-each ending with its bytes, as `filtered` (a site's wish: opt_out, robots) or as failed with a reason. Does not promise the same
-result twice: the Internet changes. Planning a range of shards reads the list as far as that range.
+`read` reads the list; `fetch` fetches the pictures of a shard (web/pictures.py), each distinct address once. An address ends
+with its bytes, as `filtered` (the site asks not to: opt_out, robots, tdm) or as failed with a reason. The Internet changes: a
+second run may end differently. Planning a range of shards reads the list as far as that range.
 """
 
 from __future__ import annotations
@@ -15,23 +15,19 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.config import from_mapping
 from pipeline.errors import SourceError, nearest
 from pipeline.schema import FILTERED
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
-from pipeline.sources.columns import Columns, choose_columns, kind_of
-from pipeline.sources.csv_lists import CsvFiles
+from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
+from pipeline.sources.columns import Columns, choose_columns
+from pipeline.sources.csv_files import CsvFiles, ListedRow
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.parquet import ParquetFiles
 from pipeline.sources.web.opener import FetchRules
 from pipeline.sources.web.pictures import fetch_urls
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-WISHES = frozenset({"opt_out", "robots"})  # reasons for which a picture is left out rather than failed
+WISHES = frozenset({"opt_out", "robots", "tdm"})  # reasons for which a picture is left out rather than failed
 
 _LIST_ROWS = 8192  # rows of a list read at a time
 
@@ -70,7 +66,7 @@ class UrlSource:
 
     def columns(self) -> dict[str, str]:
         if self.parquet is not None:
-            return self._of_schema(*self.parquet.schema()).stored()
+            return self._choose(*self.parquet.kinds(self._choose)).stored()
         assert self.csv is not None
         return self._choose(*self.csv.available()).stored()
 
@@ -84,8 +80,15 @@ class UrlSource:
     def revision(self) -> str:
         return self._files.revision
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
-        for columns, name, row in self._rows(spec):
+    def left_out(self) -> dict[str, int]:
+        return self._files.left_out()
+
+    def read(self, spec: Spec) -> Iterator[Sample]:
+        for columns, listed in self._rows(spec):
+            name, row = listed.name, listed.values
+            if listed.error:
+                yield replace(columns.sample(row, name), item_id=name, url=None, error=listed.error)
+                continue
             address = self._address(row)
             sample = columns.sample(row, address or name)
             sample = replace(sample, url=sample.url or address or None)
@@ -122,18 +125,16 @@ class UrlSource:
         assert files is not None
         return files
 
-    def _rows(self, spec: Mapping[str, Any]) -> Iterator[tuple[Columns, str, dict[str, Any]]]:
+    def _rows(self, spec: Spec) -> Iterator[tuple[Columns, ListedRow]]:
         if self.parquet is not None:
             more = [*self.parts, *self.own.drop_above, *([] if self.own.template else [self.spec.image])]
-            yield from self.parquet.rows(spec, self._of_schema, *more)
+            for columns, name, row in self.parquet.rows(spec, self._choose, *more):
+                yield columns, ListedRow(name, row)
             return
         assert self.csv is not None
         columns = self._choose(*self.csv.available())
-        for name, row in self.csv.rows(spec):
-            yield columns, name, row
-
-    def _of_schema(self, schema: pa.Schema, name: str) -> Columns:
-        return self._choose({column.name: kind_of(column.type) for column in schema}, name)
+        for listed in self.csv.rows(spec):
+            yield columns, listed
 
     def _choose(self, available: Mapping[str, str | None], name: str) -> Columns:
         needed = dict.fromkeys(self.own.drop_above, "drop_above") | dict.fromkeys(self.parts, "template")
@@ -147,14 +148,14 @@ class UrlSource:
                 )
         return choose_columns(self.spec, available, name)
 
-    def _address(self, row: Mapping[str, Any]) -> str:
+    def _address(self, row: Mapping[str, object]) -> str:
         if not self.own.template:
             return str(row.get(self.spec.image) or "").strip()
         if any(row.get(part) is None for part in self.parts):
             return ""
         return self.own.template.format_map({part: row[part] for part in self.parts})
 
-    def _left_out(self, row: Mapping[str, Any]) -> str:
+    def _left_out(self, row: Row) -> str:
         """Why a row is dropped by a score, or nothing. One without a score is not known to be below it."""
         for column, most in self.own.drop_above.items():
             try:

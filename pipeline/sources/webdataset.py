@@ -1,33 +1,46 @@
 """Webdataset tars: for each key a picture (.jpg, .png, ...), and where they are there a .txt caption and .json metadata.
 
 [source] keys: path (a tar, or a folder of them) with files (globs), or files alone (URLs, with {000..009} ranges); columns,
-caption, licence, source_url, item_id (a JSON field), shard_rows. A shard is a range of one tar's keys. Planning lists the
-members of every tar, so tars at URLs are fetched into the cache then. Columns and their types are those of the first
-tar's first thousand JSON files; the .txt is the caption unless the manifest names another. item id: <path of the tar>/<key>.
+caption, licence, source_url, item_id (a JSON field), shard_rows. Tars may be compressed (.tar.gz, .tgz, .tar.bz2, .tar.xz).
+
+A key is a member's path up to the first dot of its name, and the rest is its extension. The picture of a key is the member
+whose whole extension is a picture's: 000.jpg, not 000.depth.png. Names with dots in them (J.M.W. Turner.jpg) are keys up to
+their last dot. Every picture is one row, and a key without a picture is a failed row. A shard is a range of one tar's rows.
+Planning lists the members of every tar, so tars at URLs are fetched into the cache then. Columns and their types are those of
+the first tar's first thousand JSON files; the .txt is the caption unless the manifest names another. item id: <path of the
+tar>/<key>.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import SourceError
 from pipeline.sources.archive import Archive, open_archive
-from pipeline.sources.base import Sample, ShardSpec, SourceOptions
+from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import Columns, choose_columns, kinds_of_values, text
+from pipeline.sources.csv_rows import decoded
+from pipeline.sources.listing import list_files
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.names import is_picture
+from pipeline.sources.names import is_picture, looks_like_a_picture
 from pipeline.sources.web.download import remote_size
 
 _LOOK_AT = 1000
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+_EXTENSION = re.compile(
+    r"[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*"
+)  # what a first part of an extension looks like: depth, mask.0
 
 
 @dataclass(frozen=True)
@@ -35,15 +48,19 @@ class WebdatasetOptions:
     """Webdatasets have no options of their own: any is a mistake."""
 
 
+Member = Row  # a row of `Archive.members()`
+
+
 @dataclass
 class _Group:
-    """Members of one key, as positions in the archive's list."""
+    """The members of one row."""
 
     key: str
-    picture: dict[str, Any] | None = None
-    json: dict[str, Any] | None = None
-    txt: dict[str, Any] | None = None
-    extra: list[str] = field(default_factory=list)
+    picture: Member | None = None
+    json: Member | None = None
+    txt: Member | None = None
+    extra: list[str] = field(default_factory=list)  # extensions of the other members
+    error: str = ""
 
 
 class WebdatasetSource:
@@ -77,7 +94,7 @@ class WebdatasetSource:
                 if left == 0:
                     return
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Sample]:
+    def read(self, spec: Spec) -> Iterator[Sample]:
         archive, groups = self._groups(spec["tar"], spec["identity"])
         for group in groups[spec["start"] : spec["stop"]]:
             item_id = f"{self._label(spec['tar'])}/{group.key}"
@@ -87,13 +104,22 @@ class WebdatasetSource:
                 extra = f", only {', '.join(group.extra)}" if group.extra else ""
                 error = error or f"missing_file: no picture for key {group.key}{extra}"
             else:
-                error = group.picture["error"] or error
+                error = group.error or group.picture["error"] or error
             data = None if error or group.picture is None else next(archive.read([group.picture]))
             caption = sample.caption
             if group.txt and not self.spec.caption:
                 written = next(archive.read([group.txt])) or b""
-                caption = text(written.decode("utf-8", "replace").strip()) or caption
+                caption = text(decoded(written).strip()) or caption
             yield replace(sample, data=data, error=error, caption=caption)
+
+    def left_out(self) -> dict[str, int]:
+        counts = Counter(self._listed[1])
+        for name in self.tars:
+            archive, groups = self._groups(name)
+            counts.update(archive.left_out())
+            for group in groups:
+                counts.update(f".{extension}" if extension else "no suffix" for extension in group.extra)
+        return dict(sorted(counts.items()))
 
     def estimate(self) -> tuple[int, int]:
         remote = [name for name in self.tars if "://" in name]
@@ -116,15 +142,21 @@ class WebdatasetSource:
             if not tars or not all(name.startswith(("http://", "https://")) for name in tars):
                 raise SourceError(f"{self.where}: a webdataset source needs `path`, or `files` with http(s) addresses")
             return tars
+        return self._listed[0]
+
+    @cached_property
+    def _listed(self) -> tuple[list[str], dict[str, int]]:
+        """The tars on this machine, and the other files in their folder by kind."""
         root = Path(self.spec.path).expanduser()
-        if root.is_file():
-            return [str(root)]
-        patterns = self.spec.files or ("*.tar",)
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-        found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        if not found:
+        if not self.spec.path or root.is_file():
+            return ([str(root)] if self.spec.path else []), {}
+        patterns = self.spec.files or tuple(f"*{ending}" for ending in TAR_ENDINGS)
+        found = list_files(
+            root, lambda name: any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
+        )
+        if not found.names:
             raise SourceError(f"{self.where}: no file in {self.spec.path!r} matches {' or '.join(patterns)}")
-        return [str(root / name) for name in found]
+        return [str(root / name) for name in found.names], found.left_out
 
     def _label(self, name: str) -> str:
         """What item ids call a tar: its path inside the folder or on the server, without .tar."""
@@ -133,7 +165,7 @@ class WebdatasetSource:
         else:
             root = Path(self.spec.path).expanduser()
             label = Path(name).name if root.is_file() else Path(name).relative_to(root).as_posix()
-        return label.removesuffix(".tar")
+        return label[:-4] if label.lower().endswith(".tar") else label
 
     def _open(self, name: str, identity: str = "") -> Archive:
         if "://" in name:
@@ -145,24 +177,11 @@ class WebdatasetSource:
         if self._last and self._last[0] == name and identity in ("", self._last[1].identity):
             return self._last[1], self._last[2]
         archive = self._open(name, identity)
-        groups: dict[str, _Group] = {}
-        for row in archive.members().to_pylist():
-            path = PurePosixPath(row["name"])
-            stem, _, extension = path.name.partition(".")
-            key = str(path.with_name(stem)) if stem else str(path)
-            group = groups.setdefault(key, _Group(key))
-            if is_picture(path.name) and group.picture is None:
-                group.picture = row
-            elif extension.lower() == "json" and not row["error"]:
-                group.json = row
-            elif extension.lower() == "txt" and not row["error"]:
-                group.txt = row
-            else:
-                group.extra.append(extension)
-        self._last = (name, archive, list(groups.values()))
-        return archive, self._last[2]
+        groups = group_members(archive.members().to_pylist(), archive.head)
+        self._last = (name, archive, groups)
+        return archive, groups
 
-    def _fields(self, archive: Archive, group: _Group) -> tuple[dict[str, Any], str | None]:
+    def _fields(self, archive: Archive, group: _Group) -> tuple[Row, str | None]:
         """The JSON of a key, or why it cannot be read."""
         if group.json is None:
             return {}, None
@@ -177,6 +196,61 @@ class WebdatasetSource:
         archive, groups = self._groups(self.tars[0])
         kinds = kinds_of_values(self._fields(archive, group)[0] for group in islice(groups, _LOOK_AT))
         return choose_columns(self.spec, kinds, f"{self.where} {archive.name}")
+
+
+def group_members(members: Sequence[Member], head: Callable[[Member], bytes]) -> list[_Group]:
+    """The rows of a tar in order of their first member. `head` gives the first bytes of a member."""
+    by_key: dict[str, list[tuple[str, Member]]] = {}
+    for member in members:
+        path = PurePosixPath(member["name"])
+        stem, _, extension = path.name.partition(".")
+        key = str(path.with_name(stem)) if stem else str(path)
+        by_key.setdefault(key, []).append((extension if stem else "", member))
+    rows: dict[str, _Group] = {}
+    for key, found in by_key.items():
+        for name, extension, member in _split_names(key, found):
+            _add(rows, name, extension, member, head)
+    return list(rows.values())
+
+
+def _split_names(key: str, found: list[tuple[str, Member]]) -> Iterator[tuple[str, str, Member]]:
+    """(key, extension, member) for the members that share a name up to the first dot.
+
+    `000.depth.png` beside `000.jpg` is an extension of two parts. A dotted name is a key of its own where no member's whole
+    extension is a picture's or a text's, where it has a text of its own, or where it does not look like an extension.
+    """
+    whole = {extension.lower() for extension, _ in found if "." not in extension}
+    texts = {extension.rpartition(".")[0] for extension, _ in found if extension.lower().endswith((".json", ".txt"))}
+    has_whole = any(is_picture(f"x.{extension}") or extension in ("json", "txt") for extension in whole)
+    for extension, member in found:
+        stem, _, last = extension.rpartition(".")
+        if stem and (not has_whole or stem in texts or not _EXTENSION.fullmatch(stem)):
+            yield f"{key}.{stem}", last, member
+        else:
+            yield key, extension, member
+
+
+def _add(rows: dict[str, _Group], key: str, extension: str, member: Member, head: Callable[[Member], bytes]) -> None:
+    group = rows.setdefault(key, _Group(key))
+    kind = extension.lower()
+    if "." not in kind and (is_picture(f"x.{kind}") or (not kind and looks_like_a_picture(head(member)))):
+        if group.picture is not None:  # one picture a row: the other is a row that says so
+            other = f"{key}.{extension}"
+            rows[other] = _Group(
+                other, picture=member, error=f"second_picture: key {key} has {_suffix(group.picture)} and .{extension}"
+            )
+            return
+        group.picture = member
+    elif kind == "json" and not member["error"]:
+        group.json = member
+    elif kind == "txt" and not member["error"]:
+        group.txt = member
+    else:
+        group.extra.append(extension)
+
+
+def _suffix(member: Member) -> str:
+    return PurePosixPath(member["name"]).suffix
 
 
 def expand(pattern: str) -> list[str]:

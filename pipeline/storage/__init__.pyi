@@ -5,5 +5,10 @@ from .files import sha256_file as sha256_file
 from .leases import holder_of as holder_of
 from .leases import lease as lease
 from .tars import TarMember as TarMember
+from .tars import next_archive as next_archive
 from .tars import read_member as read_member
 from .tars import tar_members as tar_members
+from .tarwriter import GNU as GNU
+from .tarwriter import USTAR as USTAR
+from .tarwriter import TarWriter as TarWriter
+from .tarwriter import write_tar as write_tar

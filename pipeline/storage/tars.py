@@ -54,13 +54,13 @@ class _Header:
     extended: bool  # old GNU sparse: more blocks of its map follow
 
 
-def tar_members(handle: IO[bytes], where: str, error: type[RdmpipeError]) -> Iterator[TarMember]:
-    """The members of an uncompressed tar, in order. Between two of them the file may be moved, to read bytes.
+def tar_members(handle: IO[bytes], where: str, error: type[RdmpipeError], start: int = 0) -> Iterator[TarMember]:
+    """The members of an uncompressed tar that begins at byte `start`, in order. Between two of them the file may be moved.
 
     Raises `error` (its text begins with `where`) for a damaged or cut archive and for headers out of bounds.
     """
     end = handle.seek(0, 2)
-    place, count = 0, 0
+    place, count = start, 0
     while True:
         own: dict[str, str] = {}
         long_name = ""
@@ -104,6 +104,23 @@ def read_member(handle: IO[bytes], member: TarMember, where: str, error: type[Rd
     if len(data) != member.size:
         raise error(f"{where}: cut short at {_shown(member.name)}. Fetch the archive again")
     return data
+
+
+def next_archive(handle: IO[bytes], place: int) -> int | None:
+    """Where another archive begins behind `place`, the end of an archive's last member, as `cat a.tar b.tar` leaves it.
+
+    None where zeros follow, or what is no header.
+    """
+    place = handle.seek(_padded(place))
+    while chunk := handle.read(BLOCK << 11):
+        content = chunk.lstrip(b"\0")
+        if content:
+            place += (len(chunk) - len(content)) // BLOCK * BLOCK
+            handle.seek(place)
+            block = handle.read(BLOCK)
+            return place if len(block) == BLOCK and _sums_up(block) else None
+        place += len(chunk)
+    return None
 
 
 def _shown(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Fetching over http(s): cached downloads, and pictures from addresses that nobody vouches for."""
+"""Fetching over http(s): cached downloads, and pictures from untrusted addresses."""

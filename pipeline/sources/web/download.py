@@ -1,13 +1,9 @@
-"""Cached downloads over http(s): resumed where they broke off, retried with growing waits, checked, bounded.
+"""Cached downloads over http(s): resumed, retried with growing waits, checked against a checksum, bounded in size.
 
-Reads: one address. Writes: `<cache>/files/<hash>/<name>` and, beside it, a small JSON that says what it is. A file is
-in the cache whole or not at all; what was received of a broken download is kept as `<name>.part` and continued when the
-server still has the same file. Does not promise to notice that a file changed on the server while `identity` or a checksum
-says which one is wanted: then the cached one is the right one.
-
-One attempt to receive a file over http(s): ask for what is missing, append it, check the whole, put it in place.
-
-Writes: <name>.part while it lasts, then <name>, and beside each a small JSON with what names its content.
+Reads: one address. Writes: `<cache>/files/<hash>/<name>` and beside it a small JSON with what names its content. While a
+download lasts it is <name>.part, which is kept after a broken connection and continued if the server still has the same file.
+A file is in the cache whole or not at all. Where a checksum or an `identity` says which content is wanted, the cached file is
+used without asking whether the server's file changed.
 """
 
 from __future__ import annotations

@@ -1,38 +1,42 @@
 """An opener for untrusted picture addresses: public ones only, limits on size, time and redirects, robots asked first.
 
-Reads: http(s) addresses, robots.txt of their sites (once, while it is remembered). Writes nothing. It stands in for urllib's
-own opener (`urllib.request.install_opener`), so that whatever calls `urlopen` in this process goes through it. Every hop of a
-redirect is checked like the first address; proxies of the environment are not used: they would resolve names in our place.
-Memory: one picture of at most `max_bytes` a thread. Resolving a name takes as long as the resolver lets it.
+Reads: http(s) addresses; robots.txt and tdmrep.json of their sites, once while they are remembered. Writes nothing. Every hop
+of a redirect is checked like the first address. Proxies of the environment are not used, because they would resolve names in
+our place. A connection stays open for further pictures of its host, and goes to the address that was checked when it was
+made. Memory: one picture of at most `max_bytes` a thread. Resolving a name takes as long as the resolver lets it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pipeline.sources.web.addresses import Refused, networks, resolve_address
 from pipeline.sources.web.robots import MAX_ROBOTS_BYTES, Rules, opts_out, parse_robots
+from pipeline.sources.web.tdm import MAX_TDM_BYTES, TDM_PATH, Reservations, parse_tdm, reserved_by_header
 
 AGENTS = ("rdmpipe", "img2dataset")  # robots that are told to stay away by either name do
 
-USER_AGENT = "Mozilla/5.0 (compatible; rdmpipe/0.1; img2dataset)"
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PASSING = frozenset({500, 502, 503, 504})  # answers after which a second attempt may succeed
 
-_PASSING = frozenset({500, 502, 503, 504})  # answers that a second attempt may mend
+AGAIN_S = 0.5
 
-_AGAIN_S = 0.5
+_BODILESS = frozenset({204, 304})  # a server that sends a body with these would put it before the next answer
 
 _SITES = 2048  # whose robots.txt is remembered at a time
+
+_IDLE_S = 15.0  # how long an idle connection is used again: servers close them after about as long
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,18 @@ class FetchRules:
     redirects: int = 5
     attempts: int = 2  # where the connection broke or the server said 5xx
     robots: bool = True
-    opt_out: bool = True
+    opt_out: bool = True  # X-Robots-Tag, and reservations for text and data mining
+    connections: int = 2  # to one host at a time, by all processes of this machine together
+    pause_s: float = 0.05  # between requests to one host; longer while it asks to slow down
+    refusals: int = 8  # after so many in a row a host is set aside
+    most_wait_s: float = 300.0  # a host that asks to wait longer is set aside
+    contact: str = ""  # address or page of whoever runs this, for the User-Agent; empty: RDMPIPE_CONTACT
+
+    def user_agent(self) -> str:
+        """What requests say of us: the project, and whom to turn to."""
+        contact = self.contact or os.environ.get("RDMPIPE_CONTACT", "")
+        told = f"; contact: {contact}" if contact else ""
+        return "".join(c for c in f"Mozilla/5.0 (compatible; rdmpipe/0.1; img2dataset{told})" if " " <= c <= "~")
 
 
 @dataclass(frozen=True)
@@ -69,11 +84,21 @@ class Answer:
 
 @dataclass
 class _Site:
-    """What one origin's robots.txt said, asked for once."""
+    """What one origin's robots.txt and tdmrep.json said, asked for once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     rules: Rules | None = None
+    reserved: Reservations = field(default_factory=Reservations)
     error: str = ""
+
+
+@dataclass
+class _Connection:
+    """An open connection to an address that was checked."""
+
+    http: http.client.HTTPConnection
+    sock: socket.socket
+    used: float  # time.monotonic() of the last answer
 
 
 class SafeOpener:
@@ -85,10 +110,12 @@ class SafeOpener:
         self._sites: dict[tuple[str, str], _Site] = {}
         self._lock = threading.Lock()
         self._tls = ssl.create_default_context()
+        self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
         self._watched: dict[socket.socket, float] = {}
+        self._agent = rules.user_agent()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    def open(self, address: Any, data: Any = None, timeout: Any = None) -> Answer:
+    def open(self, address: str | urllib.request.Request, data: object = None, timeout: object = None) -> Answer:
         """The answer to a GET. Raises Refused, whose text is `reason: detail`."""
         url = address if isinstance(address, str) else address.full_url
         deadline = min(time.monotonic() + self.rules.total_s, self.until)
@@ -96,58 +123,104 @@ class SafeOpener:
             try:
                 return self._follow(url, deadline)
             except Refused as refused:
-                passing = str(refused).startswith(("connection:", *(f"http_{status}" for status in _PASSING)))
-                if not passing or attempt == self.rules.attempts or time.monotonic() + _AGAIN_S >= deadline:
+                if not may_pass(refused) or attempt == self.rules.attempts or time.monotonic() + AGAIN_S >= deadline:
                     raise
-                time.sleep(_AGAIN_S)
+                time.sleep(AGAIN_S)
         raise AssertionError("unreachable")
+
+    def prepare(self, url: str) -> float:
+        """Read what the site of an address asks for, unless it is known; its Crawl-delay in seconds. Raises Refused."""
+        if not (self.rules.robots or self.rules.opt_out):
+            return 0.0
+        site = self._site(_split(url))
+        return site.rules.delay_s if site.rules else 0.0
+
+    def visit(self, url: str, deadline: float) -> Answer:
+        """The answer to one GET, whatever its status, if the site lets us ask. Raises Refused."""
+        parts = _split(url)
+        self._ask_site(parts)
+        answer = self._get(parts, deadline, self.rules.max_bytes)
+        if self.rules.opt_out and answer.status < 400:
+            told = opts_out(answer.headers.get_all("X-Robots-Tag") or (), AGENTS)
+            if told:
+                raise Refused(f"opt_out: X-Robots-Tag: {told}")
+            if reserved_by_header(answer.headers.get("tdm-reservation")):
+                raise Refused("tdm: the header tdm-reservation reserves it")
+        return answer
 
     # ---- one address and its redirects
 
     def _follow(self, url: str, deadline: float) -> Answer:
         for _ in range(self.rules.redirects + 1):
-            parts = _split(url)
-            if self.rules.robots:
-                self._ask_robots(parts, deadline)
-            answer = self._get(parts, deadline, self.rules.max_bytes)
-            told = opts_out(answer.headers.get_all("X-Robots-Tag") or (), AGENTS) if self.rules.opt_out else ""
-            if told and answer.status < 400:
-                raise Refused(f"opt_out: X-Robots-Tag: {told}")
+            answer = self.visit(url, deadline)
             if answer.status == 200:
                 return answer
-            if answer.status not in _REDIRECTS or not answer.headers.get("Location"):
+            moved = moved_to(answer)
+            if not moved:
                 raise Refused(f"http_{answer.status}: {answer.url}")
-            url = urljoin(url, answer.headers["Location"])
+            url = moved
         raise Refused(f"too_many_redirects: more than {self.rules.redirects}")
 
-    def _ask_robots(self, parts: SplitResult, deadline: float) -> None:
+    def _ask_site(self, parts: SplitResult) -> None:
+        """Raise Refused where the site's robots.txt or tdmrep.json keeps a path from us."""
+        if not (self.rules.robots or self.rules.opt_out):
+            return
+        site = self._site(parts)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if self.rules.robots:
+            if site.rules is None:
+                raise Refused(f"{site.error} (robots.txt)")
+            if not site.rules.allows(path):
+                raise Refused(f"robots: {parts.netloc}/robots.txt disallows it")
+        if self.rules.opt_out and site.reserved.covers(path):
+            raise Refused(f"tdm: {parts.netloc}{TDM_PATH} reserves it")
+
+    def _site(self, parts: SplitResult) -> _Site:
         with self._lock:
             site = self._sites.setdefault((parts.scheme, parts.netloc.lower()), _Site())
             if len(self._sites) > _SITES:
                 del self._sites[next(iter(self._sites))]
         with site.lock:
             if site.rules is None and not site.error:
+                deadline = min(time.monotonic() + self.rules.total_s, self.until)
                 try:
-                    site.rules = self._robots_of(parts, min(time.monotonic() + self.rules.total_s, self.until))
+                    rules = self._robots_of(parts, deadline) if self.rules.robots else Rules()
+                    if rules.delay_s and self.rules.opt_out:
+                        time.sleep(min(rules.delay_s, max(0.0, deadline - time.monotonic())))
+                    site.reserved = self._tdm_of(parts, deadline) if self.rules.opt_out else Reservations()
+                    site.rules = rules
                 except Refused as refused:
                     site.error = str(refused)
-        if site.rules is None:
-            raise Refused(f"{site.error} (robots.txt)")
-        if not site.rules.allows((parts.path or "/") + (f"?{parts.query}" if parts.query else "")):
-            raise Refused(f"robots: {parts.netloc}/robots.txt disallows it")
+        return site
 
     def _robots_of(self, parts: SplitResult, deadline: float) -> Rules:
         """RFC 9309, 2.3.1: an answer 4xx allows everything, a server error nothing; five redirects are followed."""
-        url = f"{parts.scheme}://{parts.netloc}/robots.txt"
+        answer = self._read_small(f"{parts.scheme}://{parts.netloc}/robots.txt", deadline, MAX_ROBOTS_BYTES)
+        if answer is None:
+            return Rules()
+        if answer.status >= 500 or answer.status == 429:
+            raise Refused(f"robots_unreachable: HTTP {answer.status}")
+        return parse_robots(answer.body.decode("utf-8", "replace"), AGENTS) if answer.status == 200 else Rules()
+
+    def _tdm_of(self, parts: SplitResult, deadline: float) -> Reservations:
+        """What /.well-known/tdmrep.json reserves. A site without one, or whose file cannot be read, has stated nothing."""
+        try:
+            answer = self._read_small(f"{parts.scheme}://{parts.netloc}{TDM_PATH}", deadline, MAX_TDM_BYTES)
+        except Refused:
+            return Reservations()
+        if answer is None or answer.status != 200:
+            return Reservations()
+        return parse_tdm(answer.body.decode("utf-8", "replace"))
+
+    def _read_small(self, url: str, deadline: float, most: int) -> Answer | None:
+        """A file about the site, after at most five redirects; None where there are more."""
         for _ in range(6):
-            answer = self._get(_split(url), deadline, MAX_ROBOTS_BYTES, cut=True)
-            if answer.status in _REDIRECTS and answer.headers.get("Location"):
-                url = urljoin(url, answer.headers["Location"])
-                continue
-            if answer.status >= 500 or answer.status == 429:
-                raise Refused(f"robots_unreachable: HTTP {answer.status}")
-            return parse_robots(answer.body.decode("utf-8", "replace"), AGENTS) if answer.status == 200 else Rules()
-        return Rules()
+            answer = self._get(_split(url), deadline, most, cut=True)
+            moved = moved_to(answer)
+            if not moved:
+                return answer
+            url = moved
+        return None
 
     # ---- one request
 
@@ -157,12 +230,7 @@ class SafeOpener:
             "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
         )
         try:
-            with self._connected(parts, deadline) as connection:
-                headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", "Connection": "close"}
-                connection.request("GET", path, headers=headers)
-                response = connection.getresponse()
-                body = self._body(response, deadline, most, cut) if response.status == 200 else b""
-                return Answer(response.status, response.headers, body, parts.geturl())
+            return self._exchange(parts, path, deadline, most, cut)
         except Refused:
             raise
         except (OSError, http.client.HTTPException, ValueError, UnicodeError) as error:
@@ -183,32 +251,75 @@ class SafeOpener:
         over = time.monotonic() >= deadline
         return Refused(f"timeout: {f'not done after {self.rules.total_s:g} s' if over else 'silence'}")
 
-    @contextlib.contextmanager
-    def _connected(self, parts: SplitResult, deadline: float) -> Iterator[http.client.HTTPConnection]:
-        """A connection to an address that was checked, closed by the watch where it is over its time."""
-        host = parts.hostname or ""
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    def _exchange(self, parts: SplitResult, path: str, deadline: float, most: int, cut: bool) -> Answer:
+        """One request and its answer, over an idle connection where there is one."""
+        place = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        connection = self._idle_connection(place)
+        is_used = connection is not None
+        while True:
+            if connection is None:
+                connection = self._new_connection(parts.scheme, place[1], place[2], deadline)
+            keep = False
+            with self._lock:
+                self._watched[connection.sock] = deadline
+            try:
+                connection.http.request(
+                    "GET",
+                    path,
+                    headers={"User-Agent": self._agent, "Accept-Encoding": "identity", "Host": parts.netloc},
+                )
+                response = connection.http.getresponse()
+                is_used = False
+                body = self._body(response, deadline, most, cut) if response.status == 200 else self._rest(response)
+                if response.length == 0:
+                    response.close()  # it was read to its end, which http.client's read1 does not notice
+                keep = response.isclosed() and not response.will_close and response.status not in _BODILESS
+                return Answer(response.status, response.headers, body, parts.geturl())
+            except ConnectionError:
+                if not is_used or time.monotonic() >= deadline:
+                    raise
+                is_used = False  # the server closed the idle connection: once more over a new one
+            finally:
+                with self._lock:
+                    self._watched.pop(connection.sock, None)
+                    if keep:
+                        connection.used = time.monotonic()
+                        self._idle.setdefault(place, []).append(connection)
+                if not keep:
+                    connection.sock.close()
+            connection = None
+
+    def _idle_connection(self, place: tuple[str, str, int]) -> _Connection | None:
+        with self._lock:
+            waiting = self._idle.get(place, [])
+            while waiting:
+                connection = waiting.pop()
+                if time.monotonic() - connection.used < _IDLE_S:
+                    return connection
+                connection.sock.close()
+            return None
+
+    def _new_connection(self, scheme: str, host: str, port: int, deadline: float) -> _Connection:
+        """A connection to an address that was checked. Raises Refused, OSError."""
         if time.monotonic() >= deadline:
             raise self._too_late(deadline)
-        found = resolve_address(host, port, self._allowed)
-        sock = self._connect(found, port, deadline)
-        try:
+        sock = self._connect(resolve_address(host, port, self._allowed), port, deadline)
+        if scheme == "https":
             with self._lock:
                 self._watched[sock] = deadline
-            connection = http.client.HTTPConnection(host, port)
-            connection.sock = sock
-            if parts.scheme == "https":
-                plain, sock = sock, self._tls.wrap_socket(sock, server_hostname=host)
+            plain = sock
+            try:
+                sock = self._tls.wrap_socket(plain, server_hostname=host)
+            except BaseException:
+                plain.close()
+                raise
+            finally:
                 with self._lock:
                     self._watched.pop(plain, None)
-                    self._watched[sock] = deadline
-                connection = http.client.HTTPSConnection(host, port, context=self._tls)
-                connection.sock = sock
-            yield connection
-        finally:
-            with self._lock:
-                self._watched.pop(sock, None)
-            sock.close()
+        made = http.client.HTTPConnection(host, port)
+        made.auto_open = 0  # a closed connection is an error here, not a reason to connect unchecked
+        made.sock = sock
+        return _Connection(made, sock, time.monotonic())
 
     def _connect(self, found: list[str], port: int, deadline: float) -> socket.socket:
         last: OSError | None = None
@@ -223,6 +334,13 @@ class SafeOpener:
             except OSError as error:
                 last = error
         raise last or TimeoutError()
+
+    @staticmethod
+    def _rest(response: http.client.HTTPResponse) -> bytes:
+        """Read a short body that is not wanted, so that the connection can be used again; leave a long one."""
+        if response.length is not None and response.length <= 1 << 16:
+            response.read()
+        return b""
 
     def _body(self, response: http.client.HTTPResponse, deadline: float, most: int, cut: bool) -> bytes:
         announced = response.length
@@ -257,6 +375,28 @@ class SafeOpener:
                 for sock in late:
                     with contextlib.suppress(OSError):
                         sock.shutdown(socket.SHUT_RDWR)
+
+
+def may_pass(refused: Refused) -> bool:
+    """Whether a second attempt at an address may succeed."""
+    return str(refused).startswith(("connection:", *(f"http_{status}" for status in PASSING)))
+
+
+def moved_to(answer: Answer) -> str:
+    """The address that a redirect leads to; empty for another answer. Some servers send it as raw UTF-8."""
+    location = answer.headers.get("Location") or ""
+    if answer.status not in REDIRECTS or not location:
+        return ""
+    with contextlib.suppress(UnicodeError):
+        location = location.encode("latin-1").decode("utf-8")  # http.client takes headers for Latin-1
+    return urljoin(answer.url, location)
+
+
+def host_of(url: str) -> str:
+    """The host of an address, with its port where that is unusual: what limits are kept by. Raises Refused."""
+    parts = _split(url)
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return (parts.hostname or "") + ("" if parts.port in (None, usual) else f":{parts.port}")
 
 
 def _split(url: str) -> SplitResult:

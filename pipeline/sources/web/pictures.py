@@ -1,9 +1,10 @@
-"""Fetch a shard of URLs with img2dataset, in a process of its own, and give every one its picture or its reason.
+"""Fetch a shard of addresses in a process of its own, and give each its picture or its reason.
 
-Reads: the network, through worker.py. Writes into a scratch folder that the caller removes. The process has a deadline:
-before it, URLs that are left fail as `deadline`; where it does not end by itself it is killed, and the shard is tried again
-by whoever asked. Results are joined by img2dataset's key, since its rows come in the order they were finished in.
-Memory: here one picture at a time; in the process 2 x threads pictures of at most max_bytes.
+Reads: the network, through web/worker.py, in which img2dataset writes what web/hosts.py fetches. Writes into a scratch folder
+that the caller removes; hosts.json there has the figures of every host. The process has a deadline: addresses that are left
+then fail as `deadline`. If it does not end by itself it is killed, and the caller may try the shard again. Results are joined
+by img2dataset's key, because its rows come in the order in which they were finished. Memory: here one picture at a time; in
+the process one for each of 2 x threads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trying again: what may pass is repeated with growing waits, what will not is an error at once.
+"""Retry an action that may succeed later, with growing waits; report one that cannot succeed at once.
 
 Reads and writes nothing.
 """
@@ -20,7 +20,7 @@ TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to keep trying: attempts in a row that bring nothing new, the first wait (doubled each time), silence."""
+    """How long to retry: attempts without progress, the first wait in seconds (doubled each time), the read timeout."""
 
     attempts: int = 5
     first_wait_s: float = 0.5
@@ -28,7 +28,7 @@ class Patience:
 
 
 class Broken(Exception):
-    """An attempt that failed in a way another attempt may mend."""
+    """An attempt that failed, and after which another attempt may succeed."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Broken(Exception):
 
 
 def patiently(action: Callable[[], T], what: str, patience: Patience, progress: Callable[[], int] = lambda: 0) -> T:
-    """Run `action` until it does not raise Broken. An attempt that made progress does not count against the attempts."""
+    """Run `action` until it does not raise Broken. An attempt that made progress does not count."""
     tried, reached = 0, progress()
     while True:
         try:

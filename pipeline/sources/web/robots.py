@@ -1,11 +1,14 @@
 """What a site asks of robots: robots.txt (RFC 9309) and the X-Robots-Tag header.
 
-Reads and writes nothing. Of robots.txt, allow and disallow lines with `*` and `$`, of the groups that name us (else of `*`);
-the longest matching line decides, allow among equals. Crawl-delay, which is not in the RFC, is not followed.
+Reads and writes nothing. Of robots.txt it takes the allow, disallow and Crawl-delay lines of the groups that name us (else of
+`*`), with `*` and `$` in patterns. The longest matching line decides, allow among equals. Crawl-delay is not in the RFC; sites
+mean it all the same.
 """
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,19 +21,24 @@ OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 @dataclass(frozen=True)
 class Rules:
-    """The lines of robots.txt that hold for us: (path pattern, whether it allows), for each of our names."""
+    """The lines of robots.txt that hold for us: (path pattern, whether it allows), for each of our names.
+
+    `delay_s` is the longest Crawl-delay that is meant for us: seconds from one request to the next.
+    """
 
     groups: tuple[tuple[tuple[str, bool], ...], ...] = ()
+    delay_s: float = 0.0
 
     def allows(self, path: str) -> bool:
         """Whether every one of our names may fetch a path (with its query)."""
-        path = _normal(path)
+        path = normal(path)
         return path == "/robots.txt" or all(_allows(lines, path) for lines in self.groups)
 
 
 def parse_robots(text: str, agents: Sequence[str]) -> Rules:
     """The rules of a robots.txt for our names, in lower case."""
     named: dict[str, list[tuple[str, bool]]] = {}
+    delays: dict[str, float] = {}
     current: list[str] = []
     in_rules = False
     for line in text.lstrip("\ufeff").splitlines():
@@ -48,16 +56,29 @@ def parse_robots(text: str, agents: Sequence[str]) -> Rules:
             in_rules = True
             if value:
                 for name in current:
-                    named[name].append((_normal(value), field == "allow"))
-    return Rules(tuple(tuple(named.get(agent, named.get("*", ()))) for agent in agents))
+                    named[name].append((normal(value), field == "allow"))
+        elif field == "crawl-delay":
+            in_rules = True
+            for name in current:
+                delays[name] = max(delays.get(name, 0.0), _seconds(value))
+    chosen = [agent if agent in named else "*" for agent in agents]
+    return Rules(
+        tuple(tuple(named.get(name, ())) for name in chosen),
+        max((delays.get(name, 0.0) for name in chosen), default=0.0),
+    )
+
+
+def _seconds(value: str) -> float:
+    """A Crawl-delay's value; 0 where it is not a number of seconds."""
+    return float(value) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) else 0.0
 
 
 def _allows(lines: Iterable[tuple[str, bool]], path: str) -> bool:
-    matching = [(len(pattern), allow) for pattern, allow in lines if _matches(pattern, path)]
+    matching = [(len(pattern), allow) for pattern, allow in lines if matches(pattern, path)]
     return max(matching, default=(0, True))[1]
 
 
-def _matches(pattern: str, path: str) -> bool:
+def matches(pattern: str, path: str) -> bool:
     """`*` stands for any characters, a `$` at the end for the path's end. No backtracking: sites write these patterns."""
     whole = pattern.endswith("$")
     pieces = pattern.removesuffix("$").split("*")
@@ -75,26 +96,65 @@ def _matches(pattern: str, path: str) -> bool:
     return not whole or position == len(path)
 
 
-def _normal(path: str) -> str:
+def normal(path: str) -> str:
     """One spelling of a path: percent-encoded where it has to be, nowhere else."""
     return quote(unquote(path), safe="/?&=:;,@!$*'()+~%")
 
 
-def opts_out(headers: Iterable[str], agents: Sequence[str]) -> str:
+def opts_out(headers: Iterable[str], agents: Sequence[str], now: datetime.datetime | None = None) -> str:
     """The directive among X-Robots-Tag headers that tells us to leave a picture alone; empty where there is none.
 
-    `noai, noindex` is meant for everybody, `name: noai` for that name and all that follow in the header.
+    `noai, noindex` is meant for everybody, `name: noai` for that name and all that follow in the header. A date behind
+    `unavailable_after` may hold commas and colons of its own; a date that has passed counts as `noindex` does.
     """
     for header in headers:
         name = ""
-        for part in header.lower().split(","):
+        header, past = _without_dates(header.lower(), now or datetime.datetime.now(datetime.UTC))
+        for part in header.split(","):
             left, colon, right = part.partition(":")
             directive = part.strip()
-            if colon and left.strip() not in _WITH_VALUE:
+            if colon and left.strip() not in _WITH_VALUE and _NAME.fullmatch(left.strip()):
                 name, directive = left.strip(), right.strip()
             if directive in OPT_OUTS and (not name or name in agents or name == "*"):
                 return directive
+        if past and (not name or name in agents or name == "*"):
+            return "unavailable_after"
     return ""
 
 
-_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+def _without_dates(header: str, now: datetime.datetime) -> tuple[str, bool]:
+    """(the header without the values of `unavailable_after`, whether one of them has passed)."""
+    kept, past = [], False
+    skipping = False
+    for part in header.split(","):
+        word = part.strip()
+        before, found, value = word.partition("unavailable_after:")
+        if found:
+            kept.append(before)
+            skipping, written = True, value
+            past = past or _has_passed(written, now)
+            continue
+        if skipping and re.match(r"[0-9]", word):  # Friday, 25-Jun-10 15:00:00 GMT
+            written = f"{written},{part}"
+            past = past or _has_passed(written, now)
+            continue
+        skipping = False
+        kept.append(part)
+    return ",".join(kept), past
+
+
+def _has_passed(written: str, now: datetime.datetime) -> bool:
+    written = written.strip()
+    try:
+        when = datetime.datetime.fromisoformat(written)
+    except ValueError:
+        try:
+            when = email.utils.parsedate_to_datetime(written)
+        except (ValueError, TypeError, IndexError):
+            return False
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)) < now
+
+
+_NAME = re.compile(r"\*|[a-z][a-z0-9_-]*")
+
+_WITH_VALUE = ("max-snippet", "max-image-preview", "max-video-preview")

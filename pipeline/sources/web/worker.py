@@ -1,32 +1,68 @@
-"""The process that img2dataset fetches a shard in: `python -m pipeline.sources.url_worker JOB.json`.
+"""The process that fetches a shard's addresses: `python -m pipeline.sources.web.worker JOB.json`.
 
-Reads: a job (sources/web/pictures.py writes it) and an Arrow file of URLs. Writes: img2dataset's webdataset shard, in the
-job's folder: 00000.tar, 00000.parquet, 00000_stats.json. img2dataset schedules, fetches, honours X-Robots-Tag and writes; its
-`urlopen` goes through our opener, because its own asks nothing of an address. Pictures are stored as they came, never decoded.
+Reads: a job (web/pictures.py writes it) and an Arrow file of addresses. Writes, in the job's folder, img2dataset's webdataset
+shard (00000.tar, 00000.parquet, 00000_stats.json) and hosts.json, the figures of every host. web/hosts.py fetches, through an
+opener that checks every address, because img2dataset's own asks nothing of one; img2dataset's `urlopen` waits for the result.
+Pictures are stored as they came, never decoded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.sources.web.hosts import PoliteFetcher
+    from pipeline.sources.web.opener import Answer
+
+
+HOSTS = "hosts.json"
+
+
+class Waiting:
+    """Stands in for urllib's opener: an address is answered when it has been fetched."""
+
+    def __init__(self, fetcher: PoliteFetcher, urls: Sequence[str]) -> None:
+        self.fetcher = fetcher
+        self.listed: dict[str, str] = {}  # as urllib writes an address: as the list has it
+        for url in urls:
+            with contextlib.suppress(ValueError):
+                self.listed[urllib.request.Request(url).full_url] = url
+
+    def open(self, request: urllib.request.Request, data: object = None, timeout: object = None) -> Answer:
+        from pipeline.sources.web.opener import Answer
+
+        body = self.fetcher.result(self.listed.get(request.full_url, request.full_url))
+        return Answer(200, http.client.HTTPMessage(), body, request.full_url)
 
 
 def fetch(job: dict[str, Any]) -> bool:
     """Fetch one shard. True when img2dataset finished it; single URLs that fail are rows with an error."""
+    import pyarrow as pa
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
 
+    from pipeline.sources.web.hosts import PoliteFetcher
     from pipeline.sources.web.opener import AGENTS, FetchRules, SafeOpener
     from pipeline.sources.web.robots import OPT_OUTS
 
     rules = FetchRules(**job["rules"])
-    opener = SafeOpener(rules, job["allow_private"], time.monotonic() + job["seconds"])
-    urllib.request.install_opener(opener)  # type: ignore[arg-type]
+    until = time.monotonic() + job["seconds"]
+    folder = Path(job["folder"])
+    with pa.OSFile(job["urls"], "rb") as handle:
+        urls = pa.ipc.open_file(handle).read_all()["url"].to_pylist()
+    opener = SafeOpener(rules, job["allow_private"], until)
+    fetcher = PoliteFetcher(opener, rules, urls, job["threads"], until, folder.parent / "spool")
+    urllib.request.install_opener(Waiting(fetcher, urls))  # type: ignore[arg-type]
     download = Downloader(
         sample_writer_class=WebDatasetSampleWriter,
         resizer=Resizer(image_size=0, resize_mode="no", resize_only_if_bigger=False, disable_all_reencoding=True),
@@ -46,6 +82,8 @@ def fetch(job: dict[str, Any]) -> bool:
         disallowed_header_directives=sorted(OPT_OUTS) if rules.opt_out else None,
     )
     done, _ = download((0, job["urls"]))
+    hosts = {name: asdict(figures) for name, figures in fetcher.figures().items()}
+    (folder.parent / HOSTS).write_text(json.dumps(hosts))
     return bool(done)
 
 

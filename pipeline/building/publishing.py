@@ -1,0 +1,74 @@
+"""Index embedded shards and publish them as a version. Builds, imports and purges all publish through here.
+
+Reads: embedding shards and receipts. Writes: the index, the version file, and `current` by compare-and-swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, rows_file, totals
+from pipeline.encoders import EncoderRecord
+from pipeline.execution import Backend, Progress, Receipt
+from pipeline.index import IndexConfig, IndexInput, Queries, build_index
+from pipeline.storage import Artifact
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a version records about its rows, apart from the shards and the index."""
+
+    manifest: Mapping[str, Any]
+    encoder: EncoderRecord
+    columns: Mapping[str, str]  # the source's metadata columns by type name
+    images: str  # keep | thumbnail | drop
+    plan: str
+    gone: Artifact | None = None
+
+    @staticmethod
+    def of(version: Version) -> Contents:
+        """The contents of a published version."""
+        return Contents(version.manifest, version.encoder, version.columns, version.images, version.plan, version.gone)
+
+
+def shard_entries(receipts: Sequence[Receipt]) -> tuple[ShardEntry, ...]:
+    """The embedding shards that receipts name."""
+    return tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
+
+
+def publish(
+    db: RetrievalDatabase,
+    contents: Contents,
+    receipts: Sequence[Receipt],
+    config: IndexConfig,
+    text: Queries | None,
+    before: Version | None = None,
+    backend: Backend | None = None,
+    progress: Progress | None = None,
+) -> Version:
+    """Build the index over the shards of `receipts`, and publish a version that follows `before`.
+
+    `text` holds the text queries that recall is measured with. Raises IndexBuildError, BudgetError, and ConflictError where
+    another writer moved `current`.
+    """
+    shards = shard_entries(receipts)
+    gone = gone_keys(db, contents.gone)
+    rows = IndexInput(contents.encoder, contents.columns, shards, gone)
+    index = build_index(db, config, rows, text, backend, progress)
+    version = Version(
+        database=db.name,
+        manifest=contents.manifest,
+        encoder=contents.encoder,
+        columns=contents.columns,
+        shards=shards,
+        index=index,
+        counts={**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])},
+        images=contents.images,
+        plan=contents.plan,
+        gone=contents.gone,
+        parent=before.id if before else "",
+    )
+    db.publish(version, before.id if before else None)
+    return version

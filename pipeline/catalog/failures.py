@@ -1,0 +1,56 @@
+"""The rows of a database that failed, with the reason of each.
+
+Reads: the embedding shards of the current version; of an unfinished build, what is there of its shards. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.database import RetrievalDatabase, gone_keys
+from pipeline.encoders import EncoderRecord
+from pipeline.errors import DatabaseError
+from pipeline.schema import FAILED
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row that failed: its key, the file or row of the source it is, its address, and why."""
+
+    key: int
+    item: str
+    url: str
+    reason: str  # a slug, as in the counts of a build
+    detail: str
+
+
+def failed_rows(database: RetrievalDatabase) -> Iterator[FailedRow]:
+    """The failed rows in order of key. Holds one shard at a time. Raises DatabaseError where there is no such database."""
+    gone: set[int] = set()
+    if database.exists():
+        version = database.version()
+        gone = set(gone_keys(database, version.gone))
+        tables = [entry.artifact.path for entry in version.shards]
+    else:
+        tables = _unfinished(database)
+    for path in tables:
+        names = ["key", "item_id", "url", "status", "error"]
+        for row in database.read_table(path, names).to_pylist():
+            if row["status"] == FAILED and row["key"] not in gone:
+                reason, _, detail = (row["error"] or "unknown").partition(": ")
+                yield FailedRow(row["key"], row["item_id"], row["url"] or "", reason, detail)
+
+
+def _unfinished(database: RetrievalDatabase) -> list[str]:
+    """The tables that an unfinished build has: of each shard the embedded rows, else the downloaded ones."""
+    downloaded = database.storage.list("images", ".parquet")
+    if not downloaded:
+        raise DatabaseError(
+            f"no database {database.name!r} in {database.home}, and no build of it; `rdmpipe status` lists what there is"
+        )
+    record = database.storage.read_text("encoder.json")
+    folder = database.embedding_folder(EncoderRecord(**json.loads(record))) if record else ""
+    embedded = set(database.storage.list(folder, ".parquet")) if folder else set()
+    return [f"{folder}/{name}" if name in embedded else f"images/{name}" for name in sorted(downloaded)]

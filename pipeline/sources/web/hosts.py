@@ -1,0 +1,320 @@
+"""Fetch a list of addresses politely: few connections to one host at a time, a pause between requests, and its wishes kept.
+
+Reads: the network, through an opener. Writes: pictures into one spool file, and lock files in `<cache>/hosts`, which make the
+limit of a host hold for all processes of this machine; other machines do not see them. Addresses wait in a queue for each
+host, so that a slow host does not keep others waiting. Answers 429 and 503 with Retry-After make a host wait and put the
+address back; a host that keeps refusing is set aside, and its addresses fail with the reason `host_refused`. Memory: the
+addresses, and one picture a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import fcntl
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import cache_dir, digest
+from pipeline.sources.web.addresses import Refused
+from pipeline.sources.web.opener import AGAIN_S, Answer, FetchRules, SafeOpener, host_of, may_pass, moved_to
+
+_TRIES = 5  # of one address that is answered 429
+
+_LOCKED_S = 0.1  # how long to wait for a connection that another process has
+
+_SLOWEST_S = 5.0  # the longest pause that 429s lead to by themselves
+
+
+@dataclass
+class HostFigures:
+    """What one host was asked and what came of it."""
+
+    requests: int = 0
+    ok: int = 0
+    failed: int = 0
+    bytes: int = 0
+    slowed: int = 0  # answers that asked to wait
+    set_aside: str = ""  # why it was given up; empty: it was not
+
+
+@dataclass
+class _Task:
+    """One address on its way: where it leads now, and what was tried."""
+
+    url: str  # as it was asked for
+    now: str  # after redirects
+    hops: int = 0
+    attempts: int = 0
+    waits: int = 0
+
+
+@dataclass
+class _Host:
+    name: str
+    pause_s: float
+    limit: int = 1  # until it is known what the site asks for
+    known: bool = False
+    delay_s: float = 0.0  # its Crawl-delay
+    ready: float = 0.0  # time.monotonic() from which on it may be asked
+    active: int = 0
+    refused: int = 0  # refusals in a row
+    queue: deque[_Task] = field(default_factory=deque)
+    figures: HostFigures = field(default_factory=HostFigures)
+
+
+class PoliteFetcher:
+    """Fetches all of a list in the background; `result` waits for one address. Shared by threads."""
+
+    def __init__(
+        self, opener: SafeOpener, rules: FetchRules, urls: Sequence[str], threads: int, until: float, spool: Path
+    ) -> None:
+        self.opener, self.rules, self.until = opener, rules, until
+        self._hosts: dict[str, _Host] = {}
+        self._results: dict[str, tuple[int, int] | Refused] = {}
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[float, int, _Host]] = []  # a heap of hosts that may be asked
+        self._numbers = itertools.count()
+        self._left = 0
+        self._spool = spool.open("w+b")
+        self._written = 0
+        self._locks = cache_dir() / "hosts"
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self._asked = set(urls)
+        with self._changed:
+            self._left = len(self._asked)
+            for url in dict.fromkeys(urls):
+                self._enqueue(_Task(url, url))
+        for number in range(min(threads, max(1, self._left))):
+            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
+
+    def result(self, url: str) -> bytes:
+        """The bytes of an address of the list, once it is done. Raises Refused."""
+        with self._changed:
+            if url not in self._asked:
+                raise Refused("lost: it is not in the list")
+            while url not in self._results:
+                self._changed.wait(1.0)
+            found = self._results[url]
+        if isinstance(found, Refused):
+            raise found
+        return os.pread(self._spool.fileno(), found[1], found[0])
+
+    def figures(self) -> dict[str, HostFigures]:
+        """By host, those that were asked most first."""
+        with self._changed:
+            hosts = sorted(self._hosts.values(), key=lambda host: (-host.figures.requests, host.name))
+            return {host.name: host.figures for host in hosts}
+
+    # ---- the queues; all of these hold the lock
+
+    def _enqueue(self, task: _Task) -> None:
+        try:
+            name = host_of(task.now)
+        except Refused as refused:
+            self._finish(task, refused)
+            return
+        host = self._hosts.setdefault(name, _Host(name, self.rules.pause_s))
+        host.queue.append(task)
+        self._offer(host)
+
+    def _offer(self, host: _Host) -> None:
+        if host.figures.set_aside:
+            self._set_aside(host, host.figures.set_aside)
+        if host.queue and host.active < host.limit:
+            heapq.heappush(self._waiting, (host.ready, next(self._numbers), host))
+            self._changed.notify()
+
+    def _finish(self, task: _Task, found: tuple[int, int] | Refused) -> None:
+        if task.url not in self._results:
+            self._results[task.url] = found
+            self._left -= 1
+        self._changed.notify_all()
+
+    def _next(self) -> tuple[_Host, _Task] | None:
+        """A host that may be asked now, and its address; None once nothing is left. Waits."""
+        with self._changed:
+            while self._left:
+                now = time.monotonic()
+                if now >= self.until:
+                    self._give_up_all()
+                    return None
+                while self._waiting and not (self._waiting[0][2].queue and self._is_free(self._waiting[0][2])):
+                    heapq.heappop(self._waiting)
+                if not self._waiting:
+                    self._changed.wait(min(1.0, self.until - now))
+                    continue
+                ready, _, host = self._waiting[0]
+                ready = max(ready, host.ready)
+                if ready > now:
+                    if ready > self._waiting[0][0]:  # it has to wait longer than it was offered for
+                        heapq.heapreplace(self._waiting, (ready, next(self._numbers), host))
+                    self._changed.wait(min(1.0, ready - now, max(0.0, self.until - now)))
+                    continue
+                heapq.heappop(self._waiting)
+                task = host.queue.popleft()
+                host.active += 1
+                host.ready = max(host.ready, now + host.delay_s)
+                self._offer(host)
+                return host, task
+            return None
+
+    @staticmethod
+    def _is_free(host: _Host) -> bool:
+        return host.active < host.limit
+
+    def _give_up_all(self) -> None:
+        for host in self._hosts.values():
+            while host.queue:
+                host.figures.failed += 1
+                self._finish(host.queue.popleft(), Refused("deadline: the shard's time was up"))
+
+    def _set_aside(self, host: _Host, why: str) -> None:
+        host.figures.set_aside = why
+        while host.queue:
+            host.figures.failed += 1
+            self._finish(host.queue.popleft(), Refused(f"host_refused: {why}"))
+
+    # ---- the work of a thread
+
+    def _work(self) -> None:
+        while (found := self._next()) is not None:
+            host, task = found
+            with self._slot(host) as may_ask:
+                outcome = self._ask(host, task) if may_ask else None
+            with self._changed:
+                host.active -= 1
+                if outcome is None:  # another process has the host's connections
+                    host.queue.appendleft(task)
+                    host.ready = max(host.ready, time.monotonic() + _LOCKED_S)
+                else:
+                    self._settle(host, task, outcome)
+                self._offer(host)
+                self._changed.notify_all()
+
+    def _ask(self, host: _Host, task: _Task) -> Answer | Refused:
+        """One request. The first of a host reads what its site asks for, and the address has to wait for its turn."""
+        deadline = min(time.monotonic() + self.rules.total_s, self.until)
+        try:
+            if not host.known:
+                delay = self.opener.prepare(task.now)
+                with self._changed:
+                    host.known, host.delay_s = True, delay
+                    host.limit = 1 if delay else max(1, self.rules.connections)
+                    host.ready = max(host.ready, time.monotonic() + delay)
+                if delay:
+                    time.sleep(min(delay, max(0.0, self.until - time.monotonic())))
+                    deadline = min(time.monotonic() + self.rules.total_s, self.until)
+            with self._changed:
+                host.figures.requests += 1
+            return self.opener.visit(task.now, deadline)
+        except Refused as refused:
+            return refused
+
+    def _settle(self, host: _Host, task: _Task, outcome: Answer | Refused) -> None:
+        """Note what came of a request, and put the address back where it has to be asked again."""
+        now = time.monotonic()
+        host.ready = max(host.ready, now + max(host.delay_s, host.pause_s))
+        if isinstance(outcome, Refused):
+            self._failed(host, task, outcome)
+        elif outcome.status == 200:
+            host.refused, host.pause_s = 0, max(self.rules.pause_s, host.pause_s * 0.8)
+            host.limit = 1 if host.delay_s else min(self.rules.connections, host.limit + 1)
+            host.figures.ok += 1
+            host.figures.bytes += len(outcome.body)
+            self._finish(task, self._store(outcome.body))
+        elif moved := moved_to(outcome):
+            host.refused = 0
+            task.hops, task.now = task.hops + 1, moved
+            if task.hops > self.rules.redirects:
+                self._finish(task, Refused(f"too_many_redirects: more than {self.rules.redirects}"))
+            else:
+                self._enqueue(task)
+        elif outcome.status == 429 or (outcome.status == 503 and outcome.headers.get("Retry-After")):
+            self._slow_down(host, task, outcome, now)
+        else:
+            self._failed(host, task, Refused(f"http_{outcome.status}: {outcome.url}"))
+
+    def _failed(self, host: _Host, task: _Task, refused: Refused) -> None:
+        passing = may_pass(refused)
+        host.refused = host.refused + 1 if passing else 0
+        task.attempts += 1
+        if passing and host.refused >= self.rules.refusals:
+            host.figures.failed += 1
+            self._finish(task, refused)
+            self._set_aside(host, f"{host.name} failed {host.refused} times in a row, last: {refused}")
+        elif passing and task.attempts < self.rules.attempts:
+            host.ready = max(host.ready, time.monotonic() + AGAIN_S)
+            host.queue.append(task)
+        else:
+            host.figures.failed += 1
+            self._finish(task, refused)
+
+    def _slow_down(self, host: _Host, task: _Task, answer: Answer, now: float) -> None:
+        """A host asks to wait: it is asked again when it says, over one connection."""
+        host.figures.slowed += 1
+        host.refused += 1
+        task.waits += 1
+        host.limit = 1
+        host.pause_s = min(_SLOWEST_S, max(2 * host.pause_s, 0.1))
+        wait = retry_after(answer.headers.get("Retry-After"))
+        wait = min(2.0**host.refused * AGAIN_S, 60.0) if wait is None else wait
+        refused = Refused(f"http_{answer.status}: {answer.url}")
+        if task.waits >= _TRIES:
+            host.figures.failed += 1
+            self._finish(task, refused)
+        else:
+            host.queue.appendleft(task)
+        if host.refused >= self.rules.refusals:
+            self._set_aside(host, f"{host.name} answered {answer.status} {host.refused} times in a row")
+        elif wait > self.rules.most_wait_s or now + wait >= self.until:
+            self._set_aside(host, f"{host.name} asks to wait {wait:.0f} s")
+        else:
+            host.ready = max(host.ready, now + wait)
+
+    def _store(self, body: bytes) -> tuple[int, int]:
+        place = self._written, len(body)
+        os.pwrite(self._spool.fileno(), body, place[0])
+        self._written += len(body)
+        return place
+
+    @contextlib.contextmanager
+    def _slot(self, host: _Host) -> Iterator[bool]:
+        """One of the connections that all processes of this machine may have to a host; False where none is free."""
+        for number in range(host.limit):
+            path = self._locks / f"{digest(host.name, 24)}.{number}"
+            with path.open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                waited = time.time() - path.stat().st_mtime
+                if host.delay_s and 0 <= waited < host.delay_s:
+                    yield False
+                    return
+                try:
+                    yield True
+                finally:
+                    if host.delay_s:
+                        os.utime(path)
+                return
+        yield False
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or a date; None where it says nothing."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError):
+        return None
