@@ -2,6 +2,7 @@ from .builder import build as build
 from .embed import EMBED_STAGE as EMBED_STAGE
 from .embed import EmbedConfig as EmbedConfig
 from .plan import plan_shards as plan_shards
+from .plan import read_plan as read_plan
 from .plan import save_plan as save_plan
 from .request import BuildRequest as BuildRequest
 from .request import BuildSummary as BuildSummary

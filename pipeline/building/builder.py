@@ -7,12 +7,12 @@ publish anything while a shard is missing: what is finished is kept, and the sam
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
+from pipeline import machine
 from pipeline.building.choice import choose_plan, download_config
 from pipeline.building.download import download_stage
 from pipeline.building.embed import EmbedConfig, Images, embed_stage
@@ -111,7 +111,7 @@ class _Build:
 
     def _embed_stage(self, plan: BuildPlan) -> Stage:
         backend = self.request.backend
-        share = (os.cpu_count() or 1) // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
+        share = machine.cores() // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
         config = EmbedConfig(
             encoder=self.manifest.encoder,
             precision=self.request.precision,
@@ -165,11 +165,12 @@ class _Build:
         """Index and publish; where nothing is new, the published version as it is."""
         shards = tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
         before, config = self.published, self.request.index
-        if before and (before.shards, before.gone, before.index.build.get("config")) == (
+        same = before and (before.shards, before.gone, before.index.build.get("config")) == (
             shards,
             self.gone,
             asdict(config),
-        ):
+        )
+        if before and same and all(self.database.storage.exists(file.path) for file in before.index.files.values()):
             return before
         encoder = load_encoder(
             self.manifest.encoder, self.request.device, self.request.precision, self.request.preprocess
@@ -198,6 +199,8 @@ class _Build:
             gone=self.gone,
             parent=before.id if before else "",
         )
+        if before and before.id == version.id:
+            return before  # an index that was missing is there again
         self.database.publish(version, before.id if before else None)
         return version
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import tarfile
 import threading
 import time
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline import machine
 from pipeline.building.decoding import Decoded, decode_row
 from pipeline.building.download import read_images
 from pipeline.config import digest
@@ -134,12 +134,8 @@ class EmbedConfig:
 
     def for_machine(self) -> EmbedConfig:
         """The same config with this machine's device, batch size and threads filled in."""
-        import torch
-
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu, cores = device.startswith("cuda"), _cores()
+        device, cores = machine.device(self.device), machine.cores()
+        on_gpu = device.startswith("cuda")
         return replace(
             self,
             device=device,
@@ -147,10 +143,6 @@ class EmbedConfig:
             torch_threads=self.torch_threads or (1 if on_gpu else cores),
             decode_threads=self.decode_threads or (min(cores, 16) if on_gpu else cores),
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -273,7 +265,7 @@ def _embed(
     decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
     may_decode = threading.Event()
     may_decode.set()
-    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()
+    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= machine.cores()
     running: deque[tuple[list[int], torch.Tensor]] = deque()
     batch: list[int] = []
     pixels: NDArray[Any] | None = None

@@ -108,8 +108,7 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     rows = IndexInput(record, columns, entries)
     text = Queries(why) if loaded is None else text_queries(loaded, db, rows, config)
     index = build_index(db, config, rows, text)
-    counts = {name: sum(getattr(receipt, name) for receipt in receipts) for name in ("ok", "filtered", "failed")}
-    reasons = {"bad_vector": counts["failed"]} if counts["failed"] else {}
+    failed = sum(receipt.failed for receipt in receipts)
     version = Version(
         database=db.name,
         manifest=asdict(manifest),
@@ -117,7 +116,14 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
         columns=columns,
         shards=tuple(entries),
         index=index,
-        counts={"input": plan.rows, **counts, "reasons": reasons, "duplicates": int(index.build["duplicates"])},
+        counts={
+            "input": plan.rows,
+            "ok": sum(receipt.ok for receipt in receipts),
+            "filtered": sum(receipt.filtered for receipt in receipts),
+            "failed": failed,
+            "reasons": {"bad_vector": failed} if failed else {},
+            "duplicates": int(index.build["duplicates"]),
+        },
         images="drop",
         plan=plan.id,
     )

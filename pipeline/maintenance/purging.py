@@ -31,6 +31,7 @@ from pipeline.database import (
     RetrievalDatabase,
     ShardEntry,
     Version,
+    VersionCounts,
     blank_rows,
     gone_keys,
     picture_files,
@@ -219,15 +220,14 @@ def _publish(
             path = next(artifact for artifact in receipt.artifacts if artifact.path.startswith("embeddings/"))
             entry = ShardEntry(entry.id, receipt.ok, path)
         else:
-            stored = db.storage.read_bytes(db.embedding_receipt(current.encoder, entry.id))
-            receipt = Receipt.from_json(stored.decode())
+            receipt = db.read_receipt(db.embedding_receipt(current.encoder, entry.id))
         shards.append(entry)
         receipts.append(receipt)
     config = IndexConfig(**current.index.build["config"])
     gone = gone_keys(db, current.gone)
     rows = IndexInput(current.encoder, current.columns, shards, gone)
     index = build_index(db, config, rows, _texts(db, rows, config))
-    counts = {**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])}
+    counts: VersionCounts = {**totals(db, receipts, gone), "duplicates": int(index.build["duplicates"])}
     version = replace(current, shards=tuple(shards), index=index, counts=counts, parent=current.id)
     db.publish(version, current.id)
     return version
@@ -307,10 +307,9 @@ def _blanked(table: pa.Table, blocked: BlockList) -> pa.Table:
 
 def _update(db: RetrievalDatabase, path: str, table: pa.Table, written: dict[str, Artifact]) -> Receipt | None:
     """The receipt at `path` with the table's counts and the new files in place of the old; None where there is none."""
-    text = db.storage.read_text(path)
-    if text is None:
+    if not db.storage.exists(path):
         return None
-    old = Receipt.from_json(text)
+    old = db.read_receipt(path)
     by_place = {_place(name): artifact for name, artifact in written.items()}
     artifacts = tuple(by_place.get(_place(artifact.path), artifact) for artifact in old.artifacts)
     counts = count_statuses(table["status"].to_pylist(), table["error"].to_pylist())
