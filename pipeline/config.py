@@ -1,38 +1,43 @@
-"""Strict configuration: TOML tables into frozen dataclasses, with errors that name the key and its nearest spelling.
+"""Strict configuration: TOML tables to frozen dataclasses, and the canonical JSON that every fingerprint is a hash of.
 
-Reads: TOML files, the environment variables RDMPIPE_HOME, RDMPIPE_CACHE and RDMPIPE_ENCODER. Writes nothing.
+Errors name the key and the nearest known spelling. Reads TOML files and the environment variables RDMPIPE_HOME and
+RDMPIPE_CACHE. Writes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 from pipeline.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+Table: TypeAlias = dict[str, typing.Any]  # a parsed TOML or JSON table, before its fields are checked
+
 
 def default_home() -> str:
-    """Where databases and generations live: RDMPIPE_HOME, else ~/.local/share/rdmpipe."""
+    """The folder of databases and generations: RDMPIPE_HOME, else ~/.local/share/rdmpipe."""
     return os.environ.get("RDMPIPE_HOME") or str(Path.home() / ".local" / "share" / "rdmpipe")
 
 
 def cache_dir() -> Path:
-    """Where downloads that can be made again live: RDMPIPE_CACHE, else ~/.cache/rdmpipe."""
+    """The folder of downloads that can be repeated: RDMPIPE_CACHE, else ~/.cache/rdmpipe."""
     return Path(os.environ.get("RDMPIPE_CACHE") or Path.home() / ".cache" / "rdmpipe")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> Table:
+    """The table in a TOML file. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # of tomllib: also nesting and numbers of many digits
@@ -49,15 +54,14 @@ def parse_json(text: str | bytes) -> object:
     return value
 
 
-def from_mapping(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], table: Mapping[str, object], where: str) -> T:
     """Build the frozen dataclass `cls` from a TOML table. Unknown, missing and mistyped keys are ConfigErrors.
 
     `where` names the table in messages, as in `wikiart.toml [source]`.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: expected a table, found {type(table).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    fields, hints = _fields_and_hints(typing.cast("Hashable", cls))
     for key in table:
         if key not in fields:
             raise ConfigError(
@@ -71,10 +75,22 @@ def from_mapping(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type; the only coercions are int -> float and list -> tuple."""
+def checked(hint: type[T], value: object, where: str) -> T:
+    """`value` (as JSON and TOML give it) as the type `hint`: a dataclass, a TypedDict, a tuple of these. Raises ConfigError."""
+    return typing.cast("T", _convert(hint, value, where))
+
+
+@functools.cache
+def _fields_and_hints(cls: Hashable) -> tuple[dict[str, dataclasses.Field[object]], dict[str, object]]:
+    """A dataclass's fields, and their types with all names resolved, which is slow."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    return fields, typing.get_type_hints(cls)
+
+
+def _convert(hint: object, value: object, where: str) -> object:
+    """`value` as the annotated type. The only coercions are int to float and list to tuple."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if hint is typing.Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -95,9 +111,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             )
         return value
     if dataclasses.is_dataclass(hint):
-        return from_mapping(typing.cast("type[Any]", hint), value, f"{where}:")
+        return from_mapping(typing.cast("type[object]", hint), typing.cast("Mapping[str, object]", value), f"{where}:")
+    if typing.is_typeddict(hint):
+        return _typed_dict(hint, value, where)
     if origin is tuple and isinstance(value, list | tuple):
-        inner = args[0] if args else Any
+        inner = args[0] if args else object
         return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if (
         origin in (dict, Mapping, types.MappingProxyType)
@@ -106,7 +124,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     ):
         if not isinstance(value, Mapping):
             raise _mistyped(where, hint, value)
-        inner = args[1] if len(args) == 2 else Any
+        inner = args[1] if len(args) == 2 else object
         return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -117,15 +135,23 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise _mistyped(where, hint, value)
 
 
-def _mistyped(where: str, hint: Any, value: Any) -> ConfigError:
+def _typed_dict(hint: object, value: object, where: str) -> dict[str, object]:
+    hints = typing.get_type_hints(hint)
+    if not isinstance(value, Mapping) or set(value) != set(hints):
+        found = ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else type(value).__name__
+        raise ConfigError(f"{where}: expected a table with the keys {', '.join(sorted(hints))}; found {found}")
+    return {key: _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _mistyped(where: str, hint: object, value: object) -> ConfigError:
     wanted = getattr(hint, "__name__", str(hint))
     return ConfigError(f"{where}: expected {wanted}, found {type(value).__name__} {value!r}")
 
 
-def canonical_json(value: Any) -> str:
-    """Deterministic JSON of plain values and dataclasses: what every hash in a database is taken over."""
+def canonical_json(value: object) -> str:
+    """Deterministic JSON of plain values and dataclasses. Every hash in a database is a hash of such a text."""
 
-    def plain(item: Any) -> Any:
+    def plain(item: object) -> object:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             return dataclasses.asdict(item)
         if isinstance(item, datetime.date):
@@ -137,14 +163,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, default=plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def digest(value: Any, length: int = 16) -> str:
+def digest(value: object, length: int = 16) -> str:
     """Hex sha256 of `canonical_json(value)`, cut to `length` characters."""
     encoded = canonical_json(value).encode("utf-8", "surrogatepass")  # file names need not be valid UTF-8
     return hashlib.sha256(encoded).hexdigest()[:length]
 
 
 def parse_size(text: str, where: str = "") -> int:
-    """Bytes in `4GB`, `256MB`, `512k` or a plain number (powers of 1024, as memory is sold)."""
+    """The number of bytes in `4GB`, `256MB`, `512k` or a plain number; units are powers of 1024. Raises ConfigError."""
     start = f"{where}: " if where else ""
     units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
     body = text.strip().lower().removesuffix("ib").removesuffix("b")
@@ -154,7 +180,5 @@ def parse_size(text: str, where: str = "") -> int:
     except (KeyError, ValueError):
         raise ConfigError(f"{start}{text!r} is not a size; write it as 4GB, 256MB or a number of bytes") from None
     if not 0 < value < 2**63:
-        raise ConfigError(
-            f"{start}{text!r} is not a size that a machine has; write it as 4GB, 256MB or a number of bytes"
-        )
+        raise ConfigError(f"{start}{text!r} is not a possible size; write it as 4GB, 256MB or a number of bytes")
     return int(value)

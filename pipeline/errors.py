@@ -1,22 +1,25 @@
 """The exceptions of rdmpipe. Every message says what was expected, what was found, and what to do.
 
-RdmpipeError                  anything we raise on purpose; the CLI prints its text and exits with `exit_code`
+RdmpipeError                  every error that rdmpipe raises on purpose; the CLI prints its text and exits with `exit_code`
 |- ConfigError                a TOML file, flag or environment variable that cannot be used
 |  |- ManifestError           a manifest: unknown name, unknown key, bad view
 |  '- PromptError             a prompt list with bad rows
 |- SourceError                a source that cannot be read: unreachable, wrong checksum, missing column
-|- PictureError               a picture file that cannot be decoded; `reason` is a slug, as in a row's error column
+|- PictureError               a picture file that cannot be decoded; `reason` is the slug in a row's error column
 |- EncoderError               weights that cannot be reached, or an encoder that does not match the database
 |- ModelError                 an RDM that cannot be loaded, or that does not fit the database or the request
-|- DatabaseError              a database that is missing, damaged, or not what was asked for
-|  |- BusyError               somebody else is writing it
-|  '- ConflictError           somebody else published first
-|- FilterError                a WHERE expression that is wrong or that tries to leave its sandbox
+|- DatabaseError              a database that is missing, or that does not fit the request
+|  |- DamagedError            a file of a home that does not hold what it should
+|  |- BusyError               another process is writing the database
+|  '- ConflictError           another process published first
+|- FilterError                a WHERE expression that is wrong, too large, or not allowed
 |- IndexBuildError            an index that cannot be built, or whose recall is too low
-|- BudgetError                memory or disk that will not suffice, found out before work starts
-|- DiskFullError              the disk filled up in the middle of work
+|- BudgetError                too little memory or disk, found before work starts
+|- DiskFullError              the disk became full during work
 |- JobError                   a cluster job that cannot be submitted, found or followed
-'- StageFailed                shards that failed after their retries; carries the failures
+'- StageFailed                shards that still failed after their retries (defined in pipeline/execution/stage.py)
+
+FilterError is a ConfigError: its exit code is 2.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class SourceError(RdmpipeError):
 
 
 class PictureError(RdmpipeError):
-    """A picture that cannot be decoded. Its text is `reason: detail`, what a failed row's error column holds."""
+    """A picture that cannot be decoded. Its text is `reason: detail`, as in a failed row's error column."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -69,8 +72,12 @@ class DatabaseError(RdmpipeError):
     pass
 
 
+class DamagedError(DatabaseError):
+    pass
+
+
 class BusyError(DatabaseError):
-    exit_code = 75  # EX_TEMPFAIL: trying again later is the fix
+    exit_code = 75  # EX_TEMPFAIL: the same command can succeed later
 
 
 class ConflictError(DatabaseError):
@@ -98,13 +105,16 @@ class JobError(RdmpipeError):
 
 
 def error_class(name: str) -> type[RdmpipeError]:
-    """The class of this module with that name, RdmpipeError where there is none: how a worker's error comes back as itself."""
+    """The error class of this module with that name, else RdmpipeError. It restores the class of a worker's error."""
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, RdmpipeError) else RdmpipeError
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string. Of equals the one that begins alike."""
+    """` (did you mean 'x'?)` for the known name closest to `word`, or an empty string.
+
+    Among equally close names, the one with the longest common beginning wins.
+    """
 
     def likeness(name: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, word, name).ratio()

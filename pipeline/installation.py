@@ -1,6 +1,6 @@
-"""This installation: its version, the files that come with it, and how another process finds the same code.
+"""This installation: its version, the files that ship with it, and the PYTHONPATH that leads another process to the same code.
 
-Every path to the project's own files is made here, so that a module can move. Reads package metadata; writes nothing.
+Every path to the project's own files is made here, so that modules can move. Reads package metadata; writes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _PACKAGE = Path(str(resources.files("pipeline")))
 
 
 def version() -> str:
-    """The installed rdmpipe's version; `source` for a checkout that is only on the path."""
+    """The installed version of rdmpipe; `source` for a checkout that is on the path but not installed."""
     try:
         return metadata.version("rdmpipe")
     except metadata.PackageNotFoundError:

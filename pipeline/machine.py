@@ -1,46 +1,52 @@
-"""This machine: how many cores this process may use, which device torch uses, and torchvision beside a CPU-only torch.
+"""This machine: the number of usable cores, the torch device, and torchvision beside a CPU-only torch.
 
-PyPI's torchvision is a CUDA build whose operators do not load beside a CPU-only torch, and `import torchvision` then fails on a
-missing `torchvision::nms`. Declaring the operators suffices for transforms, open_clip and diffusers. Reads and writes nothing.
+Reads the scheduler's CPU affinity, OMP_NUM_THREADS and what torch reports. Writes nothing. The functions that need torch
+import it when they are called.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 
 def cores() -> int:
-    """Cores this process may use, as OMP_NUM_THREADS or the scheduler say."""
+    """The number of cores this process may use: OMP_NUM_THREADS if it is set, else the CPU affinity, else all cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-_declared: list[Any] = []  # torch.library objects; their operators live as long as they do
+def device(name: str = "auto") -> str:
+    """The torch device for a `--device` value: `auto` is the GPU where there is one, else the CPU.
+
+    Raises ConfigError for a name that torch does not know and for a GPU that this machine does not have.
+    """
+    import torch
+
+    from pipeline.errors import ConfigError
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    try:
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name!r} is not one that torch knows: use auto, cpu, cuda or cuda:1") from error
+    if wanted.type == "cuda" and not gpus:
+        raise ConfigError(f"--device {name!r}: torch {torch.__version__} sees no GPU on this machine; use --device cpu")
+    if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
+        raise ConfigError(f"--device {name!r}: this machine has {gpus} GPU(s); use cuda:0 to cuda:{gpus - 1}")
+    return name
 
 
 def prepare_torchvision() -> None:
-    """Make `import torchvision` work beside a CPU-only torch. Does nothing where torchvision's own operators load."""
-    if _declared or "torchvision" in sys.modules:
+    """Make `import torchvision` work beside a CPU-only torch. Does nothing where torchvision is imported already."""
+    if "torchvision" in sys.modules:
         return
-    import torch
-    from torch.library import Library
+    from rdm.torchvision_ops import declare_torchvision_ops
 
-    if torch.version.cuda or torch.version.hip:
-        return
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return
-    for library in Path(spec.submodule_search_locations[0]).glob("_C*"):
-        try:
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-            return
-        except OSError:  # built for CUDA, or for another torch
-            continue
-    fragment: Any = Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name in ("nms", "qnms"):
-        fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(fragment)
+    declare_torchvision_ops()

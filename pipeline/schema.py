@@ -1,26 +1,27 @@
-"""Keys, shard names and the Parquet schemas of a retrieval database.
+"""Keys, shard names, database names and the Parquet schemas of a retrieval database.
 
-`key = shard * 10_000 + row` names a row for ever. Reads and writes nothing.
+`key = shard * 10_000 + row` identifies a row permanently. Reads and writes nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.errors import SourceError
+from pipeline.errors import DatabaseError, SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARD_ROWS = 10_000  # most rows a shard may hold: the factor in a key
+SHARD_ROWS = 10_000  # the most rows that a shard may hold, and the factor in a key
 
 OK, FILTERED, FAILED = "ok", "filtered", "failed"
 
-# Column types a manifest or a source may use, by the names that manifests and plans write down.
+# Column types that a manifest or a source may use, by their names in manifests and plans.
 TYPES = ("string", "int64", "float64", "bool")
 
-# Columns that every row carries whatever its source. A source's column of the same name becomes source_<name>.
+# Columns that every row has, whatever its source. A source's column of the same name becomes source_<name>.
 RESERVED = (
     "key",
     "item_id",
@@ -40,11 +41,34 @@ RESERVED = (
     "score",
 )
 
-# Of these a source may fill in itself, under their own names.
+# The reserved columns that a source may fill in itself, under their own names.
 FROM_SOURCE = ("url", "licence", "caption")
 
-# Columns that a manifest's `patches` adds: the key of the picture's first row in its shard; `x0, y0, x1, y1` of the crop.
+# Columns that a manifest's `patches` adds: the key of the picture's first row in its shard, and the crop's x0, y0, x1, y1.
 IMAGE_KEY, PATCH_COORDS = "image_key", "patch_coords"
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*")
+
+LONGEST_NAME = 200  # characters; a file name may have 255 bytes, and some are made of a name and more
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a database, a view or a manifest."""
+    return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
+
+
+def check_name(text: str) -> str:
+    """`text`, if it can be a name. Every look-up of a database passes here, so that no name leads out of the home.
+
+    Raises DatabaseError.
+    """
+    if not is_name(text):
+        raise DatabaseError(
+            f"{text[:60]!r} cannot be the name of a database: a name has at most {LONGEST_NAME} lower-case letters, digits and "
+            "_, in parts joined by -. `rdmpipe list` shows the databases that exist"
+        )
+    return text
 
 
 def key_of(shard: int, row: int) -> int:
@@ -58,12 +82,12 @@ def shard_of(key: int) -> int:
 
 
 def shard_name(shard: int) -> str:
-    """Six digits or more: 000042, 1234567."""
+    """The shard's number with six digits or more: 000042, 1234567."""
     return f"{shard:06d}"
 
 
 def column_name(name: str) -> str:
-    """The column a source's column is stored under: its own name unless that, capitals aside (SQL's rule), is reserved."""
+    """The name under which a source's column is stored: its own name, unless that is reserved in upper or lower case."""
     return f"source_{name}" if name.lower() in RESERVED and name not in FROM_SOURCE else name
 
 
@@ -77,9 +101,9 @@ def arrow_type(name: str) -> pa.DataType:
 
 
 def image_schema(columns: Mapping[str, str]) -> pa.Schema:
-    """Rows of images/<shard>.parquet. `columns` are the source's own metadata columns by type name.
+    """The schema of images/<shard>.parquet. `columns` maps the source's own metadata columns to type names.
 
-    `status` is ok (bytes are in the tar), filtered or failed (`error` is `reason` or `reason: detail`).
+    `status` is ok (the picture's bytes are in the tar), filtered or failed (`error` is `reason` or `reason: detail`).
     """
     import pyarrow as pa
 
@@ -99,17 +123,17 @@ def image_schema(columns: Mapping[str, str]) -> pa.Schema:
 
 
 def embedding_schema(columns: Mapping[str, str], dim: int) -> pa.Schema:
-    """Rows of embeddings/<encoder>/<shard>.parquet: the image rows, what decoding found, and the unit vector.
+    """The schema of embeddings/<encoder>/<shard>.parquet: the image rows, what decoding found, and the unit vector.
 
-    phash is the 64-bit perceptual hash as 16 hex digits; width and height are pixels after EXIF orientation;
-    where status is not ok, vector is all zeros and norm is null (a null in a fixed-size list is written to Parquet by pyarrow
-    25 and cannot be read back). norm is the L2 norm before normalising.
+    phash is the 64-bit perceptual hash as 16 hex digits. width and height are in pixels, after EXIF orientation. norm is the L2
+    norm before normalising. Where status is not ok, vector is all zeros and norm is null: pyarrow 25 writes a null in a
+    fixed-size list to Parquet but cannot read it back.
     """
     return with_vectors(image_schema(columns), dim)
 
 
 def with_vectors(images: pa.Schema, dim: int) -> pa.Schema:
-    """The embedding schema that belongs to an image table's own schema."""
+    """The embedding schema for an image table's schema."""
     import pyarrow as pa
 
     return pa.schema(
@@ -125,7 +149,7 @@ def with_vectors(images: pa.Schema, dim: int) -> pa.Schema:
 
 
 def metadata_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Columns a filter and a search result see, by type name, in order."""
+    """The columns that filters and search results see, in order, each with its type name."""
     own = {name: kind for name, kind in columns.items() if name not in FROM_SOURCE}
     return {
         "key": "int64",

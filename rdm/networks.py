@@ -6,19 +6,16 @@ parameters and the weights are held once.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
+from rdm.torchvision_ops import declare_torchvision_ops
 
 PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
-
-_torchvision_ops: list[torch.library.Library] = []  # a library is forgotten with its last reference
 
 FIRST_STAGES = ("AutoencoderKL", "VQModel")
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
@@ -28,31 +25,10 @@ _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 @cache
 def diffusers() -> Any:
     """The diffusers module, importable also beside a CPU-only torch with a torchvision made for CUDA."""
-    _declare_torchvision_ops()
+    declare_torchvision_ops()
     import diffusers
 
     return diffusers
-
-
-def _declare_torchvision_ops() -> None:
-    # diffusers imports torchvision, whose Python part asks for operators that its compiled part declares. PyPI's
-    # torchvision is a CUDA build: beside a CPU-only torch its compiled part does not load and the import fails.
-    # Declared but not implemented operators are enough. Where the compiled part loads, nothing is declared.
-    if torch.version.cuda is not None or torch.version.hip is not None or hasattr(torch.ops.torchvision, "nms"):
-        return
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return
-    for compiled in Path(spec.origin).parent.glob("_C*"):
-        try:
-            torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
-            return
-        except OSError:  # the very case this is for
-            continue
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _torchvision_ops.append(library)
 
 
 def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, Any]:

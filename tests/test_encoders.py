@@ -29,7 +29,7 @@ from pipeline.encoders import (
     unit_rows,
 )
 from pipeline.encoders.specs import list_encoders
-from pipeline.errors import EncoderError
+from pipeline.errors import ConfigError, EncoderError
 from tests.encoders import CONFIG, RANDOM, local_encoder, save_weights
 
 REPOSITORY = Path(__file__).parent.parent
@@ -251,10 +251,10 @@ def test_a_config_that_open_clip_cannot_build_is_an_error(tmp_path: Path) -> Non
 def test_unknown_devices_and_precisions_are_errors() -> None:
     with pytest.raises(EncoderError, match="fp32, fp16, bf16"):
         load_encoder(RANDOM, "cpu", "fp64")
-    with pytest.raises(EncoderError, match="not a device that torch knows"):
+    with pytest.raises(ConfigError, match="not one that torch knows"):
         load_encoder(RANDOM, "gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(EncoderError, match="no GPU"):
+        with pytest.raises(ConfigError, match="no GPU"):
             load_encoder(RANDOM, "cuda")
 
 

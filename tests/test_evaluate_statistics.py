@@ -14,7 +14,6 @@ from pipeline.evaluation.statistics import (
     kid,
     paired,
     rank_of_first,
-    wilson,
 )
 
 
@@ -83,12 +82,6 @@ def test_the_kernel_distance_is_unbiased_and_grows_with_the_shift() -> None:
     assert abs(float(np.mean(same))) < 3 * spread  # a biased one would be above zero by far more
     near, far = (kid(generator.normal(size=(200, 8)), generator.normal(shift, 1, (200, 8))) for shift in (0.5, 1.0))
     assert 0 < near < far
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(0, 10)[0] == 0.0
-    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 def test_ranks_count_equal_scores_against_the_right_answer() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import FilterError
 from pipeline.filters import MetadataFilter, check_filter, conjunction, filter_mask
-from pipeline.filters.expressions import sandbox
+from pipeline.filters.sandbox import sandbox
 
 COLUMNS = {
     "style": "string",
@@ -49,7 +49,7 @@ TABLE = pa.table(
         ("nice", [1, 0, 0, 1]),
         ("weight * 2 >= 1 AND width % 100 = 0", [1, 0, 1, 0]),
         ("\"odd name\" IN ('a', 'c')", [1, 0, 1, 0]),
-        ("regexp_matches(artist, '^Cl.*t$')", [1, 0, 0, 0]),
+        pytest.param("regexp_matches(artist, '^Cl.*t$')", [1, 0, 0, 0], marks=pytest.mark.process),
         ("coalesce(width, 0) = 0", [0, 0, 0, 1]),
         ("CASE WHEN nice THEN weight > 0 ELSE width = 300 END", [1, 1, 1, 0]),
         ("CAST(width AS DOUBLE) / 3 = 100", [0, 1, 1, 0]),
@@ -168,11 +168,13 @@ def test_a_huge_text_is_refused() -> None:
         check_filter("width = 1 OR " * 50_000 + "width = 2", COLUMNS)
 
 
+@pytest.mark.process
 def test_a_regex_that_would_explode_is_refused() -> None:
     with pytest.raises(FilterError, match="cannot be evaluated"):
         filter_mask("regexp_matches(style, '(((a{1000}){1000}){1000})')", TABLE)
 
 
+@pytest.mark.process
 def test_a_slow_filter_is_stopped() -> None:
     table = pa.table({"text": [f"some longer text number {number} " * 3 for number in range(100_000)]})
     slow = " AND ".join(f"NOT regexp_matches(text, '(x+x+)+y{number}|[a-z ]*q{number}')" for number in range(100))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import IndexBuildError
 from pipeline.index import IndexConfig, IndexInput, Queries, SearchIndex, build_index, text_queries
-from pipeline.index.recall import Probe, exact_top, probes, prompts, wilson
+from pipeline.index.recall import Probe, exact_top, probes, prompts
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, write_shards
 
 DIM = 32
@@ -121,12 +121,3 @@ def test_an_exact_index_is_measured_with_text_too(tmp_path: Path) -> None:
     entry = build_index(db, IndexConfig(queries=10), IndexInput(encoder_record(DIM), COLUMNS, shards), text=text)
     assert entry.recall["text"]["value"] == 1.0
     assert entry.recall["text"]["queries"] == 3
-
-
-@pytest.mark.parametrize(
-    ("share", "n", "low", "high"),
-    # Worked by hand from the formula.
-    [(1.0, 200, 0.98115, 1.0), (0.95, 200, 0.91042, 0.97263), (0.5, 10, 0.23659, 0.76341), (0.0, 10, 0.0, 0.27753)],
-)
-def test_the_interval_is_wilsons(share: float, n: int, low: float, high: float) -> None:
-    assert wilson(share, n) == pytest.approx((low, high), abs=2e-5)

@@ -195,7 +195,7 @@ def test_a_swap_from_the_wrong_value_changes_nothing(root: str) -> None:
 
 def test_a_store_that_ignores_conditions_is_refused(root: str, proxy: Proxy) -> None:
     proxy.unconditional = True
-    with pytest.raises(ConfigError, match="does not decide conditional PUTs"):
+    with pytest.raises(ConfigError, match="ignores conditional PUTs"):
         Storage(root).swap("current", None, "one")
     assert Storage(root).read_text("current") is None
 

@@ -162,5 +162,5 @@ def test_unknown_keys_columns_filters_and_queries_are_errors_that_say_the_fix(se
 
 def test_a_missing_index_file_is_named_with_the_fix(built: tuple, tmp_path: Path) -> None:
     _, version, _, _ = built
-    with pytest.raises(DatabaseError, match=r"is missing; `rdmpipe index test` builds the index again"):
+    with pytest.raises(DatabaseError, match=r"the file is missing. `rdmpipe check test --home .* --repair` rebuilds"):
         open_search(home_database(tmp_path), version)

@@ -29,17 +29,18 @@ def test_a_running_build_shows_stages_shards_rate_and_time_left(tmp_path: Path) 
         progress.advance("embed", 1, 0, 0.0, problem="broken")
         progress.record_in(storage)
         state = database_status("art", str(tmp_path))
-        assert state.running["purpose"] == "build-index art"
+        assert state.running is not None and state.running.purpose == "build-index art"
+        assert state.progress is not None
         embed = state.progress["stages"]["embed"]
         assert (embed["done"], embed["failed"], embed["shards"], embed["rows"]) == (2, 1, 10, 100)
-        assert embed["rows_per_second"] > 0 and embed["seconds_left"] > 0
+        assert embed["rows_per_second"] > 0 and (embed["seconds_left"] or 0) > 0
         assert "embed: 2/10 shards, 1 failed" in state.text() and "s left" in state.text()
-    assert database_status("art", str(tmp_path)).running == {}
+    assert database_status("art", str(tmp_path)).running is None
 
 
 def test_a_holder_elsewhere_is_running_while_it_renews_and_not_when_it_stopped(tmp_path: Path) -> None:
     storage = RetrievalDatabase("art", str(tmp_path)).storage
-    storage.write_text("progress.json", json.dumps({"stages": {}}))
+    storage.write_text("progress.json", json.dumps({"updated": 1.0, "running_for": 1.0, "stages": {}}))
     holder = {
         "holder": "x",
         "host": "elsewhere",
@@ -50,10 +51,11 @@ def test_a_holder_elsewhere_is_running_while_it_renews_and_not_when_it_stopped(t
         "term": 60.0,
     }
     storage.write_text("lease", json.dumps(holder))
-    assert database_status("art", str(tmp_path)).running["host"] == "elsewhere"
+    state = database_status("art", str(tmp_path))
+    assert state.running is not None and state.running.host == "elsewhere"
     old = time.time() - 300
     os.utime(Path(storage.full("lease")), (old, old))
-    assert database_status("art", str(tmp_path)).running == {}
+    assert database_status("art", str(tmp_path)).running is None
 
 
 def test_jobs_and_running_generations_are_listed_and_found_by_name(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_shards_that_were_done_before_are_in_no_rate() -> None:
     progress.advance("download", 1, 100, 50.0)
     state = progress.snapshot()["stages"]["download"]
     assert (state["done"], state["rows"]) == (2, 100)
-    assert 1.9 < state["rows_per_second"] <= 2.0 and 49 < state["seconds_left"] < 60
+    assert 1.9 < state["rows_per_second"] <= 2.0 and 49 < (state["seconds_left"] or 0) < 60
 
 
 @pytest.mark.process
@@ -104,7 +106,7 @@ def test_a_log_as_json_has_a_line_for_every_shard_and_stage(tmp_path: Path, home
     assert all(line["seconds"] > 0 and line["rows"] == (30 if line["stage"] == "index" else 10) for line in shards)
     state = status_of("mine")
     assert isinstance(state, DatabaseStatus)
-    assert state.progress["stages"]["index"]["done"] == 1
+    assert state.progress is not None and state.progress["stages"]["index"]["done"] == 1
 
 
 @pytest.mark.process
@@ -122,5 +124,5 @@ def test_a_prompt_list_is_generated_by_a_job(tmp_path: Path, home: Path) -> None
     assert (first["status"], first["result"]["ok"], first["result"]["made"]) == ("succeeded", 2, 2)
     state = status_of("tonight")
     assert isinstance(state, RunStatus)
-    assert (state.kind, state.failures, state.running) == ("generation", [], {})
+    assert (state.kind, state.failures, state.running) == ("generation", (), None)
     assert "slot s1 succeeded" in status_of("night").text()

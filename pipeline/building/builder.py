@@ -7,12 +7,12 @@ while a shard is missing: what is finished is kept, and the same command continu
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
+from pipeline import machine
 from pipeline.building.choice import choose_plan, download_config, record_part
 from pipeline.building.download import download_stage, hosts_file
 from pipeline.building.embed import EmbedConfig, Images, embed_stage
@@ -115,7 +115,7 @@ class _Build:
 
     def _embed_stage(self, plan: BuildPlan) -> Stage:
         backend = self.request.backend
-        share = (os.cpu_count() or 1) // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
+        share = machine.cores() // backend.workers if backend.kind == "ray" and backend.workers > 1 else 0
         config = EmbedConfig(
             encoder=self.manifest.encoder,
             precision=self.request.precision,
@@ -169,11 +169,12 @@ class _Build:
         """Index and publish; where nothing is new, the published version as it is."""
         shards = shard_entries(receipts)
         before, config = self.published, self.request.index
-        if before and (before.shards, before.gone, before.index.build.get("config")) == (
+        same = before and (before.shards, before.gone, before.index.build.get("config")) == (
             shards,
             self.gone,
             asdict(config),
-        ):
+        )
+        if before and same and all(self.database.storage.exists(file.path) for file in before.index.files.values()):
             return before
         encoder = self._encoder()
         rows = IndexInput(encoder.record, plan.columns, shards, gone_keys(self.database, self.gone))

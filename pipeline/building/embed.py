@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pipeline import machine
 from pipeline.building.decoding import Decoded, decode_row
 from pipeline.building.download import read_images
 from pipeline.config import digest
@@ -131,12 +131,8 @@ class EmbedConfig:
 
     def for_machine(self) -> EmbedConfig:
         """The same config with this machine's device, batch size and threads filled in."""
-        import torch
-
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu, cores = device.startswith("cuda"), _cores()
+        device, cores = machine.device(self.device), machine.cores()
+        on_gpu = device.startswith("cuda")
         return replace(
             self,
             device=device,
@@ -144,10 +140,6 @@ class EmbedConfig:
             torch_threads=self.torch_threads or (1 if on_gpu else cores),
             decode_threads=self.decode_threads or (min(cores, 16) if on_gpu else cores),
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -321,7 +313,7 @@ def _embed(
     """Decode ahead, run the model batch by batch, and fill `found`."""
     # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
     size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
-    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= _cores()
+    takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= machine.cores()
     batches = _Batches(encoder, found, size, takes_turns, timing)
     decode = partial(decode_row, encoder.preprocess, config.images == "thumbnail", config.max_pixels, config.patches)
 

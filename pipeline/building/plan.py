@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.config import canonical_json
+from pipeline.config import canonical_json, checked
 from pipeline.database import RetrievalDatabase
-from pipeline.errors import DatabaseError, SourceError
+from pipeline.errors import ConfigError, DatabaseError, SourceError
 from pipeline.execution import Shard
 from pipeline.schema import SHARD_ROWS
 from pipeline.sources import Source, SourceOptions
@@ -107,20 +107,27 @@ def save_plan(
 
 def read_plan(db: RetrievalDatabase, plan_id: str) -> BuildPlan:
     """A plan's header. Raises DatabaseError."""
-    text = db.storage.read_text(f"plan/{plan_id}.json")
-    if text is None:
+    found = db.read_json(f"plan/{plan_id}.json")
+    if found is None:
         raise DatabaseError(f"database {db.name!r} has no plan {plan_id!r}; run `rdmpipe build-index {db.name}` again")
-    return BuildPlan(**json.loads(text))
+    try:
+        return checked(BuildPlan, found, "plan")
+    except ConfigError as error:
+        raise db.damaged(f"plan/{plan_id}.json", str(error)) from error
 
 
 def plan_shards(db: RetrievalDatabase, plan_id: str) -> Iterator[Shard]:
     """A plan's shards in order, a few hundred in memory at a time."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with db.storage.open(_table(plan_id)) as handle, pq.ParquetFile(handle) as file:
-        for batch in file.iter_batches(batch_size=_GROUP):
-            for line in batch.to_pylist():
-                yield Shard(line["shard"], line["rows"], line["fingerprint"], json.loads(line["spec"]))
+    try:
+        with db.storage.open(_table(plan_id)) as handle, pq.ParquetFile(handle) as file:
+            for batch in file.iter_batches(batch_size=_GROUP):
+                for line in batch.to_pylist():
+                    yield Shard(line["shard"], line["rows"], line["fingerprint"], json.loads(line["spec"]))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise db.damaged(_table(plan_id), f"it cannot be read as a plan: {error}") from error
 
 
 def next_shard(db: RetrievalDatabase, plan: BuildPlan) -> int:

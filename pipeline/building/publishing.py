@@ -70,5 +70,7 @@ def publish(
         gone=contents.gone,
         parent=before.id if before else "",
     )
+    if before and before.id == version.id:
+        return before  # only files that were missing were made again
     db.publish(version, before.id if before else None)
     return version

@@ -6,7 +6,6 @@ Reads: manifests, and manifest.json of a database that was begun. Writes nothing
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -203,8 +202,13 @@ def begun(name: str, home: str | None) -> dict[str, Any] | None:
     """What a database's first build wrote down, or None where there is no such database."""
     if not NAME.match(name):
         return None
-    text = RetrievalDatabase(name, home).storage.read_text("manifest.json")
-    return None if text is None else dict(json.loads(text))
+    database = RetrievalDatabase(name, home)
+    found = database.read_json("manifest.json")
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("manifest", "settings")):
+        raise database.damaged("manifest.json", "expected the tables manifest and settings")
+    return found
 
 
 def manifest_of(database: RetrievalDatabase) -> Manifest:

@@ -1,6 +1,6 @@
-"""Manifests by name: those that ship with the package, those added to a home, and any file by path.
+"""Manifests by name: those that ship with the package, those added to a home, and any file by its path.
 
-Reads TOML files; `add_manifest` copies one into the home. Does not reach the network.
+Reads TOML files; `add_manifest` copies one into the home. Does not use the network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from pipeline.config import default_home, read_toml
 from pipeline.errors import EncoderError, FilterError, ManifestError, nearest
 from pipeline.installation import data_folder
-from pipeline.sources import NAME, Manifest, View, parse_manifest, source_of_path
+from pipeline.schema import is_name
+from pipeline.sources import Manifest, View, parse_manifest, source_of_path
 
 
 def shipped_manifests() -> dict[str, Path]:
@@ -20,7 +21,7 @@ def shipped_manifests() -> dict[str, Path]:
 
 
 def check_manifest(path: Path, home: str | None = None) -> Manifest | View:
-    """A manifest file with all that can be known to be wrong before its source is read. Raises ManifestError."""
+    """A manifest file, checked as far as that is possible without reading its source. Raises ManifestError."""
     from pipeline.encoders import resolve_encoder
     from pipeline.filters import parse_filter
 
@@ -38,7 +39,7 @@ def check_manifest(path: Path, home: str | None = None) -> Manifest | View:
 
 
 def known_manifests(home: str | None = None) -> dict[str, Path]:
-    """Manifest files by name: those shipped with the package and those added to a home on this machine (manifests/*.toml)."""
+    """Manifest files by name: those that ship with the package, and <home>/manifests/*.toml of a home on a disk."""
     own = Path(home or default_home()) / "manifests"
     return {**shipped_manifests(), **{path.stem: path for path in sorted(own.glob("*.toml"))}}
 
@@ -68,7 +69,7 @@ def load_manifest(name_or_path: str, home: str | None = None) -> Manifest | View
     if name_or_path not in names:
         raise ManifestError(
             f"no manifest called {name_or_path!r}{nearest(name_or_path, names)}. `rdmpipe manifests` lists them; "
-            "a folder of pictures is given by its path, as in ./my-pictures"
+            "give a folder of pictures by its path, as in ./my-pictures"
         )
     return parse_manifest(read_toml(names[name_or_path]), names[name_or_path].name)
 
@@ -83,7 +84,7 @@ def manifest_for_path(path: Path, name: str = "", encoder: str = "vit-l-14") -> 
     slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.split(".")[0].lower()).strip("_") or "pictures"
     if path.is_dir():
         slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.lower()).strip("_") or "pictures"
-    if not NAME.match(slug):
+    if not is_name(slug):
         raise ManifestError(
             f"name {slug!r}: use lower-case letters, digits and _, parts joined by -; give another with --name"
         )

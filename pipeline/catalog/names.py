@@ -1,16 +1,17 @@
-"""Database names, as every command takes them: `wikiart`, `wikiart@<version>`, or a view such as `artbench-baroque`.
+"""Database names as every command takes them: `wikiart`, `wikiart@<version>`, or a view such as `artbench-baroque`.
 
-Reads: published databases and manifests. Writes nothing.
+Reads published databases and manifests. Writes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_path
 from pipeline.database import RetrievalDatabase, Version, list_databases
 from pipeline.errors import DatabaseError, ManifestError, nearest
+from pipeline.schema import is_name
 from pipeline.sources import Manifest, View
 
 
@@ -25,8 +26,12 @@ class Selection:
 
 
 def resolve_database(name: str, home: str | None = None) -> Selection:
-    """The published database, pinned version and view filter that `name` stands for. Raises DatabaseError."""
-    base, _, pinned = name.partition("@")
+    """The published database, the version and the view's filter that `name` stands for. Raises DatabaseError."""
+    base, at, pinned = name.partition("@")
+    if at and not pinned:
+        raise DatabaseError(
+            f"{name!r} names no version after the @; write {base} for the current one, or {base}@VERSION"
+        )
     database = RetrievalDatabase(base, home)
     if database.exists():
         return Selection(name, database, database.version(pinned))
@@ -38,7 +43,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
     names = [*published, *(other for other in known_manifests(home) if other not in published)]
     begun = RetrievalDatabase(base, home).storage.exists("plan")
     if base in names or begun:
-        RetrievalDatabase(base, home).version(pinned)  # says how to build it, or to go on
+        RetrievalDatabase(base, home).version(pinned)  # raises the error that says how to build it or go on
     raise DatabaseError(
         f"no database {base!r} in {database.home}{nearest(base, names)}. Published: {', '.join(published) or 'none yet'}; "
         f"build one with `rdmpipe build-index NAME`"
@@ -46,7 +51,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
 
 
 def base_of(name: str, home: str | None = None) -> str:
-    """The database that `name` stands for: a view's base, else the name itself, whether there is such a database or not."""
+    """The database that `name` stands for: a view's base, else the name itself, even if there is no such database."""
     if RetrievalDatabase(name, home).storage.exists("manifest.json"):
         return name
     view = _view(name, home)
@@ -62,13 +67,16 @@ def _view(name: str, home: str | None) -> View | None:
 
 
 def resolve_target(target: str, name: str = "", encoder: str = "", home: str | None = None) -> Manifest:
-    """What `build-index TARGET` means: a folder or file, a manifest file, or a manifest's name (a view means its base)."""
+    """The manifest that `build-index TARGET` means: of a folder or file, a manifest file, or a name (a view means its base).
+
+    Raises ManifestError.
+    """
     path = Path(target).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix != ".toml"):
         return manifest_for_path(path, name, encoder or "vit-l-14")
     if "/" in target and path.suffix != ".toml":
         raise ManifestError(
-            f"{target}: no such file or folder. Pictures are given by their path, a data set by its name."
+            f"{target}: no such file or folder. Give pictures by their path, or a data set by its name."
         )
     made = load_manifest(target, home)
     if isinstance(made, View):
@@ -76,11 +84,7 @@ def resolve_target(target: str, name: str = "", encoder: str = "", home: str | N
     if isinstance(made, View):
         raise ManifestError(f"{target}: a view of a view; its base must be a data set")
     if name:
-        from dataclasses import replace
-
-        from pipeline.sources import NAME
-
-        if not NAME.match(name):
+        if not is_name(name):
             raise ManifestError(f"--name {name!r}: use lower-case letters, digits and _, parts joined by -")
         made = replace(made, name=name)
     return made

@@ -1,21 +1,24 @@
-"""What `rdmpipe status` and `rdmpipe list` show, from a home's files alone, so from anywhere that sees the home.
+"""What `rdmpipe status` and `rdmpipe list` show. It comes from files of the home, so any machine that sees the home can ask.
 
-Reads: versions, plans, receipts' names, progress.json, failures.json, jobs' summaries, leases. Writes nothing.
+Reads versions, manifests, progress.json, failures.json, jobs' summaries and leases. Writes nothing. A database that is damaged
+is listed with its problem and does not hide the others.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.catalog.manifests import known_manifests, load_manifest
 from pipeline.catalog.names import base_of
-from pipeline.config import default_home
-from pipeline.database import RetrievalDatabase, Version, list_databases
-from pipeline.errors import DatabaseError, nearest
+from pipeline.config import Table, checked, default_home
+from pipeline.database import RetrievalDatabase, VersionCounts, list_databases
+from pipeline.errors import ConfigError, DamagedError, DatabaseError, ManifestError, nearest
+from pipeline.execution import Failure, ProgressState
+from pipeline.schema import is_name
 from pipeline.sources import View
-from pipeline.storage import Storage, holder_of
+from pipeline.storage import Holder, Storage, holder_of
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,23 @@ class DatabaseStatus:
     """One database: what is published, and how far a build is."""
 
     name: str
-    version: str  # empty: nothing published yet
-    counts: dict[str, Any]
+    version: str  # empty: nothing is published
+    counts: VersionCounts | None
     encoder: str
-    recall: dict[str, Any]
-    running: dict[str, Any]  # who holds the lease; empty: nobody
-    progress: dict[str, Any]  # of the last or the running build
-    failures: list[dict[str, Any]]  # shards the last build could not do
-    base: str = ""  # of a view; what is said then is its base's
+    recall: Mapping[str, object]
+    running: Holder | None
+    progress: ProgressState | None  # of the running build, or of the last one
+    failures: tuple[Failure, ...]  # shards that the last build could not finish
+    base: str = ""  # of a view, which has its base's status
+    problem: str = ""  # a damaged file, and the command that repairs it
+
+    def record(self) -> dict[str, object]:
+        """The fields for JSON. An absent table is {}."""
+        return _record(self)
 
     def text(self) -> str:
         name = f"{self.name}, a view of {self.base}" if self.base else self.name
-        lines = [f"{name}: " + (f"version {self.version}" if self.version else "not published yet")]
+        lines = [f"{name}: " + (f"version {self.version}" if self.version else self.problem or "not published yet")]
         if self.counts:
             c = self.counts
             lines.append(
@@ -42,7 +50,7 @@ class DatabaseStatus:
                 f"{c['duplicates']:,} duplicates; encoder {self.encoder}"
             )
             lines += [f"    {reason}: {count:,}" for reason, count in c["reasons"].items()]
-        progress = self.progress if self.running or not self.version else {}
+        progress = self.progress if self.running or not self.version else None
         return "\n".join([*lines, *_work(self.running, progress, self.failures)])
 
 
@@ -52,64 +60,100 @@ class RunStatus:
 
     kind: str  # generation | job
     name: str
-    running: dict[str, Any]
-    progress: dict[str, Any]  # of a generation
-    failures: list[dict[str, Any]]
-    last: dict[str, Any]  # a job's newest summary, as in jobs/<job>/runs/
+    running: Holder | None
+    progress: ProgressState | None  # of a generation
+    failures: tuple[Failure, ...]
+    last: Mapping[str, object]  # a job's newest summary, as in jobs/<job>/runs/; empty: it never ran
+
+    def record(self) -> dict[str, object]:
+        """The fields for JSON. An absent table is {}."""
+        return _record(self)
 
     def text(self) -> str:
         lines = [f"{self.kind} {self.name}:" + ("" if self.running else " not running")]
         if self.last:
-            lines.append(
-                f"  last run: slot {self.last['slot']} {self.last['status']}, exit code {self.last['exit_code']}, "
-                f"ended {self.last['ended']}"
-            )
+            slot, status, code, ended = (self.last.get(key) for key in ("slot", "status", "exit_code", "ended"))
+            lines.append(f"  last run: slot {slot} {status}, exit code {code}, ended {ended}")
         return "\n".join([*lines, *_work(self.running, self.progress, self.failures)])
 
 
-def _work(running: dict[str, Any], progress: dict[str, Any], failures: list[dict[str, Any]]) -> list[str]:
-    """Who works, how far each stage is and what it still takes, and what failed."""
+@dataclass(frozen=True)
+class Listed:
+    """A line of `rdmpipe list`: a published database, or a view on one."""
+
+    name: str
+    base: str  # of a view; empty for a database
+    rows: int | None  # None for a view, whose rows its filter decides, and for a damaged database
+    encoder: str
+    version: str
+
+
+def _record(status: DatabaseStatus | RunStatus) -> dict[str, object]:
+    fields = {name: {} if value is None else value for name, value in asdict(status).items()}
+    return {name: value for name, value in fields.items() if name != "problem" or value}
+
+
+def _work(running: Holder | None, progress: ProgressState | None, failures: Sequence[Failure]) -> list[str]:
+    """Who works, how far each stage is and how long it still takes, and which shards failed."""
     lines = []
     if running:
-        lines.append(f"  running: {running['purpose']} on {running['host']}, process {running['pid']}")
-    for stage, state in progress.get("stages", {}).items():
+        lines.append(f"  running: {running.purpose} on {running.host}, process {running.pid}")
+    for stage, state in progress["stages"].items() if progress else ():
         left = f", {state['seconds_left']:,.0f} s left" if state["seconds_left"] and running else ""
         lines.append(
             f"  {stage}: {state['done']}/{state['shards']} shards, {state['failed']} failed, "
             f"{state['rows_per_second']:,.1f} rows/s{left}"
         )
     for failure in failures[:10]:
-        last = failure["error"].strip().splitlines()[-1]
-        lines.append(f"  failed: {failure['stage']} shard {failure['shard']:06d} after {failure['attempts']}: {last}")
+        last = (failure.error.strip().splitlines() or ["no message"])[-1]
+        lines.append(f"  failed: {failure.stage} shard {failure.shard:06d} after {failure.attempts}: {last}")
     return lines
 
 
 def database_status(name: str, home: str | None = None) -> DatabaseStatus:
-    """The state of one database, published or not. Raises DatabaseError where there is no such directory."""
+    """The state of one database, published or not. Raises DatabaseError if there is no such directory."""
     database = RetrievalDatabase(name, home)
     storage = database.storage
-    begun = storage.read_text("manifest.json")
-    published = database.version() if database.exists() else None
-    progress = _json(storage.read_text("progress.json"), {})
-    if begun is None and published is None and not progress:
+    progress = _progress(storage)
+    if not database.exists() and progress is None and not storage.exists("manifest.json"):
         names = Storage(database.home).list("databases")
         raise DatabaseError(
             f"no database {name!r} in {database.home}{nearest(name, names)}; it has {', '.join(names) or 'none'}"
         )
+    published = database.version() if database.exists() else None
     return DatabaseStatus(
         name=name,
         version=published.id if published else "",
-        counts=dict(published.counts) if published else {},
-        encoder=published.encoder.name if published else _json(begun, {}).get("settings", {}).get("encoder", ""),
-        recall=dict(published.index.recall) if published else {},
+        counts=published.counts if published else None,
+        encoder=published.encoder.name if published else _asked_encoder(database),
+        recall=published.index.recall if published else {},
         running=holder_of(storage),
         progress=progress,
-        failures=_json(storage.read_text("failures.json"), []),
+        failures=_failures(storage),
     )
 
 
-def _json(text: str | None, default: Any) -> Any:
-    return json.loads(text) if text and text.strip() else default
+def _asked_encoder(database: RetrievalDatabase) -> str:
+    """The encoder of a build that is not published, from its manifest.json."""
+    begun = database.read_json("manifest.json")
+    settings = begun.get("settings") if isinstance(begun, dict) else None
+    return str(settings.get("encoder", "")) if isinstance(settings, dict) else ""
+
+
+def _progress(storage: Storage) -> ProgressState | None:
+    """What progress.json says; None if there is none or it is damaged: the running build writes it anew every few seconds."""
+    try:
+        return checked(ProgressState, json.loads(storage.read_text("progress.json") or ""), "progress.json")
+    except (ValueError, RecursionError, ConfigError):
+        return None
+
+
+def _failures(storage: Storage) -> tuple[Failure, ...]:
+    """What failures.json lists; nothing if it is damaged: the next run writes it anew."""
+    try:
+        return checked(tuple[Failure, ...], json.loads(storage.read_text("failures.json") or "[]"), "failures.json")
+    except (ValueError, RecursionError, ConfigError):
+        return ()
 
 
 def status_of(name: str, home: str | None = None) -> DatabaseStatus | RunStatus:
@@ -125,42 +169,62 @@ def status_of(name: str, home: str | None = None) -> DatabaseStatus | RunStatus:
 
 def _run_status(root: Storage, kind: str, name: str) -> RunStatus:
     storage = root.child(f"{kind}s/{name}")
-    runs = storage.list("runs", ".json")
-    summaries = [_json(storage.read_text(f"runs/{run}"), {}) for run in runs[-5:]]
+    summaries = [_summary(storage, run) for run in storage.list("runs", ".json")[-5:]]
     return RunStatus(
         kind=kind,
         name=name,
         running=holder_of(storage),
-        progress=_json(storage.read_text("progress.json"), {}),
-        failures=_json(storage.read_text("failures.json"), []),
+        progress=_progress(storage),
+        failures=_failures(storage),
         last=max(summaries, key=lambda made: str(made.get("ended", "")), default={}),
     )
+
+
+def _summary(storage: Storage, run: str) -> Table:
+    try:
+        found = json.loads(storage.read_text(f"runs/{run}") or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def home_status(home: str | None = None) -> list[DatabaseStatus | RunStatus]:
     """All databases and jobs, and the generations that are running."""
     root = Storage(home or default_home())
-    made: list[DatabaseStatus | RunStatus] = [database_status(name, home) for name in root.list("databases")]
+    made: list[DatabaseStatus | RunStatus] = []
+    for name in filter(is_name, root.list("databases")):
+        try:
+            made.append(database_status(name, home))
+        except DamagedError as error:
+            made.append(DatabaseStatus(name, "", None, "", {}, None, None, (), problem=str(error)))
     generations = [_run_status(root, "generation", name) for name in root.list("generations")]
     made += [generation for generation in generations if generation.running]
     return [*made, *(_run_status(root, "job", name) for name in root.list("jobs"))]
 
 
-def listing(home: str | None = None) -> list[dict[str, Any]]:
-    """Published databases, and below each the views that manifests name on it."""
-    views = [
-        made
-        for made in (load_manifest(str(path), home) for path in known_manifests(home).values())
-        if isinstance(made, View)
-    ]
+def listing(home: str | None = None) -> list[Listed]:
+    """Published databases, and below each of them the views that manifests define on it."""
+    views = _views(home)
     rows = []
     for name in list_databases(home):
-        version = RetrievalDatabase(name, home).version()
-        rows.append(_row(name, version, ""))
-        rows += [_row(view.name, version, name) for view in views if view.base == name]
+        try:
+            version = RetrievalDatabase(name, home).version()
+        except DamagedError:
+            rows.append(Listed(name, "", None, "", f"damaged: run `rdmpipe check {name}`"))
+            continue
+        rows.append(Listed(name, "", version.index.rows, version.encoder.name, version.id))
+        rows += [Listed(view.name, name, None, version.encoder.name, version.id) for view in views if view.base == name]
     return rows
 
 
-def _row(name: str, version: Version, base: str) -> dict[str, Any]:
-    rows = None if base else version.index.rows
-    return {"name": name, "base": base, "rows": rows, "encoder": version.encoder.name, "version": version.id}
+def _views(home: str | None) -> list[View]:
+    """The views that manifests define. `rdmpipe manifests --check FILE` reports a manifest that cannot be read."""
+    found = []
+    for path in known_manifests(home).values():
+        try:
+            made = load_manifest(str(path), home)
+        except (ManifestError, ConfigError):
+            continue
+        if isinstance(made, View):
+            found.append(made)
+    return found

@@ -19,6 +19,7 @@ import typer
 
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import LogFormat, Progress
+from pipeline.terminal import escaped_output, printable, printable_json, raw, spreadsheet_cell
 
 MACHINE, OUTPUT = "Machine and cluster", "Home and output"  # panels of a command's help
 
@@ -140,24 +141,37 @@ Wait = Annotated[
     ),
 ]
 
+PlainCells = Annotated[
+    bool,
+    typer.Option(
+        "--plain-cells",
+        help="In a pipe, print cells that begin with = + - @ as they are, without the apostrophe for spreadsheets.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Print an expected error as one message and exit with its code. A bug shows its traceback."""
-    try:
-        yield
-    except RdmpipeError as error:
-        print(f"rdmpipe: {error}", file=sys.stderr)
-        if os.environ.get("RDMPIPE_DEBUG"):
-            raise
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt:
-        again = shlex.join(["rdmpipe", *sys.argv[1:]])
-        print(f"rdmpipe: interrupted. Finished work is kept. To continue, run: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
+    """Print an expected error as one message with its fix, and exit with its code. An unexpected one shows its traceback.
+
+    Everything that is printed in the block has its control characters escaped.
+    """
+    with escaped_output():
+        try:
+            yield
+        except RdmpipeError as error:
+            print(f"rdmpipe: {error}", file=sys.stderr)
+            if os.environ.get("RDMPIPE_DEBUG"):
+                raise
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            again = shlex.join(["rdmpipe", *sys.argv[1:]])
+            print(f"rdmpipe: interrupted. Finished work is kept. To continue, run: {again}", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
 
 
 @contextlib.contextmanager
@@ -175,7 +189,7 @@ def print_json(value: object) -> None:
         text = json.dumps(value, default=str, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), default=str, ensure_ascii=False)
-    print(text, flush=True)
+    print(printable_json(text), flush=True)
 
 
 def _finite(value: object) -> object:
@@ -186,11 +200,17 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
-    """A table for people: rich on a terminal; in a pipe one line for each row, columns separated by tabs."""
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = (), plain_cells: bool = False
+) -> None:
+    """A table: drawn on a terminal; in a pipe one line per row, with tabs between the columns.
+
+    In a pipe, a cell that a spreadsheet would run as a formula gets a leading apostrophe, unless `plain_cells`.
+    """
     if not sys.stdout.isatty():
         for row in (headers, *rows):
-            print("\t".join("" if cell is None else " ".join(str(cell).split()) for cell in row))
+            cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
+            print("\t".join(cells if plain_cells else map(spreadsheet_cell, cells)))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -200,8 +220,8 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], right:
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-    Console().print(table)
+        table.add_row(*("" if cell is None else escape(printable(str(cell), keep="")) for cell in row))
+    Console(file=raw(sys.stdout)).print(table)
 
 
 def one_of(flag: str, value: str, allowed: Sequence[str]) -> str:

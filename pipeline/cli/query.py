@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Device, Home, Json, Where, command, print_json, print_table, whole
+from pipeline.cli.options import Device, Home, Json, PlainCells, Where, command, print_json, print_table, whole
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
         ("encoders", encoders, "Search and look", "rdmpipe encoders"),
         ("versions", versions, "Change and exchange databases", "rdmpipe versions wikiart"),
         ("gc", gc, "Change and exchange databases", "rdmpipe gc wikiart --keep 2"),
+        ("check", check, "Change and exchange databases", "rdmpipe check wikiart --repair"),
     ):
         app.command(name, epilog=f"Example: {example}", rich_help_panel=panel)(function)
 
@@ -46,6 +47,7 @@ def search(
         Path | None, typer.Option("--out", metavar="FILE", help="Write the results to a .parquet file.")
     ] = None,
     device: Device = "auto",
+    plain_cells: PlainCells = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def search(
         if as_json:
             print_json(found.records())
         else:
-            print_table(*found.table(), right=(0, 1))
+            print_table(*found.table(), right=(0, 1), plain_cells=plain_cells)
 
 
 def status(
@@ -82,7 +84,7 @@ def status(
 
         states = [status_of(name, home)] if name else home_status(home)
         if as_json:
-            print_json([asdict(state) for state in states])
+            print_json([state.record() for state in states])
         else:
             for state in states:
                 print(state.text())
@@ -97,11 +99,11 @@ def list_command(home: Home = None, as_json: Json = False) -> None:
 
         rows = listing(home)
         if as_json:
-            print_json(rows)
+            print_json([asdict(row) for row in rows])
         else:
             print_table(
                 ("name", "rows", "encoder", "version", "view of"),
-                [(row["name"], row["rows"], row["encoder"], row["version"], row["base"]) for row in rows],
+                [(row.name, row.rows, row.encoder, row.version, row.base) for row in rows],
                 right=(1,),
             )
 
@@ -197,3 +199,26 @@ def gc(
         else:
             freed = f"{done.files:,} files, {done.bytes / 1e6:,.1f} MB"
             print(f"removed {len(done.removed)} version(s): {freed}; kept {len(done.kept)}")
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make again what can be made again.")] = False,
+    device: Device = "auto",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every file of a database with its checksum and counts. The exit code is 1 if a damaged file is left."""
+    with command() as progress:
+        from pipeline.catalog import base_of
+        from pipeline.database import RetrievalDatabase
+        from pipeline.maintenance import check_database, repair_database
+
+        db = RetrievalDatabase(base_of(name, home), home)
+        found = repair_database(db, progress, device) if repair else check_database(db, progress.say)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            print(found.text())
+        if found.damages:
+            raise typer.Exit(1)

@@ -7,13 +7,10 @@ from .blocklist import purged_mask as purged_mask
 from .blocklist import read_block_list as read_block_list
 from .blocklist import require_purged as require_purged
 from .blocklist import write_block_list as write_block_list
-from .layout import IndexEntry as IndexEntry
+from .counts import rows_file as rows_file
+from .counts import totals as totals
 from .layout import RetrievalDatabase as RetrievalDatabase
-from .layout import ShardEntry as ShardEntry
-from .layout import Version as Version
 from .layout import list_databases as list_databases
-from .layout import rows_file as rows_file
-from .layout import totals as totals
 from .pictures import SIDE as SIDE
 from .pictures import picture_files as picture_files
 from .pictures import picture_key as picture_key
@@ -22,3 +19,8 @@ from .tombstones import Gone as Gone
 from .tombstones import gone_keys as gone_keys
 from .tombstones import has_rows_left as has_rows_left
 from .tombstones import write_gone as write_gone
+from .version import IndexEntry as IndexEntry
+from .version import ShardEntry as ShardEntry
+from .version import Totals as Totals
+from .version import Version as Version
+from .version import VersionCounts as VersionCounts

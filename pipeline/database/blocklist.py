@@ -1,21 +1,23 @@
-"""What was purged from a database and may not come back: the block list, and what is left of a row that is on it.
+"""The block list: what was purged from a database and must not come back, and what is kept of such a row.
 
-Reads and writes: blocked.txt, a line for each picture (sha256), address (URL) or row of the source (item id), itself as a
-hash, so that the list does not publish what was purged. Whatever writes rows consults it; it is no part of a stage's
-fingerprint. Does not know a picture again that was coded anew.
+Reads and writes blocked.txt: one line for each picture (sha256), address (URL) or row of the source (item id). Each line is a
+hash of that value, so that the list does not publish what was purged. Everything that writes rows consults the list; it is not
+part of a stage's fingerprint. It does not recognise a picture that was encoded again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.errors import DatabaseError
+from pipeline.errors import DamagedError, DatabaseError
 from pipeline.schema import FILTERED
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -26,36 +28,40 @@ FILE = "blocked.txt"
 
 REASON = "purged"
 
-PURGED = f"{REASON}: removed for good, and kept out"
+PURGED = f"{REASON}: removed for good, and kept out"  # stored in error columns
 
-BLOCKED_KINDS = {"sha256": "sha256", "url": "url", "item_id": "item"}  # a row's column: how its values are told apart
+BLOCKED_KINDS = {"sha256": "sha256", "url": "url", "item_id": "item"}  # a row's column: the prefix of its hashed values
 
-KEPT = ("key", "item_id", "source")  # columns of a purged row that keep their values: which row of the source it was
+KEPT = ("key", "item_id", "source")  # columns of a purged row that keep their values: they identify the source's row
+
+Row: TypeAlias = dict[str, object]
+
+_MARK = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class BlockList:
-    """Hashes of what is kept out."""
+    """The hashes of the values that are kept out."""
 
     marks: frozenset[str] = frozenset()
 
     def with_values(self, column: str, values: Iterable[str]) -> BlockList:
         return BlockList(self.marks | {_mark(column, value) for value in values})
 
-    def covers(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row's picture, address or name in the source is kept out."""
+    def covers(self, row: Mapping[str, object]) -> bool:
+        """Whether the row's picture, address or item id is on the list."""
         return bool(self.marks) and any(
-            row.get(name) and _mark(name, row[name]) in self.marks for name in BLOCKED_KINDS
+            row.get(name) and _mark(name, str(row[name])) in self.marks for name in BLOCKED_KINDS
         )
 
-    def blank(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Make of each covered row what is stored of it: which row it was, and that it was purged."""
+    def blank(self, rows: Iterable[Row]) -> None:
+        """Remove from each covered row all values but those that identify it, and mark it as purged."""
         for row in rows:
             if self.covers(row):
                 row.update(dict.fromkeys(set(row) - set(KEPT)))
                 row["status"], row["error"] = FILTERED, PURGED
 
-    def mask(self, table: pa.Table) -> NDArray[Any]:
+    def mask(self, table: pa.Table) -> NDArray[np.bool_]:
         """Which rows of a table are covered and not purged yet: bool (rows,)."""
         import numpy as np
 
@@ -71,29 +77,39 @@ def _mark(column: str, value: str) -> str:
 
 
 def read_block_list(storage: Storage) -> BlockList:
-    """The database's block list; an empty one where nothing was ever purged."""
-    return BlockList(frozenset((storage.read_text(FILE) or "").split()))
+    """The database's block list; an empty one if nothing was ever purged. Raises DamagedError.
+
+    An unreadable line is an error, because ignoring it would let a purged picture come back.
+    """
+    marks = (storage.read_text(FILE) or "").split()
+    bad = [mark for mark in marks if not _MARK.fullmatch(mark)]
+    if bad:
+        raise DamagedError(
+            f"{storage.full(FILE)} is damaged: expected lines of 32 hex digits, and found {bad[0][:40]!r}. Restore the file "
+            "from a copy, or run `rdmpipe purge` again for everything that was purged"
+        )
+    return BlockList(frozenset(marks))
 
 
 def write_block_list(storage: Storage, blocked: BlockList) -> None:
     storage.write_text(FILE, "".join(f"{mark}\n" for mark in sorted(blocked.marks)))
 
 
-def purged_mask(table: pa.Table) -> NDArray[Any]:
+def purged_mask(table: pa.Table) -> NDArray[np.bool_]:
     """Which rows of a table were purged: bool (rows,)."""
     import numpy as np
 
     return np.array([error == PURGED for error in table["error"].to_pylist()], bool)
 
 
-def blank_rows(table: pa.Table, which: NDArray[Any]) -> pa.Table:
-    """The table with nothing left in the rows `which` but what BlockList.blank leaves; a vector becomes zeros."""
+def blank_rows(table: pa.Table, which: NDArray[np.bool_]) -> pa.Table:
+    """The table with the rows `which` (bool, one per row) blanked as BlockList.blank does it; a vector becomes zeros."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     mask = pa.array(which)
-    told = {"status": FILTERED, "error": PURGED}
+    stated = {"status": FILTERED, "error": PURGED}
     for place, field in enumerate(table.schema):
         column = table[field.name].combine_chunks()
         if field.name in KEPT:
@@ -107,17 +123,17 @@ def blank_rows(table: pa.Table, which: NDArray[Any]) -> pa.Table:
             column = pa.array([None if gone else value for gone, value in zip(which, column.to_pylist(), strict=True)],
                               field.type)  # fmt: skip
         else:
-            column = pc.if_else(mask, pa.scalar(told.get(field.name), field.type), column)
+            column = pc.if_else(mask, pa.scalar(stated.get(field.name), field.type), column)
         table = table.set_column(place, field, column)
     assert bool(np.array_equal(purged_mask(table) & which, which))
     return table
 
 
-PURGE_BEGUN = "purge.json"  # there while a purge is not finished
+PURGE_BEGUN = "purge.json"  # exists while a purge is not finished
 
 
 def require_purged(db: RetrievalDatabase) -> None:
-    """Raise DatabaseError where a purge of this database was begun and not finished."""
+    """Raise DatabaseError if a purge of this database was begun and not finished."""
     if db.storage.exists(PURGE_BEGUN):
         raise DatabaseError(
             f"a purge of database {db.name!r} was interrupted; run `rdmpipe purge {db.name}` first, which finishes it"

@@ -2,110 +2,53 @@
 
 Reads and writes, all through `Storage` (each file whole or not at all):
 
-    manifest.json                          frozen copy of the manifest
-    plan/<id>.parquet                           the shards and what each of them reads
+    manifest.json                               frozen copy of the manifest, and the build's settings
+    plan/<id>.parquet                           the shards, and what each of them reads
     images/<shard>.tar .parquet .json           pictures in img2dataset's layout, rows, receipt
     thumbnails/<shard>.tar                      256-pixel JPEGs, where the pictures were not kept
     embeddings/<encoder>/<shard>.parquet .json  rows with unit vectors, receipt
-    index/<encoder>/<id>/                       keys.npy vectors.npy metadata.parquet [index.faiss]
-    versions/<id>.json, current                 what a version consists of; which one is current
-    versions/<id>.purged                        that a version was removed because it held purged rows
+    index/<encoder>/<id>/                       keys.npy vectors.npy norms.npy metadata.parquet [index.faiss]
+    gone/<id>.parquet                           keys that left the database (see database/tombstones.py)
+    versions/<id>.json, current                 what a version consists of; which version is current
+    versions/<id>.purged                        a version that was removed because it held purged rows
     blocked.txt                                 what was purged and is kept out (see database/blocklist.py)
 
-Does not promise that files of versions older than the current one stay for ever (`rdmpipe gc` removes them).
-
-How many rows a database's shards account for.
-
-Reads: receipts, and the rows of shards in which some are gone. Writes nothing.
+Files that only older versions use may disappear: `rdmpipe gc` removes them. A file that does not hold what it should is a
+DamagedError, which names the file and the command that repairs it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import canonical_json, default_home, digest
+from pipeline.config import default_home
+from pipeline.database.version import Version
 from pipeline.encoders import EncoderRecord
-from pipeline.errors import ConflictError, DatabaseError, nearest
+from pipeline.errors import ConfigError, ConflictError, DamagedError, DatabaseError, nearest
 from pipeline.execution import Receipt
-from pipeline.schema import shard_name, shard_of
+from pipeline.schema import check_name, is_name, shard_name
 from pipeline.storage import Artifact, Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_ID = re.compile(r"[0-9a-f]{12}")
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """A finished embedding shard of a version."""
-
-    id: int
-    ok: int
-    artifact: Artifact
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """A finished index. `files` by role: keys, vectors, metadata and, above the exact size, faiss."""
-
-    id: str
-    kind: str  # exact | faiss
-    key: str  # faiss index key; "Flat" for exact
-    rows: int
-    files: Mapping[str, Artifact]
-    params: Mapping[str, Any] = field(default_factory=dict)  # search parameters, e.g. {"nprobe": 16}
-    recall: Mapping[str, Any] = field(default_factory=dict)  # by query kind: value, low, high, queries, k
-    build: Mapping[str, Any] = field(default_factory=dict)  # budget and measured peak memory, bytes
-
-
-@dataclass(frozen=True)
-class Version:
-    """Everything a reader needs, by checksum. Its id is the hash of its content, times left out."""
-
-    database: str
-    manifest: Mapping[str, Any]
-    encoder: EncoderRecord
-    columns: Mapping[str, str]  # the source's metadata columns by type name
-    shards: tuple[ShardEntry, ...]
-    index: IndexEntry
-    counts: Mapping[str, Any]  # input, ok, filtered, failed, reasons, duplicates
-    images: str  # keep | thumbnail | drop
-    plan: str  # id of the plan
-    gone: Artifact | None = None  # Parquet of keys that later refreshes or purges removed
-    parent: str = ""
-
-    @property
-    def id(self) -> str:
-        table = asdict(self)
-        table["index"].pop("build")  # measured memory differs from run to run
-        table.pop("parent")
-        return digest(table, 12)
-
-    def to_json(self) -> str:
-        return canonical_json(self) + "\n"
-
-    @staticmethod
-    def from_json(text: str) -> Version:
-        table = json.loads(text)
-        table["encoder"] = EncoderRecord(**table["encoder"])
-        table["shards"] = tuple(
-            ShardEntry(entry["id"], entry["ok"], Artifact(**entry["artifact"])) for entry in table["shards"]
-        )
-        index = table["index"]
-        index["files"] = {role: Artifact(**artifact) for role, artifact in index["files"].items()}
-        table["index"] = IndexEntry(**index)
-        table["gone"] = Artifact(**table["gone"]) if table["gone"] else None
-        return Version(**table)
+_ID_BEGINNING = re.compile(r"[0-9a-f]{1,12}")
 
 
 class RetrievalDatabase:
-    """One database's directory. Cheap to build and picklable; holds no open file."""
+    """One database's directory. Cheap to build and picklable; holds no open file.
+
+    Raises DatabaseError for a text that cannot be a database's name, so that no name leads out of the home.
+    """
 
     def __init__(self, name: str, home: str | None = None) -> None:
-        self.name = name
+        self.name = check_name(name)
         self.home = home or default_home()
         self.storage = Storage(f"{self.home.rstrip('/')}/databases/{name}")
 
@@ -135,10 +78,41 @@ class RetrievalDatabase:
     def index_folder(self, encoder: EncoderRecord, index_id: str) -> str:
         return f"index/{encoder.id}/{index_id}"
 
-    # ---- Parquet
+    # ---- files
+
+    def damaged(self, relative: str, problem: str) -> DamagedError:
+        """The error for a file of this database that does not hold what it should."""
+        where = "" if self.home == default_home() else f" --home {shlex.quote(self.home)}"
+        return DamagedError(
+            f"{self.storage.full(relative)} is damaged: {problem}. `rdmpipe check {self.name}{where}` lists all damaged files; "
+            f"`rdmpipe check {self.name}{where} --repair` rebuilds what can be rebuilt"
+        )
+
+    def read_json(self, relative: str) -> object:
+        """The value in a JSON file; None if there is no file. Raises DamagedError."""
+        return self.storage.read_json(relative, self.damaged)
+
+    def read_receipt(self, relative: str) -> Receipt:
+        """A receipt that must exist. Raises DamagedError."""
+        text = self.storage.read_text(relative)
+        if text is None:
+            raise self.damaged(relative, "the file is missing")
+        try:
+            return Receipt.from_json(text)
+        except ConfigError as error:
+            raise self.damaged(relative, str(error)) from error
+
+    def local(self, artifact: Artifact) -> Path:
+        """A local path of a finished file of a version. Raises DamagedError, as `Storage.require` does."""
+        try:
+            if self.storage.is_local:  # a copy of a store's file is checked when it is fetched
+                self.storage.require(artifact)
+            return self.storage.local(artifact)
+        except DamagedError as error:
+            raise self.damaged(artifact.path, str(error)) from error
 
     def write_table(self, relative: str, table: pa.Table, **options: Any) -> Artifact:
-        """Write a Parquet file, whole. The same table gives the same bytes."""
+        """Write a Parquet file, whole. `options` go to pyarrow.parquet.write_table. The same table gives the same bytes."""
         import pyarrow.parquet as pq
 
         options = {"compression": "zstd", "row_group_size": 10_000, **options}
@@ -147,46 +121,91 @@ class RetrievalDatabase:
             pq.write_table(table, part, **options)
             return self.storage.publish(part, relative)
 
-    def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
+    def read_table(self, file: str | Artifact, columns: list[str] | None = None) -> pa.Table:
+        """The rows of a Parquet file. Raises DamagedError for a file that is missing, unreadable or without the columns.
+
+        file: its path, or its artifact, whose size (and, for a small file, checksum) is then checked first.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with self.storage.open(relative) as handle:
-            return pq.read_table(handle, columns=columns)
+        relative = file if isinstance(file, str) else file.path
+        try:
+            if isinstance(file, Artifact):
+                self.storage.require(file)
+            with self.storage.open(relative) as handle:
+                table = pq.read_table(handle, columns=columns)
+        except FileNotFoundError as error:
+            raise self.damaged(relative, "the file is missing") from error
+        except DamagedError as error:
+            raise self.damaged(relative, str(error)) from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self.damaged(relative, f"it cannot be read as Parquet: {error}") from error
+        missing = [name for name in columns or () if name not in table.column_names]
+        if missing:
+            raise self.damaged(relative, f"it has no column {', '.join(missing)}")
+        return table
 
     # ---- versions
 
     def exists(self) -> bool:
+        """Whether a version was published."""
         return self.current_id() is not None
 
     def current_id(self) -> str | None:
+        """The id of the current version; None if nothing was published. Raises DamagedError."""
         text = self.storage.read_text("current")
-        return text.strip() or None if text is not None else None
+        if text is None:
+            return None
+        if not _ID.fullmatch(text.strip()):
+            raise self.damaged("current", f"expected the id of a version, 12 hex digits, and found {text[:40]!r}")
+        return text.strip()
 
     def version(self, version: str = "") -> Version:
-        """A version by id (or a unique beginning of it), or the current one. Raises DatabaseError."""
-        wanted = version or self.current_id()
+        """A version by its id or a unique beginning of it, or the current version. Raises DatabaseError."""
+        if version and not _ID_BEGINNING.fullmatch(version):
+            raise DatabaseError(
+                f"{version[:60]!r} is not a version of a database: expected up to 12 hex digits, as `rdmpipe versions "
+                f"{self.name}` lists them"
+            )
+        current = None if version else self.current_id()
+        wanted = version or current
         if wanted is None:
-            unfinished = self.storage.exists("plan")
             raise DatabaseError(
                 f"database {self.name!r} was started but never finished; run `{self.build_command()}` to continue"
-                if unfinished
+                if self.storage.exists("plan")
                 else f"no database {self.name!r} in {self.home}; build it with `rdmpipe build-index {self.name}`"
             )
         text = self.storage.read_text(f"versions/{wanted}.json")
+        if text is None and current is not None:
+            raise self.damaged("current", f"it names version {current}, and versions/{current}.json does not exist")
         if text is None:
-            known = self.versions()
-            begins = [known_id for known_id in known if known_id.startswith(wanted)]
-            if len(begins) != 1:
-                if any(name.startswith(wanted) for name in self.storage.list("versions", ".purged")):
-                    raise DatabaseError(
-                        f"version {wanted} of database {self.name!r} was purged: it held rows that were removed for good. "
-                        f"Use {self.name}@{self.current_id()}, the current version, which is without them"
-                    )
-                raise DatabaseError(
-                    f"database {self.name!r} has no version {wanted!r}{nearest(wanted, known)}; it has {', '.join(known)}"
-                )
-            text = self.storage.read_bytes(f"versions/{begins[0]}.json").decode("utf-8")
-        return Version.from_json(text)
+            wanted = self._unique(wanted)
+            text = self.storage.read_text(f"versions/{wanted}.json") or ""
+        return self._checked(wanted, text)
+
+    def _checked(self, version: str, text: str) -> Version:
+        try:
+            found = Version.from_json(text, version)
+        except ConfigError as error:
+            raise self.damaged(f"versions/{version}.json", str(error)) from error
+        return found
+
+    def _unique(self, beginning: str) -> str:
+        """The one version whose id begins so. Raises DatabaseError."""
+        known = self.versions()
+        begins = [name for name in known if name.startswith(beginning)]
+        if len(begins) == 1:
+            return begins[0]
+        if any(name.startswith(beginning) for name in self.storage.list("versions", ".purged")):
+            raise DatabaseError(
+                f"version {beginning} of database {self.name!r} was purged: it held rows that were removed permanently. "
+                f"Use {self.name}@{self.current_id()}, the current version, which does not hold them"
+            )
+        problem = "has several versions that begin with" if begins else "has no version"
+        raise DatabaseError(
+            f"database {self.name!r} {problem} {beginning!r}{nearest(beginning, known)}; it has {', '.join(known) or 'none'}"
+        )
 
     def build_command(self) -> str:
         """The command that continues an unfinished build, with the part of the source and the filter it was begun with."""
@@ -202,10 +221,11 @@ class RetrievalDatabase:
         return shlex.join(words)
 
     def versions(self) -> list[str]:
+        """The ids of all versions, sorted."""
         return [name.removesuffix(".json") for name in self.storage.list("versions", ".json")]
 
     def publish(self, version: Version, expected: str | None) -> None:
-        """Write the version file and move `current` from `expected` to it. Raises ConflictError where `current` moved."""
+        """Write the version file and move `current` from `expected` to it. Raises ConflictError if `current` moved."""
         self.storage.write_text(f"versions/{version.id}.json", version.to_json())
         if expected == version.id == self.current_id():
             return
@@ -220,35 +240,4 @@ def list_databases(home: str | None = None) -> list[str]:
     """Names of the databases in a home that have a published version."""
     root = Storage(home or default_home())
     names = root.list("databases")
-    return [name for name in names if root.exists(f"databases/{name}/current")]
-
-
-def rows_file(receipt: Receipt) -> Artifact:
-    """The Parquet file among what a stage wrote."""
-    return next(artifact for artifact in receipt.artifacts if artifact.path.endswith(".parquet"))
-
-
-def totals(database: RetrievalDatabase, receipts: Iterable[Receipt], gone: Iterable[int] = ()) -> dict[str, Any]:
-    """Counts over all shards: input, ok, filtered, failed and reasons; rows that are gone are in none of them."""
-    receipts = list(receipts)
-    counts = {"ok": 0, "filtered": 0, "failed": 0}
-    reasons: dict[str, int] = {}
-    for receipt in receipts:
-        for name in counts:
-            counts[name] += getattr(receipt, name)
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    tables = {receipt.shard: rows_file(receipt).path for receipt in receipts}
-    by_shard: dict[int, set[int]] = {}
-    for key in gone:
-        by_shard.setdefault(shard_of(int(key)), set()).add(int(key))
-    for shard, keys in by_shard.items():
-        for row in (
-            database.read_table(tables[shard], ["key", "status", "error"]).to_pylist() if shard in tables else ()
-        ):
-            if row["key"] in keys:
-                counts[row["status"]] -= 1
-                if row["status"] != "ok":
-                    reasons[(row["error"] or "unknown").split(":", 1)[0]] -= 1
-    kept = {reason: count for reason, count in sorted(reasons.items()) if count}
-    return {"input": sum(counts.values()), **counts, "reasons": kept}
+    return [name for name in names if is_name(name) and root.exists(f"databases/{name}/current")]

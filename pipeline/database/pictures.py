@@ -1,7 +1,7 @@
-"""Small pictures of a database's rows, for contact sheets and galleries.
+"""The stored pictures of a database's rows, for contact sheets and galleries.
 
-Reads: thumbnails/<shard>.tar, else images/<shard>.tar, each once for all keys asked of it. Writes nothing. A row whose pictures
-were dropped has none: that is not an error.
+Reads thumbnails/<shard>.tar, else images/<shard>.tar, each once for all keys. Writes nothing. A row whose picture was not kept
+has none; that is not an error.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DatabaseError
-from pipeline.schema import shard_of
+from pipeline.database.counts import keys_by_shard
+from pipeline.errors import DamagedError
 from pipeline.storage import TarMember, read_member, tar_members
 
 if TYPE_CHECKING:
@@ -32,28 +32,27 @@ def picture_key(member: TarMember) -> int:
 def picture_files(database: RetrievalDatabase, keys: Iterable[int], originals: bool = False) -> dict[int, bytes]:
     """The stored picture file of each key that has one: the thumbnail (JPEG), or the original where pictures were kept.
 
-    `originals`: the other way round, the thumbnail only where the original was not kept.
+    originals: prefer the original, and return the thumbnail where the original was not kept. Raises DamagedError.
     """
-    by_shard: dict[int, set[int]] = {}
-    for key in keys:
-        by_shard.setdefault(shard_of(int(key)), set()).add(int(key))
     found: dict[int, bytes] = {}
-    for shard, wanted in sorted(by_shard.items()):
+    for shard, wanted in sorted(keys_by_shard(keys).items()):
         names = (database.thumbnail_tar(shard), database.image_tar(shard))
         for name in reversed(names) if originals else names:
             try:
                 handle = database.storage.open(name)
             except FileNotFoundError:
                 continue
-            where = f"database {database.name!r}: {name}"
-            with handle:
-                for member in tar_members(handle, where, DatabaseError):
-                    key = picture_key(member)
-                    if key in wanted:
-                        found[key] = read_member(handle, member, where, DatabaseError)
-                        wanted.discard(key)
-                    if not wanted:
-                        break
+            try:
+                with handle:
+                    for member in tar_members(handle, name, DamagedError):
+                        key = picture_key(member)
+                        if key in wanted:
+                            found[key] = read_member(handle, member, name, DamagedError)
+                            wanted.discard(key)
+                        if not wanted:
+                            break
+            except DamagedError as error:
+                raise database.damaged(name, str(error)) from error
             if not wanted:
                 break
     return found

@@ -14,7 +14,7 @@ from pipeline.storage import Artifact
 
 @dataclass(frozen=True)
 class Gone:
-    """A tombstone: the key of a row that left the source or was replaced. Counts, index and search leave it out."""
+    """The key of a row that left the source or was replaced. Counts, index and search leave the row out."""
 
     key: int
     why: str  # removed | changed | purged | retried
@@ -27,10 +27,10 @@ def has_rows_left(shard: Shard, gone: frozenset[int]) -> bool:
 
 
 def write_gone(db: RetrievalDatabase, before: Artifact | None, more: Iterable[Gone]) -> Artifact:
-    """Tombstones of a version: those there were and new ones, as Parquet (key, why) in order of key."""
+    """Write the tombstones of a new version: those of the version before and new ones, as Parquet (key, why) sorted by key."""
     import pyarrow as pa
 
-    entries = {} if before is None else {row["key"]: row["why"] for row in db.read_table(before.path).to_pylist()}
+    entries = {} if before is None else {row["key"]: row["why"] for row in db.read_table(before).to_pylist()}
     entries.update({entry.key: entry.why for entry in more})
     keys = sorted(entries)
     table = pa.table({"key": pa.array(keys, pa.int64()), "why": pa.array([entries[key] for key in keys], pa.string())})
@@ -39,5 +39,5 @@ def write_gone(db: RetrievalDatabase, before: Artifact | None, more: Iterable[Go
 
 
 def gone_keys(db: RetrievalDatabase, gone: Artifact | None) -> list[int]:
-    """The keys in a version's tombstones, ascending."""
-    return [] if gone is None else [int(key) for key in db.read_table(gone.path, ["key"])["key"].to_pylist()]
+    """The keys in a version's tombstones, ascending. Raises DamagedError."""
+    return [] if gone is None else [int(key) for key in db.read_table(gone, ["key"])["key"].to_pylist()]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 
+from pipeline import machine
 from pipeline.encoders.preprocess import Pixels, Preprocess, preprocess_of_model
 from pipeline.encoders.record import UNSTATED, EncoderRecord
 from pipeline.encoders.specs import Tokenizer, build_network, model_config, resolve_encoder, tokenizer_of, weights_path
@@ -204,7 +205,7 @@ def load_encoder(name: str, device: str = "auto", precision: str = "fp32", prepr
 
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    spec, where = resolve_encoder(name), _device(device)
+    spec, where = resolve_encoder(name), torch.device(machine.device(device))
     config = model_config(spec)
     weights = weights_path(spec)
     with torch.random.fork_rng(devices=[]):
@@ -258,22 +259,6 @@ def require_match(record: EncoderRecord, encoder: Encoder) -> None:
             f"Use --encoder {record.name} with --preprocess {record.preprocess} and the same weights, or build the database "
             f"again with --encoder {found.name}"
         )
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EncoderError(
-            f"device {name!r} is not a device that torch knows: use auto, cpu, cuda or cuda:1"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EncoderError(f"device {name!r}: torch {torch.__version__} sees no GPU here; use --device cpu")
-    return device
 
 
 def _load_state(name: str, model: torch.nn.Module, path: Path) -> None:

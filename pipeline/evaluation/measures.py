@@ -17,7 +17,8 @@ from pipeline.evaluation.judges import HELD_OUT, Judged
 from pipeline.evaluation.plan import SWAP
 from pipeline.evaluation.records import Copies, Distance, Measured, Retrieved, Score, StyleDistances, StyleReference
 from pipeline.evaluation.scores import TOP, Nearest, Panel
-from pipeline.evaluation.statistics import confusion, diversity, estimate, kid, wilson
+from pipeline.evaluation.statistics import confusion, diversity, estimate, kid
+from pipeline.intervals import wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def style_reference(panel: Panel, labelled: Labelled, held_out: Sequence[int]) -
     guesses = panel.judge(pictures.pixels[rows]).styles.argmax(axis=1)
     table = confusion(truth, guesses.tolist(), len(of))
     hits = int(np.trace(table))
-    low, high = wilson(hits, len(rows))
+    low, high = wilson(hits / len(rows), len(rows))
     by_style = {style: float(table[i, i] / max(1, table[i].sum())) for style, i in of.items()}
     return StyleReference(hits / len(rows), low, high, len(rows), panel.styles, table.tolist(), by_style)
 

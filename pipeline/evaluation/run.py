@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import machine
 from pipeline.config import canonical_json, default_home, digest
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluateConfig
@@ -189,7 +190,7 @@ def _judges(run: Run, study: Study, laps: Laps) -> tuple[Panel, References]:
     asked = asked or _first_captions(captioned, unseen, config.prompts.test)
     made = references(captioned, asked, classes, unseen)
     if made:
-        made.insert(1, through_first_stage(made[0], study.model, _device(run.device)))
+        made.insert(1, through_first_stage(made[0], study.model, machine.device(run.device)))
     found = {one.name: judge_reference(panel, one) for one in made}
     laps.end("references")
     return panel, References(reference, found)
@@ -199,12 +200,6 @@ def _first_captions(captioned: Labelled, rows: Sequence[int], count: int) -> lis
     pictures = captioned.pictures
     captions = {pictures.captions[row]: pictures.contents[row] for row in rows if pictures.captions[row]}
     return [Caption(text, content) for text, content in captions.items()][:count]
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _scored(run: Run, study: Study, panel: Panel, trials: Sequence[Trial], name: str) -> tuple[list[Score], Judged]:

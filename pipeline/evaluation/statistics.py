@@ -75,17 +75,6 @@ def bootstrap(values: Floats, seed: int = 0, draws: int = DRAWS) -> tuple[float,
     return float(low), float(high)
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's interval of 95 % for a share of independent trials."""
-    if not count:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share, spread = hits / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * float(np.sqrt(share * (1 - share) / count + spread / (4 * count))) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def rank_of_first(scores: Floats) -> NDArray[np.int64]:
     """(n,) ranks from 1 of column 0 among the columns of scores (n, N); equal scores count against it."""
     ranks: NDArray[np.int64] = (scores[:, 1:] >= scores[:, :1]).sum(axis=1) + 1

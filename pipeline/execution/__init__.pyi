@@ -6,6 +6,8 @@ from .process import Ended as Ended
 from .process import run_process as run_process
 from .progress import LogFormat as LogFormat
 from .progress import Progress as Progress
+from .progress import ProgressState as ProgressState
+from .ray import ray_connection as ray_connection
 from .stage import Failure as Failure
 from .stage import Receipt as Receipt
 from .stage import Resources as Resources

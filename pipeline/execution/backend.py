@@ -1,59 +1,76 @@
-"""Where a chain of stages runs and what a run did: Backend, Outcome, and the errors that stop a run at once."""
+"""Where a chain of stages runs (Backend), what a run did (Outcome), and the errors that stop a run at once (FATAL).
+
+Reads the environment variable RDMPIPE_START_TIMEOUT_S. Writes nothing.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError
-from pipeline.execution.stage import Failure, Stage
+from pipeline.execution.stage import Failure, Finished, Ready, Stage
 
-# Errors that every other shard would meet too: the run stops at once instead of failing shard by shard.
+# Errors that every other shard would meet too. They stop the run at once.
 FATAL = (ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError)
+
+
+def _start_timeout_s() -> float:
+    text = os.environ.get("RDMPIPE_START_TIMEOUT_S") or "180"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"RDMPIPE_START_TIMEOUT_S is {text!r}; expected a number of seconds, as in 180") from None
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where the work runs. `workers` is per stage; 0 lets each stage and the cluster decide."""
+    """Where the work runs. `workers` is per stage; 0 leaves the number to each stage and the cluster."""
 
     kind: Literal["inline", "ray"] = "inline"
     address: str = ""  # Ray cluster; empty: RAY_ADDRESS, else a cluster of our own on this machine
     workers: int = 0
     retries: int = 2  # further attempts for a failed shard
     max_failures: int = 100  # give up after so many failed shards
-    start_timeout_s: float = float(
-        os.environ.get("RDMPIPE_START_TIMEOUT_S") or 180.0
-    )  # for the first worker of a stage to get its resources and set up
+    start_timeout_s: float = field(default_factory=_start_timeout_s)  # until the first worker of a stage must be set up
 
 
 @dataclass
 class Outcome:
-    """What a run did. `ran` and `skipped` count shards per stage; `failures` are what is left to do."""
+    """What a run did. `ran` and `skipped` count shards per stage; `failures` are the shards that are left to do."""
 
     ran: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # summed over workers
     failures: list[Failure] = field(default_factory=list)
 
-    def count(self, stage: Stage, seconds: float) -> None:
-        bucket = self.ran if seconds > 0 else self.skipped
-        bucket[stage.name] = bucket.get(stage.name, 0) + 1
-        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + seconds
+    def count(self, stage: Stage, finished: Finished) -> None:
+        """Count a shard that is through a stage."""
+        if not finished.ran:
+            self.skip(stage)
+            return
+        self.ran[stage.name] = self.ran.get(stage.name, 0) + 1
+        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + finished.seconds
+
+    def skip(self, stage: Stage) -> None:
+        """Count a shard that was done before."""
+        self.skipped[stage.name] = self.skipped.get(stage.name, 0) + 1
+        self.seconds.setdefault(stage.name, 0.0)
 
 
-class Context:
-    """A worker's set-up result, made when the first shard needs it."""
+class SetUp:
+    """A worker's set-up: runs when the first shard needs it, and keeps the result."""
 
-    def __init__(self, setup: Callable[[], Any]) -> None:
-        self.setup = setup
-        self.made: list[Any] = []
+    def __init__(self, setup: Callable[[], Ready]) -> None:
+        self._setup = setup
+        self._made: list[Ready] = []
 
-    def __call__(self) -> Any:
-        if not self.made:
-            self.made.append(self.setup())
-        return self.made[0]
+    def __call__(self) -> Ready:
+        if not self._made:
+            self._made.append(self._setup())
+        return self._made[0]
 
 
 def last_line(text: str) -> str:

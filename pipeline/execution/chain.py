@@ -1,15 +1,15 @@
-"""Run a chain of stages over shards: in this process, or on Ray. One contract, two backends.
+"""Run a chain of stages over shards, in this process or on Ray.
 
-Both go through `run_shard_once`, so a shard is skipped when its receipt is valid, retried when it fails, and reported as a
-`Failure` value when it keeps failing; other shards go on. Reads and writes nothing itself. Does not promise order between
-shards, nor a time limit inline.
+Both backends use `run_shard_once`. A shard is skipped if its receipt is valid, retried if it fails, and reported as a `Failure`
+if it keeps failing; the other shards go on. Reads receipts; writes nothing itself. Promises no order between shards. In this
+process a shard has no time limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.execution.backend import FATAL, Backend, Context, Outcome, last_line
+from pipeline.execution.backend import FATAL, Backend, Outcome, SetUp, last_line
 from pipeline.execution.progress import Progress
 from pipeline.execution.stage import Failure, Shard, Stage, describe_exception, run_shard_once
 
@@ -21,9 +21,9 @@ def run_stages(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Outcome:
-    """Take every shard through `chain`. A shard whose last stage is done is skipped whole.
+    """Take every shard through `chain`. A shard that is done in the last stage is skipped in all of them.
 
-    Returns the outcome, failures included; raises at once for what no shard can survive (FATAL).
+    total: the number of shards, for the progress display. Returns the outcome with its failures. Raises FATAL errors at once.
     """
     backend, progress = backend or Backend(), progress or Progress()
     outcome = Outcome()
@@ -40,7 +40,7 @@ def run_stages(
 def _unfinished(
     chain: tuple[Stage, ...], shards: Iterable[Shard], outcome: Outcome, progress: Progress, total: int
 ) -> Iterator[Shard]:
-    """The shards whose last stage is not done yet, found by one listing and then their receipts."""
+    """The shards that are not done in the last stage. One listing, then one receipt per shard that has one."""
     last = chain[-1]
     written = set(last.storage.list(last.folder, ".json"))
     for stage in chain:
@@ -49,7 +49,7 @@ def _unfinished(
         if f"{shard.name}.json" in written and last.receipt(shard) is not None:
             last.tidy(shard)
             for stage in chain:
-                outcome.count(stage, 0.0)
+                outcome.skip(stage)
                 progress.advance(stage.name, shard.id, 0, 0.0)
             continue
         yield shard
@@ -61,13 +61,13 @@ def _unfinished(
 def _run_inline(
     chain: tuple[Stage, ...], shards: Iterator[Shard], backend: Backend, progress: Progress, outcome: Outcome
 ) -> None:
-    contexts = [Context(stage.setup) for stage in chain]
+    setups = [SetUp(stage.setup) for stage in chain]
     for shard in shards:
-        for stage, context in zip(chain, contexts, strict=True):
+        for stage, ready in zip(chain, setups, strict=True):
             failure = None
             for attempt in range(1, backend.retries + 2):
                 try:
-                    receipt, seconds = run_shard_once(stage, context, shard)
+                    finished = run_shard_once(stage, ready, shard)
                 except FATAL:
                     raise
                 except Exception as error:
@@ -75,8 +75,8 @@ def _run_inline(
                     progress.say(f"{stage.name}: shard {shard.name}: attempt {attempt}: {error}")
                     continue
                 failure = None
-                outcome.count(stage, seconds)
-                progress.advance(stage.name, shard.id, receipt.rows, seconds)
+                outcome.count(stage, finished)
+                progress.advance(stage.name, shard.id, finished.receipt.rows, finished.seconds)
                 break
             if failure is not None:
                 outcome.failures.append(failure)

@@ -1,4 +1,4 @@
-"""Work done ahead of a consumer, in order and in bounded memory: pictures decoded while the model runs.
+"""Work done ahead of a consumer, in order and in bounded memory: pictures are decoded while the model runs.
 
 Reads and writes nothing itself.
 """
@@ -9,11 +9,80 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 R = TypeVar("R")
+
+
+@dataclass
+class _Waiting(Generic[T, R]):
+    item: T
+    weight: int
+    result: Future[R]
+
+
+class _Queue(Generic[T, R]):
+    """Items that wait for the consumer: at most `depth`, and (unless it is a single item) at most `most` bytes."""
+
+    def __init__(self, depth: int, most: int) -> None:
+        self.depth, self.most = depth, most
+        self.waiting: deque[_Waiting[T, R] | BaseException | None] = (
+            deque()
+        )  # None: the end; an exception: an early end
+        self.bytes = 0
+        self.stopped = False
+        self.changed = threading.Condition()
+
+    def fill(
+        self, items: Iterable[T], work: Callable[[T], R], weigh: Callable[[T], int], pool: ThreadPoolExecutor
+    ) -> None:
+        """Start the work for each item as soon as there is room. Runs in a thread of its own until `stop`."""
+        end: BaseException | None = None
+        try:
+            for item in items:
+                if not self._add(item, weigh(item), work, pool):
+                    return
+        except BaseException as error:  # the consumer raises it
+            end = error
+        with self.changed:
+            self.waiting.append(end)
+            self.changed.notify_all()
+
+    def _add(self, item: T, weight: int, work: Callable[[T], R], pool: ThreadPoolExecutor) -> bool:
+        def has_room() -> bool:
+            return not self.waiting or (len(self.waiting) < self.depth and self.bytes + weight <= self.most)
+
+        with self.changed:
+            self.changed.wait_for(lambda: self.stopped or has_room())
+            if self.stopped:
+                return False
+            self.bytes += weight
+            self.waiting.append(_Waiting(item, weight, pool.submit(work, item)))
+            self.changed.notify_all()
+            return True
+
+    def first(self) -> _Waiting[T, R] | None:
+        """The oldest entry, which stays in the queue; None at the end. Raises what ended the items early."""
+        with self.changed:
+            self.changed.wait_for(lambda: bool(self.waiting))
+            entry = self.waiting[0]
+        if isinstance(entry, BaseException):
+            raise entry
+        return entry
+
+    def drop(self, entry: _Waiting[T, R]) -> None:
+        with self.changed:
+            self.waiting.popleft()
+            self.bytes -= entry.weight
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
 
 
 def ahead(
@@ -24,60 +93,21 @@ def ahead(
     weigh: Callable[[T], int] = lambda item: 0,
     most: int = 256 << 20,
 ) -> Generator[tuple[T, R], None, None]:
-    """`(item, work(item))` for each item, in order, worked out by `threads` threads ahead of the consumer.
+    """Yield `(item, work(item))` for each item, in order, computed by `threads` threads ahead of the consumer.
 
-    At most `depth` items and (above one item) `most` bytes, as `weigh` counts them, wait at a time. `items` is iterated in a
-    thread of its own. An exception of either comes out here, at its item.
+    At most `depth` items wait at a time, and, unless it is a single item, at most `most` bytes as `weigh` counts them. `items`
+    is iterated in a thread of its own. An exception of either is raised here, at its item.
     """
-    waiting: deque[tuple[T, int, Future[R]] | BaseException | None] = deque()
-    changed = threading.Condition()
-    load = 0
-    stopped = False
-
-    def feed(pool: ThreadPoolExecutor) -> None:
-        nonlocal load
-        end: BaseException | None = None
-        try:
-            for item in items:
-                weight = weigh(item)
-                with changed:
-                    changed.wait_for(lambda: stopped or _has_room(len(waiting), load, weight))  # noqa: B023
-                    if stopped:
-                        return
-                    load += weight
-                    waiting.append((item, weight, pool.submit(work, item)))
-                    changed.notify_all()
-        except BaseException as error:  # handed to the consumer
-            end = error
-        with changed:
-            waiting.append(end)
-            changed.notify_all()
-
-    def _has_room(count: int, held: int, weight: int) -> bool:
-        return count == 0 or (count < depth and held + weight <= most)
-
+    queue: _Queue[T, R] = _Queue(depth, most)
     with ThreadPoolExecutor(threads, "decode") as pool:
-        feeder = threading.Thread(target=feed, args=(pool,), name="feed", daemon=True)
+        feeder = threading.Thread(target=queue.fill, args=(items, work, weigh, pool), name="feed", daemon=True)
         feeder.start()
         try:
-            while True:
-                with changed:
-                    changed.wait_for(lambda: bool(waiting))
-                    entry = waiting[0]
-                if entry is None:
-                    return
-                if isinstance(entry, BaseException):
-                    raise entry
-                item, weight, future = entry
-                result = future.result()
-                with changed:  # only now is there room for another
-                    waiting.popleft()
-                    load -= weight
-                    changed.notify_all()
-                yield item, result
+            while (entry := queue.first()) is not None:
+                result = entry.result.result()
+                queue.drop(entry)  # only a finished item makes room for another
+                yield entry.item, result
         finally:
-            with changed:
-                stopped = True
-                changed.notify_all()
+            queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             feeder.join()

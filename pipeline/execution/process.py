@@ -1,4 +1,4 @@
-"""A command in a process group of its own, that ends with us: by its time limit, by a request to stop, or by our own end.
+"""Run a command in a process group of its own and end it: at its time limit, on a request to stop, or when this process ends.
 
 Reads the process's two outputs. Writes nothing.
 """
@@ -33,7 +33,7 @@ class Ended(enum.Enum):
 
 @dataclass(frozen=True)
 class ProcessEnd:
-    """How it ended, its exit code (128 + n for signal n), and the last line it printed."""
+    """How the process ended, its exit code (128 + n for signal n), and the last line it printed."""
 
     how: Ended
     code: int
@@ -49,9 +49,10 @@ def run_process(
     heard: Callable[[str], None],
     grace_s: float = GRACE_S,
 ) -> ProcessEnd:
-    """Run to the end, or to `deadline` (time.monotonic()), or until `stop_asked`. `heard` gets each line of both outputs.
+    """Run the command until it ends, until `deadline` (by time.monotonic()), or until `stop_asked` returns true.
 
-    Ctrl-C and SIGTERM to this process end the group too; where this process is killed outright, Linux kills the command.
+    `heard` gets each line of both outputs. Ctrl-C and SIGTERM to this process end the group too. If this process is killed with
+    SIGKILL, Linux kills the command, but not the command's own children.
     """
     last = [""]
 
@@ -92,9 +93,9 @@ def run_process(
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(min(0.5, max(0.01, deadline - time.monotonic())))
     except BaseException:
-        end_group(process, 2.0)  # whoever ends us may not wait for long
+        end_group(process, 2.0)  # whoever ends this process may not wait long
         raise
-    end_group(process, 0.0)  # what it left behind in its group
+    end_group(process, 0.0)  # processes that the command left behind in its group
     for reader in readers:
         reader.join(timeout=5)
     code = process.returncode
@@ -102,7 +103,7 @@ def run_process(
 
 
 def end_group(process: subprocess.Popen[str], grace_s: float) -> None:
-    """End all of the process's group: SIGTERM, then SIGKILL after `grace_s`."""
+    """End every process of the group: SIGTERM, then SIGKILL after `grace_s` seconds."""
     if grace_s:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -120,7 +121,7 @@ def _die_with_parent() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM as SystemExit(143) while the block runs, so that `except` and `finally` do their work."""
+    """Raise SystemExit(143) on SIGTERM while the block runs, so that `except` and `finally` clauses run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

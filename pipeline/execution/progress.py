@@ -1,7 +1,7 @@
-"""Progress of long work: a rich bar on a terminal and in a notebook, plain lines in a log, JSON lines for machines.
+"""Progress of long work: a rich bar on a terminal and in a notebook, plain lines in a log, JSON lines for programs.
 
-Writes to standard error only, so that standard output stays for results; and, where it is given a storage, `progress.json` in
-it every few seconds, which is what `rdmpipe status` shows of a running job from anywhere that sees the home.
+Writes to standard error, because standard output is for results. Given a storage, it also writes `progress.json` there every
+few seconds, which `rdmpipe status` reads from any machine that sees the home.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import json
 import sys
 import time
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TextIO, TypedDict
+
+from pipeline.terminal import printable, raw
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
     from pipeline.storage import Storage
 
 LogFormat = Literal["text", "json"]
@@ -28,14 +33,33 @@ def in_notebook() -> bool:
     return Console().is_jupyter
 
 
-def _draws_bars(stream: IO[str]) -> bool:
-    return stream.isatty() or (stream is sys.stderr and in_notebook())
+def _draws_bars(stream: TextIO) -> bool:
+    return stream.isatty() or (raw(stream) is raw(sys.stderr) and in_notebook())
+
+
+class StageState(TypedDict):
+    """One stage in progress.json."""
+
+    done: int
+    failed: int
+    shards: int
+    rows: int
+    rows_per_second: float
+    seconds_left: float | None
+
+
+class ProgressState(TypedDict):
+    """What progress.json holds."""
+
+    updated: float  # seconds since 1970
+    running_for: float  # seconds
+    stages: dict[str, StageState]
 
 
 class Progress:
-    """Counts shards and rows per stage. Use as a context manager; `advance` may be called from the driver only."""
+    """Counts shards and rows per stage. A context manager; only the driver's main thread may call `advance`."""
 
-    def __init__(self, log_format: LogFormat = "text", stream: IO[str] | None = None, every_s: float = 10.0) -> None:
+    def __init__(self, log_format: LogFormat = "text", stream: TextIO | None = None, every_s: float = 10.0) -> None:
         self.stream = stream or sys.stderr
         self.log_format = log_format
         self.every_s = every_s
@@ -43,8 +67,8 @@ class Progress:
         self._bars: dict[str, tuple[int, int, int]] = {}  # stage -> (done, total, rows)
         self._since: dict[str, tuple[float, int]] = {}  # stage -> (first advance with work, done then)
         self._spoke: dict[str, float] = {}
-        self._rich: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._rich: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._failed: dict[str, int] = {}
         self._storage: Storage | None = None
         self._recorded = 0.0
@@ -62,7 +86,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=Console() if in_notebook() else Console(file=self.stream),
+                console=Console() if in_notebook() else Console(file=raw(self.stream)),
             )
             self._rich.start()
         return self
@@ -78,9 +102,10 @@ class Progress:
         self._storage = storage
         self._record(force=True)
 
-    def snapshot(self) -> dict[str, Any]:
-        """What is known now, by stage: shards done, failed and in all, rows, rows a second, seconds left."""
-        now, stages = time.monotonic(), {}
+    def snapshot(self) -> ProgressState:
+        """The state of every stage now."""
+        now = time.monotonic()
+        stages: dict[str, StageState] = {}
         for stage, (done, total, rows) in self._bars.items():
             began, before = self._since.get(stage, (now, done))
             rate = (done - before) / max(now - began, 1e-9)
@@ -101,7 +126,8 @@ class Progress:
             self._storage.write_text("progress.json", json.dumps(self.snapshot()))
 
     def say(self, text: str, **fields: object) -> None:
-        """One line that is not a count: a phase, a warning."""
+        """Print one line that is not a count, such as a phase or a warning. Control characters in it are escaped."""
+        text = printable(text)
         if self.log_format == "json":
             record = {"t": round(time.time(), 3), "message": text, **fields}
             print(json.dumps(record, default=str), file=self.stream, flush=True)
@@ -111,7 +137,7 @@ class Progress:
             print(f"[{time.monotonic() - self.start:7.1f} s] {text}", file=self.stream, flush=True)
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
-        """Announce a stage of `total` shards, `done` of them finished by an earlier run."""
+        """Announce a stage of `total` shards; an earlier run finished `done` of them."""
         self._bars[stage] = (done, total, 0)
         if self._rich is not None:
             self._tasks[stage] = self._rich.add_task(stage, total=total, completed=done, note="")
@@ -121,7 +147,7 @@ class Progress:
             self.say(f"{stage}: {total} shard(s){f', {done} done before' if done else ''}")
 
     def advance(self, stage: str, shard: int, rows: int, seconds: float, problem: str = "") -> None:
-        """One shard of a stage is over. One that took no time was done before: its rows are in no rate."""
+        """Count one shard as done or failed. A shard with seconds = 0 was done before: its rows do not count in the rate."""
         done, total, all_rows = self._bars.get(stage, (0, 0, 0))
         worked = rows if seconds > 0 else 0
         done, all_rows = done + 1, all_rows + worked

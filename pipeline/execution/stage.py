@@ -1,8 +1,8 @@
-"""What a stage is, and the one way a shard goes through it: skip -> run -> receipt.
+"""What a stage is, and how one shard goes through it: skip it if it is done, else run it and write its receipt.
 
-Reads and writes: receipts, small JSON files that are written last, so that a shard is done when its receipt exists
-and matches the stage's config and the shard's input. Does not promise exactly-once: a shard whose worker dies before the
-receipt is run again, and gives the same bytes.
+Reads and writes receipts: small JSON files that are written last. A shard is done when its receipt exists and matches the
+stage's config and the shard's input. A shard whose worker dies before the receipt is written runs again and gives the same
+bytes; the work may be done twice.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
-from pipeline.config import canonical_json
-from pipeline.errors import RdmpipeError
+from pipeline.config import Table, canonical_json, from_mapping
+from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.schema import FAILED, FILTERED, OK, shard_name
 from pipeline.storage import Artifact, Storage
 
+Ready: TypeAlias = Any  # what a stage's set-up returns (a source, a model); only that stage's `run` knows its type
+
 
 class StageFailed(RdmpipeError):
-    """Some shards failed after all retries. `failures` lists them; running the same command again retries only those."""
+    """Some shards failed after all retries. `failures` lists them. The same command run again tries only those again."""
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
@@ -30,18 +32,18 @@ class StageFailed(RdmpipeError):
         super().__init__(
             f"{len(failures)} shard(s) failed in stage {first.stage!r} after {first.attempts} attempt(s); "
             f"first: shard {first.shard}: {lines[-1] if lines else 'no message'}. "
-            "Finished shards are kept: mend the cause and run the same command again."
+            "Finished shards are kept: fix the cause and run the same command again."
         )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work. `spec` is what the source's reader needs to read it; `fingerprint` names its input's content."""
+    """One unit of work. `fingerprint` is a hash of its input; `spec` is what the first stage needs to find the input."""
 
     id: int
     rows: int
     fingerprint: str
-    spec: dict[str, Any] = field(default_factory=dict)
+    spec: Table = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -50,7 +52,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage takes, in Ray's terms. timeout_s bounds one shard; a worker over it is replaced."""
+    """What one worker of a stage takes: CPUs and GPUs as Ray counts them, memory in bytes, and seconds for one shard.
+
+    A worker that takes longer than timeout_s is replaced.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -60,7 +65,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A finished shard: what went in, what came of it, which files hold it. Holds no times: it is the same every time."""
+    """A finished shard: the hash of its input, the counts of its rows, and the files that hold them.
+
+    It holds no times: the same input gives the same receipt.
+    """
 
     stage: str
     shard: int
@@ -81,14 +89,16 @@ class Receipt:
 
     @staticmethod
     def from_json(text: str) -> Receipt:
-        table = json.loads(text)
-        table["artifacts"] = tuple(Artifact(**artifact) for artifact in table["artifacts"])
-        return Receipt(**table)
+        """The receipt in a JSON text. Raises ConfigError for a text that is not one."""
+        try:
+            return from_mapping(Receipt, json.loads(text), "receipt")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"receipt: not JSON: {error}") from error
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A shard that did not go through: the last attempt's error, as text with its traceback's end."""
+    """A shard that failed after all attempts. `error` is the last attempt's message with the end of its traceback."""
 
     stage: str
     shard: int
@@ -98,21 +108,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Stage:
-    """A bound stage. Picklable: `setup` and `run` are module-level functions or partials of them over frozen configs.
+    """A stage with its config. Picklable: `setup` and `run` are module-level functions or partials of them.
 
-    setup() -> context      once per worker (opens a source, loads a model)
-    run(context, shard)     all the work of one shard; writes only through `Storage`; returns the receipt's contents
-    finish(shard)           tidying up that is safe once the receipt is written (removing what led there). Called after every
-                            run and whenever a done shard is met again, so that a kill in between leaves nothing behind;
-                            quick, and nothing where there is nothing to do
+    setup()                 opens a source or loads a model, once per worker
+    run(ready, shard)       does all the work of one shard; writes only through `Storage`; returns the receipt
+    finish(shard)           removes files that only led to the receipt. Called after every run and whenever a finished shard
+                            is met again, so that a kill in between leaves nothing behind. It must be quick and must accept
+                            that there is nothing to remove
     """
 
     name: str
     folder: str  # receipts are <folder>/<shard>.json under the storage's root
     storage: Storage
     config: str  # hash of everything that changes the stage's output
-    setup: Callable[[], Any]
-    run: Callable[[Any, Shard], Receipt]
+    setup: Callable[[], Ready]
+    run: Callable[[Ready, Shard], Receipt]
     resources: Resources = field(default_factory=Resources)
     workers: int = 0  # 0: as many as the backend has room for
     finish: Callable[[Shard], None] | None = None
@@ -121,41 +131,50 @@ class Stage:
         return f"{self.folder}/{shard.name}.json"
 
     def tidy(self, shard: Shard) -> None:
-        """Call `finish`, where the stage has one. Only for a shard whose receipt is valid."""
+        """Call `finish` if the stage has one. Only for a shard whose receipt is valid."""
         if self.finish is not None:
             self.finish(shard)
 
     def receipt(self, shard: Shard) -> Receipt | None:
-        """The shard's valid receipt, or None where it has to be run (again).
+        """The shard's valid receipt, or None if the shard has to run (again).
 
-        A receipt is valid when it matches config and input and its files are there. In a chain of stages a shard is done
-        when the last one's receipt is valid: files that only led there may be gone.
+        A receipt is valid when it matches the config and the input, and its files exist with their sizes. In a chain of stages
+        a shard is done when the last stage's receipt is valid: files that only led there may be gone.
         """
         text = self.storage.read_text(self.receipt_path(shard))
         if text is None:
             return None
         try:
             found = Receipt.from_json(text)
-        except (ValueError, KeyError, TypeError):
+        except ConfigError:
             return None
         if (found.stage, found.config, found.input) != (self.name, self.config, shard.fingerprint):
             return None
         if any(self.storage.size(artifact.path) != artifact.bytes for artifact in found.artifacts):
-            return None  # what it names was removed (pictures, once embedded) or is damaged
+            return None  # a file was removed (pictures, once they are embedded) or is damaged
         return found
 
 
-def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tuple[Receipt, float]:
-    """Skip a shard that is done, else run it and write its receipt. Returns the receipt and the seconds it took (0: skipped).
+@dataclass(frozen=True)
+class Finished:
+    """A shard that is through a stage: its receipt, whether it ran now or was done before, and the seconds it took."""
 
-    `context` gives the worker's set-up result, made at the first shard that needs it.
+    receipt: Receipt
+    ran: bool
+    seconds: float = 0.0
+
+
+def run_shard_once(stage: Stage, ready: Callable[[], Ready], shard: Shard) -> Finished:
+    """Skip a shard that is done, else run it and write its receipt. `ready` gives the result of the worker's set-up.
+
+    Raises what the stage raises, and AssertionError if the receipt does not account for every row of the shard.
     """
     done = stage.receipt(shard)
     if done is not None:
         stage.tidy(shard)
-        return done, 0.0
+        return Finished(done, ran=False)
     start = time.monotonic()
-    receipt = stage.run(context(), shard)
+    receipt = stage.run(ready(), shard)
     if receipt.rows != shard.rows and shard.rows >= 0:
         raise AssertionError(
             f"{stage.name} shard {shard.name}: {shard.rows} rows in, but {receipt.ok} ok + {receipt.filtered} filtered + "
@@ -163,11 +182,20 @@ def run_shard_once(stage: Stage, context: Callable[[], Any], shard: Shard) -> tu
         )
     stage.storage.write_text(stage.receipt_path(shard), receipt.to_json())
     stage.tidy(shard)
-    return receipt, time.monotonic() - start
+    return Finished(receipt, ran=True, seconds=time.monotonic() - start)
 
 
-def count_statuses(statuses: list[str], errors: list[str | None]) -> dict[str, Any]:
-    """The counts a receipt carries, from the rows' status and error columns. `reason: detail` counts under reason."""
+class Counts(TypedDict):
+    """The counts of a receipt, by its field names."""
+
+    ok: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+
+
+def count_statuses(statuses: list[str], errors: list[str | None]) -> Counts:
+    """The counts of a receipt, from the rows' status and error columns. `reason: detail` counts under reason."""
     reasons: dict[str, int] = {}
     for status, error in zip(statuses, errors, strict=True):
         if status != OK:
@@ -182,6 +210,6 @@ def count_statuses(statuses: list[str], errors: list[str | None]) -> dict[str, A
 
 
 def describe_exception(error: BaseException) -> str:
-    """Type, message and the last frames, short enough for a table and long enough to mend the cause."""
+    """The error's type, message and last six frames, at most 4,000 characters."""
     lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-6)
     return "".join(lines)[-4000:].rstrip()

@@ -1,10 +1,13 @@
-"""Reading a filter: from text somebody typed to SQL that is safe to run.
+"""Reading a filter: from the text that a user typed to SQL that is safe to run.
 
-The text is parsed alone, on a connection that holds no data: it has to be exactly one expression, made of known columns,
-constants and a fixed list of operators and functions; subqueries, table functions, aggregates, lambdas, parameters and
-everything with a side effect are refused. What runs is DuckDB's own rendering of the checked tree, never the text as it was
-typed, so comments and unbalanced parentheses cannot reach the query it is put into. Connections have no access to files,
-extensions, Python variables or their own settings, a bound on memory and a bound on time.
+The text is parsed alone, on a connection that holds no data. It must be exactly one expression of bounded size, made of known
+columns, constants and a fixed list of operators and functions. Subqueries, table functions, aggregates, lambdas, parameters and
+everything with a side effect are refused. What runs is DuckDB's rendering of the checked tree and never the text as it was
+typed, so that comments and unbalanced parentheses cannot reach the query around it.
+
+`Filter.bounded` says whether the form of a filter bounds its cost: comparisons and cheap functions of columns, with constant
+patterns. Such a filter runs in this process; every other one runs in a child process with hard limits, also while its types are
+checked, because DuckDB computes constant parts then.
 
 Reads and writes nothing outside memory.
 """
@@ -12,25 +15,30 @@ Reads and writes nothing outside memory.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import json
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from pipeline.errors import FilterError, nearest
+from pipeline.filters.process import FilterProcess
+from pipeline.filters.sandbox import TIMEOUT_S, Column, Connection, first_line, run_sql, sandbox, shown
 from pipeline.schema import arrow_type
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-TIMEOUT_S = 30.0
-
-MEMORY = 1 << 30
+Node: TypeAlias = dict[str, Any]  # of DuckDB's syntax tree, as json_serialize_sql gives it
 
 LONGEST = 200_000  # characters: room for a list of some ten thousand keys
+
+MOST_WORDS = 8_000  # names, keywords and operators; numbers, texts and commas are not counted
+
+MOST_NODES = 2_000  # of the syntax tree, constants not counted
+
+MOST_ARGUMENTS = 100  # of one function
+
+MOST_NESTING = 100
 
 NODES = {
     "CONJUNCTION": {"CONJUNCTION_AND", "CONJUNCTION_OR"},
@@ -54,8 +62,8 @@ NODES = {
 
 CASTS = {"BOOLEAN", "INTEGER", "BIGINT", "HUGEINT", "UBIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE"}
 
-# Only functions whose result is no longer than their arguments, is the same every time and touches nothing else: no
-# repeat, replace, lpad (a short text could fill the memory), no levenshtein (quadratic), no now, random, getenv.
+# Only functions whose result is no longer than their arguments together, is the same every time and has no side effect. So
+# repeat, replace and lpad are not here (a short text could fill the memory), nor levenshtein (quadratic), now, random, getenv.
 _NAMES = """
     ~~ !~~ ~~* !~~* ~~~ like_escape not_like_escape ilike_escape not_ilike_escape
     regexp_matches regexp_full_match contains starts_with ends_with prefix suffix ^@
@@ -73,89 +81,177 @@ _CONDITIONS = """
 
 CONDITIONS = frozenset(_CONDITIONS.split())
 
+# Functions whose cost per row is linear in the length of their arguments, and whose result is no longer.
+_LINEAR = """
+    lower upper trim ltrim rtrim length strlen nullif least greatest
+    + - * / // % abs sign round floor ceil ceiling sqrt ln log10 mod isnan isfinite isinf year month day
+"""
+
+LINEAR = frozenset(_LINEAR.split())
+
+SEARCHES = frozenset({"contains", "starts_with", "ends_with", "prefix", "suffix", "^@"})  # for a short constant text
+
+PATTERNS = frozenset({"~~", "!~~", "~~*", "!~~*"})  # LIKE and ILIKE, with a short constant pattern of at most two %
+
+SHORT = 200  # characters
+
+BOUNDED_NODES = 200
+
+BOUNDED_TEXTS = 4  # functions that make a text of a row's text
+
 
 @dataclass(frozen=True)
 class Filter:
-    """A checked filter: `sql` is safe to stand inside `WHERE (...)`; `columns` are those it reads."""
+    """A checked filter: `sql` is safe inside `WHERE (...)`, `columns` are those that it reads."""
 
     sql: str
     columns: tuple[str, ...]
+    bounded: bool  # its form bounds its cost: it may run in this process
 
 
 def check_filter(expression: str, columns: Mapping[str, str]) -> Filter:
-    """Parse and check a filter over columns given by type name (schema.TYPES), constants' types too. Raises FilterError."""
+    """Parse and check a filter over columns with their type names (schema.TYPES), the types of constants included.
+
+    Raises FilterError.
+    """
     return _read(expression, tuple(columns.items()), True)
 
 
 def read_filter(expression: str, columns: Mapping[str, str]) -> Filter:
-    """check_filter for a filter that is run at once: what is wrong with its types is found then, and this takes a third."""
+    """Like check_filter, without the check of types, which takes two thirds of the time. For a filter that runs at once."""
     return _read(expression, tuple(columns.items()), False)
 
 
 def parse_filter(expression: str) -> None:
-    """See that a filter is one expression, whatever the columns will be. Raises FilterError."""
+    """Check that a filter is one expression of bounded size, before its columns are known. Raises FilterError."""
     with _PARSING:
-        _parse(_parser(), expression)
+        _measure(_parse(_parser(), expression), expression)
 
 
-def syntax_of(expression: str) -> dict[str, Any]:
-    """DuckDB's syntax tree of a filter, which has to be one expression. Raises FilterError."""
+def syntax_of(expression: str) -> Node:
+    """DuckDB's syntax tree of a filter. Raises FilterError for more than one expression, and for one that is too large."""
     with _PARSING:
-        tree: dict[str, Any] = _parse(_parser(), expression)["statements"][0]["node"]["select_list"][0]
-    return tree
-
-
-def sandbox(memory: int = MEMORY, threads: int = 0) -> Any:
-    """An in-memory DuckDB connection that reaches nothing outside itself and whose settings are locked."""
-    import duckdb
-
-    config: dict[str, Any] = {
-        "enable_external_access": False,
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "allow_community_extensions": False,
-        "python_enable_replacements": False,
-        "python_scan_all_frames": False,
-        "memory_limit": f"{max(memory >> 20, 64)}MiB",
-    }
-    if threads:
-        config["threads"] = threads
-    connection = duckdb.connect(":memory:", config=config)
-    connection.execute("SET lock_configuration = true").fetchall()
-    return connection
+        return _measure(_parse(_parser(), expression), expression)
 
 
 _PARSING = threading.Lock()  # a DuckDB connection serves one thread at a time
 
 
 @functools.lru_cache(maxsize=1)
-def _parser() -> Any:
-    """The connection that parses; making one takes 15 ms, longer than the search that waits for it."""
+def _parser() -> Connection:
+    """The connection that parses. It is kept, because making one takes 15 ms."""
     connection = sandbox(threads=1)
     atexit.register(_close, connection)
     return connection
 
 
-def _close(connection: Any) -> None:
+def _close(connection: Connection) -> None:
     connection.close()
-    _parser.cache_clear()  # DuckDB's bindings complain on standard error about what is left at exit
+    _parser.cache_clear()  # DuckDB's bindings print an error about a connection that is left at exit
+
+
+@functools.lru_cache(maxsize=1)
+def _checker() -> FilterProcess:
+    """The child that checks the types of filters that are not bounded."""
+    made = FilterProcess(threads=1)
+    atexit.register(made.close)
+    return made
 
 
 @functools.lru_cache(maxsize=256)
 def _read(expression: str, columns: tuple[tuple[str, str], ...], bind: bool) -> Filter:
-    if len(expression) > LONGEST:
-        raise FilterError(f"the filter has {len(expression):,} characters; at most {LONGEST:,} are read")
     with _PARSING:
         tree = _parse(_parser(), expression)
-        used = _check_tree(tree, expression, dict(columns))
-        checked = Filter(_render(_parser(), tree), used)
-        if bind or not _is_condition(tree["statements"][0]["node"]["select_list"][0]):
-            _bind(_parser(), checked, expression, dict(columns))
-    return checked
+        root = _measure(tree, expression)
+        used = _check_tree(root, expression, dict(columns))
+        found = Filter(_render(_parser(), tree), used, _is_bounded(root))
+    if bind or not _is_condition(root):
+        _bind(found, expression, dict(columns))
+    return found
 
 
-def _is_condition(node: dict[str, Any]) -> bool:
-    """Whether the expression is true or false by its form alone; others have to be bound to find out."""
+def _check_size(expression: str) -> None:
+    """Refuse, before DuckDB parses it, a text that is too long or has too many words. Raises FilterError."""
+    if len(expression) > LONGEST:
+        raise FilterError(f"the filter has {len(expression):,} characters; at most {LONGEST:,} are read")
+    depth = deepest = words = 0
+    for found in re.finditer(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\d[\w.]*|\w+|[^\s,\w]""", expression):
+        text = found[0]
+        if text in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif text in ")]}":
+            depth -= 1
+        elif text[0] != "'" and not text[0].isdigit():
+            words += 1
+    if deepest > MOST_NESTING:
+        raise FilterError(f"filter {shown(expression)} nests {deepest:,} deep; at most {MOST_NESTING} is allowed")
+    if words > MOST_WORDS:
+        raise FilterError(
+            f"filter {shown(expression)} has {words:,} names and operators; at most {MOST_WORDS:,} are allowed. Many values of "
+            "one column go into a list, as in width IN (100, 200, 300)"
+        )
+
+
+def _measure(tree: Node, expression: str) -> Node:
+    """The expression's root in the statement's tree. Raises FilterError for a tree that is too large or too deep."""
+    root: Node = tree["statements"][0]["node"]["select_list"][0]
+    nodes, waiting = 0, [(root, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if "class" in item:
+            nodes += item["class"] != "CONSTANT"
+            depth += 1
+            arguments = len(item.get("arguments") or ()) if item["class"] == "FUNCTION" else 0
+            if arguments > MOST_ARGUMENTS:
+                raise FilterError(
+                    f"filter {shown(expression)}: {item.get('function_name')} has {arguments:,} arguments; at most "
+                    f"{MOST_ARGUMENTS} are allowed"
+                )
+        if depth > MOST_NESTING or nodes > MOST_NODES:
+            raise FilterError(
+                f"filter {shown(expression)} is too large: at most {MOST_NODES:,} columns, operators and functions, nested "
+                f"at most {MOST_NESTING} deep, are allowed. Many values of one column go into a list, as in width IN (100, 200)"
+            )
+        for part in item.values():
+            parts = part if isinstance(part, list) else [part]
+            waiting.extend((each, depth) for each in parts if isinstance(each, dict))
+    return root
+
+
+def _is_bounded(root: Node) -> bool:
+    """Whether the filter's form bounds its cost."""
+    nodes = texts = 0
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        kind = node.get("class")
+        nodes += kind is not None and kind != "CONSTANT"
+        if kind == "FUNCTION":
+            name, arguments = str(node["function_name"]), list(node.get("arguments") or ())
+            if name in SEARCHES or name in PATTERNS:
+                pattern = _text_of(arguments[-1]) if len(arguments) == 2 else None
+                if pattern is None or len(pattern) > SHORT or (name in PATTERNS and pattern.count("%") > 2):
+                    return False
+                texts += name.endswith("*")  # ILIKE makes lower-case copies
+            elif name not in LINEAR:
+                return False
+            texts += name in ("lower", "upper", "trim", "ltrim", "rtrim")
+        if nodes > BOUNDED_NODES or texts > BOUNDED_TEXTS:
+            return False
+        for part in node.values():
+            waiting.extend(each for each in (part if isinstance(part, list) else [part]) if isinstance(each, dict))
+    return True
+
+
+def _text_of(node: Node) -> str | None:
+    """The text of a function's argument that is a constant text; None for anything else."""
+    literal = node.get("expression", node).get("literal") or {}
+    return str(literal["text"]) if literal.get("kind") == "STRING" else None
+
+
+def _is_condition(node: Node) -> bool:
+    """Whether the form alone says that the expression is true or false. The types of other expressions have to be checked."""
     if node["class"] == "FUNCTION":
         return node["function_name"] in CONDITIONS
     return node["class"] in ("CONJUNCTION", "COMPARISON", "BETWEEN") or (
@@ -163,31 +259,40 @@ def _is_condition(node: dict[str, Any]) -> bool:
     )
 
 
-def _bind(connection: Any, checked: Filter, expression: str, columns: Mapping[str, str]) -> None:
-    """Run the filter over one row of NULLs: enough for DuckDB to resolve every type and to convert the constants."""
+def _bind(found: Filter, expression: str, columns: Mapping[str, str]) -> None:
+    """Run the filter over one row of NULLs: DuckDB then resolves every type and converts the constants. Raises FilterError."""
     import pyarrow as pa
 
-    row = {name: pa.nulls(1, arrow_type(columns[name])) for name in checked.columns or tuple(columns)[:1]}
-    connection.register("rows", pa.table(row))
-    try:
-        found = run_sql(connection, f"SELECT ({checked.sql}) AS matched FROM rows", expression, TIMEOUT_S)
-    finally:
-        connection.unregister("rows")
-    if found.dtype != bool:
+    names = found.columns or tuple(columns)[:1]
+    row = pa.table({name: pa.nulls(1, arrow_type(columns[name])) for name in names})
+    sql = f"SELECT ({found.sql}) AS matched FROM rows"
+    column: Column
+    if found.bounded:
+        with _PARSING:
+            _parser().register("rows", row)
+            try:
+                column = run_sql(_parser(), sql, expression, TIMEOUT_S)
+            finally:
+                _parser().unregister("rows")
+    else:
+        column = _checker().run(lambda: row, None, sql, expression, TIMEOUT_S)
+    if column.dtype != bool:
+        kind = "text" if column.dtype.kind in "OS" else column.dtype
         raise FilterError(
-            f"filter {shown(expression)} gives {found.dtype}, not true or false; write a condition, as in width >= 256"
+            f"filter {shown(expression)} gives {kind}, not true or false; write a condition, as in width >= 256"
         )
 
 
-def _parse(connection: Any, expression: str) -> dict[str, Any]:
-    """The syntax tree of `SELECT <expression>`, which has to be that and nothing more."""
+def _parse(connection: Connection, expression: str) -> Node:
+    """The syntax tree of `SELECT <expression>`. Raises FilterError for anything more than that."""
     import duckdb
 
+    _check_size(expression)
     try:
         rows = connection.execute("SELECT json_serialize_sql(?, skip_default := true)", [f"SELECT\n{expression}\n"])
-        tree: dict[str, Any] = json.loads(rows.fetchall()[0][0])
+        tree: Node = json.loads(rows.fetchall()[0][0])
     except (duckdb.Error, ValueError, RecursionError) as error:
-        raise FilterError(f"filter {shown(expression)} cannot be parsed: {_first_line(error)}") from None
+        raise FilterError(f"filter {shown(expression)} cannot be parsed: {first_line(str(error))}") from None
     if tree.get("error"):
         raise FilterError(
             f"filter {shown(expression)} is not an SQL expression: {tree.get('error_message', '').strip()}. "
@@ -214,12 +319,12 @@ def _parse(connection: Any, expression: str) -> dict[str, Any]:
     return tree
 
 
-def _check_tree(tree: dict[str, Any], expression: str, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """Refuse whatever is not on the lists above; spell columns as they are stored. Returns the columns in use."""
+def _check_tree(root: Node, expression: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Refuse everything that is not on the lists above, and spell columns as they are stored. Returns the columns in use."""
     used: dict[str, None] = {}
     by_lower = {name.lower(): name for name in columns}
 
-    def visit(item: Any) -> None:
+    def visit(item: object) -> None:
         if isinstance(item, list):
             for part in item:
                 visit(part)
@@ -236,7 +341,7 @@ def _check_tree(tree: dict[str, Any], expression: str, columns: Mapping[str, str
             f"{', '.join(sorted(name for name in FUNCTIONS if name.isidentifier()))}"
         )
 
-    def check(node: dict[str, Any]) -> None:
+    def check(node: Node) -> None:
         kind, detail = node["class"], node.get("type", "")
         if kind not in NODES or (NODES[kind] is not None and detail not in (NODES[kind] or ())):
             raise refuse(str(detail or kind).lower().replace("_", " "))
@@ -262,54 +367,12 @@ def _check_tree(tree: dict[str, Any], expression: str, columns: Mapping[str, str
                 node["qualified_name"]["path"] = [name]
             used[name] = None
 
-    visit(tree["statements"][0]["node"]["select_list"])
+    visit(root)
     return tuple(used)
 
 
-def _render(connection: Any, tree: dict[str, Any]) -> str:
+def _render(connection: Connection, tree: Node) -> str:
     text = str(connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()[0][0])
     if not text.startswith("SELECT "):
         raise AssertionError(f"DuckDB rendered a SELECT as {text!r}")
     return f"({text.removeprefix('SELECT ')})"
-
-
-def run_sql(connection: Any, sql: str, expression: str, timeout_s: float) -> NDArray[Any]:
-    """The query's one column, with an interrupt after timeout_s. DuckDB's errors become FilterErrors."""
-    import duckdb
-
-    with _deadline(connection, timeout_s):
-        try:
-            column: NDArray[Any] = next(iter(connection.execute(sql).fetchnumpy().values()))
-            return column
-        except duckdb.InterruptException:
-            raise FilterError(
-                f"filter {shown(expression)} ran longer than {timeout_s:g} s and was stopped; use a simpler one"
-            ) from None
-        except duckdb.OutOfMemoryException as error:
-            raise FilterError(f"filter {shown(expression)} needs too much memory: {_first_line(error)}") from None
-        except duckdb.Error as error:
-            raise FilterError(
-                f"filter {shown(expression)} cannot be evaluated: {_first_line(error)}. TRY_CAST converts, and gives NULL "
-                "where it cannot, as in TRY_CAST(date AS DATE) >= DATE '1900-01-01'"
-            ) from None
-
-
-@contextlib.contextmanager
-def _deadline(connection: Any, timeout_s: float) -> Iterator[None]:
-    timer = threading.Timer(timeout_s, connection.interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def shown(expression: str) -> str:
-    text = " ".join(expression.split())
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).split(" Use TRY(")[0].strip().splitlines()  # what follows is about settings, which are locked
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,16 +1,23 @@
-"""Filters: one SQL expression over a row's metadata (read and checked by filters/expressions.py), and the rows it matches.
+"""The rows that a filter matches. A filter that is NULL for a row does not match it.
 
-Reads nothing and writes nothing outside memory. A filter that is NULL for a row does not match it.
+A filter whose cost its form bounds is evaluated in this process, every other one in a child process with hard limits (see
+filters/process.py). Reads and writes nothing outside memory.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.errors import FilterError
-from pipeline.filters.expressions import TIMEOUT_S, Filter, check_filter, read_filter, run_sql, sandbox, shown
+from pipeline.filters.expressions import Filter, check_filter, read_filter
+from pipeline.filters.process import FilterProcess
+from pipeline.filters.sandbox import TIMEOUT_S, run_sql, sandbox, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,13 +25,20 @@ if TYPE_CHECKING:
 
 
 def conjunction(*expressions: str, columns: Mapping[str, str]) -> str:
-    """All of the expressions at once, each checked by itself first; empty ones are left out, `""` when none is left."""
+    """All of the expressions joined by AND, each checked by itself first. Empty ones are left out; `""` if none is left."""
     return " AND ".join(check_filter(text, columns).sql for text in expressions if text.strip())
 
 
-def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
-    """Which rows of an Arrow table match: bool (rows,). Columns of other than plain types cannot be named in the filter."""
-    import numpy as np
+@functools.cache
+def _shared_process() -> FilterProcess:
+    """The child for single tables. It lives as long as this process, because starting it takes longer than most filters."""
+    made = FilterProcess()
+    atexit.register(made.close)
+    return made
+
+
+def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) -> NDArray[np.bool_]:
+    """Which rows of an Arrow table match: bool (rows,). A filter can only name columns of plain types. Raises FilterError."""
     import pyarrow.types as kinds
 
     tests = {
@@ -34,73 +48,89 @@ def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) 
         "bool": kinds.is_boolean,
     }
     columns = {field.name: name for field in table.schema for name, is_kind in tests.items() if is_kind(field.type)}
-    checked = check_filter(expression, columns)
+    found = check_filter(expression, columns)
     if not table.num_rows:
         return np.zeros(0, bool)
-    if not checked.columns:  # DuckDB needs a column to count rows by
-        checked = Filter(checked.sql, tuple(columns)[:1])
-        if not checked.columns:
-            raise FilterError(f"filter {shown(expression)} has no columns to work on")
+    names = found.columns or tuple(columns)[:1]  # DuckDB needs a column to count rows by
+    if not names:
+        raise FilterError(f"filter {shown(expression)} has no columns to work on")
+    rows = table.select(list(names))
+    sql = f"SELECT coalesce(({found.sql}), false) AS matched FROM rows"
+    if not found.bounded:
+        return np.asarray(_shared_process().run(lambda: rows, None, sql, expression, timeout_s), bool)
     with contextlib.closing(sandbox()) as connection:
-        connection.register("rows", table.select(list(checked.columns)))
-        sql = f"SELECT coalesce(({checked.sql}), false) AS matched FROM rows"
-        found = run_sql(connection, sql, expression, timeout_s)
-    return np.asarray(found, bool)
+        connection.register("rows", rows)
+        return np.asarray(run_sql(connection, sql, expression, timeout_s), bool)
 
 
 class MetadataFilter:
-    """The metadata of one index in an in-memory DuckDB table, loaded column by column as filters ask for them.
+    """Filters over the metadata of one index, which is loaded column by column as filters name the columns.
 
-    load(names) returns those columns, one row per ordinal, in ordinal order.
+    load(names) returns those columns as an Arrow table, one row per ordinal, in the order of the ordinals.
     """
 
     def __init__(
-        self, columns: Mapping[str, str], load: Any, memory: int = 4 << 30, threads: int = 0, cached: int = 8
+        self,
+        columns: Mapping[str, str],
+        load: Callable[[list[str]], pa.Table],
+        memory: int = 4 << 30,
+        threads: int = 0,
+        cached: int = 8,
     ) -> None:
         self._columns = dict(columns)
         self._load = load
         self._connection = sandbox(memory, threads)
+        self._process = FilterProcess(threads=threads)
         self._loaded: tuple[str, ...] | None = None
         self._ordinal = "ordinal"
         while self._ordinal in self._columns:
             self._ordinal += "_"
-        self._cache: dict[str, NDArray[Any]] = {}
+        self._cache: dict[str, NDArray[np.int64]] = {}
         self._cached = cached
 
     def close(self) -> None:
+        """Close the connection and end the child process, if there is one."""
         self._connection.close()
+        self._process.close()
 
-    def ordinals(self, *expressions: str, timeout_s: float = TIMEOUT_S) -> NDArray[Any]:
-        """Ascending ordinals of the rows that match every expression, int64, not to be written to.
+    def ordinals(self, *expressions: str, timeout_s: float = TIMEOUT_S) -> NDArray[np.int64]:
+        """Ascending ordinals of the rows that match every expression, int64, read-only. Raises FilterError.
 
-        Each expression has to stand by itself. The last few answers are kept.
+        Each expression is checked by itself. The last few answers are kept.
         """
-        import numpy as np
-
         read = [read_filter(expression, self._columns) for expression in expressions]
         sql = " AND ".join(one.sql for one in read) or "true"
         known = self._cache.pop(sql, None)
         if known is None:
-            self._ensure(tuple(name for one in read for name in one.columns))
-            query = f'SELECT "{self._ordinal}" AS found FROM rows WHERE {sql}'
-            known = np.asarray(run_sql(self._connection, query, " AND ".join(expressions), timeout_s), np.int64)
+            known = self._evaluate(read, sql, " AND ".join(expressions), timeout_s)
             known.flags.writeable = False
         self._cache[sql] = known
         while len(self._cache) > self._cached:
             del self._cache[next(iter(self._cache))]
         return known
 
-    def _ensure(self, names: tuple[str, ...]) -> None:
-        """Have the table hold the columns `names` beside those it holds already."""
-        import numpy as np
+    def _evaluate(self, read: list[Filter], sql: str, expression: str, timeout_s: float) -> NDArray[np.int64]:
+        names = tuple(dict.fromkeys(name for one in read for name in one.columns))
+        query = f'SELECT "{self._ordinal}" AS found FROM rows WHERE {sql}'
+        if all(one.bounded for one in read):
+            self._ensure(names)
+            return np.asarray(run_sql(self._connection, query, expression, timeout_s), np.int64)
+        found = self._process.run(
+            lambda: self._with_ordinals(self._load(list(names))), names, query, expression, timeout_s
+        )
+        return np.array(found, np.int64)
+
+    def _with_ordinals(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
 
+        return table.append_column(self._ordinal, pa.array(np.arange(table.num_rows, dtype=np.int64)))
+
+    def _ensure(self, names: tuple[str, ...]) -> None:
+        """Make the table hold the columns `names` beside those that it holds."""
         wanted = tuple(dict.fromkeys((*(self._loaded or ()), *names)))
         if wanted == self._loaded:
             return
-        table = self._load(list(wanted))
-        ordinals = pa.array(np.arange(table.num_rows, dtype=np.int64))
-        self._connection.register("incoming", table.append_column(self._ordinal, ordinals))
+        self._connection.register("incoming", self._with_ordinals(self._load(list(wanted))))
         self._connection.execute("CREATE OR REPLACE TABLE rows AS SELECT * FROM incoming").fetchall()
         self._connection.unregister("incoming")
         self._loaded = wanted

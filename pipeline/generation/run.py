@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import machine as this_machine
 from pipeline.catalog import resolve_database
 from pipeline.config import canonical_json, default_home, digest
 from pipeline.errors import ConfigError, RdmpipeError
@@ -178,7 +178,7 @@ def _run(
     sizes = {picture.sampling.size for picture in request.pictures.values()}
     here = 0 if backend.address else machine.workers
     memory = check_memory(model, machine.precision, machine.device, machine.batch, sizes, here)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = this_machine.cores()
     if not config.threads and machine.threads and machine.workers < cores:
         progress.say(
             f"{machine.workers} worker(s) of one thread on {cores} cores: --workers or --threads uses more of them"
@@ -236,17 +236,8 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
 
 def _machine(config: GenerateConfig, backend: Backend) -> Machine:
     """Device, precision, batch, workers and threads, where the config says auto. Raises ConfigError."""
-    import torch
-
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        on_gpu = torch.device(device).type == "cuda"
-    except RuntimeError as error:
-        raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
-    if on_gpu and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: torch sees no GPU here; leave --device out, or use --device cpu")
+    device = this_machine.device(config.device)
+    on_gpu = device.startswith("cuda")
     precision: str = config.precision
     if precision == "auto":
         precision = "fp16" if on_gpu else "fp32"

@@ -12,7 +12,6 @@ sampled rows; each is left out of its own results.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.config import digest
 from pipeline.errors import IndexBuildError
 from pipeline.index.npy import npy_shape, read_npy_header, read_rows
 from pipeline.installation import asset
+from pipeline.intervals import wilson
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,11 +224,3 @@ def measure_recall(vectors: Path, config: IndexConfig, text: Queries | None) -> 
         return describe({probe.kind: probe.recall(index, k) for probe in made}, k, text)
     finally:
         index.close()
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share observed in n trials (E. B. Wilson, 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n))
-    # Clipped, because rounding may leave a share of 0 or 1 outside.
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

@@ -1,3 +1,6 @@
+from .checking import CheckReport as CheckReport
+from .checking import check_database as check_database
+from .checking import repair_database as repair_database
 from .copying import copy_failed as copy_failed
 from .copying import write_csv as write_csv
 from .purging import PurgeRequest as PurgeRequest

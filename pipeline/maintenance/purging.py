@@ -30,7 +30,6 @@ from pipeline.database import (
     write_block_list,
 )
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
-from pipeline.execution import Receipt
 from pipeline.filters import conjunction, filter_mask
 from pipeline.index import IndexConfig, IndexInput, Queries, text_queries
 from pipeline.maintenance.rewriting import rewrite_shard
@@ -268,8 +267,7 @@ def _publish(
         if entry.artifact.path in held:
             receipts.append(rewrite_shard(db, current.encoder, entry, blocked))
         else:
-            stored = db.storage.read_bytes(db.embedding_receipt(current.encoder, entry.id))
-            receipts.append(Receipt.from_json(stored.decode()))
+            receipts.append(db.read_receipt(db.embedding_receipt(current.encoder, entry.id)))
     config = IndexConfig(**current.index.build["config"])
     rows = IndexInput(current.encoder, current.columns, shard_entries(receipts))
     return publish(db, Contents.of(current), receipts, config, _texts(db, rows, config), current)

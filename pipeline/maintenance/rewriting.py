@@ -52,10 +52,9 @@ def _blanked(table: pa.Table, blocked: BlockList) -> pa.Table:
 
 def _update(db: RetrievalDatabase, path: str, table: pa.Table, written: dict[str, Artifact]) -> Receipt | None:
     """Write the receipt at `path` again with the table's counts and the new files; None where there is no receipt."""
-    text = db.storage.read_text(path)
-    if text is None:
+    if not db.storage.exists(path):
         return None
-    old = Receipt.from_json(text)
+    old = db.read_receipt(path)
     by_place = {_place(name): artifact for name, artifact in written.items()}
     artifacts = tuple(by_place.get(_place(artifact.path), artifact) for artifact in old.artifacts)
     counts = count_statuses(table["status"].to_pylist(), table["error"].to_pylist())

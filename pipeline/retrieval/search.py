@@ -59,12 +59,7 @@ class Searcher:
         self.version = version
         self.columns = metadata_columns(version.columns)
         entry = version.index
-        paths = {role: db.storage.local(artifact) for role, artifact in entry.files.items()}
-        missing = [str(path) for path in paths.values() if not path.exists()]
-        if missing:
-            raise DatabaseError(
-                f"database {db.name!r}: {missing[0]} is missing; `rdmpipe index {db.name}` builds the index again"
-            )
+        paths = {role: db.local(artifact) for role, artifact in entry.files.items()}
         self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset)
         self.keys: NDArray[np.int64] = np.load(paths["keys"], mmap_mode="r")
         self._norms: NDArray[np.float32] = np.load(paths["norms"], mmap_mode="r")

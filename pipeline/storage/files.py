@@ -1,8 +1,9 @@
 """Files under one root, on a disk or an object store: each appears whole or not at all.
 
-Reads and writes through fsspec (`file` and `s3` are tested). A write goes to a temporary name and is renamed (disk) or
-is one PUT or completed multipart upload (object store). `swap` is compare-and-swap on one small text file: under a lock on
-a disk, with If-Match / If-None-Match on S3. Does not promise: atomicity across several files (a version file does that).
+Reads and writes through fsspec (`file` and `s3` are tested). On a disk, a write goes to a temporary name that is then renamed;
+on an object store, it is one PUT or one completed multipart upload. `swap` is compare-and-swap on one small text file: under a
+file lock on a disk, with If-Match / If-None-Match on S3. Does not promise atomicity across several files; a database's version
+file provides that.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import datetime
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from pipeline.config import cache_dir
-from pipeline.errors import DatabaseError, DiskFullError
-from pipeline.storage.objects import explained, open_store, swap_object
+from pipeline.errors import DamagedError, DatabaseError, DiskFullError
+from pipeline.storage.objects import FileSystem, explained, open_store, swap_object
 
 TEMPORARY = ".tmp"
+
+VERIFIED = (
+    4 << 20
+)  # bytes; a file up to this size is compared with its checksum at every opening, which takes some 5 ms
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,31 @@ class Artifact:
 
 @contextlib.contextmanager
 def disk_full_is_an_error(where: str) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into a DiskFullError that says what to do."""
+    """Turn ENOSPC and EDQUOT into a DiskFullError."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"no space left while writing {where}. What is finished is kept: free some space (or point RDMPIPE_HOME at a "
-                "larger disk) and run the same command again."
+                f"no space left while writing {where}. Finished files are kept: free some space, or set RDMPIPE_HOME to a "
+                "folder on a larger disk, and run the same command again."
             ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _explained_disk(url: str) -> Iterator[None]:
+    """Turn the disk's errors that repeat for every attempt into a DatabaseError; the others stay what they are."""
+    try:
+        yield
+    except (PermissionError, IsADirectoryError) as error:
+        raise DatabaseError(
+            f"{error.filename or url}: {error.strerror}. Expected a file or folder that this user can read and write; check "
+            f"its owner and mode with `ls -ld`"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS):
+            raise DatabaseError(f"{str(error.filename or url)[:300]}: {error.strerror}") from error
         raise
 
 
@@ -64,7 +86,7 @@ class Storage:
         return f"Storage({self.url!r})"
 
     @property
-    def fs(self) -> Any:
+    def fs(self) -> FileSystem:
         if self.is_local:
             import fsspec
 
@@ -72,16 +94,16 @@ class Storage:
         return open_store(self.url)
 
     def _asking(self) -> contextlib.AbstractContextManager[None]:
-        """Errors of an object store in our words; a disk's are clear enough."""
-        return contextlib.nullcontext() if self.is_local else explained(self.url)
+        """Turn errors of the disk or the store that no retry can fix into DatabaseError or ConfigError."""
+        return _explained_disk(self.url) if self.is_local else explained(self.url)
 
     def child(self, relative: str) -> Storage:
-        return Storage(f"{self.url}/{relative}")
+        return Storage(self.full(relative))
 
     def full(self, relative: str) -> str:
-        """The address of `relative` as fsspec and DuckDB take it. Refuses to leave the root."""
-        if relative.startswith("/") or ".." in Path(relative).parts:
-            raise DatabaseError(f"{relative!r} is not a path inside {self.url}")
+        """The address of `relative` as fsspec takes it. Raises DatabaseError for a path that leaves the root."""
+        if relative.startswith("/") or ".." in relative.split("/") or "\0" in relative:
+            raise DatabaseError(f"{relative!r} is not a path inside {self.url}; give a relative path without `..`")
         return f"{self.url}/{relative}" if relative else self.url
 
     # ---- reading
@@ -99,7 +121,7 @@ class Storage:
             return None
 
     def age_s(self, relative: str) -> float | None:
-        """Seconds since the file was written, by the clock of whoever keeps it, or None where there is none."""
+        """Seconds since the file was written, by the clock of the disk or store; None where there is no file."""
         try:
             with self._asking():
                 self.fs.invalidate_cache()
@@ -114,16 +136,45 @@ class Storage:
             return bytes(self.fs.cat_file(self.full(relative)))
 
     def read_text(self, relative: str) -> str | None:
-        """The whole file as text, or None where there is none."""
+        """The whole file as text, or None where there is none.
+
+        Bytes that are not UTF-8 become backslash escapes, so that the loader of a damaged file can say what is wrong with it.
+        """
         try:
-            return self.read_bytes(relative).decode("utf-8")
+            return self.read_bytes(relative).decode("utf-8", "backslashreplace")
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def read_json(self, relative: str, damaged: Callable[[str, str], DatabaseError]) -> object:
+        """The value in a JSON file, or None where there is none. Raises what `damaged(path, problem)` makes for other text."""
+        text = self.read_text(relative)
+        if text is None:
+            return None
+        try:
+            return cast("object", json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise damaged(relative, f"it is not JSON: {error}") from error
+
+    def require(self, artifact: Artifact) -> None:
+        """Raise DamagedError unless the file has the artifact's size and, up to VERIFIED bytes on a disk, its checksum.
+
+        An object store checks what it keeps by itself. The message does not name the file.
+        """
+        size = self.size(artifact.path)
+        if size is None:
+            raise DamagedError("the file is missing")
+        if size != artifact.bytes:
+            raise DamagedError(f"expected {artifact.bytes:,} bytes, found {size:,}")
+        if (
+            self.is_local
+            and size <= VERIFIED
+            and hashlib.sha256(self.read_bytes(artifact.path)).hexdigest() != artifact.sha256
+        ):
+            raise DamagedError(f"its checksum is not the version's, {artifact.sha256[:12]}...")
+
     def open(self, relative: str) -> BinaryIO:
         with self._asking():
-            handle: BinaryIO = self.fs.open(self.full(relative), "rb")
-        return handle
+            return cast("BinaryIO", self.fs.open(self.full(relative), "rb"))
 
     def list(self, relative: str = "", suffix: str = "") -> list[str]:
         """Sorted file and directory names directly below `relative` that end in `suffix`."""
@@ -134,12 +185,14 @@ class Storage:
                 found = fs.ls(self.full(relative), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        itself = str(fs._strip_protocol(self.full(relative)))  # stores list a file, or a folder's marker, below itself
+        itself = str(
+            fs._strip_protocol(self.full(relative))
+        )  # a store lists a file, or a folder's marker, below itself
         names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found if str(path).rstrip("/") != itself}
         return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY)
 
     def local(self, artifact: Artifact) -> Path:
-        """A local path of a finished file for memory mapping: itself on a disk, a copy cached by checksum otherwise."""
+        """A local path of a finished file, for memory mapping: the file itself on a disk, else a copy cached by checksum."""
         if self.is_local:
             return Path(self.full(artifact.path))
         target = cache_dir() / "objects" / artifact.sha256[:2] / artifact.sha256
@@ -150,8 +203,9 @@ class Storage:
                 with disk_full_is_an_error(str(target)), self._asking():
                     self.fs.get_file(self.full(artifact.path), str(part))
                 if sha256_file(part) != artifact.sha256:
-                    raise DatabaseError(
-                        f"{self.full(artifact.path)}: checksum differs from the version's; build it again"
+                    raise DamagedError(
+                        f"{self.full(artifact.path)}: its checksum is not the one that the version names: it is damaged. "
+                        "`rdmpipe check NAME --repair` rebuilds what can be rebuilt"
                     )
                 part.replace(target)
             finally:
@@ -162,12 +216,13 @@ class Storage:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A private local directory, on the same disk as a local root, removed at the end."""
+        """A private local directory, on the same disk as a local root. It is removed at the end of the block."""
         parent = None
-        if self.is_local:
-            parent = Path(self.url) / TEMPORARY
-            parent.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+        with self._asking():
+            if self.is_local:
+                parent = Path(self.url) / TEMPORARY
+                parent.mkdir(parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
         try:
             with disk_full_is_an_error(self.url):
                 yield path
@@ -175,10 +230,10 @@ class Storage:
             shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, local: Path, relative: str) -> Artifact:
-        """Move a finished local file to `relative`, whole. The local file is gone afterwards."""
+        """Move a finished local file to `relative`. It appears whole; the local file is gone afterwards."""
         artifact = Artifact(relative, sha256_file(local), local.stat().st_size)
         target = self.full(relative)
-        with disk_full_is_an_error(target):
+        with disk_full_is_an_error(target), self._asking():
             if self.is_local:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
                 with local.open("rb+") as handle:
@@ -193,8 +248,7 @@ class Storage:
                     shutil.move(local, part)
                     part.replace(target)
             else:
-                with self._asking():
-                    self.fs.put_file(str(local), target)
+                self.fs.put_file(str(local), target)
                 local.unlink()
         return artifact
 
@@ -212,17 +266,17 @@ class Storage:
         return self.write_bytes(relative, text.encode("utf-8"))
 
     def remove(self, relative: str) -> None:
-        """Remove a file or a directory with all it holds; nothing there is no error."""
+        """Remove a file, or a directory and everything in it. It is no error if there is nothing."""
         with contextlib.suppress(FileNotFoundError), self._asking():
             self.fs.rm(self.full(relative), recursive=True)
 
     def clear_scratch(self) -> None:
-        """Remove what killed writers left behind. Only for the one writer of this root."""
+        """Remove what killed writers left behind. Only the holder of this root's lease may call it."""
         if self.is_local:
             shutil.rmtree(Path(self.url) / TEMPORARY, ignore_errors=True)
 
     def swap(self, relative: str, expected: str | None, new: str) -> bool:
-        """Set the small text file to `new` if it now reads `expected` (None: if it is absent). True when it was set."""
+        """Set a small text file to `new` if it now reads `expected` (None: if it is absent). Returns whether it was set."""
         if not self.is_local:
             with self._asking():
                 return swap_object(self.fs, self.full(relative), expected, new)
@@ -230,11 +284,12 @@ class Storage:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle = (target.parent / f".{target.name}.lock").open("a")
-        except OSError as error:  # every writer comes by here first, for its lease
+        except OSError as error:  # every writer takes its lease first, so a home that cannot be written is found here
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise DatabaseError(
-                f"{target.parent} cannot be written ({error.strerror}): give a folder that can, with --home or RDMPIPE_HOME"
+                f"{target.parent} cannot be written ({error.strerror}). Give a folder that can be written, with --home FOLDER "
+                "or RDMPIPE_HOME"
             ) from error
         with handle as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

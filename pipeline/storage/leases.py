@@ -1,8 +1,8 @@
 """One writer at a time: a lease in the home, held while a build works.
 
-Reads and writes `<root>/lease`, a small JSON file changed by compare-and-swap alone. The holder renews it every third of its
-term. It saves wasted work; it is not the fence: publishing is compare-and-swap on `current`, so a holder that
-comes back late cannot publish over another's version whatever happens here.
+Reads and writes `<root>/lease`, a small JSON file that only compare-and-swap changes. The holder renews it every third of its
+term. The lease prevents wasted work. It does not protect the data: publishing does, by compare-and-swap on `current`, so a
+holder that lost its lease cannot publish over another writer's version.
 """
 
 from __future__ import annotations
@@ -15,63 +15,110 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import BusyError
 from pipeline.storage.files import Storage
 
+FILE = "lease"
+
 TERM_S = 60.0
 
 
-def _alive_here(holder: dict[str, object]) -> bool | None:
-    """Whether the holder's process lives, if it is one of this machine's; None where that cannot be told."""
-    if (holder.get("host"), holder.get("pids")) != (socket.gethostname(), _process_ids()):
-        return None
-    pid = int(str(holder["pid"]))
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, as the file says it."""
+
+    holder: str  # a random name of this one hold
+    host: str
+    pids: (
+        str  # the process id namespace: containers can share a host name and not their process ids (Linux; else empty)
+    )
+    pid: int
+    started: str  # the process's start time in clock ticks since boot: tells a reused pid apart (Linux; else empty)
+    purpose: str
+    term: float  # seconds
+    beat: int = 0  # counts renewals
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def _holder(text: str | None) -> Holder | None:
+    """The holder that the lease file names; None for a file that is absent, empty or damaged.
+
+    Nobody holds a damaged lease: its holder stops at the next renewal, because the file no longer names it.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        table = json.loads(text or "")
+        return Holder(
+            holder=str(table["holder"]),
+            host=str(table["host"]),
+            pids=str(table.get("pids", "")),
+            pid=int(table["pid"]),
+            started=str(table.get("started", "")),
+            purpose=str(table["purpose"]),
+            term=float(table["term"]),
+            beat=int(table.get("beat", 0)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _this_process(purpose: str, term_s: float) -> Holder:
+    pid = os.getpid()
+    _, started = _process(pid)
+    return Holder(uuid.uuid4().hex, socket.gethostname(), _process_ids(), pid, started, purpose, term_s)
+
+
+def _alive_here(holder: Holder) -> bool | None:
+    """Whether the holder's process is alive; None where that is unknown, as for a process on another machine."""
+    if (holder.host, holder.pids) != (socket.gethostname(), _process_ids()):
+        return None
+    try:
+        os.kill(holder.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
-    return _started(pid) == holder.get("started")
+    except PermissionError:  # another user's process: /proc tells whether it is the holder
+        pass
+    state, started = _process(holder.pid)
+    if state in ("Z", "X"):  # it has ended, and its parent has not collected its exit status
+        return False
+    if holder.started and not started:  # /proc hides other users' processes
+        return None
+    return started == holder.started
 
 
 def _process_ids() -> str:
-    """Which numbering of processes this is: containers can share a host name and not their process ids (Linux; else empty)."""
     try:
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
         return ""
 
 
-def _started(pid: int) -> str:
-    """Start time of a process, in clock ticks since boot, so that a reused pid is told apart (Linux; else empty)."""
+def _process(pid: int) -> tuple[str, str]:
+    """A process's state (R, S, Z, ...) and start time, from /proc; two empty texts where that cannot be read."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as handle:  # noqa: PTH123
-            return handle.read().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return ""
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:  # noqa: PTH123
+            fields = handle.read().rsplit(")", 1)[1].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""
 
 
-def _expired(text: str, first_seen: float, term: float) -> bool:
-    """A lease is over when its process is known to be gone, or when it was not renewed for a term of *our* clock."""
-    holder = json.loads(text)
+def holder_of(storage: Storage) -> Holder | None:
+    """Who holds the lease; None if nobody does, or if the holder died or stopped renewing it.
+
+    A holder on another machine counts as alive for two terms after its last renewal.
+    """
+    holder = _holder(storage.read_text(FILE))
+    if holder is None:
+        return None
     alive = _alive_here(holder)
-    if alive is not None:
-        return not alive
-    return time.monotonic() - first_seen > max(term, float(holder["term"]))
-
-
-def holder_of(storage: Storage) -> dict[str, object]:
-    """Who holds the lease, as far as a look from here can tell; empty where nobody does, or nobody renews it any more."""
-    text = storage.read_text("lease")
-    if text is None or not text.strip():
-        return {}
-    holder: dict[str, object] = json.loads(text)
-    alive, age = _alive_here(holder), storage.age_s("lease")
     if alive is None:
-        alive = age is not None and age < 2 * float(str(holder["term"]))  # it is renewed every third of its term
-    return holder if alive else {}
+        age = storage.age_s(FILE)
+        alive = age is not None and age < 2 * holder.term
+    return holder if alive else None
 
 
 @contextlib.contextmanager
@@ -85,58 +132,15 @@ def lease(
 ) -> Iterator[None]:
     """Hold `storage`'s lease for the length of the block.
 
-    wait_s: how long to wait for another holder. Raises BusyError if it is still held then. A holder on
-    another machine is believed for a term after its last renewal, measured on this machine's clock.
-    believe: False: not even that: it has to be seen renewing, for which there is a term's time whatever wait_s is.
+    wait_s: how many seconds to wait for another holder. Raises BusyError if the lease is still held then. A holder on another
+    machine counts as alive for one term after its last renewal, measured on this machine's clock.
+    believe: False to count a holder on another machine as alive only once it renews the lease while we watch. That takes up to
+    one term, whatever wait_s is.
     """
-    me = {
-        "holder": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pids": _process_ids(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "purpose": purpose,
-        "term": term_s,
-    }
-    deadline = time.monotonic() + wait_s
-    seen, since, told, first_seen = "", time.monotonic(), False, ""
-    while True:
-        text = storage.read_text("lease")
-        mine = json.dumps({**me, "beat": 0})
-        if text is None or not text.strip() or _expired(text, since if text == seen else time.monotonic(), term_s):
-            if storage.swap("lease", text, mine):
-                break
-            continue
-        if text != seen:
-            seen, since = text, time.monotonic()
-        first_seen = first_seen or text
-        if time.monotonic() >= deadline and (believe or text != first_seen or _alive_here(json.loads(text))):
-            holder = json.loads(text)
-            raise BusyError(
-                f"{storage.url} is being written by process {holder['pid']} on {holder['host']} ({holder['purpose']}). "
-                "Wait for it (--wait SECONDS), or stop it, and run the same command again."
-            )
-        if not told:
-            notify(f"waiting for another writer of {storage.url}")
-            told = True
-        time.sleep(min(1.0, max(0.05, deadline - time.monotonic(), 0.0 if believe else term_s / 20)))
-
+    me = _this_process(purpose, term_s)
+    _acquire(storage, me, wait_s, notify, believe)
     stop = threading.Event()
-
-    def replace_mine(following: str) -> bool:
-        """Change the lease if it is still ours, read anew: the answer to an earlier change may have been lost on the way."""
-        now = storage.read_text("lease")
-        return now is not None and f'"{me["holder"]}"' in now and storage.swap("lease", now, following)
-
-    def renew() -> None:
-        beat = 0
-        while not stop.wait(term_s / 3):
-            beat += 1
-            with contextlib.suppress(OSError):  # a store that does not answer: the next beat tries again
-                if not replace_mine(json.dumps({**me, "beat": beat})):
-                    return  # somebody took over; publishing will find that out
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread = threading.Thread(target=_renew, args=(storage, me, stop), name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -144,4 +148,54 @@ def lease(
         stop.set()
         thread.join(timeout=5)
         with contextlib.suppress(OSError):  # the block's own error matters more, and the term frees the lease
-            replace_mine("")
+            _replace(storage, me, "")
+
+
+def _acquire(storage: Storage, me: Holder, wait_s: float, notify: Callable[[str], None], believe: bool) -> None:
+    """Write `me` into the lease file as soon as nobody else holds it. Raises BusyError after `wait_s` seconds."""
+    deadline = time.monotonic() + wait_s
+    first: str | None = None
+    seen: str | None = None
+    since = time.monotonic()  # when the text now in the file was first seen
+    while True:
+        text = storage.read_text(FILE)
+        if text != seen:
+            seen, since = text, time.monotonic()
+        other = _holder(text)
+        if other is None or _expired(other, since, me.term):
+            if storage.swap(FILE, text, me.to_json()):
+                return
+            continue
+        if first is None:
+            first = text
+            if wait_s > 0 or not believe:
+                notify(f"waiting for another writer of {storage.url}")
+        if time.monotonic() >= deadline and (believe or text != first or _alive_here(other)):
+            raise BusyError(
+                f"{storage.url} is being written by process {other.pid} on {other.host} ({other.purpose}). "
+                "Wait for it (--wait SECONDS), or stop it, and run the same command again."
+            )
+        time.sleep(min(1.0, max(0.05, deadline - time.monotonic(), 0.0 if believe else me.term / 20)))
+
+
+def _expired(holder: Holder, since: float, term_s: float) -> bool:
+    """Whether the holder's process has ended, or is unknown and has not renewed the lease for a term of our clock."""
+    alive = _alive_here(holder)
+    if alive is not None:
+        return not alive
+    return time.monotonic() - since > max(term_s, holder.term)
+
+
+def _renew(storage: Storage, me: Holder, stop: threading.Event) -> None:
+    beat = 0
+    while not stop.wait(me.term / 3):
+        beat += 1
+        with contextlib.suppress(OSError):  # a store that does not answer: the next beat tries again
+            if not _replace(storage, me, replace(me, beat=beat).to_json()):
+                return  # somebody took over; publishing will find that out
+
+
+def _replace(storage: Storage, me: Holder, following: str) -> bool:
+    """Change the lease if it is still ours. It is read anew: the answer to an earlier change may have been lost on the way."""
+    now = storage.read_text(FILE)
+    return now is not None and f'"{me.holder}"' in now and storage.swap(FILE, now, following)

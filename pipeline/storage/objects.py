@@ -1,9 +1,10 @@
-"""Object stores through fsspec: how one is opened, its compare-and-swap, and its errors in our words.
+"""Object stores through fsspec: opening one, its compare-and-swap, and its errors as ours.
 
 Reads: the usual AWS_* environment (keys, AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 for a store other than Amazon's,
-AWS_MAX_ATTEMPTS). Listings are never cached, since other machines write too. Throttling, 5xx answers and cut connections are
-tried again with growing pauses; what is still wrong then is an OSError, which fails a shard's attempt and not the run.
-Missing keys, refused access and a missing bucket are ConfigErrors: no other shard would do better.
+AWS_MAX_ATTEMPTS). Listings are never cached, because other machines write too. Requests that are throttled, answered with
+5xx or cut off are tried again with growing pauses. If that does not help, the error is an OSError, which fails one attempt at
+a shard and not the run. Missing keys, refused access and a missing bucket are ConfigErrors, which end the run: no other shard
+would succeed.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import functools
 import os
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.errors import ConfigError
 
-CONFLICTS = 50  # times a swap is tried while the store reports conflicts
+FileSystem: TypeAlias = Any  # fsspec's AbstractFileSystem: fsspec has no types
 
-ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs tries again what breaks off in the middle of a body
+CONFLICTS = 50  # attempts at a swap while the store reports conflicts
+
+ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats a read that breaks off
 
 
-def open_store(url: str) -> Any:
-    """fsspec's file system for `url`. Raises ConfigError where there is none for this kind of address."""
+def open_store(url: str) -> FileSystem:
+    """fsspec's file system for `url`. Raises ConfigError for a kind of address that fsspec does not know."""
     import fsspec
 
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if url.startswith(("s3://", "s3a://")):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         options = {
             "use_listings_cache": False,
-            # Both are named here so that fsspec, which keeps one instance for the same options, tells two stores apart.
+            # fsspec keeps one instance for equal options: the endpoint is named so that two stores get two instances.
             "endpoint_url": endpoint,
             "config_kwargs": {
                 "retries": {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or ATTEMPTS)},
@@ -43,25 +46,25 @@ def open_store(url: str) -> Any:
         return fsspec.core.url_to_fs(url, **options)[0]
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"{url}: no file system for this kind of address: {error}. For s3:// install `rdmpipe[s3]`."
+            f"{url}: no file system for this kind of address: {error}. For s3:// run `pip install 'rdmpipe[s3]'`"
         ) from error
 
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn what an object store's library raises into a ConfigError with the fix, or an OSError where trying later may do."""
+    """Turn what an object store's library raises into a ConfigError, or an OSError where a later attempt may succeed."""
     try:
         yield
     except FileNotFoundError as error:
         if "bucket" in str(error).lower() and "does not exist" in str(error).lower():
             raise ConfigError(
-                f"{url}: there is no such bucket. Create it, or mend RDMPIPE_HOME; rdmpipe creates none."
+                f"{url}: there is no such bucket. Create it, or correct RDMPIPE_HOME; rdmpipe does not create buckets."
             ) from error
         raise
     except PermissionError as error:
         raise ConfigError(
-            f"{url}: the store refuses access: {error}. Its keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the "
-            "machine's role) need to read, list, write and delete objects under this prefix."
+            f"{url}: the store refuses access: {error}. The keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or "
+            "the machine's role) need permission to read, list, write and delete objects under this prefix."
         ) from error
     except OSError:
         raise
@@ -72,15 +75,15 @@ def explained(url: str) -> Iterator[None]:
                 f"{url}: no usable keys: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from error
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            raise ConnectionError(f"{url}: the store does not answer as it should: {name}: {error}") from error
+            raise ConnectionError(f"{url}: unexpected answer of the store: {name}: {error}") from error
         raise
 
 
-def swap_object(fs: Any, path: str, expected: str | None, new: str) -> bool:
+def swap_object(fs: FileSystem, path: str, expected: str | None, new: str) -> bool:
     """Compare-and-swap by conditional PUT (S3's If-Match / If-None-Match). Raises ConfigError where the store has none.
 
-    A PUT whose answer was lost is sent again by the library and then meets its own object: each carries a token of its
-    own, by which it is known. (Only if somebody else swapped in between is a won swap reported as lost.)
+    If the answer to a PUT is lost, the library sends it again and finds the object it wrote itself. A random token in the
+    object's metadata tells. (A swap that succeeded is reported as failed only if another writer swapped in between.)
     """
     if not hasattr(fs, "call_s3"):
         raise ConfigError(f"{path}: publishing needs an object store with conditional writes; use s3:// or a disk")
@@ -102,15 +105,15 @@ def swap_object(fs: Any, path: str, expected: str | None, new: str) -> bool:
                 raise
             if _read(fs, bucket, key)[2] == token:
                 return True
-            # Not ours: the loop looks whether the object still reads `expected` (a conflict S3 wants tried again) or not.
-    raise OSError(f"{path}: the store refuses to replace it although nobody changes it")
+            # Not ours. If the object still reads `expected`, S3 reported a conflict and asks for another attempt.
+    raise OSError(f"{path}: the store refused {CONFLICTS} times to replace it, although nobody changed it")
 
 
 @functools.lru_cache(maxsize=256)
-def _check_conditional_writes(fs: Any, bucket: str, folder: str) -> None:
-    """Once a process and folder: a PUT of what must not exist has to be refused where it does. Raises ConfigError.
+def _check_conditional_writes(fs: FileSystem, bucket: str, folder: str) -> None:
+    """Check, once per process and folder, that the store refuses If-None-Match for an object that exists.
 
-    A store that takes every PUT would let two writers publish over each other without a word.
+    A store that accepts every PUT would let two writers publish over each other. Raises ConfigError for such a store.
     """
     key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
     for _ in range(2):  # the first may make the object
@@ -121,8 +124,8 @@ def _check_conditional_writes(fs: Any, bucket: str, folder: str) -> None:
                 return
             raise
     raise ConfigError(
-        f"s3://{bucket}/{folder}: this store does not decide conditional PUTs (If-None-Match), on which safe publishing rests. "
-        "Use one that does (Amazon S3, a current MinIO, ...), or a home on a disk that all nodes share."
+        f"s3://{bucket}/{folder}: this store ignores conditional PUTs (If-None-Match), which publishing needs. "
+        "Use one that honours them (Amazon S3, a current MinIO, ...), or a home on a disk that all nodes share."
     )
 
 
@@ -132,8 +135,8 @@ def _code(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _read(fs: Any, bucket: str, key: str) -> tuple[str | None, str, str]:
-    """(text or None, ETag, swap token) of one object, all from one answer."""
+def _read(fs: FileSystem, bucket: str, key: str) -> tuple[str | None, str, str]:
+    """(text or None, ETag, swap token) of one object, from one request."""
     from fsspec.asyn import sync
     from s3fs.core import _error_wrapper
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline import machine
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -57,8 +59,7 @@ class Crew:
     def torch_device(self) -> torch.device:
         import torch
 
-        name = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return torch.device(machine.device(self.device))
 
     def mine(self, rows: Tensor) -> Tensor:
         """This worker's rows of a global batch."""

@@ -1,0 +1,59 @@
+"""The root modules of the package: intervals and this machine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline import machine
+from pipeline.errors import ConfigError
+from pipeline.intervals import wilson
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"),
+    [
+        (1.0, 200, 0.98115, 1.0),  # worked by hand from the formula
+        (0.95, 200, 0.91042, 0.97263),
+        (0.5, 10, 0.23659, 0.76341),
+        (0.0, 10, 0.0, 0.27753),
+        (0.8, 10, 0.49016, 0.94332),
+        (1.0, 10, 0.72247, 1.0),
+        (0.0, 0, 0.0, 1.0),  # no trial says nothing
+    ],
+)
+def test_the_interval_is_wilsons(share: float, n: int, low: float, high: float) -> None:
+    assert wilson(share, n) == pytest.approx((low, high), abs=3e-5)
+
+
+def test_cores_follow_the_affinity_and_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert machine.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert machine.cores() == len(allowed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert machine.cores() == 7
+    for nonsense in ("", "0", "-1", "two"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert machine.cores() == len(allowed)
+
+
+def test_a_device_is_one_that_torch_knows_and_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.device("auto") == machine.device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        machine.device("cuda")
+    with pytest.raises(ConfigError, match="not one that torch knows"):
+        machine.device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert machine.device("auto") == "cuda" and machine.device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match=r"has 2 GPU\(s\); use cuda:0 to cuda:1"):
+        machine.device("cuda:2")
