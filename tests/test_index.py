@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.database import IndexEntry, RetrievalDatabase
+from pipeline.database import IndexEntry, RetrievalDatabase, ShardEntry
 from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, IndexBuildError
-from pipeline.index import IndexConfig, IndexInput, build_index
+from pipeline.index import IndexConfig, IndexInput, Queries, build_index
+from pipeline.index.build import index_id
 from pipeline.retrieval import open_search
 from pipeline.schema import metadata_columns
+from pipeline.storage import Artifact
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 DIM = 32
@@ -100,6 +102,15 @@ def test_other_inputs_make_another_index(tmp_path: Path) -> None:
     }
     assert len(ids) == 4
     assert table.num_rows == 900
+
+
+def test_the_id_of_an_index_is_that_of_version_0_1() -> None:
+    """Ids are digests of inputs: a database made before finds its finished index again."""
+    shard = ShardEntry(0, 1, Artifact("embeddings/0.parquet", "ab" * 32, 100))
+    rows = IndexInput(encoder_record(DIM), COLUMNS, [shard], [7, 3])
+    text = Queries("captions", ("a", "b"))
+    assert index_id(IndexConfig(), rows, None) == "7e5ed18bcce9"
+    assert index_id(IndexConfig(key="IVF64,SQ8", memory=1 << 28), rows, text) == "f0e0cfbe1b8f"
 
 
 def test_an_index_whose_file_was_lost_is_built_again(tmp_path: Path) -> None:
@@ -210,9 +221,6 @@ def test_a_build_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path: P
         np.load(path)  # whole
     for path in root.rglob("*.parquet"):
         pq.read_table(path)
-    from pipeline.database import ShardEntry
-    from pipeline.storage import Artifact
-
     folder = f"embeddings/{encoder_record(DIM).id}"
     shards = [ShardEntry(n, 500, Artifact(f"{folder}/{n:06d}.parquet", str(n), 1)) for n in range(8)]
     again = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError, DatabaseError, FilterError
+from pipeline.filters import simple_form
 from pipeline.index import IndexConfig, IndexInput, build_index
 from pipeline.index.exact import MANY_QUERIES, ExactScan
 from pipeline.retrieval import Searcher, open_search
@@ -46,6 +47,7 @@ def matching(table: pa.Table, where: str) -> np.ndarray:
         "year < 1605": lambda row: row["year"] < 1605,
         "year = 1700 AND nice": lambda row: row["year"] == 1700 and row["nice"],
         "score_ IS NULL": lambda row: row["score_"] is None,
+        "NOT nice": lambda row: not row["nice"],
     }
     return np.array([n for n, row in enumerate(table.to_pylist()) if tests[where](row)], np.int64)
 
@@ -125,6 +127,37 @@ def test_excluded_keys_are_never_returned_and_are_made_up_for(searcher: Searcher
     assert everything.plan.matched == table.num_rows - 1
 
 
+def test_the_reported_times_add_up_to_the_whole_call(
+    searcher: Searcher, built: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that counts how often it was read, the last reading less the first is the sum of the times."""
+    readings: list[float] = []
+
+    def clock() -> float:
+        readings.append(float(len(readings)))
+        return readings[-1]
+
+    query = unit(built[2][:1].astype(np.float32))
+    monkeypatch.setattr("time.perf_counter", clock)
+    for where in ("", "year < 1605", "style LIKE 'b%'"):
+        readings.clear()
+        plan = searcher.search(query, 19, where, exclude_keys=[1]).plan
+        assert plan.filter_s + plan.search_s + plan.rerank_s == readings[-1] - readings[0] > 0
+
+
+@pytest.mark.parametrize(("simple", "slow"), [("year < 1605", "year + 0 < 1605"), ("NOT nice", "(NOT nice) AND 1 = 1")])
+def test_a_simple_filter_gives_the_rows_that_duckdb_gives(
+    searcher: Searcher, built: tuple, simple: str, slow: str
+) -> None:
+    assert simple_form(simple, searcher.columns) is not None and simple_form(slow, searcher.columns) is None
+    query = unit(built[2][:3].astype(np.float32))
+    ours, theirs = searcher.search(query, 19, simple), searcher.search(query, 19, slow)
+    np.testing.assert_array_equal(ours.keys, theirs.keys)
+    np.testing.assert_array_equal(ours.scores, theirs.scores)
+    for where in (simple, slow):
+        np.testing.assert_array_equal(searcher.matching(where), matching(built[3], simple))
+
+
 def test_vectors_and_norms_come_back_as_they_were_stored(searcher: Searcher, built: tuple) -> None:
     _, _, vectors, table = built
     keys = table["key"].to_numpy()[[7, 3, 3, 2000]]
@@ -158,6 +191,23 @@ def test_unknown_keys_columns_filters_and_queries_are_errors_that_say_the_fix(se
         searcher.search(np.full((1, DIM), np.nan, np.float32), 3)
     with pytest.raises(ConfigError, match="at least one"):
         searcher.search(unit(clustered(1, DIM)), 0)
+
+
+def test_many_queries_with_falling_scores_across_blocks_equal_brute_force() -> None:
+    """From the second block on only rows that reach the bound are looked at: here they come late, and early."""
+    vectors = unit(clustered(20_000, 16, seed=3))
+    queries = unit(clustered(MANY_QUERIES, 16, seed=4))
+    for order in (np.argsort(vectors @ queries[0]), np.argsort(-(vectors @ queries[0]))):
+        stored = vectors[order].astype(np.float16)
+        scan = ExactScan(stored, threads=1)
+        for rows in (None, np.arange(0, 20_000, 3)):
+            scores, found = scan.top(queries, 25, rows)
+            for number, query in enumerate(queries):
+                within = np.arange(20_000) if rows is None else rows
+                expected_scores, expected = brute_force(stored, query, within, 25)
+                np.testing.assert_array_equal(found[number], expected)
+                np.testing.assert_allclose(scores[number], expected_scores, atol=1e-6)
+        scan.close()
 
 
 def test_a_missing_index_file_is_named_with_the_fix(built: tuple, tmp_path: Path) -> None:

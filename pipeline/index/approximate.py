@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 Family = Literal["hnsw", "ivf", "flat"]
 
+NEWCOMERS = 16  # a step that brings at most one row in so many of the k best is the last
+
 MOST = 16.0  # at most so many times a filter alone may raise nprobe or efSearch
 
-WIDER = {"hnsw": 0.5, "ivf": 0.5, "lists": 0.25}  # a filter that passes a share s widens a search by s ** -this
+WIDER = {"hnsw": 0.5, "ivf": 0.5}  # a filter that passes a share s widens a search by s ** -this
 
 
 class ApproximateIndex:
@@ -72,27 +74,27 @@ class ApproximateIndex:
         if not self.selects and self._fetch(count, rows, effort) < self.index.ntotal:
             return False
         if rows is not None and self.chooses_lists:
-            choice = self._lists()
-            return self._list_probes(rows, effort) >= int(choice.holding(rows).sum())
+            return self._probes(None, effort) >= int(self._lists().holding(rows).sum())
         if self.family == "ivf":
             return self._probes(rows, effort) >= self.lists
         return self.family == "flat" or self._search_width(rows, effort) >= 16_384
 
     def candidates(
-        self, queries: NDArray[np.float32], count: int, rows: Subset | None = None, effort: float = 1.0
+        self, queries: NDArray[np.float32], count: int, rows: Subset | None = None, effort: float = 1.0, k: int = 0
     ) -> NDArray[np.int64]:
-        """Ordinals (Q, count) among `rows` (None: all), -1 where nothing was found.
+        """Ordinals (Q, count) among `rows` (None: all), -1 where nothing was found; the k best of them are wanted (0: all).
 
         A filter that passes a share of the rows leaves that share of every list or neighbourhood. The search is therefore
-        widened by a power of the share, WIDER (jobs/bench_search.py measures the recall); `effort` multiplies that.
+        widened by a power of the share, WIDER (jobs/bench_search.py measures the recall), or goes on list by list until more
+        lists bring nothing; `effort` multiplies that.
         """
         import faiss
 
         # faiss searches one query with one thread anyway, and starting the others would take longer than the search.
         faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads or cores())
-        selector = None if rows is None or not self.selects else faiss.IDSelectorBitmap(rows.bitmap)
         if rows is not None and self.chooses_lists:
-            return self._in_lists(queries, count, rows, effort, selector)
+            return self._in_lists(queries, count, rows, effort, min(k or count, count))
+        selector = None if rows is None or not self.selects else faiss.IDSelectorBitmap(rows.bitmap)
         fetch = count if rows is None else self._fetch(count, rows, effort)
         if self.family == "hnsw":
             inner = faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._search_width(rows, effort), fetch))
@@ -111,17 +113,43 @@ class ApproximateIndex:
         return np.asarray(found, np.int64)
 
     def _in_lists(
+        self, queries: NDArray[np.float32], count: int, rows: Subset, effort: float, k: int
+    ) -> NDArray[np.int64]:
+        """candidates() from the lists that hold some of the rows, the nearest first.
+
+        Opens nprobe lists, then half as many again as are open, until such a step brings hardly any row into the k best. If the
+        order of the lists told nothing about their rows, a third of the k best would be new in every step.
+        """
+        lists, products = self._lists().ranked(queries, rows)
+        scores = np.full((len(queries), count), -np.inf, np.float32)
+        found = np.full((len(queries), count), -1, np.int64)
+        left, start, end = np.arange(len(queries)), 0, self._probes(None, effort)
+        while len(left) and start < lists.shape[1]:
+            new_scores, new = self._scan_lists(
+                queries[left], count, rows, lists[left, start:end], products[left, start:end]
+            )
+            kth = -np.partition(-scores[left], k - 1, axis=1)[:, k - 1]
+            newcomers = ((new >= 0) & (new_scores > kth[:, None])).sum(axis=1)
+            both, ordinals = np.concatenate([scores[left], new_scores], 1), np.concatenate([found[left], new], 1)
+            best = np.argpartition(-both, count - 1, axis=1)[:, :count]
+            scores[left], found[left] = np.take_along_axis(both, best, 1), np.take_along_axis(ordinals, best, 1)
+            left = left[(newcomers > k // NEWCOMERS) | ((found[left] >= 0).sum(axis=1) < k)]
+            start, end = end, end + max(1, end // 2)
+        return found
+
+    def _scan_lists(
         self,
         queries: NDArray[np.float32],
         count: int,
         rows: Subset,
-        effort: float,
-        selector: faiss.IDSelectorBitmap,
-    ) -> NDArray[np.int64]:
-        """candidates() from the nearest lists that hold some of the rows."""
+        lists: NDArray[np.int64],
+        products: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The `count` best of the rows in these lists, (Q, n), by their codes: scores and ordinals (Q, count), -1 for none."""
         import faiss
 
-        lists, products = self._lists().nearest(queries, rows, self._list_probes(rows, effort))
+        lists, products = np.ascontiguousarray(lists), np.ascontiguousarray(products)  # faiss reads them by pointer
+        queries = np.ascontiguousarray(queries)
         scores = np.empty((len(queries), count), np.float32)
         found = np.empty((len(queries), count), np.int64)
         self._ivf.search_preassigned_c(
@@ -133,9 +161,9 @@ class ApproximateIndex:
             faiss.swig_ptr(scores),
             faiss.swig_ptr(found),
             False,
-            faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1]),
+            faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(rows.bitmap), nprobe=lists.shape[1]),
         )
-        return found
+        return np.where(found < 0, np.float32(-np.inf), scores), found
 
     def _lists(self) -> ListChoice:
         from pipeline.index.lists import ListChoice
@@ -149,10 +177,6 @@ class ApproximateIndex:
         if self.selects or rows is None:
             return count
         return min(int(count * effort / max(rows.share, 1e-9)), int(self.index.ntotal))
-
-    def _list_probes(self, rows: Subset, effort: float) -> int:
-        """How many lists to open that hold some of the rows."""
-        return int(self.params.get("nprobe", 16) * _wider("lists", self._lists().density(rows)) * effort)
 
     def _probes(self, rows: Subset | None, effort: float) -> int:
         wanted = self.params.get("nprobe", 16) * _wider("ivf", 1.0 if rows is None else rows.share) * effort

@@ -34,18 +34,11 @@ class ListChoice:
         """The lists that hold some of the rows, as a mask (lists,)."""
         return rows.tally(self._list_of_row, self.lists) > 0
 
-    def density(self, rows: Subset) -> float:
-        """The share that the rows have in the lists that hold them."""
-        return rows.count / max(1, int(self.sizes[self.holding(rows)].sum()))
-
-    def nearest(
-        self, queries: NDArray[np.float32], rows: Subset, count: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `count` lists nearest to each query among those that hold rows, (Q, count), and their inner products."""
+    def ranked(self, queries: NDArray[np.float32], rows: Subset) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists that hold some of the rows, the nearest to each query first, (Q, n), and their inner products."""
         import faiss
 
         holding = np.flatnonzero(self.holding(rows))
-        count = min(count, len(holding))
         products = np.empty((len(queries), self.lists), np.float32)
         for query, out in zip(queries, products, strict=True):
             # faiss's own loop: a matrix product would start the threads of BLAS.
@@ -57,10 +50,8 @@ class ListChoice:
                 self.lists,
             )
         products = products[:, holding]
-        if count < len(holding):
-            best = np.argpartition(products, len(holding) - count, axis=1)[:, len(holding) - count :]
-            return holding[best], np.ascontiguousarray(np.take_along_axis(products, best, 1))
-        return np.ascontiguousarray(np.broadcast_to(holding, products.shape)), products
+        order = np.argsort(-products, axis=1, kind="stable")
+        return holding[order], np.take_along_axis(products, order, 1)
 
 
 def serves(ivf: faiss.IndexIVF) -> bool:

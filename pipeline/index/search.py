@@ -138,7 +138,7 @@ class SearchIndex:
                 scores[astray], found[astray] = self.exact.top(queries[astray], k, ordinals)
                 scanned, left = int(astray.sum()), left[~astray]
         while len(left):
-            candidates = index.candidates(queries[left], count, rows, effort)
+            candidates = index.candidates(queries[left], count, rows, effort, k)
             enough = (candidates >= 0).sum(axis=1) >= k
             start = time.perf_counter()
             for place, row in zip(left[enough], candidates[enough], strict=True):
