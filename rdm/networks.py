@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rdm.untyped import Diffusers, FirstStage, UNet
 
 PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
 
@@ -26,12 +29,12 @@ _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
 @cache
-def diffusers() -> Any:
+def diffusers() -> Diffusers:
     """The diffusers module, importable also beside a CPU-only torch with a torchvision made for CUDA."""
     _declare_torchvision_ops()
     import diffusers
 
-    return diffusers
+    return cast("Diffusers", diffusers)
 
 
 def _declare_torchvision_ops() -> None:
@@ -55,7 +58,7 @@ def _declare_torchvision_ops() -> None:
     _torchvision_ops.append(library)
 
 
-def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, FirstStage]:
     """Denoiser and first stage with fresh weights, in eval mode, on `device` ("meta" allocates nothing)."""
     kind = str(config.first_stage["_class_name"])
     if kind not in FIRST_STAGES:

@@ -74,12 +74,9 @@ class NamedEmbedder:
         import numpy as np
         import torch
 
-        from pipeline.encoders import unit_rows
-
         made = []
         for group in torch.split(pixels, _BATCH):
-            ready = [self.encoder.prepare(picture) for picture in group.permute(0, 2, 3, 1).numpy()]
-            made.append(unit_rows(self.encoder.encode_images(np.stack(ready)))[0])
+            made.append(self.encoder.picture_vectors(list(group.permute(0, 2, 3, 1).numpy()))[0])
         return torch.from_numpy(np.concatenate(made))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
