@@ -200,7 +200,7 @@ def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstS
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         fresh = Path(temporary)
         for network in (unet, first_stage):
-            network.to(memory_format=torch.contiguous_format)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         unet.save_pretrained(fresh / "unet", max_shard_size="50GB")
         first_stage.save_pretrained(fresh / _PARTS[type(first_stage).__name__], max_shard_size="50GB")
         scheduler.save_pretrained(fresh / "scheduler")
