@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rdm.errors import ConfigError, is_number, nearest
+
+if TYPE_CHECKING:
+    from rdm.untyped import Arguments, JsonObject
 
 CONFIG_FILE = "rdm.json"  # beside unet/ and vae/ in a saved model
 _SHIPPED = Path(str(resources.files("rdm"))) / "configs"
@@ -35,8 +38,8 @@ class RDMConfig:
     """
 
     name: str
-    unet: Mapping[str, Any]
-    first_stage: Mapping[str, Any]
+    unet: Arguments
+    first_stage: Arguments
     scale_factor: float = 1.0
     beta_start: float = 0.0015
     beta_end: float = 0.015
@@ -110,8 +113,8 @@ class RDMConfig:
                 )
         return height // self.downsample_factor, width // self.downsample_factor
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON would hold it; `read_config` reads it back."""
+    def to_dict(self) -> JsonObject:
+        """All fields as a JSON object; `read_config` reads it back."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
@@ -127,7 +130,7 @@ def model_names() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.json"))
 
 
-def read_config(config: str | Path | Mapping[str, Any] | RDMConfig) -> RDMConfig:
+def read_config(config: str | Path | Arguments | RDMConfig) -> RDMConfig:
     """A model's description from its name, a JSON file, a dict, or itself.
 
     Raises ConfigError naming an unknown model (with the known ones), file, key or value.
@@ -153,7 +156,7 @@ def read_config(config: str | Path | Mapping[str, Any] | RDMConfig) -> RDMConfig
     return _from_dict(content)
 
 
-def _from_dict(content: dict[str, Any]) -> RDMConfig:
+def _from_dict(content: JsonObject) -> RDMConfig:
     if "ddconfig" in content:
         from rdm.compvis import translate_config
 

@@ -14,11 +14,12 @@ Inference only: works in place where it can. Any latent size of at least one pix
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rdm.untyped import Attention, Transformer, TransformerBlock, UNet
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Prepared:
     silent_null: bool
 
 
-def cross_attentions(unet: Any) -> list[Any]:
+def cross_attentions(unet: UNet) -> list[Attention]:
     """The cross-attention layers in the order in which the forward pass meets them."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = [transformer for block in blocks for transformer in getattr(block, "attentions", ())]
@@ -54,7 +55,7 @@ def cross_attentions(unet: Any) -> list[Any]:
 
 
 def prepare(
-    unet: Any, context: Tensor, bias: Tensor | None, *, guided: bool = False, silent_null: bool = False
+    unet: UNet, context: Tensor, bias: Tensor | None, *, guided: bool = False, silent_null: bool = False
 ) -> Prepared:
     """Keys and values for context (R, T, D), with bias (R, T) on its tokens' logits or None.
 
@@ -76,7 +77,7 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
 
 
-def forward(unet: Any, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+def forward(unet: UNet, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
     """Noise prediction for x (B, C, h, w) at times t (1,) or (B,): (B, C, h, w), or (2B, C, h, w) null rows first."""
     emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))  # (1 or B, 4 * width)
     run = _Run(prepared, emb)
@@ -113,7 +114,7 @@ class _Run:
         self.emb = emb
         self.met = 0
 
-    def attend(self, transformer: Any, x: Tensor) -> Tensor:
+    def attend(self, transformer: Transformer | None, x: Tensor) -> Tensor:
         """A Transformer2DModel (or nothing) on x (rows, C, h, w); the first doubles the rows when guided."""
         if transformer is None:
             return x
@@ -130,7 +131,7 @@ class _Run:
         tokens = _apply_linear(transformer.proj_out, tokens)
         return x + tokens.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)  # in the layout of x
 
-    def _cross(self, block: Any, tokens: Tensor) -> Tensor:
+    def _cross(self, block: TransformerBlock, tokens: Tensor) -> Tensor:
         attention, layer = block.attn2, self.prepared.layers[self.met]
         self.met += 1
         silent = tokens.shape[0] // 2 if self.prepared.silent_null else 0
@@ -146,13 +147,13 @@ class _Run:
         return tokens
 
 
-def _self_attention(attention: Any, tokens: Tensor) -> Tensor:
+def _self_attention(attention: Attention, tokens: Tensor) -> Tensor:
     query, key, value = (_heads(project(tokens), attention.heads)
                          for project in (attention.to_q, attention.to_k, attention.to_v))  # fmt: skip
     out = F.scaled_dot_product_attention(query, key, value)
     return attention.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def _apply_linear(projection: Any, tokens: Tensor) -> Tensor:
+def _apply_linear(projection: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
     """A linear layer, or the 1x1 convolution that the original has in its place, on tokens (B, N, C)."""
     return F.linear(tokens, projection.weight.flatten(1), projection.bias)

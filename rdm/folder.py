@@ -1,8 +1,8 @@
-"""A model as a folder, in diffusers' layout: unet/, vae/ or vqvae/, scheduler/, and rdm.json for what is ours.
+"""A model as a folder in the layout of diffusers: unet/, vae/ or vqvae/, scheduler/, and rdm.json with our own fields.
 
 Reads: folders that `save_folder` wrote, and plain diffusers copies without rdm.json, such as the Hub's of the
-768-pixel model (its clip/, tokenizer/ and feature_extractor/ are left alone). Writes: `save_folder`, each file whole or
-not at all. Weights are memory-mapped safetensors; `.bin` files are read without running what is pickled in them.
+768-pixel model (its clip/, tokenizer/ and feature_extractor/ are not read). `save_folder` writes each file whole or not at
+all. Weights are memory-mapped safetensors; `.bin` files are read without running what is pickled in them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from rdm.config import CONFIG_FILE, RDMConfig, model_names, read_config
 from rdm.errors import CheckpointError, ConfigError, some
 from rdm.networks import diffusers
 from rdm.pickles import load_tensors
+from rdm.untyped import FirstStage, JsonObject, UNet
 
 _WEIGHTS = "diffusion_pytorch_model"
 _PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae"}
@@ -58,7 +58,7 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Pa
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -92,8 +92,8 @@ def read_folder_config(folder: Path) -> RDMConfig:
     for name in model_names():
         published = read_config(name)
         if _sizes(published.unet) == _sizes(unet) and _sizes(published.first_stage) == _sizes(first_stage):
-            # Early copies were written with defaults in places (number of heads, scaling factor) that load and give
-            # wrong pictures: the published description is the truth.
+            # Early copies hold defaults for some values (number of heads, scaling factor), which load but give wrong
+            # pictures. The published description is used instead.
             return published
     schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
     if schedule.get("beta_schedule") != "scaled_linear":
@@ -114,11 +114,11 @@ def read_folder_config(folder: Path) -> RDMConfig:
     })  # fmt: skip
 
 
-def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(content: JsonObject) -> JsonObject:
     return {key: value for key, value in content.items() if not key.startswith("_")}
 
 
-def _sizes(part: Mapping[str, Any]) -> list[Any]:
+def _sizes(part: Mapping[str, object]) -> list[object]:
     keys = ("block_out_channels", "in_channels", "out_channels", "latent_channels", "cross_attention_dim",
             "down_block_types", "up_block_types", "layers_per_block")  # fmt: skip
     return [list(value) if isinstance(value := part.get(key), tuple) else value for key in keys]
@@ -182,7 +182,7 @@ def _read_weights(part: Path) -> dict[str, Tensor]:
     return state
 
 
-def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) -> None:
+def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstStage) -> None:
     """Write the model. Existing files of the same names are replaced one by one; mapped ones stay readable.
 
     Raises CheckpointError where `folder` is a file.
@@ -200,7 +200,7 @@ def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) ->
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         fresh = Path(temporary)
         for network in (unet, first_stage):
-            network.to(memory_format=torch.contiguous_format)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         unet.save_pretrained(fresh / "unet", max_shard_size="50GB")
         first_stage.save_pretrained(fresh / _PARTS[type(first_stage).__name__], max_shard_size="50GB")
         scheduler.save_pretrained(fresh / "scheduler")

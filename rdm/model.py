@@ -7,9 +7,8 @@ weights once. Does not encode prompts, search neighbours, or turn images into fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,17 @@ from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
 from rdm.networks import PIXELS_AT_ONCE, at_once, build
 from rdm.sampling import Step, sampler_steps
 from rdm.schedule import Schedule
+from rdm.untyped import Arguments, FirstStage, UNet, Untyped
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class RDM:
-    """A retrieval-augmented diffusion model. `unet` and `first_stage` are diffusers' networks, free to be trained."""
+    """A retrieval-augmented diffusion model. `unet` and `first_stage` are networks of diffusers, which may be trained."""
 
-    def __init__(self, config: RDMConfig, unet: Any, first_stage: Any, report: LoadReport | None = None) -> None:
+    def __init__(
+        self, config: RDMConfig, unet: UNet, first_stage: FirstStage, report: LoadReport | None = None
+    ) -> None:
         self.config = config
         self.unet = unet
         self.first_stage = first_stage
@@ -39,9 +41,7 @@ class RDM:
         self._forward: Callable[..., Tensor] = denoiser.forward
 
     @classmethod
-    def from_config(
-        cls, config: str | Path | Mapping[str, Any] | RDMConfig, *, device: str | torch.device = "cpu"
-    ) -> RDM:
+    def from_config(cls, config: str | Path | Arguments | RDMConfig, *, device: str | torch.device = "cpu") -> RDM:
         """A model with fresh weights, to be trained; on device "meta" with none."""
         description = read_config(config)
         return cls(description, *build(description, device))
@@ -50,7 +50,7 @@ class RDM:
     def from_compvis(
         cls,
         ckpt_path: str | Path,
-        config: str | Path | Mapping[str, Any] | RDMConfig,
+        config: str | Path | Arguments | RDMConfig,
         *,
         dtype: torch.dtype | None = torch.float32,
     ) -> RDM:
@@ -94,8 +94,8 @@ class RDM:
     ) -> RDM:
         """Move in place, and return self. `dtype` is the denoiser's.
 
-        The first stage stays in single precision unless told: it is a twentieth of the weights, and half precision has
-        given people blank pictures.
+        The first stage stays in single precision unless `first_stage_dtype` is given: it has a twentieth of the weights, and
+        half precision can give blank pictures.
         """
         # Module.to, not diffusers' own, which warns about modules that these networks do not have.
         nn.Module.to(self.unet, device=device, dtype=dtype)
@@ -103,11 +103,11 @@ class RDM:
         # For a GPU's convolutions. On a CPU it gained a percent or two and would copy a mapped file.
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         for network in (self.unet, self.first_stage):
-            network.to(memory_format=layout)
+            network.to(memory_format=layout)  # type: ignore[call-overload]
         return self
 
-    def compile(self, **options: Any) -> RDM:
-        """Sample through torch.compile (its options are passed on): worth a minute's wait before long GPU runs."""
+    def compile(self, **options: Untyped) -> RDM:
+        """Sample through torch.compile with these options. Compiling takes about a minute; it pays for long GPU runs."""
         self._forward = torch.compile(denoiser.forward, **options)
         return self
 
@@ -127,7 +127,7 @@ class RDM:
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return self.unet.conv_in.weight.dtype  # type: ignore[no-any-return]
+        return self.unet.conv_in.weight.dtype
 
     def _bias(self, context: Tensor, mask: Tensor | None) -> Tensor | None:
         if context.dim() != 3 or context.shape[2] != self.config.context_dim or not context.numel():

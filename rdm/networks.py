@@ -7,13 +7,16 @@ parameters and the weights are held once.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
 from rdm.torchvision_ops import declare_torchvision_ops
+
+if TYPE_CHECKING:
+    from rdm.untyped import Diffusers, FirstStage, UNet
 
 PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
 
@@ -23,15 +26,15 @@ _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
 @cache
-def diffusers() -> Any:
+def diffusers() -> Diffusers:
     """The diffusers module, importable also beside a CPU-only torch with a torchvision made for CUDA."""
     declare_torchvision_ops()
     import diffusers
 
-    return diffusers
+    return cast("Diffusers", diffusers)
 
 
-def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, FirstStage]:
     """Denoiser and first stage with fresh weights, in eval mode, on `device` ("meta" allocates nothing)."""
     kind = str(config.first_stage["_class_name"])
     if kind not in FIRST_STAGES:

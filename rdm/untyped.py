@@ -5,13 +5,16 @@ diffusers has no types. The classes below only declare its attributes for the ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-JsonObject = dict[str, Any]  # a JSON object, or the keyword arguments of a diffusers network
+Untyped = Any  # a class of a library without types
+
+JsonObject = dict[str, Any]
+
+Arguments = Mapping[str, Any]  # a model's description, or the keyword arguments of a diffusers network
 
 
 class Convolution(nn.Conv2d):
@@ -134,14 +137,8 @@ class FirstStage(nn.Module):
 class Diffusers(Protocol):
     """The names of the diffusers module that rdm uses."""
 
-    UNet2DConditionModel: type[Any]
-    AutoencoderKL: type[Any]
-    VQModel: type[Any]
-    DDIMScheduler: type[Any]
+    UNet2DConditionModel: Untyped
+    AutoencoderKL: Untyped
+    VQModel: Untyped
+    DDIMScheduler: Untyped
     __version__: str
-
-
-class Saved(Protocol):
-    """A network that saves itself."""
-
-    def save_pretrained(self, folder: str | Path, **options: object) -> None: ...

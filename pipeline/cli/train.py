@@ -77,7 +77,7 @@ def prepare(
     neighbours: Annotated[int, typer.Option("--neighbours", metavar="N", parser=whole(1), help="Of a picture.")] = 20,
     device: Device = "auto",
     home: Home = None,
-    backend: BackendOption = "inline",
+    backend: BackendOption = "auto",
     address: Address = "",
     workers: StageWorkers = 0,
     log_format: LogFormatOption = "text",

@@ -405,7 +405,7 @@ def start_model(run: PartRun, examples: Examples, scale: float) -> RDM:
     check_fit(model, examples, run.config.data.size)
     if not is_saved_model(part.base):
         scale_context_weights(model.unet, model.config.context_dim)
-    model.unet.to(run.device, memory_format=torch.channels_last)
+    model.unet.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if part.checkpointing:
         model.unet.enable_gradient_checkpointing()
     return model
@@ -464,7 +464,8 @@ def save_rdm(model: RDM, unet: UNet, folder: Path) -> None:
 
     from rdm import RDM
 
-    half, first_stage = (copy.deepcopy(net).to("cpu", torch.float16) for net in (unet, model.first_stage))
+    half = copy.deepcopy(unet).to("cpu", torch.float16)
+    first_stage = copy.deepcopy(model.first_stage).to("cpu", torch.float16)
     RDM(model.config, half, first_stage).save_pretrained(folder)
 
 
