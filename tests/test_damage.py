@@ -171,7 +171,7 @@ def repaired(home: Path) -> tuple[str, ...]:
 def test_a_repair_makes_a_damaged_shard_and_index_again_byte_for_byte(whole: Path, home: Path) -> None:
     database, before = RetrievalDatabase(NAME, str(home)), ask(whole)
     current, root = database.version(), home / "databases" / NAME
-    for path in (current.shards[0].artifact.path, database.image_table(0), current.index.files["keys"].path):
+    for path in (current.shards[0].artifact.path, current.index.files["keys"].path):
         (root / path).write_bytes(b"damaged")
     assert repaired(home)
     assert ask(home)["search"] == before["search"]

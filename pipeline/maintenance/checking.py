@@ -3,7 +3,8 @@
 Reads every file of every version and compares it with its checksum, its receipt and the version's counts. Without repair it
 writes nothing. A repair runs under the lease. It points `current` at a version that can be read, sets unreadable version files
 aside in `damaged/`, removes damaged files with their receipts, and lets a build make them again, from the kept pictures or from
-the source. It cannot restore the block list or tombstones: nothing else holds what they say.
+the source. If the source has changed since, the shard is another one and a new version is published. A repair cannot restore
+the block list or tombstones: nothing else holds what they say.
 """
 
 from __future__ import annotations
@@ -138,8 +139,9 @@ class _Check:
     # ---- a version's files
 
     def _version(self, version: Version, current: bool) -> None:
+        old = f"restore it from a copy, or remove old versions with `rdmpipe gc {self.db.name} --keep 1`"
         for role, artifact in version.index.files.items():
-            self._artifact(artifact, REBUILT if current else BY_HAND, role)
+            self._artifact(artifact, REBUILT if current else old, role)
         self._index(version)
         if version.gone is not None:
             self._artifact(version.gone, BY_HAND, "gone")
@@ -152,7 +154,8 @@ class _Check:
             if whole:
                 self._shard(version, entry.artifact, entry.ok, gone, counts)
             self._pictures(version, entry.id)
-        if current and not any(entry.artifact.path in self.found for entry in version.shards):
+        unreadable = [file.path for file in version.files() if file.path in self.found]
+        if current and not unreadable:
             for status, count in counts.items():
                 expected = {
                     OK: version.counts["ok"],
