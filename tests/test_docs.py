@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,37 @@ def test_python_examples_run_as_written(
     for code, reason in examples(path):
         if not reason:
             exec(compile(code, path.name, "exec"), names)
+
+
+ELSEWHERE = ("wikiart", "http://", "my-job")  # commands of README that need a network or a cluster
+
+
+def readme_commands() -> list[str]:
+    lines = re.findall(r"^    (rdmpipe .*)$", (REPO / "README.md").read_text("utf-8"), re.M)
+    return [line for line in lines if not any(word in line for word in ELSEWHERE)]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(900)
+def test_readme_commands_run_as_printed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another in a new home, offline, with a folder of drawn pictures as `my-pictures`."""
+    from typer.testing import CliRunner
+
+    from pipeline.atelier import picture, png_bytes
+    from pipeline.cli.app import app
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(REPO / "jobs", "jobs", ignore=shutil.ignore_patterns("pictures"))
+    Path("my-pictures").mkdir()
+    for number in range(30):
+        Path(f"my-pictures/{number}.png").write_bytes(png_bytes(picture(number).image))
+    commands = readme_commands()
+    assert len(commands) >= 8
+    for command in commands:
+        ended = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+        assert ended.exit_code == 0, f"{command}\n{ended.output}"
+    assert Path("boat.png").is_file() and Path("similar.png").is_file()
 
 
 def test_readme_is_a_front_page_with_running_examples() -> None:
