@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.errors import BusyError as BusyError
     from pipeline.errors import ConfigError as ConfigError
     from pipeline.errors import ConflictError as ConflictError
+    from pipeline.errors import DamagedError as DamagedError
     from pipeline.errors import DatabaseError as DatabaseError
     from pipeline.errors import DiskFullError as DiskFullError
     from pipeline.errors import EncoderError as EncoderError
@@ -76,6 +77,7 @@ __all__ = [
     "BusyError",
     "ConfigError",
     "ConflictError",
+    "DamagedError",
     "Database",
     "DatabaseError",
     "DiskFullError",
