@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config import from_mapping
 from pipeline.database import RetrievalDatabase
-from pipeline.errors import ConfigError, EncoderError
+from pipeline.errors import ConfigError, DatabaseError, EncoderError
 from pipeline.execution import Backend, Progress, StageFailed
 from pipeline.maintenance import PurgeRequest, purge
 from pipeline.training import Prepared, PrepareRequest, preparing, train
@@ -20,7 +20,7 @@ from pipeline.training import prepare as prepare_database
 from pipeline.training.config import TrainConfig
 from pipeline.training.crew import Crew
 from pipeline.training.denoiser import prepared_batch
-from pipeline.training.streaming import open_prepared
+from pipeline.training.streaming import nearest_present, open_prepared
 from rdm import RDM
 from rdm.train import draw, read_average
 from tests.builds import folder_of, manifest_of, quiet_build
@@ -132,7 +132,19 @@ def test_every_epoch_reads_each_row_once_and_removed_rows_never(tmp_path: Path, 
     held = open_prepared("mine", 0.3)
     assert len(held) + len(held.held_out_places()) == 30 and 0 < len(held) < 30
     purge(PurgeRequest("mine", where="caption = 'picture number 3'"))
-    assert len(open_prepared("mine", 0.0)) == 29
+    left = open_prepared("mine", 0.0)
+    assert len(left) == 29
+    places = left.places(0, 29, 0)
+    assert left.neighbours(places, 3, False).shape == (29, 3, 16)  # of rows that had the removed one as well
+
+
+def test_a_neighbour_that_was_removed_is_replaced_by_the_next() -> None:
+    keys = np.array([[7, 3, 9], [1, 7, 2]])
+    found = nearest_present(keys, keys != 7, 2)
+    assert found.tolist() == [[3, 9], [1, 2]]
+    assert nearest_present(keys, keys != 7, 3).tolist() == [[3, 9, 3], [1, 2, 1]]
+    with pytest.raises(DatabaseError, match=r"no neighbour left.*train prepare"):
+        nearest_present(keys, keys < 3, 1)
 
 
 def run_of(folder: Path, name: str, steps: int = 4, **rdm: object) -> TrainConfig:

@@ -101,12 +101,15 @@ class PreparedRows:
         return torch.from_numpy(self._rows("texts", places).astype(np.float32))
 
     def neighbours(self, places: Tensor, count: int, own: bool) -> Tensor:
-        """(B, count, D) vectors of the nearest rows, nearest first. `own` must be False: styles are not prepared."""
+        """(B, count, D) vectors of the nearest rows that still exist. `own` must be False: styles are not prepared."""
         import torch
 
-        keys = self._rows("neighbours", places)[:, :count]
-        vectors, _ = self._searcher.vectors(np.ascontiguousarray(keys).ravel())
-        return torch.from_numpy(vectors.reshape(*keys.shape, -1))
+        keys = np.asarray(self._rows("neighbours", places), np.int64)
+        all_keys = self._searcher.keys  # ascending
+        found = np.minimum(np.searchsorted(all_keys, keys), len(all_keys) - 1)
+        chosen = nearest_present(keys, np.asarray(all_keys[found] == keys), count)
+        vectors, _ = self._searcher.vectors(chosen.ravel())
+        return torch.from_numpy(vectors.reshape(*chosen.shape, -1))
 
     # ---- files and orders
 
@@ -146,6 +149,20 @@ class PreparedRows:
         return chance.permutation(np.concatenate(rows))
 
 
+def nearest_present(keys: NDArray[np.int64], present: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """The first `count` present keys of each row of (B, k), in their order; fewer are repeated.
+
+    Raises DatabaseError where a row has none left.
+    """
+    left = present.sum(axis=1)
+    if not left.all():
+        raise DatabaseError(
+            "a prepared row has no neighbour left, because a purge removed them: run `rdmpipe train prepare` again"
+        )
+    order = np.argsort(~present, axis=1, kind="stable")
+    return np.take_along_axis(np.take_along_axis(keys, order, 1), np.arange(count) % left[:, None], 1)
+
+
 def open_prepared(name: str, held_out: float, home: str | None = None) -> PreparedRows:
     """The rows of a prepared database: `name` is DATABASE or DATABASE/ID. Raises ConfigError, DatabaseError."""
     from pipeline.catalog import resolve_database
@@ -166,6 +183,9 @@ def open_prepared(name: str, held_out: float, home: str | None = None) -> Prepar
     text = database.storage.read_text(f"prepared/{chosen[0]}/prepared.json")
     assert text is not None
     prepared = Prepared.from_json(text)
-    other = resolve_database(prepared.neighbours_from, home)
+    try:
+        other = resolve_database(prepared.neighbours_from, home)
+    except DatabaseError:  # a purge removed that version: the current one lacks the purged rows alone
+        other = resolve_database(prepared.neighbours_from.partition("@")[0], home)
     searcher = open_search(other.database, other.version, other.where, threads=1)
     return PreparedRows(database, prepared, searcher, held_out)
