@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.database import gone_keys
 from pipeline.errors import ConfigError, DatabaseError
 from pipeline.execution import Receipt
 from pipeline.schema import shard_name
@@ -42,7 +41,8 @@ class PreparedRows:
     def __init__(self, database: RetrievalDatabase, prepared: Prepared, searcher: Searcher, held_out: float) -> None:
         self.prepared = prepared
         self._storage, self._searcher, self._held_out = database.storage, searcher, held_out
-        self._gone = np.array(gone_keys(database, database.version().gone), np.int64)
+        keys = database.version().index.files["keys"]  # of all rows that were neither removed nor purged, ascending
+        self._current: NDArray[np.int64] = np.load(database.storage.local(keys), mmap_mode="r")
         self._receipts = [self._read_receipt(shard) for shard in prepared.shards]
         self._counts = np.array([len(self._split(shard)[0]) for shard in range(len(prepared.shards))], np.int64)
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
@@ -105,9 +105,7 @@ class PreparedRows:
         import torch
 
         keys = np.asarray(self._rows("neighbours", places), np.int64)
-        all_keys = self._searcher.keys  # ascending
-        found = np.minimum(np.searchsorted(all_keys, keys), len(all_keys) - 1)
-        chosen = nearest_present(keys, np.asarray(all_keys[found] == keys), count)
+        chosen = nearest_present(keys, _contains(self._searcher.keys, keys), count)
         vectors, _ = self._searcher.vectors(chosen.ravel())
         return torch.from_numpy(vectors.reshape(*chosen.shape, -1))
 
@@ -128,7 +126,7 @@ class PreparedRows:
 
     def _split(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of a shard to train on, and those held out."""
-        there = ~np.isin(np.asarray(self._map(shard, "keys")), self._gone)
+        there = _contains(self._current, np.asarray(self._map(shard, "keys"), np.int64))
         held = np.asarray(self._map(shard, "order")) <= np.uint64(min(2**64 - 2, int(self._held_out * 2**64)))
         return np.flatnonzero(there & ~held), np.flatnonzero(there & held)
 
@@ -147,6 +145,12 @@ class PreparedRows:
         rows = [np.stack([np.full(self._counts[shard], shard), self._split(shard)[0]], axis=1) for shard in shards]
         chance = np.random.Generator(np.random.PCG64([seed, epoch, *shards]))
         return chance.permutation(np.concatenate(rows))
+
+
+def _contains(ascending: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of `keys` are among the ascending ones."""
+    found = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
+    return np.asarray(ascending[found] == keys)
 
 
 def nearest_present(keys: NDArray[np.int64], present: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
