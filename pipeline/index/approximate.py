@@ -73,10 +73,9 @@ class ApproximateIndex:
         """Whether more effort would find nothing more."""
         if not self.selects and self._fetch(count, rows, effort) < self.index.ntotal:
             return False
-        if rows is not None and self.chooses_lists:
-            return self._probes(None, effort) >= int(self._lists().holding(rows).sum())
         if self.family == "ivf":
-            return self._probes(rows, effort) >= self.lists
+            every = self._probes(rows, effort) >= self.lists
+            return every or (rows is not None and self.chooses_lists and self._opens_all(rows, effort))
         return self.family == "flat" or self._search_width(rows, effort) >= 16_384
 
     def candidates(
@@ -164,6 +163,10 @@ class ApproximateIndex:
             faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(rows.bitmap), nprobe=lists.shape[1]),
         )
         return np.where(found < 0, np.float32(-np.inf), scores), found
+
+    def _opens_all(self, rows: Subset, effort: float) -> bool:
+        """Whether all lists that hold some of the rows are opened at once."""
+        return self._probes(None, effort) >= int(self._lists().holding(rows).sum())
 
     def _lists(self) -> ListChoice:
         from pipeline.index.lists import ListChoice
