@@ -175,7 +175,7 @@ def _and(masks: list[Mask]) -> Mask:
 
 
 def _or(masks: list[Mask]) -> Mask:
-    """Any of the masks, written into the first."""
+    """At least one of the masks, written into the first."""
     for mask in masks[1:]:
         masks[0] |= mask
     return masks[0]
