@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdm.errors import ConfigError, is_number, nearest
+from rdm.fields import FIRST_STAGE_FIELDS, UNET_FIELDS, check_network
 
 if TYPE_CHECKING:
     from rdm.untyped import Arguments, JsonObject
@@ -68,6 +69,14 @@ class RDMConfig:
             raise ConfigError(f"betas run from {self.beta_start} to {self.beta_end}; want 0 < start < end < 1")
         if self.scale_factor <= 0 or self.train_steps < 1:
             raise ConfigError("scale_factor must be positive and train_steps at least 1")
+        for key in ("name", "encoder"):
+            if not isinstance(getattr(self, key), str):
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; a text was expected")
+        for key, most in (("train_steps", 100_000), ("max_neighbours", 10_000), ("default_size", 65_536)):
+            if getattr(self, key) > most:
+                raise ConfigError(f"{key} is {getattr(self, key)}; at most {most} is read")
+        check_network("unet", self.unet, UNET_FIELDS)
+        check_network("first_stage", self.first_stage, FIRST_STAGE_FIELDS)
         for part in ("unet", "first_stage"):
             object.__setattr__(self, part, json.loads(json.dumps(dict(getattr(self, part)))))
         missing = [key for key in _UNET_KEYS if key not in self.unet]
@@ -149,7 +158,7 @@ def read_config(config: str | Path | Arguments | RDMConfig) -> RDMConfig:
         known = ", ".join(model_names())
         hint = nearest(str(config), model_names())
         raise ConfigError(f"no model and no JSON file is called {str(config)!r}{hint}; models: {known}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # nested too deeply, numbers of very many digits
         raise ConfigError(f"{path} is not a JSON description of a model: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; a description is a JSON object")

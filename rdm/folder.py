@@ -63,7 +63,7 @@ def _read_json(path: Path) -> JsonObject:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is no saved model, or not all of it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; an object was expected")

@@ -34,6 +34,19 @@ def diffusers() -> Diffusers:
     return cast("Diffusers", diffusers)
 
 
+# What diffusers raises for a description that makes no network.
+_REFUSALS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+)
+
+
 def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, FirstStage]:
     """Denoiser and first stage with fresh weights, in eval mode, on `device` ("meta" allocates nothing)."""
     kind = str(config.first_stage["_class_name"])
@@ -47,11 +60,11 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, 
     with torch.device(device):
         try:
             unet = library.UNet2DConditionModel(**config.unet)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except _REFUSALS as error:
             raise ConfigError(f"unet: diffusers' UNet2DConditionModel refuses this description: {error}") from error
         try:
             autoencoder = getattr(library, kind)(**first_stage)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except _REFUSALS as error:
             raise ConfigError(f"first_stage: diffusers' {kind} refuses this description: {error}") from error
     return unet.eval(), autoencoder.eval()
 

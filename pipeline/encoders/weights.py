@@ -90,6 +90,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint on the CPU, under open_clip's names. Raises EncoderError; runs nothing from the file."""
     import torch
 
+    from rdm.pickles import require_bounded
+
     if path.suffix not in SUFFIXES:
         raise EncoderError(f"{path}: weights are expected as {', '.join(SUFFIXES)}")
     try:
@@ -98,6 +100,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
             state: object = load_file(str(path))
         else:
+            require_bounded(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise EncoderError(f"no weights at {path}") from error

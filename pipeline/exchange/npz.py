@@ -7,12 +7,13 @@ operating system leaves behind is no part. Writes nothing. Holds one file in mem
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
+
+_UNPACK_RATIO, _MOST_ARRAYS = 50, 1000  # vectors hardly compress
 
 NPZ, CLIP_RETRIEVAL = "npz", "clip-retrieval"
 
@@ -217,9 +220,12 @@ def _kind_of_array(array: NDArray[Any]) -> str | None:
 
 def _read_npz(path: Path) -> Part:
     try:
+        _check_members(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # zip, zlib and numpy each raise what they like for damaged files
         raise SourceError(
             f"{path}: cannot be read without unpickling ({error}); arrays of objects have to be stored as numbers or text"
         ) from error
@@ -235,14 +241,47 @@ def _read_npz(path: Path) -> Part:
     return Part(path.name, vectors, arrays)
 
 
+def _check_members(path: Path) -> None:
+    """Raise SourceError where a member of an .npz is not an array, or where the file unpacks to far more than it has."""
+    size, total = path.stat().st_size, 0
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > _MOST_ARRAYS or len({info.filename for info in members}) < len(members):
+            raise SourceError(f"{path}: {len(members)} members, or two of the same name; an .npz has a few arrays")
+        for info in members:
+            if not info.filename.endswith(".npy"):
+                raise SourceError(f"{path}: member {info.filename[:80]!r} is not an array (.npy)")
+            with archive.open(info) as stored:
+                shape, dtype = _header(stored)
+                start = stored.tell()
+            needed = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or needed != info.file_size - start:
+                raise SourceError(
+                    f"{path}: member {info.filename[:80]!r} is {dtype} of shape {shape} in {info.file_size - start} bytes; "
+                    "arrays of objects have to be stored as numbers or text"
+                )
+            total += needed
+    most = size * _UNPACK_RATIO + (64 << 20)
+    if total > most:
+        raise SourceError(f"{path}: {size} bytes unpack to {total}, more than {most}: not embeddings")
+
+
+def _header(stored: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a .npy stream."""
+    numpy_format: Any = np.lib.format  # has no types
+    version = numpy_format.read_magic(stored)
+    read = numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
+    shape, _, dtype = read(stored)
+    return shape, dtype
+
+
 def _read_pair(array: Path, metadata: Path) -> Part:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         vectors = np.load(array, allow_pickle=False)
         table = pq.read_table(metadata)
-    except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
+    except Exception as error:  # numpy and Arrow each raise what they like for damaged files
         raise SourceError(f"{array} with {metadata}: cannot be read: {error}") from error
     _check_vectors(array, vectors)
     if table.num_rows != len(vectors):

@@ -6,13 +6,12 @@ Never reads pickled weights and never runs code that comes with a model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import from_mapping, read_toml
+from pipeline.config import from_mapping, parse_json, read_toml
 from pipeline.errors import ModelError
 from pipeline.generation.sampling import Sampling
 
@@ -157,7 +156,17 @@ def read_shapes(path: Path) -> Shapes:
 
 def check_base(model: AdapterModel, base: Path, name: str) -> None:
     """Raise ModelError where the base is another pipeline than the description says, or has no safetensors."""
-    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        index = parse_json((base / "model_index.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name!r}: {base}/model_index.json cannot be read: {error}") from error
+    index = index if isinstance(index, dict) else {}
+    for part, kind in index.items():  # diffusers imports the library that is named here
+        if isinstance(kind, list) and kind and kind[0] not in (None, "diffusers", "transformers"):
+            raise ModelError(
+                f"model {name!r}: {base}: {part} is of the library {str(kind[0])[:80]!r}; only diffusers and "
+                "transformers are used"
+            )
     found, wanted = index.get("_class_name"), PIPELINES[model.family]
     if found != wanted:
         raise ModelError(

@@ -8,11 +8,10 @@ same bytes. Reads and writes bytes only.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from pipeline.config import canonical_json
+from pipeline.config import canonical_json, parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +51,7 @@ def read_record(handle: BinaryIO) -> Record | None:
 
     try:
         with Image.open(handle, formats=["PNG"]) as image:
-            record = json.loads(image.info[CHUNK])
+            record = parse_json(image.info[CHUNK])
     except (OSError, SyntaxError, KeyError, ValueError):
         return None
     return cast("Record", record) if isinstance(record, dict) else None

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.config import digest, from_mapping
+from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import EXACT_INTEGERS, Columns, choose_columns, kind_of
@@ -325,7 +324,9 @@ class ParquetFiles:
         """Names of the class-label columns."""
         written = (schema.metadata or {}).get(b"huggingface")
         try:
-            features = json.loads(written)["info"]["features"] if written else self._listed_features
+            features = (
+                cast("dict[str, Any]", parse_json(written))["info"]["features"] if written else self._listed_features
+            )
         except (ValueError, KeyError, TypeError):
             features = self._listed_features
         return {
@@ -342,8 +343,13 @@ class ParquetFiles:
         files = self.hub.files(self.revision, ("dataset_infos.json",), required=False)
         if not files:
             return {}
-        table = json.loads(self.hub.local(files[0].path, self.revision).read_text(encoding="utf-8"))
-        return dict(next(iter(table.values())).get("features") or {}) if table else {}
+        try:
+            table = parse_json(self.hub.local(files[0].path, self.revision).read_bytes())
+        except ValueError:
+            return {}
+        first = next(iter(table.values()), None) if isinstance(table, dict) else None
+        features = first.get("features") if isinstance(first, dict) else None
+        return features if isinstance(features, dict) else {}
 
 
 def _label(value: Any, names: list[str]) -> str | None:
