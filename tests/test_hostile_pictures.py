@@ -104,11 +104,11 @@ def test_strips_change_no_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     if mode == "I;16":
         image = Image.fromarray(chance.integers(0, 65_536, (60, 41), dtype=np.uint16))
     elif mode == "I":
-        image = Image.fromarray(chance.integers(-5, 70_000, (60, 41), dtype=np.int32))
+        image = Image.fromarray(chance.integers(0, 65_536, (60, 41), dtype=np.int32))
     elif mode == "F":
         values = chance.normal(0.5, 0.5, (60, 41)).astype(np.float32)
-        values[3, 3], values[4, 4] = np.nan, -np.inf
-        image = Image.fromarray(np.minimum(values, 1.0))
+        values[3, 3] = np.nan
+        image = Image.fromarray(np.clip(values, 0.0, 1.0))
     else:
         image = Image.fromarray(chance.integers(0, 256, (60, 41, 4), dtype=np.uint8)).convert(mode)
     if mode == "P":
@@ -135,7 +135,7 @@ def test_bytes_changed_by_chance_are_a_picture_or_a_picture_error() -> None:
             try:
                 decode(bytes(data[: chance.integers(1, len(data) + 1)]))
             except PictureError as error:
-                assert error.reason in ("not_an_image", "corrupt", "truncated", "too_large")
+                assert error.reason in ("not_an_image", "corrupt", "truncated", "too_large", "unsupported_samples")
 
 
 @pytest.mark.parametrize(
