@@ -203,8 +203,8 @@ TOML = (
     "\\u0000",
 )
 
-SQL = ("(", ")", " AND ", " OR ", "NOT ", "year", "style", "caption", "'", '"', " = ", " > ", "1", "concat(", ",", "lower(", " LIKE ",
-       "::", "[", "CASE WHEN ", " END", "--", ";", "/*", "SELECT ", " IN (")  # fmt: skip
+SQL = ("(", ")", " AND ", " OR ", "NOT ", "year", "style", "caption", "'", '"', " = ", " > ", "1", "concat(", ",", "lower(",
+       " LIKE ", "::", "[", "CASE WHEN ", " END", "--", ";", "/*", "SELECT ", " IN (")  # fmt: skip
 
 
 # ---- parsers
