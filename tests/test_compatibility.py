@@ -229,7 +229,7 @@ def told(summary: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
     return {
         name: value
         for name, value in summary.items()
-        if name not in ("seconds", "version", "index", *left_out)
+        if name not in ("seconds", "version", "index", "hosts", "left_out", *left_out)  # the last two are newer
     }  # fmt: skip
 
 

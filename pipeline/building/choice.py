@@ -22,7 +22,7 @@ from pipeline.database import RetrievalDatabase, Version, gone_keys, write_gone
 from pipeline.errors import BudgetError, DatabaseError
 from pipeline.execution import Progress
 from pipeline.filters import check_filter
-from pipeline.sources import Manifest, Source, open_source
+from pipeline.sources import Manifest, Source, SourceOptions, open_source
 from pipeline.storage import Artifact
 
 
@@ -87,7 +87,7 @@ def _first(database: RetrievalDatabase, manifest: Manifest, request: BuildReques
     request = replace(request, images=request.images or ("thumbnail" if source.rereadable else "keep"))
     _check_disk(database, source, plan, request.images)
     settings = {name: getattr(request, name) for name in ("encoder", "precision", "preprocess", "images", "where")}
-    written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id, **part_of(request.source)}}
+    written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id, **_recorded(request.source)}}
     database.storage.write_text("manifest.json", canonical_json(written) + "\n")
     return Chosen(plan, request)
 
@@ -121,12 +121,18 @@ def _same_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPl
 def record_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPlan) -> None:
     """Update manifest.json with the part of the source and the filter that the database has from now on."""
     written = begun(database.name, request.home)
-    if written is not None:
-        where = plan.options.get(WHERE)
-        now = {**part_of(request.source), **({"filter": where} if where is not None else {})}
-        if any(written["settings"].get(name) != value for name, value in now.items()):
-            written["settings"] |= now
-            database.storage.write_text("manifest.json", canonical_json(written) + "\n")
+    if written is None:
+        return
+    where = plan.options.get(WHERE)
+    kept = {name: value for name, value in written["settings"].items() if name not in ("limit", "shards", "filter")}
+    now = {**kept, **_recorded(request.source), **({"filter": where} if where is not None else {})}
+    if now != written["settings"]:
+        database.storage.write_text("manifest.json", canonical_json({**written, "settings": now}) + "\n")
+
+
+def _recorded(options: SourceOptions) -> dict[str, object]:
+    """What manifest.json records of the part of the source; nothing where all of it is wanted."""
+    return {name: value for name, value in part_of(options).items() if value}
 
 
 def _filtered(

@@ -269,7 +269,7 @@ def _white(image: Image) -> tuple[float, bool]:
         samples = _samples(strip)
         least, most = min(least, float(samples.min(initial=0))), max(most, float(samples.max(initial=0)))
     if image.mode == "F" or form == _FLOAT:
-        if least < 0 or most > 255:
+        if least < -0.1 or most > 255:  # resampled pictures undershoot black a little
             raise PictureError(
                 "unsupported_samples", f"floats from {least:g} to {most:g}; expected 0 to 1, or 0 to 255"
             )

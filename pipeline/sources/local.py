@@ -33,6 +33,8 @@ def source_of_path(path: Path) -> SourceSpec:
             if kind in kinds and "picture" not in kinds:
                 return _of_files(path, kind, kinds[kind])
         return SourceSpec(kind="folder", path=str(path))
+    if not path.exists():
+        return SourceSpec(kind="folder", path=str(path))  # the reader says that nothing is there
     return _of_files(path, _kind(path.name), path)
 
 

@@ -54,6 +54,7 @@ class MetadataTable:
         self.places: list[str] = []  # `metadata.csv line 12`
         self._rows: list[dict[str, Value]] = []
         self._kinds: dict[str, str | None] = {}
+        self._stored: dict[str, str | None] = {}  # the columns with the names: they count in a shard's fingerprint
         for path, below in files:
             where = f"{below}{path.name}"
             found = _read_jsonl(path, where) if path.suffix.lower() == ".jsonl" else _read_csv(path, where)
@@ -62,11 +63,12 @@ class MetadataTable:
                 continue
             column = _name_column(where, found.kinds, name_column)
             for row, line, error in zip(found.rows, found.lines, found.errors, strict=True):
-                name = row.pop(column, None)
+                name = row.get(column)
                 self.names.append(f"{below}{name}" if name not in (None, "") else "")
                 self.places.append(f"{where} line {line}")
                 self.errors.append(f"bad_metadata: line {line} of {where}: {error}" if error else "")
                 self._rows.append(row)
+            self._stored.setdefault(column, "string")
             for name, kind in found.kinds.items():
                 if name != column:
                     self._kinds[name] = wider(self._kinds[name], kind) if name in self._kinds else kind
@@ -95,11 +97,12 @@ class MetadataTable:
         return None
 
     def rows(self, indices: Sequence[int | None]) -> list[dict[str, Value]]:
-        """The rows at `indices`, in that order; an empty dictionary for None."""
+        """The rows at `indices`, in that order, with the column of the file names; an empty dictionary for None."""
+        kinds = {**self._stored, **self._kinds}
         return [
             {}
             if index is None
-            else {name: plain_or_none(self._rows[index].get(name), kind) for name, kind in self._kinds.items()}
+            else {name: plain_or_none(self._rows[index].get(name), kind) for name, kind in kinds.items()}
             for index in indices
         ]
 
