@@ -25,10 +25,10 @@ from rdm.networks import diffusers
 from rdm.pickles import load_tensors
 
 _WEIGHTS = "diffusion_pytorch_model"
-_PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae"}
+_PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae", "Folded": "folded"}
 _HUB_FILES = ["rdm.json", "scheduler/scheduler_config.json"] + [
     f"{part}/{file}"
-    for part in ("unet", *_PARTS.values())
+    for part in ("unet", *_PARTS.values())  # of folded/ there is config.json alone
     for file in ("config.json", f"{_WEIGHTS}.safetensors*", f"{_WEIGHTS}-*.safetensors", f"{_WEIGHTS}.bin")
 ]
 # Names of attention weights in autoencoders that diffusers wrote before 0.14.
@@ -73,9 +73,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _first_stage_folder(folder: Path) -> Path:
     found = [folder / name for name in _PARTS.values() if (folder / name).is_dir()]
     if not found:
-        raise CheckpointError(f"{folder} has neither vae/ nor vqvae/: it is no saved RDM, or not all of it")
+        raise CheckpointError(f"{folder} has neither vae/ nor vqvae/ nor folded/: it is no saved RDM, or not all of it")
     if len(found) > 1:
-        raise CheckpointError(f"{folder} has both vae/ and vqvae/: remove the one that is not this model's first stage")
+        names = " and ".join(f"{part.name}/" for part in found)
+        raise CheckpointError(f"{folder} has both {names}: remove the one that is not this model's first stage")
     return found[0]
 
 
@@ -84,7 +85,7 @@ def read_folder_config(folder: Path) -> RDMConfig:
     unet = _arguments(_read_json(folder / "unet" / "config.json"))
     first_stage_folder = _first_stage_folder(folder)
     first_stage = _arguments(raw := _read_json(first_stage_folder / "config.json"))
-    default = "AutoencoderKL" if first_stage_folder.name == "vae" else "VQModel"
+    default = next(kind for kind, part in _PARTS.items() if part == first_stage_folder.name)
     first_stage["_class_name"] = raw.get("_class_name", default)
     parts = {"unet": unet, "first_stage": first_stage}
     if (folder / CONFIG_FILE).is_file():
@@ -111,6 +112,7 @@ def read_folder_config(folder: Path) -> RDMConfig:
         "beta_start": schedule["beta_start"], "beta_end": schedule["beta_end"],
         "train_steps": schedule.get("num_train_timesteps", 1000),
         "default_size": int(unet.get("sample_size") or 32) * factor,
+        "prediction_type": schedule.get("prediction_type", "epsilon"),
     })  # fmt: skip
 
 
@@ -130,6 +132,8 @@ def load_folder(
     """Put the folder's weights into networks built on the meta device; see rdm.checkpoint.load_compvis for `dtype`."""
     count = 0
     for part, network in ((folder / "unet", unet), (_first_stage_folder(folder), first_stage)):
+        if not network.state_dict():  # a folded first stage
+            continue
         state = _read_weights(part)
         if part.name != "unet":
             state = {_modern(name): value for name, value in state.items()}
@@ -193,6 +197,7 @@ def save_folder(folder: Path, config: RDMConfig, unet: Any, first_stage: Any) ->
     scheduler = library.DDIMScheduler(
         num_train_timesteps=config.train_steps, beta_start=config.beta_start, beta_end=config.beta_end,
         beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type=config.prediction_type,
     )  # fmt: skip
     ours = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     del ours["unet"], ours["first_stage"]  # they are in the parts' own config.json

@@ -15,12 +15,13 @@ import torch
 
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
+from rdm.folded import Folded
 
 PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
 
 _torchvision_ops: list[torch.library.Library] = []  # a library is forgotten with its last reference
 
-FIRST_STAGES = ("AutoencoderKL", "VQModel")
+FIRST_STAGES = ("AutoencoderKL", "VQModel", "Folded")
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
@@ -71,9 +72,9 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[Any, A
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"unet: diffusers' UNet2DConditionModel refuses this description: {error}") from error
         try:
-            autoencoder = getattr(library, kind)(**first_stage)
+            autoencoder = Folded(**first_stage) if kind == "Folded" else getattr(library, kind)(**first_stage)
         except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ConfigError(f"first_stage: diffusers' {kind} refuses this description: {error}") from error
+            raise ConfigError(f"first_stage: {kind} refuses this description: {error}") from error
     return unet.eval(), autoencoder.eval()
 
 
