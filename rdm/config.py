@@ -21,7 +21,8 @@ from rdm.fields import FIRST_STAGE_FIELDS, UNET_FIELDS, check_network
 if TYPE_CHECKING:
     from rdm.untyped import Arguments, JsonObject
 
-CONFIG_FILE = "rdm.json"  # beside unet/ and vae/ in a saved model
+PREDICTIONS = ("epsilon", "v_prediction", "sample")  # diffusers' names; see rdm/prediction.py
+CONFIG_FILE = "rdm.json"  # beside unet/ and the first stage in a saved model
 _SHIPPED = Path(str(resources.files("rdm"))) / "configs"
 
 
@@ -29,7 +30,9 @@ _SHIPPED = Path(str(resources.files("rdm"))) / "configs"
 class RDMConfig:
     """A model's description. Sizes are in pixels unless they say otherwise.
 
-    unet, first_stage   arguments of diffusers' UNet2DConditionModel and of the class `first_stage["_class_name"]`
+    unet, first_stage   arguments of diffusers' UNet2DConditionModel and of the class `first_stage["_class_name"]`; a unet with
+                        class_embed_type "projection" takes the context's first token and mean beside the time
+    prediction_type     what the denoiser predicts: "epsilon", "v_prediction" or "sample" (rdm/prediction.py)
     scale_factor        latents = scale_factor * first-stage latents
     beta_start, _end    betas = linspace(sqrt(start), sqrt(end), train_steps)**2, as in latent diffusion
     context_norm        "unit": context tokens are unit vectors; "raw": as the CLIP encoder gave them
@@ -52,6 +55,7 @@ class RDMConfig:
     default_k: int = 19
     default_size: int = 768
     default_guidance: float = 5.0
+    prediction_type: str = "epsilon"
 
     def __post_init__(self) -> None:
         for key, value in ((key, getattr(self, key)) for key in _NUMBERS):
@@ -59,6 +63,10 @@ class RDMConfig:
                 raise ConfigError(f"{key} is {value!r}; a {'whole ' if key in _WHOLE else ''}number was expected")
         if self.context_norm not in ("unit", "raw"):
             raise ConfigError(f"context_norm is {self.context_norm!r}; it must be 'unit' or 'raw'")
+        if self.prediction_type not in PREDICTIONS:
+            raise ConfigError(
+                f"prediction_type is {self.prediction_type!r}; it must be one of {', '.join(PREDICTIONS)}"
+            )
         if self.null_context != "zeros":
             raise ConfigError(f"null_context is {self.null_context!r}; only 'zeros' is known")
         if not 0 <= self.default_k <= self.max_neighbours:
@@ -80,9 +88,11 @@ class RDMConfig:
         for part in ("unet", "first_stage"):
             object.__setattr__(self, part, json.loads(json.dumps(dict(getattr(self, part)))))
         missing = [key for key in _UNET_KEYS if key not in self.unet]
-        missing += [f"first_stage.{key}" for key in _FIRST_STAGE_KEYS if key not in self.first_stage]
+        wanted = _FOLDED_KEYS if self._folded else _FIRST_STAGE_KEYS
+        missing += [f"first_stage.{key}" for key in wanted if key not in self.first_stage]
         if missing:
             raise ConfigError(f"the description of {self.name!r} lacks {', '.join(missing)}")
+        self._check_factor()
         latents = self.first_stage.get("vq_embed_dim") or self.first_stage.get("latent_channels")
         channels = {self.unet["in_channels"], self.unet.get("out_channels", self.unet["in_channels"]), latents} - {None}
         if len(channels) > 1:
@@ -90,8 +100,29 @@ class RDMConfig:
                 f"unet takes {self.unet['in_channels']} channels and gives {self.unet.get('out_channels')}, the first stage's "
                 f"latents have {latents}: all must be the same"
             )
+        self._check_pooling()
         if self.default_size % self.image_factor:
             raise ConfigError(f"default_size is {self.default_size}; it must be a multiple of {self.image_factor}")
+
+    def _check_factor(self) -> None:
+        factor = self.first_stage.get("factor", 1)
+        if self._folded and not (is_number(factor) and factor == int(factor) and 1 <= factor <= _LARGEST_FACTOR):
+            raise ConfigError(
+                f"first_stage: factor is {factor!r}; a whole number from 1 to {_LARGEST_FACTOR} was expected"
+            )
+
+    def _check_pooling(self) -> None:
+        """Raise ConfigError for a class embedding of another kind or length than `rdm.denoiser.pool` gives."""
+        kind, given = self.unet.get("class_embed_type"), self.unet.get("projection_class_embeddings_input_dim")
+        if kind is not None and (kind != "projection" or given != 2 * self.context_dim):
+            raise ConfigError(
+                f"unet: class_embed_type is {kind!r} of {given} numbers; 'projection' of {2 * self.context_dim} (the context's "
+                "first token and its mean) or none was expected"
+            )
+
+    @property
+    def _folded(self) -> bool:
+        return bool(self.first_stage.get("_class_name") == "Folded")
 
     @property
     def context_dim(self) -> int:
@@ -105,6 +136,8 @@ class RDMConfig:
     @property
     def downsample_factor(self) -> int:
         """Pixels per latent, along a side."""
+        if self._folded:
+            return int(self.first_stage["factor"])
         return int(2 ** (len(self.first_stage["block_out_channels"]) - 1))
 
     @property
@@ -123,14 +156,22 @@ class RDMConfig:
         return height // self.downsample_factor, width // self.downsample_factor
 
     def to_dict(self) -> JsonObject:
-        """All fields as a JSON object; `read_config` reads it back."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """All fields as a JSON object; `read_config` reads it back.
+
+        The prediction_type "epsilon" is left out: a description from before the field keeps its hash.
+        """
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.prediction_type == "epsilon":
+            del content["prediction_type"]
+        return content
 
 
 _WHOLE = ("train_steps", "max_neighbours", "default_k", "default_size")
 _NUMBERS = (*_WHOLE, "scale_factor", "beta_start", "beta_end", "default_guidance")
 _UNET_KEYS = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
               "layers_per_block", "cross_attention_dim", "attention_head_dim")  # fmt: skip
+_FOLDED_KEYS = ("factor", "latent_channels")
+_LARGEST_FACTOR = 64  # pixels of a side that a folded first stage makes one latent
 _FIRST_STAGE_KEYS = ("_class_name", "block_out_channels", "latent_channels")
 
 

@@ -6,7 +6,7 @@ Runs diffusers' modules of a UNet2DConditionModel in their order, with what is c
 - a null context of zeros needs no attention at all: keys and values have no bias, so its values are zero and the layer
   adds its output bias, whatever the number of tokens;
 - with guidance both branches run in one batch, and as one up to the first layer that sees the context: until there
-  they are equal.
+  they are equal. A denoiser with a class embedding sees the context (its first token and its mean) from the start.
 
 Inference only: works in place where it can. Any latent size of at least one pixel at the deepest level is taken.
 """
@@ -39,12 +39,14 @@ class Prepared:
     """A context, ready for any number of denoiser calls.
 
     guided: the batch is doubled at the first cross-attention, null branch first. silent_null: the null branch is
-    zeros, and `layers` are for the conditional rows alone.
+    zeros, and `layers` are for the conditional rows alone. pooled: (R, 2 D) for a denoiser with a class embedding, of both
+    branches when guided.
     """
 
     layers: tuple[LayerContext, ...]
     guided: bool
     silent_null: bool
+    pooled: Tensor | None = None
 
 
 def cross_attentions(unet: UNet) -> list[Attention]:
@@ -69,7 +71,25 @@ def prepare(
         key = _heads(attention.to_k(context), attention.heads).contiguous()
         value = _heads(attention.to_v(context), attention.heads).contiguous()
         layers.append(LayerContext(key, value, shaped))
-    return Prepared(tuple(layers), guided, silent_null)
+    pooled = None
+    if unet.class_embedding is not None:
+        pooled = pool(context, bias)
+        if silent_null:
+            pooled = torch.cat([torch.zeros_like(pooled), pooled])
+    return Prepared(tuple(layers), guided, silent_null, pooled)
+
+
+def pool(context: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(R, 2 D): the first token that counts (the prompt's, where there is one) and the mean of all.
+
+    context (R, T, D), bias (R, T) on the tokens' logits as rdm.conditioning.mask_bias gives it, or None.
+    """
+    if bias is None:
+        return torch.cat([context[:, 0], context.mean(dim=1)], dim=1)
+    weights = bias.to(context.device, torch.float32).exp()
+    first = (weights > 0).int().argmax(dim=1)
+    mean = (weights[..., None] * context.float()).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+    return torch.cat([context[torch.arange(len(context), device=context.device), first], mean.to(context.dtype)], dim=1)
 
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:
@@ -78,8 +98,16 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def forward(unet: UNet, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
-    """Noise prediction for x (B, C, h, w) at times t (1,) or (B,): (B, C, h, w), or (2B, C, h, w) null rows first."""
+    """The output for x (B, C, h, w) at times t (1,) or (B,): (B, C, h, w), or (2B, C, h, w) null rows first.
+
+    The model's prediction_type says what the output is; see rdm.prediction.
+    """
     emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))  # (1 or B, 4 * width)
+    if prepared.pooled is not None and unet.class_embedding is not None:
+        if prepared.guided:
+            x = torch.cat([x, x])
+            emb = torch.cat([emb, emb]) if emb.shape[0] > 1 else emb
+        emb = emb + unet.class_embedding(prepared.pooled.to(emb.dtype))
     run = _Run(prepared, emb)
     x = unet.conv_in(x)
     skips = [x]
@@ -122,7 +150,7 @@ class _Run:
         tokens = _apply_linear(transformer.proj_in, transformer.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in transformer.transformer_blocks:
             tokens = tokens + _self_attention(block.attn1, block.norm1(tokens))
-            if self.prepared.guided and self.met == 0:
+            if self.prepared.guided and self.met == 0 and self.prepared.pooled is None:
                 tokens, x = torch.cat([tokens, tokens]), torch.cat([x, x])
                 if self.emb.shape[0] > 1:
                     self.emb = torch.cat([self.emb, self.emb])

@@ -27,12 +27,12 @@ UNET_FIELDS = frozenset((
     "class_embeddings_concat", "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads",
 ))  # fmt: skip
 
-# Parameters of diffusers' AutoencoderKL and VQModel, and the class's name.
+# Parameters of diffusers' AutoencoderKL and VQModel and of rdm.folded.Folded, and the class's name.
 FIRST_STAGE_FIELDS = frozenset((
     "_class_name", "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels",
     "layers_per_block", "act_fn", "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor",
     "latents_mean", "latents_std", "force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
-    "num_vq_embeddings", "vq_embed_dim", "norm_type", "lookup_from_codebook",
+    "num_vq_embeddings", "vq_embed_dim", "norm_type", "lookup_from_codebook", "factor",
 ))  # fmt: skip
 
 LARGEST = 1_000_000  # of a whole number

@@ -1,4 +1,6 @@
-"""A model as a folder in the layout of diffusers: unet/, vae/ or vqvae/, scheduler/, and rdm.json with our own fields.
+"""A model as a folder in the layout of diffusers: unet/, a first stage, scheduler/, and rdm.json with our own fields.
+
+The first stage is in vae/, vqvae/ or folded/.
 
 Reads: folders that `save_folder` wrote, and plain diffusers copies without rdm.json, such as the Hub's of the
 768-pixel model (its clip/, tokenizer/ and feature_extractor/ are not read). `save_folder` writes each file whole or not at
@@ -7,7 +9,6 @@ all. Weights are memory-mapped safetensors; `.bin` files are read without runnin
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -25,10 +26,10 @@ from rdm.pickles import load_tensors
 from rdm.untyped import FirstStage, JsonObject, UNet
 
 _WEIGHTS = "diffusion_pytorch_model"
-_PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae"}
+_PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae", "Folded": "folded"}
 _HUB_FILES = ["rdm.json", "scheduler/scheduler_config.json"] + [
     f"{part}/{file}"
-    for part in ("unet", *_PARTS.values())
+    for part in ("unet", *_PARTS.values())  # folded/ has a config.json alone
     for file in ("config.json", f"{_WEIGHTS}.safetensors*", f"{_WEIGHTS}-*.safetensors", f"{_WEIGHTS}.bin")
 ]
 # Names of attention weights in autoencoders that diffusers wrote before 0.14.
@@ -73,9 +74,10 @@ def _read_json(path: Path) -> JsonObject:
 def _first_stage_folder(folder: Path) -> Path:
     found = [folder / name for name in _PARTS.values() if (folder / name).is_dir()]
     if not found:
-        raise CheckpointError(f"{folder} has neither vae/ nor vqvae/: it is no saved RDM, or not all of it")
+        raise CheckpointError(f"{folder} has neither vae/ nor vqvae/ nor folded/: it is no saved RDM, or not all of it")
     if len(found) > 1:
-        raise CheckpointError(f"{folder} has both vae/ and vqvae/: remove the one that is not this model's first stage")
+        names = " and ".join(f"{part.name}/" for part in found)
+        raise CheckpointError(f"{folder} has both {names}: remove the one that is not this model's first stage")
     return found[0]
 
 
@@ -84,11 +86,15 @@ def read_folder_config(folder: Path) -> RDMConfig:
     unet = _arguments(_read_json(folder / "unet" / "config.json"))
     first_stage_folder = _first_stage_folder(folder)
     first_stage = _arguments(raw := _read_json(first_stage_folder / "config.json"))
-    default = "AutoencoderKL" if first_stage_folder.name == "vae" else "VQModel"
+    default = next(kind for kind, part in _PARTS.items() if part == first_stage_folder.name)
     first_stage["_class_name"] = raw.get("_class_name", default)
     parts = {"unet": unet, "first_stage": first_stage}
     if (folder / CONFIG_FILE).is_file():
         return read_config({**_read_json(folder / CONFIG_FILE), **parts})
+    if first_stage["_class_name"] == "Folded":
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is missing: a model with a folded first stage needs it. Save it again"
+        )
     for name in model_names():
         published = read_config(name)
         if _sizes(published.unet) == _sizes(unet) and _sizes(published.first_stage) == _sizes(first_stage):
@@ -111,6 +117,7 @@ def read_folder_config(folder: Path) -> RDMConfig:
         "beta_start": schedule["beta_start"], "beta_end": schedule["beta_end"],
         "train_steps": schedule.get("num_train_timesteps", 1000),
         "default_size": int(unet.get("sample_size") or 32) * factor,
+        "prediction_type": schedule.get("prediction_type", "epsilon"),
     })  # fmt: skip
 
 
@@ -130,6 +137,8 @@ def load_folder(
     """Put the folder's weights into networks built on the meta device; see rdm.checkpoint.load_compvis for `dtype`."""
     count = 0
     for part, network in ((folder / "unet", unet), (_first_stage_folder(folder), first_stage)):
+        if not network.state_dict():  # a folded first stage has no weights
+            continue
         state = _read_weights(part)
         if part.name != "unet":
             state = {_modern(name): value for name, value in state.items()}
@@ -193,8 +202,9 @@ def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstS
     scheduler = library.DDIMScheduler(
         num_train_timesteps=config.train_steps, beta_start=config.beta_start, beta_end=config.beta_end,
         beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type=config.prediction_type,
     )  # fmt: skip
-    ours = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    ours = config.to_dict()
     del ours["unet"], ours["first_stage"]  # they are in the parts' own config.json
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:

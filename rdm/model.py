@@ -18,8 +18,10 @@ from rdm.checkpoint import LoadReport, load_compvis
 from rdm.conditioning import Context, join, mask_bias, without_masked
 from rdm.config import RDMConfig, read_config
 from rdm.errors import RequestError, as_number
+from rdm.folded import home
 from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
 from rdm.networks import PIXELS_AT_ONCE, at_once, build
+from rdm.prediction import to_epsilon
 from rdm.sampling import Step, sampler_steps
 from rdm.schedule import Schedule
 from rdm.untyped import Arguments, FirstStage, UNet, Untyped
@@ -28,7 +30,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class RDM:
-    """A retrieval-augmented diffusion model. `unet` and `first_stage` are networks of diffusers, which may be trained."""
+    """A retrieval-augmented diffusion model. `unet` and `first_stage` are networks that may be trained."""
 
     def __init__(
         self, config: RDMConfig, unet: UNet, first_stage: FirstStage, report: LoadReport | None = None
@@ -79,7 +81,7 @@ class RDM:
         return cls(description, unet, first_stage, report)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write unet/, vae/ (or vqvae/), scheduler/ and rdm.json: safetensors that plain diffusers loads too.
+        """Write unet/, vae/ (or vqvae/, folded/), scheduler/ and rdm.json: safetensors that plain diffusers loads too.
 
         The same weights give the same files.
         """
@@ -150,7 +152,9 @@ class RDM:
             raise RequestError(f"t holds {len(times)} times for {len(x)} latents; one, or one each, was expected")
         if not bool(((times >= 0) & (times < self.schedule.train_steps)).all()):
             raise RequestError(f"t is {times.tolist()}; times from 0 to {self.schedule.train_steps - 1} were expected")
-        return self._forward(self.unet, x.to(self.device, self.dtype), times, prepared).float()
+        x = x.to(self.device)
+        output = self._forward(self.unet, x.to(self.dtype), times, prepared).float()
+        return to_epsilon(self.config.prediction_type, output, x.float(), times, self.schedule)
 
     def _check_latents(self, x: Tensor, context: Tensor) -> None:
         channels = self.config.latent_channels
@@ -196,11 +200,11 @@ class RDM:
         @torch.inference_mode()
         def model(x: Tensor, t: int) -> Tensor:
             times = torch.tensor([t], device=self.device)
-            eps = self._forward(self.unet, x.to(self.dtype), times, prepared).float()
-            if not guided:
-                return eps
-            eps_null, eps_context = eps.chunk(2)
-            return eps_null + scale * (eps_context - eps_null)
+            output = self._forward(self.unet, x.to(self.dtype), times, prepared).float()
+            if guided:
+                null, conditional = output.chunk(2)
+                output = null + scale * (conditional - null)
+            return to_epsilon(self.config.prediction_type, output, x, torch.tensor([t]), self.schedule)
 
         def noise() -> Tensor:
             return noise_like(shape, generator).to(self.device)
@@ -242,7 +246,7 @@ class RDM:
         x_T             starting noise; else drawn for height x width pixels (default: the model's size)
         generator       CPU generator(s) for x_T and eta: one each makes a picture independent of its batch
         sampler, steps  "ddim", "plms", "dpmpp_2m" or "unipc"; 1 to 1000 steps
-        guidance_scale  eps_null + scale * (eps_context - eps_null); 1 leaves the null branch out
+        guidance_scale  null + scale * (conditional - null) of the denoiser's outputs; 1 leaves the null branch out
         null_context    (1 or B, T', D) and null_mask: a negative prompt in place of zeros
         callback        called with every Step
         """
@@ -268,8 +272,7 @@ class RDM:
         if images.dim() != 4 or images.shape[1] != channels or not len(images):
             raise RequestError(f"images have shape {tuple(images.shape)}; (B, {channels}, H, W) was expected")
         self.config.latent_size(*images.shape[-2:])
-        parameter = next(self.first_stage.parameters())
-        encoded = self.first_stage.encode(images.to(parameter.device, parameter.dtype))
+        encoded = self.first_stage.encode(images.to(*(home(self.first_stage) or (self.device, torch.float32))))
         latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return latents.float()
 
@@ -285,8 +288,8 @@ class RDM:
             raise RequestError(
                 f"latents have shape {tuple(latents.shape)}; (B, {self.config.latent_channels}, h, w) was expected"
             )
-        parameter = next(self.first_stage.parameters())
-        z = (latents.float() / self.config.scale_factor).to(parameter.device, parameter.dtype)
+        z = latents.float() / self.config.scale_factor
+        z = z.to(*(home(self.first_stage) or (z.device, torch.float32)))
         pixels = z.shape[2] * z.shape[3] * self.config.downsample_factor**2
         groups = torch.split(z, at_once(pixels, pixels_at_once))
         return torch.cat([self.first_stage.decode(group).sample.float() for group in groups])

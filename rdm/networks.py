@@ -1,4 +1,4 @@
-"""The networks, built by diffusers from a model's description: denoiser and first stage.
+"""The networks of a model's description: the denoiser and the first stage, built by diffusers or by rdm.folded.
 
 Reads and writes no files. On the meta device nothing is allocated, so that a checkpoint's own tensors can become the
 parameters and the weights are held once.
@@ -13,6 +13,7 @@ import torch
 
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
+from rdm.folded import Folded
 from rdm.torchvision_ops import declare_torchvision_ops
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
 
-FIRST_STAGES = ("AutoencoderKL", "VQModel")
+FIRST_STAGES = ("AutoencoderKL", "VQModel", "Folded")
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
@@ -63,9 +64,13 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, 
         except _REFUSALS as error:
             raise ConfigError(f"unet: diffusers' UNet2DConditionModel refuses this description: {error}") from error
         try:
-            autoencoder = getattr(library, kind)(**first_stage)
+            # Folded declares the same two methods as diffusers' classes.
+            autoencoder = cast(
+                "FirstStage", Folded(**first_stage) if kind == "Folded" else getattr(library, kind)(**first_stage)
+            )
         except _REFUSALS as error:
-            raise ConfigError(f"first_stage: diffusers' {kind} refuses this description: {error}") from error
+            maker = kind if kind == "Folded" else f"diffusers' {kind}"
+            raise ConfigError(f"first_stage: {maker} refuses this description: {error}") from error
     return unet.eval(), autoencoder.eval()
 
 

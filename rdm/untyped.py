@@ -74,6 +74,7 @@ class UNet(nn.Module):
     conv_in: nn.Conv2d
     time_proj: nn.Module
     time_embedding: nn.Module
+    class_embedding: nn.Module | None
     down_blocks: Sequence[Block]
     mid_block: Block
     up_blocks: Sequence[Block]

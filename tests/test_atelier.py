@@ -266,3 +266,32 @@ def test_png_bytes_repeat_and_decode_to_the_picture() -> None:
     assert data == png_bytes(image.copy())
     back = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(back[..., ::-1], image)
+
+
+def test_random_styles_are_functions_of_their_number() -> None:
+    from pipeline.atelier.random_styles import FAMILIES, random_style, render_random
+    from pipeline.atelier.scene import sample
+
+    scene, other = sample(0, 3), sample(0, 4)
+    for family in FAMILIES:
+        look = random_style(5, [family])
+        first = render_random(scene, look, 64)
+        assert look.family == family and first.shape == (64, 64, 3) and first.dtype == np.uint8
+        render_random(other, look, 64)
+        assert np.array_equal(first, render_random(scene, random_style(5, [family]), 64)), family
+        assert first.std() > 4, f"{family}: an even picture"
+        assert render_random(scene, look, 128).shape == (128, 128, 3)
+    assert len({random_style(seed) for seed in range(300)}) == 300
+    assert {random_style(seed).family for seed in range(200)} == set(FAMILIES)
+    kept = [name for name in FAMILIES if name not in ("dots", "relief")]
+    assert {random_style(seed, kept).family for seed in range(100)} == set(kept)
+    assert np.array_equal(render_random(scene, 7, 64), render_random(scene, random_style(7), 64))
+    with pytest.raises(ConfigError, match="families of tiles"):
+        random_style(1, ["pastel"])
+
+
+def test_random_styles_leave_the_ten_as_they_are() -> None:
+    """None of them is registered: what an index stands for, and what captions name, stays."""
+    from pipeline.atelier.random_styles import FAMILIES
+
+    assert len(STYLES) == 10 and not set(STYLES) & set(FAMILIES)

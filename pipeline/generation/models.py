@@ -69,8 +69,8 @@ def find_model(name: str, home: str | None = None) -> ModelInfo:
     if name not in HUB and name.count("/") != 1:
         known = sorted({*HUB, *named})
         raise ModelError(
-            f"no model {name!r}{nearest(name, known)}: expected a folder with unet/ and vae/ (`rdmpipe convert model.ckpt "
-            f"FOLDER` writes one) or with {DESCRIPTION}, a folder in {own}, or one of {', '.join(known)}"
+            f"no model {name!r}{nearest(name, known)}: expected a folder with unet/ and vae/, vqvae/ or folded/ (`rdmpipe "
+            f"convert model.ckpt FOLDER` writes one) or with {DESCRIPTION}, a folder in {own}, or one of {', '.join(known)}"
         )
     return kind_named("rdm").describe(_fetch(name, own), name)
 

@@ -75,7 +75,7 @@ def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInf
 
 def _hash(folder: Path, config: RDMConfig) -> str:
     """sha256 over the description and the checksums of the weights' files, in order of their paths."""
-    return digest([config.to_dict(), weights_of(folder, ("unet", "vae", "vqvae"))], 64)
+    return digest([config.to_dict(), weights_of(folder, ("unet", "vae", "vqvae", "folded"))], 64)
 
 
 def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:

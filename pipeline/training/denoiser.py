@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pipeline.training.preparing import Prepared
     from pipeline.training.streaming import PreparedRows
     from rdm import RDM
+    from rdm.config import RDMConfig
     from rdm.untyped import FirstStage, JsonObject, UNet
 
 _TEXTS = 3  # captions of one picture: two that name the content, one that names the style too
@@ -229,6 +230,7 @@ def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     }
     if is_saved_model(part.base):
         saved = RDM.from_pretrained(part.base)
+        _check_predicts_noise(saved.config)
         return RDM(read_config({**saved.config.to_dict(), **ours}), saved.unet, saved.first_stage)
     description: JsonObject
     if part.base:
@@ -238,7 +240,19 @@ def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     else:
         described = describe_first_stage(choose_first_stage(config, part))
         description = {"unet": part.model, "first_stage": described, "scale_factor": scale}
-    return RDM.from_config({**description, **ours}, device=device)
+    wanted = read_config({**description, **ours})
+    _check_predicts_noise(wanted)
+    return RDM.from_config(wanted, device=device)
+
+
+def _check_predicts_noise(config: RDMConfig) -> None:
+    """Raise ConfigError for a denoiser that this training's loss does not fit."""
+    kind, pooled = config.prediction_type, config.unet.get("class_embed_type")
+    if kind != "epsilon" or pooled is not None:
+        raise ConfigError(
+            f"model {config.name!r} has prediction_type {kind!r} and class_embed_type {pooled!r}; this training expects "
+            "'epsilon' and none. Choose another [rdm] base or model; jobs/train_atelier.py trains such models"
+        )
 
 
 def check_fit(model: RDM, examples: Examples, size: int) -> None:
