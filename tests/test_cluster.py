@@ -41,14 +41,15 @@ SEED = int(os.environ.get("RDMPIPE_TEST_SEED", "20260607"))
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
+    from ray._raylet import AuthenticationTokenLoader  # Ray keeps the first token a process has used
+
     with cluster(3, env={**KEYS, "RAY_metrics_report_interval_ms": "1000"}) as made:
         for name, value in made.client_env.items():
             os.environ[name] = value
+        AuthenticationTokenLoader.instance().reset_cache()
         yield made
         for name in made.client_env:
             del os.environ[name]
-    from ray._raylet import AuthenticationTokenLoader  # Ray keeps the first token a process has used
-
     AuthenticationTokenLoader.instance().reset_cache()
 
 
