@@ -29,14 +29,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _running: list[str] = []  # the unit test that runs now
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its tier. Tests of one file stay on one worker, and so do all that share the Ray cluster."""
-    for item in items:
-        if not any(item.get_closest_marker(tier) for tier in TIERS):
-            item.add_marker("unit")
-        on_ray = item.get_closest_marker("cluster") and "ray_here" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give a test its tier. Tests of one file stay on one worker, and so do all that share the Ray cluster.
+
+    This hook runs before pytest-xdist reads the groups; pytest_collection_modifyitems would run after.
+    """
+    if not any(item.get_closest_marker(tier) for tier in TIERS):
+        item.add_marker("unit")
+    on_ray = item.get_closest_marker("cluster") and "ray_here" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
