@@ -30,14 +30,9 @@ _running: list[str] = []  # the unit test that runs now
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give a test its tier. Tests of one file stay on one worker, and so do all that share the Ray cluster.
-
-    This hook runs before pytest-xdist reads the groups; pytest_collection_modifyitems would run after.
-    """
+    """Give a test without another tier the tier `unit`."""
     if not any(item.get_closest_marker(tier) for tier in TIERS):
         item.add_marker("unit")
-    on_ray = item.get_closest_marker("cluster") and "ray_here" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,4 +93,4 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture
 def ray_here(_ray: None) -> None:
-    """This process is connected to a Ray cluster of its own with three CPUs, the same for all tests that ask for it."""
+    """This process is connected to a Ray cluster of its own with three CPUs, the same for all its tests that ask for it."""
