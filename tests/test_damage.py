@@ -138,6 +138,8 @@ def test_a_damage_is_an_error_or_harmless_and_never_a_wrong_answer(
             file.startswith(("nonce", "progress", "failures", "lease", "encoder", "manifest", "current"))
             or "entry.json" in file
         )
+        # A receipt is made again if it matters; only a refresh reads a plan, whose bits are not compared.
+        harmless = harmless or (kind == "flipped bits" and (file.endswith(".json") or file.startswith("plan/")))
         assert file in found or harmless or (bad is None and file.startswith("versions/")) or _unused(whole, file), file
         path.write_bytes(data)
 

@@ -83,7 +83,7 @@ def prepare(
     log_format: LogFormatOption = "text",
     as_json: Json = False,
 ) -> None:
-    """Write latents, caption vectors and neighbours of a database, to train an RDM on ([data] prepared)."""
+    """Write latents, caption vectors and neighbours of a database, to train an RDM on them."""
     with command(log_format) as progress:
         from dataclasses import asdict
 

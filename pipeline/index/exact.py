@@ -8,7 +8,9 @@ lie, and a result does not depend on the way its candidates were found.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -69,8 +71,8 @@ class ExactScan:
         rows = len(self.vectors) if ordinals is None else len(ordinals)
         parts = max(1, min(self._threads, rows // GATHER_ROWS))
         if parts == 1:
-            one_thread()
-            return self._scan_part(queries, k, ordinals, 0, rows)
+            with _single_thread():  # handing so few rows to the pool would take longer than the scan
+                return self._scan_part(queries, k, ordinals, 0, rows)
         edges = [rows * part // parts for part in range(parts + 1)]
         jobs = [
             self._pool.submit(self._scan_part, queries, k, ordinals, start, end)
@@ -196,6 +198,19 @@ def half_precision_view(rows: NDArray[np.float16]) -> faiss.IndexScalarQuantizer
     index.ntotal = len(rows)
     index.is_trained = True
     return index
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """Have faiss use a single thread, and afterwards as many as before."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    one_thread()
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def one_thread() -> None:

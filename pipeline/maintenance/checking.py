@@ -251,7 +251,12 @@ class _Check:
         receipt_path = str(PurePosixPath(self.db.image_table(shard)).with_suffix(".json"))
         if self.db.storage.exists(receipt_path):
             try:
-                for artifact in self.db.read_receipt(receipt_path).artifacts:
+                receipt = self.db.read_receipt(receipt_path)
+                known = {self.db.image_tar(shard), self.db.image_table(shard)}
+                if receipt.shard != shard or not {artifact.path for artifact in receipt.artifacts} <= known:
+                    self._damaged(receipt_path, "it names other files than its shard's")
+                    return
+                for artifact in receipt.artifacts:
                     if version.images == "keep" or artifact.path.endswith(".parquet"):
                         self._artifact(artifact, REBUILT, "pictures")
             except DatabaseError as error:

@@ -6,15 +6,18 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Groups -> names -> a mean with its interval: value, low, high. Each from 0 to 1.
+Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
+
 COLOURS = ("#2b6a99", "#b5542b", "#5b8c3a", "#8a5a9e", "#6b6b6b", "#b08a1e")
 
 
-def dots(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str, width: int = 680) -> str:
+def dots(groups: Groups, label: str, width: int = 680) -> str:
     """Means with intervals on one axis from 0 to 1: groups -> names -> an Estimate's table; one line a name."""
     names = list(dict.fromkeys(name for found in groups.values() for name in found))
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
@@ -49,9 +52,7 @@ def _axis(left: int, span: int, height: int, label: str) -> str:
     return f'<text x="4" y="16" class="s">{html.escape(label)}</text>{marks}'
 
 
-def lines(
-    series: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str, width: int = 330, height: int = 230
-) -> str:
+def lines(series: Groups, label: str, width: int = 330, height: int = 230) -> str:
     """Means with intervals over a setting, 0 to 1 upwards: series -> setting -> an Estimate's table; settings evenly apart."""
     settings = list(dict.fromkeys(at for found in series.values() for at in found))
     left, top, bottom = 34, 26, 40

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1e1b17; --soft: #6d655a; --line: #ddd5c8; --paper: #fbf9f5; --bar: #4d6b57;
@@ -27,7 +26,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
 """
 
 
-def html_text(value: Any) -> str:
+def html_text(value: object) -> str:
     return html.escape(html_number(value) if isinstance(value, int | float) else str(value))
 
 
@@ -37,10 +36,10 @@ def html_number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
-def html_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False) -> str:
-    """A table; cells that are numbers to the right. raw: text cells are markup already."""
+def html_table(headers: Sequence[str], rows: Sequence[Sequence[object]], raw: bool = False) -> str:
+    """An HTML table with numbers on the right. raw: text cells are markup already and are not escaped."""
 
-    def cell(value: Any, tag: str = "td") -> str:
+    def cell(value: object, tag: str = "td") -> str:
         if isinstance(value, int | float):
             return f'<{tag} class="n">{html_text(value)}</{tag}>'
         return f"<{tag}>{value if raw else html_text(value)}</{tag}>"

@@ -1,11 +1,8 @@
 """Job files as Kubernetes objects: a RayJob, a RayCronJob, or a CronJob that creates a RayJob and waits for its end.
 
-Reads a job and the small files its arguments name. Writes nothing. Checked against KubeRay's CRDs and the Kubernetes API
-schema in tests; not applied to a cluster here. The image is the user's (jobs/Dockerfile shows one).
-
-The Kubernetes objects around a job: the ConfigMap with its files, the accounts with what they may do, and YAML.
-
-Reads the small files that a job's arguments name. Writes nothing.
+Reads: a job and the small files that its arguments name. Writes nothing. Beside the job itself the text holds the ConfigMap
+with its files and the accounts with their rights. Tests check it against KubeRay's CRDs and the Kubernetes API schema; it has
+not been applied to a cluster. The user provides the image (jobs/Dockerfile shows one).
 """
 
 from __future__ import annotations
@@ -162,7 +159,7 @@ def raycronjob(loaded: LoadedJob) -> str:
 
 
 def cronjob(loaded: LoadedJob) -> str:
-    job, schedule = loaded.job, scheduled(loaded)
+    job = loaded.job
     inner = _rayjob(loaded, f"{_entrypoint(job)} --scheduled")
     creator = f"{job.name}-schedule"
     role = {
@@ -170,52 +167,6 @@ def cronjob(loaded: LoadedJob) -> str:
         "kind": "Role",
         "metadata": metadata(job, creator),
         "rules": [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}],
-    }
-    container = {
-        "name": "schedule",
-        "image": job.kubernetes.image,
-        "command": ["rdmpipe", "follow-rayjob", f"{MOUNT}/rayjob.json", "--job", f"{MOUNT}/job.toml"],
-        "env": [{"name": "RDMPIPE_HOME", "value": _plain(_home(job))}],
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "job", "mountPath": MOUNT, "readOnly": True}],
-    }
-    pod = {
-        "serviceAccountName": creator,
-        "restartPolicy": "Never",
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [container],
-        "volumes": [job_volume(loaded, {"rayjob.json": "rayjob.json"})],
-    }
-    body = {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": metadata(job, job.name),
-        "spec": {
-            "schedule": schedule.parsed.text,
-            "timeZone": schedule.timezone,
-            "concurrencyPolicy": {"forbid": "Forbid", "wait": "Allow", "replace": "Replace"}[job.overlap],
-            "startingDeadlineSeconds": 3600,
-            "successfulJobsHistoryLimit": 3,
-            "failedJobsHistoryLimit": 3,
-            "jobTemplate": {
-                "spec": {
-                    "activeDeadlineSeconds": int(job.timeout_s) + 2 * START_S,
-                    "backoffLimit": 3,
-                    # A pod that was moved comes back and follows the same RayJob; one that saw it fail does not.
-                    "podFailurePolicy": {
-                        "rules": [
-                            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                            {
-                                "action": "FailJob",
-                                "onExitCodes": {"containerName": "schedule", "operator": "NotIn", "values": [0]},
-                            },
-                        ]
-                    },
-                    "template": {"metadata": {"labels": labels(job)}, "spec": pod},
-                }
-            },
-        },
     }
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(job, creator)}
     notes = [
@@ -229,9 +180,61 @@ def cronjob(loaded: LoadedJob) -> str:
         role,
         binding(job, creator, creator),
         *ray_account(job),
-        body,
+        _cronjob(loaded, _creating_pod(loaded, creator)),
     ]
     return documents(notes, objects)
+
+
+def _creating_pod(loaded: LoadedJob, account: str) -> Object:
+    """The pod that creates the RayJob and follows it."""
+    job = loaded.job
+    container = {
+        "name": "schedule",
+        "image": job.kubernetes.image,
+        "command": ["rdmpipe", "follow-rayjob", f"{MOUNT}/rayjob.json", "--job", f"{MOUNT}/job.toml"],
+        "env": [{"name": "RDMPIPE_HOME", "value": _plain(_home(job))}],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "job", "mountPath": MOUNT, "readOnly": True}],
+    }
+    return {
+        "serviceAccountName": account,
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": [job_volume(loaded, {"rayjob.json": "rayjob.json"})],
+    }
+
+
+def _cronjob(loaded: LoadedJob, pod: Object) -> Object:
+    job, schedule = loaded.job, scheduled(loaded)
+    # A pod that was moved comes back and follows the same RayJob; one that saw it fail does not.
+    failures = {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", "onExitCodes": {"containerName": "schedule", "operator": "NotIn", "values": [0]}},
+        ]
+    }
+    template = {
+        "activeDeadlineSeconds": int(job.timeout_s) + 2 * START_S,
+        "backoffLimit": 3,
+        "podFailurePolicy": failures,
+        "template": {"metadata": {"labels": labels(job)}, "spec": pod},
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": metadata(job, job.name),
+        "spec": {
+            "schedule": schedule.parsed.text,
+            "timeZone": schedule.timezone,
+            "concurrencyPolicy": {"forbid": "Forbid", "wait": "Allow", "replace": "Replace"}[job.overlap],
+            "startingDeadlineSeconds": 3600,
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {"spec": template},
+        },
+    }
 
 
 def _entrypoint(job: JobFile) -> str:
@@ -274,9 +277,8 @@ def _rayjob(loaded: LoadedJob, entrypoint: str) -> Object:
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": int(parse_duration(k8s.keep, "kubernetes keep")),
             "activeDeadlineSeconds": int(job.timeout_s) + START_S,
-            "backoffLimit": 1
-            if job.retries
-            else 0,  # a new cluster where the head was lost; other retries are in the run
+            # A new cluster where the head was lost; all other retries happen inside the run.
+            "backoffLimit": 1 if job.retries else 0,
             "rayClusterSpec": cluster,
         },
     }

@@ -31,14 +31,12 @@ def train_on_ray(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.execution import ray_connection
+
     steps = getattr(config, part)
     if steps is not None and steps.train.rows % workers:
         raise JobError(f"a pass has {steps.train.rows} pictures; a multiple of the {workers} workers was expected")
-    began = not ray.is_initialized()
-    if began:
-        local = {} if address else {"include_dashboard": False}
-        ray.init(address=address or None, runtime_env={"env_vars": {"PYTHONPATH": python_path()}}, **local)
-    try:
+    with ray_connection(address, {"PYTHONPATH": python_path()}):
         gpu = ray.cluster_resources().get("GPU", 0) >= workers and config.device != "cpu"
         trainer = TorchTrainer(
             _work,
@@ -46,14 +44,12 @@ def train_on_ray(
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(storage_path=str((config.folder() / "ray").absolute()), name=part),
-        )  # fmt: skip
+        )
         progress.say(f"{part}: {workers} workers, {'each with a GPU' if gpu else 'on CPUs'}")
-        result = trainer.fit()
-    except ray.exceptions.RayError as error:
-        raise JobError(f"training {part} on Ray failed: {error}; fix the cause and resume with --resume") from error
-    finally:
-        if began:
-            ray.shutdown()
+        try:
+            result = trainer.fit()
+        except ray.exceptions.RayError as error:
+            raise JobError(f"training {part} on Ray failed: {error}; fix the cause and resume with --resume") from error
     if result.error is not None:
         raise JobError(f"training {part} on Ray failed: {result.error}; fix the cause and resume with --resume")
     return config.folder() / part / "model"
