@@ -14,10 +14,10 @@ demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
 test: check
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not long"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 quick: $(STAMP)
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m unit
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -44,6 +44,14 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def read_authentication_again() -> None:
+    """Make Ray read its authentication mode and token from the environment: it reads them once a process."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 @dataclass
 class Node:
     """One Ray node: its address, and how to find its processes."""

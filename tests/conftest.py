@@ -29,14 +29,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _running: list[str] = []  # the unit test that runs now
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its tier. Tests of one file stay on one worker, and so do all that share the Ray cluster."""
-    for item in items:
-        if not any(item.get_closest_marker(tier) for tier in TIERS):
-            item.add_marker("unit")
-        on_ray = item.get_closest_marker("cluster") and "ray_here" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give a test without another tier the tier `unit`."""
+    if not any(item.get_closest_marker(tier) for tier in TIERS):
+        item.add_marker("unit")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -97,4 +93,4 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture
 def ray_here(_ray: None) -> None:
-    """This process is connected to a Ray cluster of its own with three CPUs, the same for all tests that ask for it."""
+    """This process is connected to a Ray cluster of its own with three CPUs, the same for all its tests that ask for it."""

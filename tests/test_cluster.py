@@ -26,7 +26,7 @@ from pipeline.scheduling.cluster import check_versions
 from pipeline.storage import Storage
 from pipeline.storage.files import TEMPORARY
 from tests import builds
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster, cluster, read_authentication_again
 from tests.clusterwork import STAGES, work
 from tests.generations import pictures, quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
@@ -41,16 +41,14 @@ SEED = int(os.environ.get("RDMPIPE_TEST_SEED", "20260607"))
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    from ray._raylet import AuthenticationTokenLoader  # Ray keeps the first token a process has used
-
     with cluster(3, env={**KEYS, "RAY_metrics_report_interval_ms": "1000"}) as made:
         for name, value in made.client_env.items():
             os.environ[name] = value
-        AuthenticationTokenLoader.instance().reset_cache()
+        read_authentication_again()
         yield made
         for name in made.client_env:
             del os.environ[name]
-    AuthenticationTokenLoader.instance().reset_cache()
+    read_authentication_again()
 
 
 @pytest.fixture

@@ -135,6 +135,11 @@ def _content_judge() -> Judge:
     return Judge(Steps(steps=800, batch=80, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
 
 
+# Settings of a training that are younger than the first protocols: they are written down only where they say something, so that
+# protocols and folders that exist keep their hashes.
+_LATER = {"accumulate": 1}
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """One evaluation.
@@ -181,6 +186,10 @@ class EvaluateConfig:
         table = asdict(self)
         if not self.compare:
             del table["compare"]
+        for judge in ("style_judge", "content_judge"):
+            table[judge]["train"] = {
+                name: value for name, value in table[judge]["train"].items() if _LATER.get(name) != value
+            }
         return table
 
     def of(self, one: Compared) -> EvaluateConfig:
