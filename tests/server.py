@@ -55,7 +55,7 @@ class Server:
         with self.lock:
             self.faults.setdefault(path, []).extend([fault] * times if times >= 0 else [fault] * 10_000)
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         with self.lock:
             self.faults.clear()
 

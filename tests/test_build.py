@@ -194,7 +194,7 @@ def test_two_builds_at_once_never_mix(tmp_path: Path, home: Path) -> None:
 
 
 def test_unknown_targets_are_errors_before_any_work(tmp_path: Path, home: Path) -> None:
-    for target, message in [("wikiarts", "did you mean 'wikiart'"), ("./nowhere", "no such folder")]:
+    for target, message in [("wikiarts", "did you mean 'wikiart'"), ("./nowhere", "no such file or folder")]:
         with pytest.raises(ManifestError, match=message):
             quiet_build(target)
     assert not home.exists()

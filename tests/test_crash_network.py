@@ -64,7 +64,7 @@ def test_a_cut_network_at_many_points(line: Wire, tmp_path: Path, monkeypatch: p
         except RdmpipeError as error:
             assert for_good, f"a cut of a second ended the build: {error}"
             assert "Traceback" not in str(error)
-            line.mend()
+            line.repair()
             again += 1
             home = run(place)
         assert line.cuts == i + 1

@@ -130,7 +130,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, tiny: Encoder, po
         "import sys\nfrom pathlib import Path\nfrom tests.test_embed import *\n"
         f"db, _, shards = downloaded(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         f"config = replace(CONFIGURED, images={policy!r})\n"
-        "stage = embed_stage(db, config, load_encoder(resolve_encoder(RANDOM), 'cpu').record)\n"
+        "stage = embed_stage(db, config, load_encoder(RANDOM, 'cpu').record)\n"
         "run_shard_once(stage, stage.setup, shards[0])\n"
     )
     repository = Path(__file__).parent.parent

@@ -86,7 +86,7 @@ def test_a_view_needs_a_filter_and_its_bases_name() -> None:
 def test_an_unknown_name_gets_the_nearest_one(home: Path) -> None:
     with pytest.raises(ManifestError, match="did you mean 'wikiart'"):
         load_manifest("wikart")
-    with pytest.raises(ManifestError, match="no such folder"):
+    with pytest.raises(ManifestError, match="no such file or folder"):
         resolve_target("./no-such-folder")
     with pytest.raises(DatabaseError, match="did you mean 'artbench-baroque'"):
         resolve_database("artbench-baroqe")

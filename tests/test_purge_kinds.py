@@ -53,7 +53,7 @@ def test_purged_urls_are_never_fetched_again_those_that_failed_or_are_new_includ
         assert (done.rows, done.in_current, done.found) == (2, 1, 0)
         assert _captions("listed") == set("def")
 
-        server.mend()
+        server.repair()
         server.requests.clear()
         again = quiet_build("listed", source=ALLOWED, retry=True)
         assert (again.ok, again.filtered, again.changes) == (4, 2, {"retried": 1})

@@ -52,7 +52,7 @@ def reasons(rows: dict[int, dict[str, Any]]) -> Counter[str]:
 
 
 def build_then_retry(server: Server, tmp_path: Path, pictures: list[bytes], shard_rows: int) -> UrlList:
-    """Build, check every count, mend the server, retry, and check every count again."""
+    """Build, check every count, repair the server, retry, and check every count again."""
     made = url_list(server, tmp_path / "list.parquet", pictures)
     manifest = manifest_of(tmp_path / "listed.toml", tmp_path / "list.parquet", shard_rows=shard_rows)
     built = quiet_build(manifest, source=ALLOWED, where="width >= 256", images="drop")
@@ -73,7 +73,7 @@ def build_then_retry(server: Server, tmp_path: Path, pictures: list[bytes], shar
         if kind in ("unsafe", "small", "disallowed"):
             assert not any(path.endswith(f"/{i}.png") for path in asked), f"{kind} was fetched"
 
-    server.mend()
+    server.repair()
     server.requests.clear()
     again = quiet_build("listed", source=ALLOWED, retry=True)
     assert again.changes == {"retried": len(made.failed())}

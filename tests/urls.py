@@ -25,7 +25,7 @@ LIMITS = (
     "threads = 24\n"
 )
 
-# kind -> (rows of it in a list of 300, how it ends, how it ends when tried again with the server mended; None: as before)
+# kind -> (rows of it in a list of 300, how it ends, how it ends when tried again with the server repaired; None: as before)
 KINDS: dict[str, tuple[int, str, str | None]] = {
     "missing": (12, "http_404", ""),
     "forbidden": (3, "http_403", ""),

@@ -1,4 +1,4 @@
-"""A wire to a loopback server that can be cut: after so many bytes, for a while or until it is mended."""
+"""A wire to a loopback server that can be cut: after so many bytes, for a while or until it is repaired."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Wire:
         with self.lock:
             self.limit, self.seconds = self.carried + count, seconds
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         with self.lock:
             self.limit, self.down_until = float("inf"), 0.0
 
