@@ -11,6 +11,8 @@ from jobs import train_atelier
 from rdm import RDM
 from tests.rdm_reference import noise, unit
 
+pytestmark = pytest.mark.long  # minutes of training
+
 torch.set_num_threads(1)
 
 
