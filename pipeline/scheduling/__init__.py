@@ -1,4 +1,4 @@
-"""Job files: run here, submit to a Ray cluster, render as a schedule, report.
+"""Job files: run a job on this machine, submit it to a Ray cluster, render it as a schedule, and report on its runs.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

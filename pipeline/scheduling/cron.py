@@ -1,7 +1,7 @@
-"""Cron expressions: five fields, checked; the latest time one fired; the same as systemd calendar events.
+"""Cron expressions: parse and check one, find the latest time it fired, and convert it to systemd calendar events.
 
 Fields: minute, hour, day of month, month, day of week, with `*`, numbers, names (jan, mon), lists, ranges and steps. As in
-cron, a day matches when either day field does if both are given. Reads and writes nothing.
+cron, if both day fields are given, a day that matches one of them is enough. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month"
 
 @dataclass(frozen=True)
 class Cron:
-    """The values each field takes. `any_day` and `any_weekday`: that field was `*`. Weekdays: 0 is Sunday."""
+    """The values that match each field. Weekdays: 0 is Sunday. any_day, any_weekday: that field began with `*`."""
 
     text: str
     minutes: tuple[int, ...]
@@ -33,7 +33,7 @@ class Cron:
     any_weekday: bool
 
     def on(self, day: datetime.date) -> bool:
-        """Whether it fires on this date."""
+        """Whether the expression fires on this date."""
         if day.month not in self.months:
             return False
         by_day, by_weekday = day.day in self.days, (day.weekday() + 1) % 7 in self.weekdays
@@ -43,7 +43,7 @@ class Cron:
 
 
 def parse_cron(text: str, where: str = "schedule") -> Cron:
-    """The expression in `text`. Raises ConfigError where it has not five valid fields, or never fires."""
+    """The expression in `text`. Raises ConfigError if it does not have five valid fields, or never fires."""
     fields = text.split()
     if len(fields) != 5 or not (text.isascii() and len(text) <= 1000):
         raise ConfigError(
@@ -56,11 +56,14 @@ def parse_cron(text: str, where: str = "schedule") -> Cron:
     any_day, any_weekday = fields[2].startswith("*"), fields[4].startswith("*")
     made = Cron(" ".join(fields), minutes, hours, days, months, sunday_is_0, any_day, any_weekday)
     if not any(made.on(datetime.date(2024, 1, 1) + datetime.timedelta(days=day)) for day in range(366)):
-        raise ConfigError(f"{where}: {text!r} never fires: its months have no such day")
+        raise ConfigError(
+            f"{where}: {text!r} never fires, because its months do not have that day; change the day or the month"
+        )
     return made
 
 
 def _values(field: str, spec: tuple[str, int, int], where: str) -> tuple[int, ...]:
+    """The sorted values that match one field. spec: the field's name, lowest and highest value. Raises ConfigError."""
     name, low, high = spec
     names = _MONTHS if name == "month" else _DAYS if name == "day of week" else ()
     found: set[int] = set()
@@ -104,7 +107,11 @@ def time_zone(name: str, where: str = "schedule") -> zoneinfo.ZoneInfo:
 
 
 def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datetime.datetime:
-    """The last time it fired at or before `now` (aware), in UTC. Local times that a clock change skips do not count."""
+    """The last time at or before `now` when the expression fired, in UTC.
+
+    now: a time with a time zone. Local times that a clock change skips do not count. Raises ConfigError if it did not fire in
+    the last five years.
+    """
     local = now.astimezone(zone)
     for back in range(366 * 5):
         day = local.date() - datetime.timedelta(days=back)
@@ -120,7 +127,11 @@ def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datet
 
 
 def calendar_events(cron: Cron, zone: str) -> list[str]:
-    """systemd OnCalendar values. Two where both day fields are given: cron needs one of them to match, systemd both."""
+    """The same schedule as values of systemd's OnCalendar.
+
+    If both day fields are given, the result has two values: cron fires if one of the fields matches, while one OnCalendar
+    value needs both to match.
+    """
 
     def listed(values: tuple[int, ...], size: int) -> str:
         return "*" if len(values) == size else ",".join(f"{value:02d}" for value in values)

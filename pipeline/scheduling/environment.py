@@ -1,6 +1,6 @@
-"""What a job's command gets: its environment, arguments and secrets.
+"""The environment, arguments, webhook and secrets of a job's command.
 
-Reads the environment of this process. Writes nothing.
+Reads: the environment of this process and the installed packages. Writes nothing.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ TAKES_WORKERS = ("build-index", "download", "embed", "index", "generate")
 
 
 def command_environment(loaded: LoadedJob) -> dict[str, str]:
-    """The command's environment. Raises ConfigError for a secret that is not set or a requirement that is not installed."""
+    """The command's environment variables.
+
+    Raises ConfigError for a secret that is not set or too short, or a requirement that is not installed.
+    """
     job = loaded.job
     missing = [name for name in job.environment.secrets if not os.environ.get(name)]
     if missing:
         raise ConfigError(
             f"job {job.name}: secret {', '.join(missing)} not set. Set it in the environment of the process that runs the job "
-            "(on a cluster: of its nodes; in Kubernetes: in the Secret the job names); it does not belong in the job file."
+            "(on a cluster, of its nodes; in Kubernetes, in the Secret that the job names). Do not write it into the job file."
         )
     short = [name for name in job.environment.secrets if len(os.environ[name].strip()) < SHORTEST]
     if short:
         raise ConfigError(
-            f"job {job.name}: secret {', '.join(short)} has fewer than {SHORTEST} characters, too few to be removed from "
-            "output reliably; use a longer one"
+            f"job {job.name}: secret {', '.join(short)} has fewer than {SHORTEST} characters, so its value cannot be "
+            "removed from output reliably; use a longer one"
         )
     absent = [text for text in (*job.environment.pip, *job.environment.uv) if not _installed(text)]
     if absent:
         wanted = " ".join(f"'{text}'" for text in absent)
         raise ConfigError(
-            f"job {job.name} needs {wanted}, not installed here: `{sys.executable} -m pip install {wanted}`"
+            f"job {job.name} needs {wanted}, which is not installed here. Run `{sys.executable} -m pip install {wanted}`"
         )
     return {**os.environ, "RDMPIPE_HOME": job.home, **job.environment.variables}
 
 
 def _installed(requirement: str) -> bool:
+    """Whether an installed package meets the requirement. Raises ConfigError if the requirement is not valid."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -68,11 +72,11 @@ def command_arguments(job: JobFile, env: Mapping[str, str]) -> list[str]:
 
 
 def webhook_address(job: JobFile, env: Mapping[str, str]) -> str:
-    """The job's webhook (the value of the secret where it names one); empty: none."""
+    """The address of the job's webhook, or the value of the secret that it names; empty if it has none."""
     hook = job.report.webhook
     return env[hook[1:]] if hook.startswith("$") else hook
 
 
 def hidden_values(job: JobFile, env: Mapping[str, str]) -> dict[str, str]:
-    """What must not be written, for `scrub`: all forms of the values of the job's secrets."""
+    """All forms of the values of the job's secrets, for `scrub`."""
     return hidden_forms({name: env[name] for name in job.environment.secrets})

@@ -1,7 +1,8 @@
-"""Job files: one strict TOML file for a run here, on a cluster, or from a schedule.
+"""Job files: a strict TOML file that describes one job, for a local run, a cluster or a schedule.
 
-Reads: a file by path, or a shipped one by name (`nightly-wikiart`). Writes nothing. A job file names secrets and never holds
-their values: those come from the environment in which the command runs. The command checks its arguments, not this module.
+Reads: a file by its path, or a shipped file by its name (`nightly-wikiart`). Writes nothing. A job file holds the names of
+secrets and never their values; the values come from the environment in which the command runs. This module does not check the
+command's arguments; the command does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.config import default_home, from_mapping, parse_size, read_toml
 from pipeline.errors import ConfigError, nearest
@@ -29,14 +30,14 @@ SLOT = re.compile(r"[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?\Z")
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
-LONGEST_NAME = 30  # with slot and attempt it names Kubernetes objects, and KubeRay allows 47 characters
+LONGEST_NAME = 30  # characters; a RayJob's name is this name and the slot, and KubeRay allows 47 characters
 
 Overlap = Literal["forbid", "wait", "replace"]
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker takes, and how many there may be. workers_max = 0: as the command decides."""
+    """The resources of one worker, and the number of workers. workers_max = 0: the command decides."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -47,7 +48,10 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the command runs. working_dir is relative to the job file; `home` empty: RDMPIPE_HOME."""
+    """The environment of the command.
+
+    home: empty means RDMPIPE_HOME. working_dir: relative to the job file. pip, uv: requirements that must be installed.
+    """
 
     home: str = ""
     working_dir: str = ""
@@ -59,6 +63,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Schedule:
+    """When a job runs: a cron expression of five fields, in an IANA time zone."""
+
     cron: str
     timezone: str = "Etc/UTC"
 
@@ -67,13 +73,16 @@ class Schedule:
         return parse_cron(self.cron)
 
     def slot(self, now: datetime.datetime) -> str:
-        """Name of the latest scheduled time at or before `now`: `20261122t0115z` (UTC)."""
+        """The name of the latest scheduled time at or before `now`: `20261122t0115z` (UTC)."""
         return latest(self.parsed, time_zone(self.timezone), now).strftime("%Y%m%dt%H%Mz")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run's summary goes besides the home: a file, and an address it is POSTed to (`$NAME`: taken from a secret)."""
+    """Where a run's summary goes besides the home.
+
+    summary: a file. webhook: an address that gets it by POST; `$NAME` means the value of the secret NAME.
+    """
 
     summary: str = ""
     webhook: str = ""
@@ -81,21 +90,24 @@ class Report:
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """What only a rendered job needs. `claim`: a ReadWriteMany volume claim, mounted where the home is."""
+    """Settings that only Kubernetes manifests use. `claim`: a ReadWriteMany volume claim, mounted as the home."""
 
     image: str = "rdmpipe:latest"
     namespace: str = "default"
     service_account: str = ""  # empty: the job's name
     claim: str = ""
-    secret: str = ""  # Kubernetes Secret that holds the secrets by name; empty: <job>-secrets
-    ray_version: str = ""  # empty: the version installed where the job is rendered
-    keep: str = "1d"  # how long a finished RayJob stays to be looked at
-    cpu_limit: bool = False  # limit CPUs as well as request them
+    secret: str = ""  # the Kubernetes Secret with one key per secret; empty: <job>-secrets
+    ray_version: str = ""  # empty: the version that is installed where `rdmpipe render` runs
+    keep: str = "1d"  # how long Kubernetes keeps a finished RayJob
+    cpu_limit: bool = False  # set a CPU limit too, not only a CPU request
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """One job. `timeout` bounds the whole run with its retries; retries are further attempts of the command."""
+    """One job.
+
+    timeout: the limit for the whole run, its retries included. retries: attempts of the command after the first.
+    """
 
     name: str
     command: str
@@ -120,13 +132,16 @@ class JobFile:
         return self.environment.home or default_home()
 
     def slot(self, now: datetime.datetime) -> str:
-        """The schedule's latest slot; without a schedule, this minute."""
+        """The schedule's latest slot, or the current minute if the job has no schedule."""
         return self.schedule.slot(now) if self.schedule else now.strftime("%Y%m%dt%H%Mz")
 
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A job with the text it was read from, the directory its paths are relative to, and its file where it has one."""
+    """A job and its source.
+
+    text: the TOML text. folder: the directory for relative paths. path: the job file; None if the text came from elsewhere.
+    """
 
     job: JobFile
     text: str
@@ -140,14 +155,15 @@ class LoadedJob:
 
 
 def shipped_jobs() -> dict[str, Path]:
-    """Job files that come with the package, by name. (A TOML file there without a command is another record.)"""
+    """Paths of the job files that the package ships, by name. TOML files without a `command` are not job files."""
     return {path.stem: path for path in sorted(data_folder("jobs").glob("*.toml")) if "command" in read_toml(path)}
 
 
 def load_job(where: str) -> LoadedJob:
-    """A job by path, a shipped one by name, or `env:NAME`: a submitted one, with its files in the current directory.
+    """Read and check a job file. Raises ConfigError.
 
-    Raises ConfigError.
+    where: a path, the name of a shipped job, or `env:NAME`. The last reads the text from the environment variable NAME, as a
+    submitted job does; its files are in the current directory.
     """
     if where.startswith("env:"):
         return _from_environment(where.removeprefix("env:"))
@@ -156,19 +172,20 @@ def load_job(where: str) -> LoadedJob:
         known = shipped_jobs()
         if where not in known:
             raise ConfigError(
-                f"no job {where!r}{nearest(where, known)}; shipped: {', '.join(known)}. Give a job file by its path."
+                f"no job {where!r}{nearest(where, known)}; shipped jobs: {', '.join(known)}. "
+                "For your own job file, give its path."
             )
         path = known[where]
     table = read_toml(path)
     job, text = _checked(path, table), path.read_text(encoding="utf-8")
-    named = text if "name" in table else f'name = "{job.name}"\n{text}'  # it travels without its file's name
+    named = text if "name" in table else f'name = "{job.name}"\n{text}'  # the text is sent without the file's name
     return LoadedJob(job, named, path.resolve().parent, path.resolve())
 
 
 def _from_environment(name: str) -> LoadedJob:
     text = os.environ.get(name)
     if text is None:
-        raise ConfigError(f"env:{name}: no such environment variable; it should hold a job file's text")
+        raise ConfigError(f"env:{name}: this environment variable is not set; it must hold the text of a job file")
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -176,10 +193,11 @@ def _from_environment(name: str) -> LoadedJob:
     if isinstance(table.get("environment"), dict):
         table["environment"].pop("working_dir", None)
     loaded = LoadedJob(_checked(Path(name), table), text, Path.cwd())
-    return with_home(loaded, os.environ.get("RDMPIPE_HOME"))  # the submitter's, the job's own included
+    return with_home(loaded, os.environ.get("RDMPIPE_HOME"))  # this home replaces the one in the job file
 
 
-def _checked(path: Path, table: dict[str, Any]) -> JobFile:
+def _checked(path: Path, table: Mapping[str, object]) -> JobFile:
+    """The job in `table`, with every value checked. Raises ConfigError."""
     job = from_mapping(JobFile, {"name": path.stem, **table}, path.name)
     if not NAME.match(job.name) or len(job.name) > LONGEST_NAME:
         raise ConfigError(
@@ -209,7 +227,7 @@ def _checked(path: Path, table: dict[str, Any]) -> JobFile:
 
 
 def _check_texts(where: str, job: JobFile) -> None:
-    """Texts that crontabs, units, logs and reports hold: one line each, and no credentials."""
+    """Check that texts which crontabs, units, logs and reports show are one line each and hold no credentials."""
     for what, text in (("title", job.title), ("environment home", job.environment.home)):
         if not text.isprintable():
             raise ConfigError(f"{where}: {what} {text!r}: use one line of plain text (crontabs and units hold it)")
@@ -218,8 +236,8 @@ def _check_texts(where: str, job: JobFile) -> None:
         shape = secret_shape(text)
         if shape:
             raise ConfigError(
-                f"{where}: {what} holds {shape}. Job files are shown to everybody who sees the cluster: pass it in an "
-                "environment variable that `secrets` names"
+                f"{where}: {what} holds {shape}. Every user of the cluster can read job files. Take it out, set it as an "
+                "environment variable, and add the variable's name to `secrets`"
             )
 
 
@@ -230,7 +248,7 @@ def _check_resources(where: str, need: WorkerResources) -> None:
     if need.workers_min < 0 or (need.workers_max and need.workers_max < max(1, need.workers_min)):
         raise ConfigError(
             f"{where} resources: workers_min = {need.workers_min}, workers_max = {need.workers_max}: the maximum must be at "
-            "least the minimum (0: as the command decides)"
+            "least the minimum (0 lets the command decide)"
         )
 
 
@@ -243,15 +261,14 @@ def _check_environment(path: Path, environment: Environment) -> None:
         if shape or secret_name(name, value):
             raise ConfigError(
                 f"{path.name} environment variables: {name} looks like {shape or 'a secret'}. Take its value out of the "
-                f'file and add its name to secrets = ["{name}"]: the value then comes from the environment, and is not written '
-                "down."
+                f'file and set secrets = ["{name}"]; the job then reads the value from the environment.'
             )
         if "\0" in value:
             raise ConfigError(
-                f"{path.name} environment variables: {name} holds a zero byte, which no variable can hold"
+                f"{path.name} environment variables: {name} holds a zero byte, which a variable cannot hold; remove it"
             )
     if environment.pip and environment.uv:
-        raise ConfigError(f"{path.name} environment: give requirements as pip or as uv, not both")
+        raise ConfigError(f"{path.name} environment: give requirements as `pip` or as `uv`, not both")
     given = environment.working_dir
     if given and not (path.resolve().parent / Path(given).expanduser()).is_dir():
         raise ConfigError(f"{path.name} environment: working_dir {given!r} is not a directory beside the job file")
@@ -271,16 +288,17 @@ def _check_kubernetes(where: str, k8s: Kubernetes) -> None:
 
 
 def scheduled(loaded: LoadedJob) -> Schedule:
-    """The job's schedule. Raises ConfigError where it has none."""
+    """The job's schedule. Raises ConfigError if it has none."""
     if loaded.job.schedule is None:
         raise ConfigError(
-            f"job {loaded.job.name} has no schedule; add [schedule] with cron = '15 2 * * *' and a timezone, or render a rayjob"
+            f"job {loaded.job.name} has no schedule; add [schedule] with cron = '15 2 * * *' and a timezone, "
+            "or use `--target rayjob`"
         )
     return loaded.job.schedule
 
 
 def with_home(loaded: LoadedJob, home: str | None) -> LoadedJob:
-    """The job with another home, as `--home` asks."""
+    """The job with `home` instead of its own home; unchanged if `home` is empty. Raises ConfigError."""
     if not home:
         return loaded
     if not home.isprintable():
@@ -289,7 +307,7 @@ def with_home(loaded: LoadedJob, home: str | None) -> LoadedJob:
 
 
 def parse_duration(text: str, where: str, zero: bool = False) -> float:
-    """Seconds in `90s`, `30m`, `6h`, `2d`. Raises ConfigError."""
+    """The seconds in a duration such as `90s`, `30m`, `6h` or `2d`. Raises ConfigError, also for 0 unless `zero`."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = text.strip()[:-1], text.strip()[-1:]
     if unit not in units or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", number) or (float(number) == 0 and not zero):

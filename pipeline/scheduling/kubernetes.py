@@ -1,8 +1,8 @@
 """Job files as Kubernetes objects: a RayJob, a RayCronJob, or a CronJob that creates a RayJob and waits for its end.
 
-Reads: a job and the small files that its arguments name. Writes nothing. Beside the job itself the text holds the ConfigMap
-with its files and the accounts with their rights. Tests check it against KubeRay's CRDs and the Kubernetes API schema; it has
-not been applied to a cluster. The user provides the image (jobs/Dockerfile shows one).
+Reads: a job and the small files that its arguments name. Writes nothing. The rendered text also holds a ConfigMap with the
+job's files, and the service accounts with their roles. Tests check the text against KubeRay's CRDs and the Kubernetes API
+schema; it has not been applied to a cluster. The user provides the image (jobs/Dockerfile shows one).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import parse_size
 from pipeline.errors import ConfigError
@@ -21,33 +20,36 @@ from pipeline.scheduling.jobfile import JobFile, LoadedJob, parse_duration, sche
 
 LARGEST_CONFIG = 900_000  # bytes; Kubernetes allows a ConfigMap 1 MiB
 
-Object = dict[str, Any]
+Object = dict[str, object]  # a Kubernetes object, or a part of one, as JSON
 
 
 def files(loaded: LoadedJob) -> dict[str, str]:
-    """Paths in the mount by ConfigMap key: the job and the files its arguments name."""
+    """ConfigMap key -> path in the mount, for the job file and the files that its arguments name. Raises ConfigError."""
     job, found = loaded.job, {"job.toml": "job.toml"}
     summary, base = job.report.summary, job.environment.working_dir
     if summary and not summary.startswith("/"):
         raise ConfigError(
-            f"job {job.name}: report summary {summary!r}: in Kubernetes give an absolute path, on a volume"
+            f"job {job.name}: report summary {summary!r}: in Kubernetes give an absolute path on a volume"
         )
     if loaded.working_dir is None:
         return found
     if Path(base).is_absolute() or ".." in Path(base).parts:
-        raise ConfigError(f"job {job.name}: working_dir {base!r}: in Kubernetes it has to be below the job file")
+        raise ConfigError(
+            f"job {job.name}: working_dir {base!r}: in Kubernetes it must be a relative path below the job file's folder"
+        )
     for argument in job.arguments:
         if re.fullmatch(r"[\w.-]+", argument) and (loaded.working_dir / argument).is_file():
             found[f"file-{argument}"] = str(Path(base) / argument)
     if len(found) == 1 and base not in (".", "./"):
         raise ConfigError(
-            f"job {job.name}: no argument names a file in working_dir {base!r}. Put what the job needs into the image, and "
-            "leave working_dir out"
+            f"job {job.name}: no argument names a file in working_dir {base!r}. Put the files that it needs into the image, "
+            "and leave working_dir out"
         )
     return found
 
 
 def config_map(loaded: LoadedJob, more: dict[str, str] | None = None) -> Object:
+    """The ConfigMap with the job's files. more: further texts by key. Raises ConfigError if they are too large."""
     data = dict(more or {})
     for key in files(loaded):
         if key == "job.toml":
@@ -57,26 +59,30 @@ def config_map(loaded: LoadedJob, more: dict[str, str] | None = None) -> Object:
     size = sum(len(text.encode()) for text in data.values())
     if size > LARGEST_CONFIG:
         raise ConfigError(
-            f"job {loaded.job.name}: its files take {size:,} bytes, more than a ConfigMap holds; put them into the home or the "
-            "image"
+            f"job {loaded.job.name}: its files take {size:,} bytes, and a ConfigMap holds at most {LARGEST_CONFIG:,}; "
+            "put them into the home or the image"
         )
     about = metadata(loaded.job, f"{loaded.job.name}-job")
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data}
 
 
 def job_volume(loaded: LoadedJob, more: dict[str, str] | None = None) -> Object:
+    """The volume that mounts the ConfigMap. more: further paths by key."""
     paths = {**files(loaded), **(more or {})}
     items = [{"key": key, "path": path} for key, path in paths.items()]
     return {"name": "job", "configMap": {"name": f"{loaded.job.name}-job", "items": items}}
 
 
 def ray_account(job: JobFile) -> list[Object]:
-    """The account of the Ray pods, with what Ray's autoscaler needs. A given account is used and not made."""
+    """The service account of the Ray pods, with the role that Ray's autoscaler needs.
+
+    If the job names a service account, only the role and its binding are rendered.
+    """
     account = job.kubernetes.service_account or job.name
     made: list[Object] = []
     if not job.kubernetes.service_account:
         made.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(job, account)})
-    role = {
+    role: Object = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": metadata(job, f"{job.name}-autoscaler"),
@@ -90,6 +96,7 @@ def ray_account(job: JobFile) -> list[Object]:
 
 
 def binding(job: JobFile, role: str, account: str) -> Object:
+    """The RoleBinding that gives `account` the rights of `role`."""
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
@@ -108,13 +115,14 @@ def metadata(job: JobFile, name: str) -> Object:
 
 
 def documents(notes: list[str], objects: list[Object]) -> str:
+    """The YAML text of the objects, with the notes as comments above them."""
     import yaml
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml has no types
-        def ignore_aliases(self, data: Any) -> bool:
+        def ignore_aliases(self, data: object) -> bool:
             return True
 
-    def text(dumper: yaml.SafeDumper, value: str) -> Any:
+    def text(dumper: yaml.SafeDumper, value: str) -> object:
         style = "|" if "\n" in value else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
@@ -125,14 +133,18 @@ def documents(notes: list[str], objects: list[Object]) -> str:
 
 MOUNT = "/etc/rdmpipe"
 
-START_S = 1800  # for a cluster to start, on top of the job's own timeout
+START_S = 1800  # seconds for a cluster to start, added to the job's timeout
 
 
 def rayjob(loaded: LoadedJob) -> str:
-    """For `kubectl create -f -`, as often as wanted: each gets a name of its own."""
+    """A RayJob that runs now. Each `kubectl create -f -` creates another one, because Kubernetes generates the name."""
     job = loaded.job
-    body = _rayjob(loaded, _entrypoint(job))
-    body["metadata"]["generateName"] = f"{body['metadata'].pop('name')}-"
+    about: Object = {
+        "namespace": job.kubernetes.namespace,
+        "labels": labels(job),
+        "generateName": f"{job.name}-",
+    }
+    body = _rayjob(about, _rayjob_spec(loaded, _entrypoint(job)))
     notes = [
         "One run, now. First once: `kubectl apply` the objects before the RayJob; then `kubectl create` the RayJob, each time.",
         *_notes(job),
@@ -141,13 +153,14 @@ def rayjob(loaded: LoadedJob) -> str:
 
 
 def raycronjob(loaded: LoadedJob) -> str:
+    """A RayCronJob, with which KubeRay itself starts the RayJobs. Raises ConfigError if the job has no schedule."""
     job, schedule = loaded.job, scheduled(loaded)
-    inner = _rayjob(loaded, f"{_entrypoint(job)} --scheduled")
-    body = {
+    spec = _rayjob_spec(loaded, f"{_entrypoint(job)} --scheduled")
+    body: Object = {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
         "metadata": metadata(job, job.name),
-        "spec": {"schedule": schedule.parsed.text, "timeZone": schedule.timezone, "jobTemplate": inner["spec"]},
+        "spec": {"schedule": schedule.parsed.text, "timeZone": schedule.timezone, "jobTemplate": spec},
     }
     notes = [
         "RayCronJob is alpha: KubeRay 1.6 or newer, behind its RayCronJob feature gate. It has no overlap policy: it starts",
@@ -159,16 +172,17 @@ def raycronjob(loaded: LoadedJob) -> str:
 
 
 def cronjob(loaded: LoadedJob) -> str:
+    """A CronJob whose pod creates a RayJob and waits for its end. Raises ConfigError if the job has no schedule."""
     job = loaded.job
-    inner = _rayjob(loaded, f"{_entrypoint(job)} --scheduled")
+    inner = _rayjob(metadata(job, job.name), _rayjob_spec(loaded, f"{_entrypoint(job)} --scheduled"))
     creator = f"{job.name}-schedule"
-    role = {
+    role: Object = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": metadata(job, creator),
         "rules": [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}],
     }
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(job, creator)}
+    account: Object = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(job, creator)}
     notes = [
         "A CronJob that creates a RayJob, named after its scheduled time, and waits for its end: so that concurrencyPolicy",
         "covers the work and not only the pod that started it. A pod started twice for one time follows the one RayJob.",
@@ -208,7 +222,8 @@ def _creating_pod(loaded: LoadedJob, account: str) -> Object:
 
 def _cronjob(loaded: LoadedJob, pod: Object) -> Object:
     job, schedule = loaded.job, scheduled(loaded)
-    # A pod that was moved comes back and follows the same RayJob; one that saw it fail does not.
+    # After Kubernetes moves the pod, it starts the pod again, and the new pod follows the same RayJob. After the RayJob failed,
+    # it does not start the pod again.
     failures = {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -241,7 +256,12 @@ def _entrypoint(job: JobFile) -> str:
     return shlex.join(["rdmpipe", "run", f"{MOUNT}/job.toml", "--home", _home(job)])
 
 
-def _rayjob(loaded: LoadedJob, entrypoint: str) -> Object:
+def _rayjob(about: Object, spec: Object) -> Object:
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": about, "spec": spec}
+
+
+def _rayjob_spec(loaded: LoadedJob, entrypoint: str) -> Object:
+    """A RayJob's spec: a Ray cluster that runs `entrypoint` and ends with it."""
     job, k8s, need = loaded.job, loaded.job.kubernetes, loaded.job.resources
     low, high = need.workers_min, need.workers_max or max(1, need.workers_min)
     cluster: Object = {
@@ -249,7 +269,7 @@ def _rayjob(loaded: LoadedJob, entrypoint: str) -> Object:
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": low != high,
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0"},  # drivers and the index run here, stages' workers do not
+            "rayStartParams": {"num-cpus": "0"},  # no workers on the head: it runs drivers and the index
             "template": _pod(loaded, "ray-head", gpus=0),
         },
         "workerGroupSpecs": [
@@ -267,24 +287,20 @@ def _rayjob(loaded: LoadedJob, entrypoint: str) -> Object:
         cluster["autoscalerOptions"] = {"idleTimeoutSeconds": 120, "upscalingMode": "Default"}
     wanted = {kind: list(getattr(job.environment, kind)) for kind in ("pip", "uv") if getattr(job.environment, kind)}
     return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": metadata(job, job.name),
-        "spec": {
-            **({"runtimeEnvYAML": json.dumps(wanted) + "\n"} if wanted else {}),  # JSON is YAML
-            "entrypoint": entrypoint,
-            "submissionMode": "K8sJobMode",
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": int(parse_duration(k8s.keep, "kubernetes keep")),
-            "activeDeadlineSeconds": int(job.timeout_s) + START_S,
-            # A new cluster where the head was lost; all other retries happen inside the run.
-            "backoffLimit": 1 if job.retries else 0,
-            "rayClusterSpec": cluster,
-        },
+        **({"runtimeEnvYAML": json.dumps(wanted) + "\n"} if wanted else {}),  # JSON is YAML
+        "entrypoint": entrypoint,
+        "submissionMode": "K8sJobMode",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": int(parse_duration(k8s.keep, "kubernetes keep")),
+        "activeDeadlineSeconds": int(job.timeout_s) + START_S,
+        # One retry with a new cluster, for a lost head. All other retries happen inside the run.
+        "backoffLimit": 1 if job.retries else 0,
+        "rayClusterSpec": cluster,
     }
 
 
 def _pod(loaded: LoadedJob, container: str, gpus: int) -> Object:
+    """The pod template of a head or worker, with the job's resources, environment, secrets and volumes."""
     job, k8s, need = loaded.job, loaded.job.kubernetes, loaded.job.resources
     memory = f"{parse_size(need.memory) >> 20}Mi"
     requests, limits = {"cpu": f"{need.cpus:g}", "memory": memory}, {"memory": memory}
@@ -331,12 +347,12 @@ def _pod(loaded: LoadedJob, container: str, gpus: int) -> Object:
 
 
 def _plain(value: str) -> str:
-    """A variable's value as it is: Kubernetes replaces `$(NAME)` and halves `$$`."""
+    """The value with `$` written as `$$`, because Kubernetes expands `$(NAME)` and turns `$$` into `$`."""
     return value.replace("$", "$$")
 
 
 def _home(job: JobFile) -> str:
-    """The home as pods see it. Raises ConfigError where they could not share it."""
+    """The home's path or URL inside the pods. Raises ConfigError if the pods could not share it."""
     home = job.environment.home
     if job.kubernetes.claim:
         if "://" in home:
@@ -351,6 +367,7 @@ def _home(job: JobFile) -> str:
 
 
 def _notes(job: JobFile) -> list[str]:
+    """Comments for the head of the text: what has to exist before the job can run."""
     notes = [
         "Needs KubeRay 1.6 or newer (authOptions: token).",
         f"image {job.kubernetes.image}: yours, built from jobs/Dockerfile or like it; pods run as user 1000.",

@@ -1,7 +1,8 @@
-"""From inside a pod: create a RayJob, and wait for its end. What a rendered CronJob runs.
+"""Create a RayJob from inside a Kubernetes pod and wait for its end. A rendered CronJob runs this.
 
-Reads: a RayJob's manifest and the pod's service account. Writes one RayJob, named `<job>-<slot>`: the same slot started twice,
-or a pod that was moved to another node, meets the same RayJob and follows it. Does not delete it: its time-to-live does.
+Reads: the manifest of the RayJob and the pod's service account. Writes: one RayJob, named `<job>-<slot>`. If the slot starts
+twice, or Kubernetes moves the pod to another node, the new pod finds the same RayJob and follows it. This module does not
+delete the RayJob; Kubernetes deletes it after its time to live.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.scheduling.values import mapping, parsed, text
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -25,7 +26,11 @@ POLL_S = 10.0
 
 
 class Api:
-    """The Kubernetes API as this pod may use it. KUBERNETES_API and KUBERNETES_ACCOUNT name another (a test's, a proxy's)."""
+    """The Kubernetes API, with the rights of this pod's service account.
+
+    KUBERNETES_API (a URL) and KUBERNETES_ACCOUNT (a directory with `token` and `ca.crt`) replace the pod's own, for a proxy or
+    a test. Raises ConfigError outside a pod.
+    """
 
     def __init__(self) -> None:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
@@ -33,31 +38,34 @@ class Api:
         self.account = Path(os.environ.get("KUBERNETES_ACCOUNT") or ACCOUNT)
         if not self.url or not (self.account / "token").is_file():
             raise ConfigError(
-                "this command runs inside a Kubernetes pod with a service account (the rendered CronJob sets one up); from "
-                "elsewhere use `rdmpipe submit`, or `kubectl create -f` with `rdmpipe render --target rayjob`"
+                "this command needs a Kubernetes pod with a service account, and found none. The rendered CronJob sets one up; "
+                "outside a pod use `rdmpipe submit JOB`, or `rdmpipe render JOB --target rayjob` with `kubectl create -f`"
             )
         authority = self.account / "ca.crt"
         self.context = ssl.create_default_context(cafile=str(authority)) if authority.is_file() else None
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """(HTTP status, answer). Connection errors and 5xx are tried again for about two minutes."""
+    def call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> tuple[int, Mapping[str, object]]:
+        """The HTTP status and the JSON object of the answer.
+
+        Connection errors, HTTP 429 and HTTP 5xx are retried, eight attempts in all. Raises JobError after the last.
+        """
         error: Exception | None = None
         for attempt in range(8):
             if attempt:
                 time.sleep(min(2.0**attempt / 4, 30.0))
             request = urllib.request.Request(f"{self.url}{path}", method=method)
-            request.add_header(
-                "Authorization", f"Bearer {(self.account / 'token').read_text().strip()}"
-            )  # tokens rotate
+            token = (self.account / "token").read_text().strip()  # read each time, because Kubernetes replaces tokens
+            request.add_header("Authorization", f"Bearer {token}")
             request.add_header("Content-Type", "application/json")
             data = json.dumps(body).encode() if body is not None else None
             try:
                 with urllib.request.urlopen(request, data, timeout=30, context=self.context) as answer:
-                    return answer.status, json.load(answer)
+                    return answer.status, mapping(json.load(answer))
             except urllib.error.HTTPError as refused:
                 if refused.code < 500 and refused.code != 429:
-                    text = refused.read().decode("utf-8", "replace")
-                    return refused.code, {"message": text}
+                    return refused.code, {"message": refused.read().decode("utf-8", "replace")}
                 error = refused
             except OSError as broken:
                 error = broken
@@ -65,42 +73,55 @@ class Api:
 
 
 def create_and_wait(manifest: Path, slot: str, job: str, notify: Callable[[str], None], poll_s: float = POLL_S) -> int:
-    """Create the RayJob of this slot or find it, follow it to its end, and give its exit code: 0, or 1 for a failure."""
+    """Create the RayJob of a slot, or find the existing one, and wait for its end. Returns 0 if it succeeded, otherwise 1.
+
+    manifest: a file with the RayJob as JSON, as `rdmpipe render --target cronjob` writes it.
+    slot: empty means the latest slot of the schedule in the job file `job`.
+    Raises ConfigError for a bad manifest, and JobError if the RayJob cannot be created or read.
+    """
     from pipeline.scheduling.jobfile import load_job
 
-    body = json.loads(manifest.read_text(encoding="utf-8"))
+    body = mapping(parsed(manifest.read_text(encoding="utf-8")))
+    about, spec = mapping(body.get("metadata")), mapping(body.get("spec"))
+    space, entrypoint = text(about.get("namespace")), text(spec.get("entrypoint"))
+    if not (space and entrypoint and about.get("name")):
+        raise ConfigError(
+            f"{manifest}: expected a RayJob as JSON with a name, a namespace and an entrypoint; take rayjob.json from the "
+            "ConfigMap that `rdmpipe render JOB --target cronjob` prints"
+        )
     slot = slot or load_job(job).job.slot(datetime.datetime.now(datetime.UTC))
-    space = body["metadata"]["namespace"]
-    name = f"{body['metadata']['name']}-{slot}"
-    body["metadata"]["name"] = name
-    body["spec"]["entrypoint"] += f" --slot {slot}"
+    name = f"{about['name']}-{slot}"
+    body = {
+        **body,
+        "metadata": {**about, "name": name},
+        "spec": {**spec, "entrypoint": f"{entrypoint} --slot {slot}"},
+    }
     api, path = Api(), f"/apis/ray.io/v1/namespaces/{space}/rayjobs"
     status, answer = api.call("POST", path, body)
     if status == 409:
         notify(
-            f"RayJob {name} exists already; following it (to run its slot again: kubectl delete -n {space} rayjob {name})"
+            f"RayJob {name} already exists; following it. To run its slot again: kubectl delete -n {space} rayjob {name}"
         )
     elif status >= 300:
-        raise JobError(f"RayJob {name} cannot be created: HTTP {status}: {answer.get('message', '')[:500]}")
+        raise JobError(f"RayJob {name} cannot be created: HTTP {status}: {text(answer.get('message'))[:500]}")
     else:
         notify(f"RayJob {name} created")
     told = ""
     while True:
         status, answer = api.call("GET", f"{path}/{name}")
         if status == 404:
-            raise JobError(f"RayJob {name} was deleted while it was followed")
+            raise JobError(f"RayJob {name} was deleted before it ended")
         if status >= 300:
-            raise JobError(f"RayJob {name} cannot be read: HTTP {status}: {answer.get('message', '')[:500]}")
-        state = answer.get("status") or {}
-        deployment, ended = state.get("jobDeploymentStatus", ""), state.get("jobStatus", "")
+            raise JobError(f"RayJob {name} cannot be read: HTTP {status}: {text(answer.get('message'))[:500]}")
+        state = mapping(answer.get("status"))
+        deployment, ended = text(state.get("jobDeploymentStatus")), text(state.get("jobStatus"))
         now = f"{deployment} {ended}".strip()
         if now != told:
-            notify(f"RayJob {name}: {now or 'waiting for the operator'}")
+            notify(f"RayJob {name}: {now or 'waiting for the KubeRay operator'}")
             told = now
         if deployment in ("Complete", "Failed"):
-            message = state.get("message", "")
             if deployment == "Complete" and ended == "SUCCEEDED":
                 return 0
-            notify(f"RayJob {name}: {state.get('reason', '')} {message}".rstrip())
+            notify(f"RayJob {name}: {text(state.get('reason'))} {text(state.get('message'))}".rstrip())
             return 1
         time.sleep(poll_s)

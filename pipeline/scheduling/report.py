@@ -1,30 +1,38 @@
-"""One small self-contained HTML page about one run: how it ended, what it counted, where the time went, what failed.
+"""An HTML page that reports one run: its status, row counts, stages, recall, failed shards and attempts.
 
-Reads: a run's summary, the stages' progress, the list of failed shards, all as plain values. Writes nothing.
+The page needs no other file. Reads: the run's summary, the progress of its stages and the list of failed shards, as JSON
+values. Writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.pages import STYLE, html_table, html_text
+from pipeline.scheduling.values import mapping, mappings, number, sequence, text
 
 _COUNTS = ("input", "ok", "filtered", "failed", "duplicates", "rows", "images", "pictures", "generated")
 
 
 def run_report(
-    summary: Mapping[str, Any], progress: Mapping[str, Any] | None = None, failures: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, object],
+    progress: Mapping[str, object] | None = None,
+    failures: Sequence[Mapping[str, object]] = (),
 ) -> str:
-    """The page. `summary` as `rdmpipe run --json` prints it, `progress` as in progress.json, failures as in failures.json."""
-    result = summary.get("result") or {}
+    """The HTML text of the page. A section without values is left out.
+
+    summary: the object that `rdmpipe run --json` prints.
+    progress: the object in `progress.json`.
+    failures: the objects in `failures.json`.
+    """
+    result = mapping(summary.get("result"))
     parts = [
         _head(summary),
         _failures(failures),
         _counts(result),
         _stages(progress or {}, result),
-        _pairs("Reasons for rows left out", result.get("reasons") or {}, "reason", "rows"),
-        _pairs("Changes found by the refresh", result.get("changes") or {}, "change", "rows"),
+        _pairs("Reasons for rows left out", mapping(result.get("reasons")), "reason", "rows"),
+        _pairs("Changes found by the refresh", mapping(result.get("changes")), "change", "rows"),
         _recall(result),
         _attempts(summary),
         _notes(result),
@@ -39,18 +47,18 @@ def run_report(
     )
 
 
-def _head(summary: Mapping[str, Any]) -> str:
+def _head(summary: Mapping[str, object]) -> str:
     good = summary.get("exit_code") == 0
     mark = f'<span class="status {"good" if good else "bad"}">{html_text(summary.get("status", ""))}</span>'
-    command = " ".join(map(str, summary.get("command", ())))
-    spent = sum(float(attempt["seconds"]) for attempt in summary.get("attempts", ()))
+    command = " ".join(map(str, sequence(summary.get("command"))))
+    spent = sum(number(attempt.get("seconds")) for attempt in mappings(summary.get("attempts")))
     return (
         f"<h1>{html_text(summary.get('job', 'run'))}</h1>"
         f'<p>{mark} <span class="soft">with exit code {html_text(summary.get("exit_code", ""))}, '
         f"after {_span(spent)}</span></p>"
         f"<p><code>rdmpipe {html_text(command)}</code></p>"
         f'<p class="soft">slot {html_text(summary.get("slot", ""))}, on {html_text(summary.get("host", ""))}, '
-        f"{_when(summary.get('started', ''))} to {_when(summary.get('ended', ''))}</p>"
+        f"{_when(text(summary.get('started')))} to {_when(text(summary.get('ended')))}</p>"
     )
 
 
@@ -65,46 +73,44 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def _counts(result: Mapping[str, Any]) -> str:
+def _counts(result: Mapping[str, object]) -> str:
     rows = [(name, result[name]) for name in _COUNTS if isinstance(result.get(name), int)]
     named = " ".join(html_text(result[name]) for name in ("name", "version") if isinstance(result.get(name), str))
     return f'<h2>Rows <span class="soft">{named}</span></h2>' + html_table(("", "rows"), rows) if rows else ""
 
 
-def _stages(progress: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    stages, shards = progress.get("stages") or {}, result.get("shards")
-    shards = shards if isinstance(shards, Mapping) else {}
+def _stages(progress: Mapping[str, object], result: Mapping[str, object]) -> str:
+    shards = mapping(result.get("shards"))
     rows = []
-    for name, state in stages.items():
-        share = 100.0 * state["done"] / state["shards"] if state["shards"] else 0.0
-        ran = shards.get(name, {}).get("ran", "")
+    for name, value in mapping(progress.get("stages")).items():
+        state = mapping(value)
+        done, total, failed, count = (int(number(state.get(key))) for key in ("done", "shards", "failed", "rows"))
+        share = 100.0 * done / total if total else 0.0
         bar = f'<div class="track"><div style="width:{share:.1f}%"></div></div>'
-        failed = int(state["failed"])
-        rate = float(state["rows_per_second"])
-        rows.append(
-            (html_text(name), bar, int(state["done"]), int(state["shards"]), ran, failed, int(state["rows"]), rate)
-        )
+        ran = mapping(shards.get(name)).get("ran", "")
+        rate = float(number(state.get("rows_per_second")))
+        rows.append((html_text(name), bar, done, total, ran, failed, count, rate))
     heads = ("stage", "", "shards done", "of", "of them now", "failed", "rows now", "rows a second")
     return "<h2>Stages</h2>" + html_table(heads, rows, raw=True) if rows else ""
 
 
-def _pairs(title: str, values: Mapping[str, Any], what: str, count: str) -> str:
-    rows = sorted(values.items(), key=lambda pair: -int(pair[1]))
+def _pairs(title: str, values: Mapping[str, object], what: str, count: str) -> str:
+    rows = sorted(values.items(), key=lambda pair: -number(pair[1]))
     return f"<h2>{html_text(title)}</h2>" + html_table((what, count), rows) if rows else ""
 
 
-def _recall(result: Mapping[str, Any]) -> str:
-    index = result.get("index") or {}
+def _recall(result: Mapping[str, object]) -> str:
+    index = mapping(result.get("index"))
     measured = {
         kind: found
-        for kind, found in (index.get("recall") or {}).items()
+        for kind, found in mapping(index.get("recall")).items()
         if isinstance(found, Mapping) and "value" in found
     }
     names = list(dict.fromkeys(name for found in measured.values() for name in found if name != "value"))
     rows = [
         (
             kind,
-            f"{found['value']:.4f}",
+            f"{number(found['value']):.4f}",
             *(f"{found[n]:.4f}" if isinstance(found.get(n), float) else found.get(n, "") for n in names),
         )
         for kind, found in measured.items()
@@ -116,30 +122,32 @@ def _recall(result: Mapping[str, Any]) -> str:
     )
 
 
-def _failures(failures: Sequence[Mapping[str, Any]]) -> str:
+def _failures(failures: Sequence[Mapping[str, object]]) -> str:
     if not failures:
         return ""
     shown = "".join(
-        f"<p>{html_text(f['stage'])}, shard {int(f['shard']):06d}, after {int(f['attempts'])} attempts</p>"
-        f"<pre>{html_text(f['error'])}</pre>"
+        f"<p>{html_text(f.get('stage', ''))}, shard {int(number(f.get('shard'))):06d}, "
+        f"after {int(number(f.get('attempts')))} attempts</p>"
+        f"<pre>{html_text(f.get('error', ''))}</pre>"
         for f in failures[:50]
     )
     more = f"<p>and {len(failures) - 50} more in failures.json</p>" if len(failures) > 50 else ""
     return f'<h2 class="bad">Failed shards: {len(failures):,}</h2>{shown}{more}'
 
 
-def _attempts(summary: Mapping[str, Any]) -> str:
-    attempts = summary.get("attempts", ())
-    if not attempts or (len(attempts) == 1 and not attempts[0]["error"]):
+def _attempts(summary: Mapping[str, object]) -> str:
+    attempts = mappings(summary.get("attempts"))
+    if not attempts or (len(attempts) == 1 and not attempts[0].get("error")):
         return ""
     shown = "".join(
-        f"<p>{_when(a['started'])}: {_span(float(a['seconds']))}, exit code {html_text(a['exit_code'])}</p>"
-        + (f"<pre>{html_text(a['error'])}</pre>" if a["error"] else "")
+        f"<p>{_when(text(a.get('started')))}: {_span(number(a.get('seconds')))}, "
+        f"exit code {html_text(a.get('exit_code', ''))}</p>"
+        + (f"<pre>{html_text(a['error'])}</pre>" if a.get("error") else "")
         for a in attempts
     )
     return f"<h2>Attempts</h2>{shown}"
 
 
-def _notes(result: Mapping[str, Any]) -> str:
-    warnings = result.get("warnings") or ()
+def _notes(result: Mapping[str, object]) -> str:
+    warnings = sequence(result.get("warnings"))
     return "<h2>Notes</h2>" + "".join(f"<p>{html_text(warning)}</p>" for warning in warnings) if warnings else ""

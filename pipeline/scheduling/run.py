@@ -1,9 +1,9 @@
-"""Run a job file's command here: in a process of its own, with its timeout, retries, overlap policy and report.
+"""Run a job file's command on this machine, in a separate process, with the job's timeout, retries, overlap policy and report.
 
-Reads: a job, the environment. Writes, in the home: `jobs/<job>/lease` (one run at a time), `jobs/<job>/stop` (a newer run that
-replaces this one), `jobs/<job>/runs/<slot>.json` and `.html` (the summary). The values of secrets are removed from everything
-that is written or printed (pipeline/scheduling/secrets.py). Does not promise exactly one run per slot; a second run of a slot
-does no harm, because publishing is compare-and-swap and pictures are made by key.
+Reads: a job and the environment. Writes in the home: `jobs/<job>/lease` (allows one run at a time), `jobs/<job>/stop` (the
+newer run that replaces the current one), and `jobs/<job>/runs/<slot>.json` and `.html` (the summary). The values of secrets
+are removed from everything that is written or printed (see secrets.py). This module does not promise exactly one run per slot.
+A second run of a slot does no harm, because publishing is compare-and-swap and generated pictures are stored by key.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.config import parse_json
 from pipeline.errors import BusyError, ConfigError, RdmpipeError
 from pipeline.execution import Ended, run_process
 from pipeline.scheduling.environment import command_arguments, command_environment, hidden_values, webhook_address
 from pipeline.scheduling.jobfile import SLOT, LoadedJob, parse_duration
 from pipeline.scheduling.secrets import scrub, scrub_value
+from pipeline.scheduling.values import mapping, mappings, parsed
 from pipeline.scheduling.webhook import check_webhook, post_json
 from pipeline.storage import Storage, lease
 
@@ -36,14 +36,17 @@ TAIL_LINES = 40
 
 TIMED_OUT, REPLACED = 124, 143
 
-NOT_AGAIN = (2, 126, 127, 130)  # exit codes that a retry cannot change: bad configuration, no program, interrupted
+NOT_AGAIN = (2, 126, 127, 130)  # exit codes that are not retried: bad configuration, no program, interrupted
 
 Status = Literal["succeeded", "failed", "timeout", "replaced", "busy", "done before"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the command. `error`: the end of its standard error, where it failed."""
+    """One attempt to run the command.
+
+    started: UTC time in ISO format. error: the last lines of its output if it failed, otherwise empty.
+    """
 
     started: str
     seconds: float
@@ -53,7 +56,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class JobSummary:
-    """What a run did. `result` is the command's own JSON summary, where it printed one."""
+    """The summary of a run. `result`: the JSON object that the command printed as its last line; empty if it printed none."""
 
     job: str
     slot: str
@@ -66,10 +69,11 @@ class JobSummary:
     host: str
     home: str
     attempts: tuple[Attempt, ...] = ()
-    result: dict[str, Any] = field(default_factory=dict)
-    webhook: str = ""  # sent, or why not; empty: none wanted
+    result: dict[str, object] = field(default_factory=dict)
+    webhook: str = ""  # `sent`, or the reason why not; empty if the job names no webhook
 
     def text(self) -> str:
+        """One line for people."""
         tries = f" in {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
         return f"job {self.job}, slot {self.slot}: {self.status}{tries}, exit code {self.exit_code}"
 
@@ -81,10 +85,12 @@ def run_job(
     entry: Sequence[str] = ENTRY,
     notify: Callable[[str], None] = lambda text: None,
 ) -> JobSummary:
-    """Run the job's command to its end. Raises ConfigError before any work; otherwise the summary says how it went.
+    """Run the job's command, with its retries, until it ends. Returns the summary, also for a run that failed.
 
-    scheduled: the slot is the schedule's, and a slot that has succeeded is not run again.
-    entry: the program that the command and its arguments are given to.
+    slot: the run's name; empty means the schedule's latest slot if `scheduled`, otherwise the current time.
+    scheduled: do not run a slot again that has already succeeded.
+    entry: the program that gets the command and its arguments.
+    Raises ConfigError before any work, for a bad slot, secret, requirement or webhook.
     """
     job = loaded.job
     if slot and not SLOT.match(slot):
@@ -108,18 +114,18 @@ def run_job(
         home=job.home,
     )
     if scheduled and _status_of(storage, slot) == "succeeded":
-        notify(f"job {job.name}: slot {slot} has succeeded before; nothing to do")
+        notify(f"job {job.name}: slot {slot} has already succeeded; nothing to do")
         return replace(begun, status="done before", exit_code=0, ended=_utc())
     deadline = time.monotonic() + job.timeout_s
     if job.overlap == "replace":
-        storage.write_text("stop", run)  # whoever runs now reads this and stops
+        storage.write_text("stop", run)  # the current run reads this and stops
     wait_s = {"forbid": 0.0, "wait": job.timeout_s, "replace": 300.0}[job.overlap]
     try:
         with lease(storage, f"job {job.name}, slot {slot}, run {run}", wait_s, notify=notify, believe=False):
             made = _run_under_lease(loaded, begun, storage, env, entry, deadline, notify)
             made = _reported(made, loaded, storage, hook, hidden_values(job, env), notify)
     except BusyError as error:
-        notify(f"job {job.name}: not run: {error}")
+        notify(f"job {job.name}: did not start: {error}")
         return replace(begun, status="busy", exit_code=BusyError.exit_code, ended=_utc())
     return made
 
@@ -133,9 +139,11 @@ def _run_under_lease(
     deadline: float,
     notify: Callable[[str], None],
 ) -> JobSummary:
-    job, status = loaded.job, "failed"
+    """Run the command until it succeeds, its retries are used up, its time is over, or a newer run replaces it."""
+    job = loaded.job
+    status: Status = "failed"
     attempts: list[Attempt] = []
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     hidden = hidden_values(job, env)
     command = [*entry, job.command, *command_arguments(job, env)]
     stop_asked = _stop_reader(storage, begun.run) if job.overlap == "replace" else lambda: False
@@ -153,23 +161,28 @@ def _run_under_lease(
 
         ended = run_process(command, env, loaded.working_dir, deadline, stop_asked, heard)
         code = {Ended.TIMEOUT: TIMED_OUT, Ended.STOPPED: REPLACED}.get(ended.how, ended.code)
-        found = _json(ended.last_line, {})
+        found = mapping(parsed(ended.last_line))
         result = {scrub(str(key), hidden): scrub_value(item, hidden) for key, item in found.items()}
         error = "" if code == 0 else "\n".join(tail)
         attempts.append(Attempt(started, round(time.monotonic() - began, 3), code, error))
-        status = {Ended.TIMEOUT: "timeout", Ended.STOPPED: "replaced"}.get(
-            ended.how, "succeeded" if code == 0 else "failed"
-        )
+        if ended.how == Ended.TIMEOUT:
+            status = "timeout"
+        elif ended.how == Ended.STOPPED:
+            status = "replaced"
+        else:
+            status = "succeeded" if code == 0 else "failed"
         if status != "failed" or code in NOT_AGAIN or number > job.retries:
             break
         pause = min(parse_duration(job.retry_wait, "retry_wait", zero=True) * 2 ** (number - 1), 3600.0)
         if time.monotonic() + pause >= deadline:
             break
-        notify(f"job {job.name}: attempt {number} ended with exit code {code}; the next in {pause:.0f} s")
+        notify(
+            f"job {job.name}: attempt {number} ended with exit code {code}; the next attempt starts in {pause:.0f} s"
+        )
         time.sleep(pause)
     return replace(
         begun,
-        status=status,  # type: ignore[arg-type]  # one of Status by the tables above
+        status=status,
         exit_code=code,
         ended=_utc(),
         attempts=tuple(attempts),
@@ -185,7 +198,7 @@ def _reported(
     hidden: Mapping[str, str],
     notify: Callable[[str], None],
 ) -> JobSummary:
-    """Write the summary where the job wants it. A report that cannot be delivered does not change how the run went."""
+    """Send and write the summary as the job asks. A report that fails does not change the run's status."""
     from pipeline.scheduling.report import run_report
 
     if hook:
@@ -204,28 +217,28 @@ def _reported(
     return made
 
 
-def _left_in_home(made: JobSummary) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The stages' last progress and the shards that failed, from the database or generation the command worked on."""
+def _left_in_home(made: JobSummary) -> tuple[Mapping[str, object], list[Mapping[str, object]]]:
+    """The last progress of the stages and the failed shards, from the database or generation that the command wrote."""
     home = Storage(made.home)
     subjects = [made.result.get("name"), made.result.get("run"), *made.command[1:2]]
     for subject in subjects:
         for kind in ("databases", "generations"):
             if isinstance(subject, str) and re.fullmatch(r"[a-z0-9][\w.-]*", subject):
-                progress = _json(home.read_text(f"{kind}/{subject}/progress.json"), {})
+                progress = mapping(parsed(home.read_text(f"{kind}/{subject}/progress.json")))
                 if progress:
-                    return progress, _json(home.read_text(f"{kind}/{subject}/failures.json"), [])
+                    return progress, mappings(parsed(home.read_text(f"{kind}/{subject}/failures.json")))
     return {}, []
 
 
 def _stop_reader(storage: Storage, run: str) -> Callable[[], bool]:
-    """Whether a newer run has asked this one to stop; looks every few seconds."""
+    """A function: did a newer run ask this run to stop? It reads the home at most once in 1 s, or 10 s if remote."""
     every, last = (1.0 if storage.is_local else 10.0), [0.0]
 
     def asked() -> bool:
         if time.monotonic() - last[0] < every:
             return False
         last[0] = time.monotonic()
-        with contextlib.suppress(OSError):  # a store that does not answer: the next look will tell
+        with contextlib.suppress(OSError):  # the store does not answer: read again at the next call
             return storage.read_text("stop") not in (None, run)
         return False
 
@@ -233,16 +246,7 @@ def _stop_reader(storage: Storage, run: str) -> Callable[[], bool]:
 
 
 def _status_of(storage: Storage, slot: str) -> str:
-    return str(_json(storage.read_text(f"runs/{slot}.json"), {}).get("status", ""))
-
-
-def _json(text: str | None, otherwise: Any) -> Any:
-    """The JSON value in the text if it is of the same type as `otherwise`, else that."""
-    try:
-        found = parse_json(text or "")
-    except ValueError:
-        return otherwise
-    return found if isinstance(found, type(otherwise)) else otherwise
+    return str(mapping(parsed(storage.read_text(f"runs/{slot}.json"))).get("status", ""))
 
 
 def _utc(now: datetime.datetime | None = None) -> str:

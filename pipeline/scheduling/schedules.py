@@ -1,7 +1,8 @@
-"""Job files as schedules: text for Kubernetes, cron or systemd. Reads a job; writes nothing.
+"""Render a job file as a schedule: text for Kubernetes, cron or systemd. Reads a job; writes nothing.
 
-Each schedule runs `rdmpipe run`, so that timeout, retries, overlap and report come from the job file everywhere. No rendered
-text holds the value of a secret. Does not promise that a scheduler starts a job once; the lease makes a second start harmless.
+Every schedule runs `rdmpipe run`, so the timeout, retries, overlap policy and report always come from the job file. The text
+never holds the value of a secret. This module does not promise that a scheduler starts a job only once; the lease in the home
+makes a second start harmless.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ def render(loaded: LoadedJob, target: str) -> str:
 
 
 def _command(loaded: LoadedJob) -> list[str]:
+    """The words of the command that a scheduler runs. Raises ConfigError."""
     path = loaded.path or loaded.folder / f"{loaded.job.name}.toml"
-    home = (
-        loaded.job.home
-    )  # given, because a scheduler starts the job without our RDMPIPE_HOME and in another directory
+    # --home is written out, because a scheduler starts the job without RDMPIPE_HOME and in another directory.
+    home = loaded.job.home
     if "://" not in home:
         home = str(Path(home).expanduser().absolute())
     words = [sys.executable, "-m", "pipeline.cli", "run", "--scheduled", "--home", home, str(path)]
     for word in words:
-        if not word.isprintable():  # a newline would begin a line of its own in a crontab or unit
+        if not word.isprintable():  # a newline would start a new line in the crontab or unit
             raise ConfigError(f"job {loaded.job.name}: {word!r} has characters that a schedule cannot hold; rename it")
     return words
 
@@ -50,7 +51,7 @@ def _secrets_file(loaded: LoadedJob) -> Path:
 
 
 def crontab(loaded: LoadedJob) -> str:
-    """Lines for `crontab -e` on this machine."""
+    """The lines to add with `crontab -e` on this machine. Raises ConfigError if the job has no schedule."""
     schedule, job = scheduled(loaded), loaded.job
     command = shlex.join(_command(loaded))
     if job.environment.secrets:
@@ -68,7 +69,7 @@ def crontab(loaded: LoadedJob) -> str:
 
 
 def systemd(loaded: LoadedJob) -> str:
-    """A service and its timer, each headed by the name of its file."""
+    """A systemd service and its timer, each below a comment that names its file. Raises ConfigError without a schedule."""
     schedule, job = scheduled(loaded), loaded.job
     unit = f"rdmpipe-{job.name}"
     command = " ".join(_quoted(word) for word in _command(loaded))
@@ -108,6 +109,6 @@ def systemd(loaded: LoadedJob) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word of a systemd command line: specifiers and variables escaped, quoted where it has to be."""
+    """A word of a systemd command line, with specifiers and variables escaped, and quoted if needed."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if any(c in word for c in " \t'\"\\;") else escaped

@@ -1,7 +1,8 @@
-"""Keep secrets out of everything that is written: find their values in all forms, and refuse what looks like one in a job file.
+"""Keep secrets out of output: remove their values from text, and recognize values in a job file that look like secrets.
 
-Reads and writes nothing. A value is found as it is and as JSON, HTML, URL, Python's repr, shell word and base64 write it, also
-one form within another, and line by line. Does not promise to find a value that a program changes in any other way.
+Reads and writes nothing. `scrub` finds a value as it is, and as JSON, HTML, URLs, Python's repr, the shell and base64 write it,
+also with one of these forms inside another, and line by line. It does not promise to find a value that a program changes in
+another way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shlex
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 
-SHORTEST = 4  # characters; a shorter value would be found in every other line
+SHORTEST = 4  # characters; a shorter value would match in too much ordinary text
 
 _FORMS: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text)[1:-1],
@@ -38,7 +39,7 @@ _FORMS: tuple[Callable[[str], str], ...] = (
     lambda text: base64.urlsafe_b64encode(text.encode("utf-8", "surrogateescape")).decode(),
 )
 
-# Words of a variable's name that say its value is a secret. A word ends at an underscore or where capitals begin.
+# Words in a variable's name that mark its value as a secret. A word ends at an underscore or before a capital letter.
 _NAMES = re.compile(
     r"PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL|APIKEY|(?<!BY)(?<!COM)PASS(?![A-Z])|PWD(?![A-Z])"
     r"|TOKENS?(?![A-Z])|(API|ACCESS|PRIVATE|SECRET|SIGNING|ENCRYPTION|SSH|AUTH|DEPLOY|MASTER|ACCOUNT|STORAGE)_?KEY(?![A-Z])"
@@ -68,18 +69,18 @@ _SHAPES = (
 
 
 def secret_name(name: str, value: str) -> bool:
-    """Whether a variable's name says that it holds a secret. A number or a switch is none: MAX_TOKENS = "77"."""
+    """Whether a variable's name says that it holds a secret. A number or a switch is not a secret: MAX_TOKENS = "77"."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).upper()
     return bool(_NAMES.search(words)) and not _NUMBER.fullmatch(value)
 
 
 def secret_shape(value: str) -> str:
-    """What kind of secret a value looks like; empty: none."""
+    """The kind of secret that a value looks like; empty if it looks like none."""
     return next((what for what, shape in _SHAPES if shape.search(value)), "")
 
 
 def hidden_forms(secrets: Mapping[str, str]) -> dict[str, str]:
-    """For `scrub`: every form of the secrets' values -> the secret's name, longest first. secrets: name -> value."""
+    """Every form of the secrets' values -> the secret's name, longest form first, for `scrub`. secrets: name -> value."""
     found: dict[str, str] = {}
     for name, value in secrets.items():
         for part in (value, *value.splitlines(), *(line.strip() for line in value.splitlines())):
@@ -90,6 +91,7 @@ def hidden_forms(secrets: Mapping[str, str]) -> dict[str, str]:
 
 
 def _forms(text: str) -> Iterator[str]:
+    """The text, each form of it, and each form of each form."""
     yield text
     for outer in _FORMS:
         once = outer(text)
@@ -98,7 +100,7 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def scrub(text: str, hidden: Mapping[str, str]) -> str:
-    """The text with every form of the secrets replaced by `[NAME]`. hidden: of `hidden_forms`."""
+    """The text with every form of the secrets replaced by `[NAME]`. hidden: from `hidden_forms`."""
     for form, name in hidden.items():
         if form in text:
             text = text.replace(form, f"[{name}]")
@@ -106,7 +108,7 @@ def scrub(text: str, hidden: Mapping[str, str]) -> str:
 
 
 def scrub_value(value: object, hidden: Mapping[str, str]) -> object:
-    """A JSON value with every text in it scrubbed, keys and numbers that are a secret included."""
+    """A JSON value with every string in it scrubbed, keys included. A number that equals a secret becomes `[NAME]`."""
     if isinstance(value, str):
         return scrub(value, hidden)
     if isinstance(value, dict):

@@ -1,4 +1,7 @@
-"""POST a run's summary to an address the operator allowed. Writes nothing else; follows no redirect."""
+"""Send a run's summary to a webhook: an HTTP POST to an address that the operator allows.
+
+Reads: RDMPIPE_WEBHOOK_ALLOW. Writes no file. Does not follow redirects, and does not promise delivery.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
+from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
 
-# Addresses, separated by commas: scheme, host and port have to be equal, and the path has to begin the same.
+# The variable holds allowed addresses, separated by commas. A webhook must have the scheme, host and port of one of them, and
+# its path must be that address's path or lie below it.
 ALLOWED = "RDMPIPE_WEBHOOK_ALLOW"
 
 ATTEMPTS = 3
 
 
 def check_webhook(address: str) -> str:
-    """The address again, if the operator's environment allows it. Raises ConfigError, which does not show its path."""
+    """`address`, if the operator's environment allows it. Raises ConfigError otherwise; the error hides the path, a secret."""
     if not address:
         return ""
     asked = urllib.parse.urlsplit(address)
@@ -31,18 +35,18 @@ def check_webhook(address: str) -> str:
             if same and (asked.path + "/").startswith(folder) and ".." not in asked.path.split("/"):
                 return address
     raise ConfigError(
-        f"webhook {asked.scheme}://{asked.hostname or '?'}: not an allowed address. Whoever runs the job allows it with "
-        f"{ALLOWED}=https://host/path (several: separated by commas); job files cannot."
+        f"webhook {asked.scheme}://{asked.hostname or '?'}: not an allowed address. Set {ALLOWED}=https://host/path in the "
+        "environment of the process that runs the job (separate several addresses by commas); a job file cannot allow one."
     )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **options: Any) -> None:
+    def redirect_request(self, *args: object, **options: object) -> None:
         return None
 
 
-def post_json(address: str, value: dict[str, Any], timeout_s: float = 10.0) -> str:
-    """`sent`, or what went wrong at the last of three attempts."""
+def post_json(address: str, value: Mapping[str, object], timeout_s: float = 10.0) -> str:
+    """POST `value` as JSON, in up to three attempts. Returns `sent`, or `not sent: ...` with the reason of the last failure."""
     opener = urllib.request.build_opener(_NoRedirect)
     request = urllib.request.Request(
         address, json.dumps(value, ensure_ascii=False).encode(), {"Content-Type": "application/json"}, method="POST"
