@@ -45,7 +45,7 @@ Status = Literal["succeeded", "failed", "timeout", "replaced", "busy", "done bef
 class Attempt:
     """One attempt to run the command.
 
-    started: UTC time in ISO format. error: the last lines of its output if it failed, otherwise empty.
+    started: UTC time in ISO format. error: the last lines of its standard error if it failed, otherwise empty.
     """
 
     started: str
