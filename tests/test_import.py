@@ -127,7 +127,7 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(tmp_path: Path, home
     np.savez(tmp_path / "short.npz", embedding=vectors, img_id=np.arange(3))
     np.savez(tmp_path / "wide.npz", embedding=np.ones((2, DIM + 1), np.float32))
     np.savez(tmp_path / "good.npz", embedding=vectors)
-    for name, words in (("pickled", "unpickling"), ("short", "img_id")):
+    for name, words in (("pickled", "arrays of objects"), ("short", "img_id")):
         with pytest.raises(SourceError, match=words):
             import_embeddings("mine", tmp_path / f"{name}.npz", RANDOM)
     with pytest.raises(EncoderError, match="17 dimensions"):

@@ -42,8 +42,6 @@ def test_a_version_that_cannot_be_one_is_an_error_of_its_own(tmp_path: Path, ver
         database.version(version)
     with pytest.raises(DatabaseError, match="is not a version"):
         resolve_database(f"art@{version}", str(tmp_path))
-    with pytest.raises(DatabaseError, match="names no version after the @"):
-        resolve_database("art@", str(tmp_path))
 
 
 def test_a_directory_with_another_kind_of_name_is_not_listed(tmp_path: Path) -> None:

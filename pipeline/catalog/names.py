@@ -26,12 +26,11 @@ class Selection:
 
 
 def resolve_database(name: str, home: str | None = None) -> Selection:
-    """The published database, the version and the view's filter that `name` stands for. Raises DatabaseError."""
-    base, at, pinned = name.partition("@")
-    if at and not pinned:
-        raise DatabaseError(
-            f"{name!r} names no version after the @; write {base} for the current one, or {base}@VERSION"
-        )
+    """The published database, the version and the view's filter that `name` stands for; `NAME@` is the current version.
+
+    Raises DatabaseError.
+    """
+    base, _, pinned = name.partition("@")
     database = RetrievalDatabase(base, home)
     if database.exists():
         return Selection(name, database, database.version(pinned))
