@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import cast
 
 from pipeline import machine
 from pipeline.building.choice import choose_plan, download_config, record_part
@@ -18,15 +18,15 @@ from pipeline.building.download import download_stage, hosts_file
 from pipeline.building.embed import EmbedConfig, Images, embed_stage
 from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
 from pipeline.building.publishing import Contents, publish, shard_entries
-from pipeline.building.request import BuildRequest, BuildSummary, settle
+from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, settle
 from pipeline.config import canonical_json
-from pipeline.database import RetrievalDatabase, Version, gone_keys, require_purged, totals
+from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
 from pipeline.errors import DatabaseError
 from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
 from pipeline.filters import filter_mask
 from pipeline.index import IndexInput, check_index, text_queries
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, Row
 from pipeline.storage import Artifact, lease
 
 
@@ -194,7 +194,7 @@ class _Build:
         self.progress.advance("index", 0, version.index.rows, time.monotonic() - started)
         return version
 
-    def _summary(self, outcome: Outcome, counts: Mapping[str, Any], version: Version | None = None) -> BuildSummary:
+    def _summary(self, outcome: Outcome, counts: Totals, version: Version | None = None) -> BuildSummary:
         warnings = []
         trained = version.encoder.trained if version else resolve_encoder(self.manifest.encoder).trained
         if not trained:
@@ -204,14 +204,19 @@ class _Build:
         if expected and counts["input"] != expected and not (part.limit or part.shards):
             warnings.append(f"the source has {counts['input']:,} rows; its manifest expects {expected:,}")
         names = sorted({*outcome.ran, *outcome.skipped})
-        index = (
-            {name: getattr(version.index, name) for name in ("id", "kind", "key", "rows", "recall")} if version else {}
-        )
+        index: IndexSummary = {}
+        if version:
+            made = version.index
+            index = {"id": made.id, "kind": made.kind, "key": made.key, "rows": made.rows, "recall": made.recall}
         return BuildSummary(
             name=self.database.name,
             version=version.id if version else "",
-            **{name: counts[name] for name in ("input", "ok", "filtered", "failed", "reasons")},
-            duplicates=counts.get("duplicates", 0),
+            input=counts["input"],
+            ok=counts["ok"],
+            filtered=counts["filtered"],
+            failed=counts["failed"],
+            reasons=counts["reasons"],
+            duplicates=version.counts["duplicates"] if version else 0,
             encoder=self.manifest.encoder,
             trained=trained,
             index=index,
@@ -223,15 +228,16 @@ class _Build:
             warnings=tuple(warnings),
         )
 
-    def _hosts(self) -> dict[str, dict[str, Any]]:
+    def _hosts(self) -> dict[str, HostCounts]:
         """Figures of the hosts that the plan's shards were fetched from, summed, those that were asked most first."""
         if self.plan is None or self.manifest.source.kind != "urls":
             return {}
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Row] = {}
         for shard in plan_shards(self.database, self.plan.id):
             text = self.database.storage.read_text(hosts_file(shard.id))
             for name, figures in json.loads(text or "{}").items():
                 total = found.setdefault(name, dict.fromkeys(figures, 0) | {"set_aside": ""})
                 for key, value in figures.items():
                     total[key] = (total[key] or value) if key == "set_aside" else total[key] + value
-        return dict(sorted(found.items(), key=lambda item: (-item[1]["requests"], item[0])))
+        ordered = dict(sorted(found.items(), key=lambda item: (-item[1]["requests"], item[0])))
+        return cast("dict[str, HostCounts]", ordered)

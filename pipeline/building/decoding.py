@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pipeline.sources import Row, read_box
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Pixels = NDArray[Any]  # (side, side, 3) uint8 or float32, as the encoder's preprocessing gives them
+    Pixels = NDArray[np.uint8] | NDArray[np.float32]  # (side, side, 3), as the encoder's preprocessing gives them
 
 _LARGE = 50_000_000  # pixels after a JPEG's reduction; larger pictures are decoded one at a time, which bounds memory
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from pipeline.config import canonical_json, digest
 from pipeline.database import PURGED, BlockList, RetrievalDatabase, picture_key, read_block_list
@@ -41,10 +41,11 @@ from pipeline.storage import GNU, TarWriter, read_member, tar_members, write_tar
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 # (expression, rows with `filter_columns`) -> a boolean for each row; False is `filtered`. A module-level function, so that
 # workers can be told of it: pipeline.filters.filter_mask.
-RowFilter = Callable[[str, "pa.Table"], "np.ndarray[Any, Any]"]
+RowFilter = Callable[[str, "pa.Table"], "NDArray[np.bool_]"]
 
 STAGE = "download"
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -267,7 +267,7 @@ class _Batches:
         """One prepared picture; runs the model when a batch is full."""
         begun = time.monotonic()
         if self._pixels is None:
-            self._pixels = np.empty((self.size, *pixels.shape), pixels.dtype)
+            self._pixels = cast("Pixels", np.empty((self.size, *pixels.shape), pixels.dtype))
         self._pixels[len(self._rows)] = pixels
         self._rows.append(row)
         if len(self._rows) == self.size:

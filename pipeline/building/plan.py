@@ -12,7 +12,7 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.config import canonical_json, checked
 from pipeline.database import RetrievalDatabase
@@ -22,6 +22,8 @@ from pipeline.schema import SHARD_ROWS
 from pipeline.sources import Source, SourceOptions
 
 LEFT_OUT, WHERE = "left_out", "where"  # keys of a plan's options: files that are no rows by kind; the filter in force
+
+PlanOptions: TypeAlias = Mapping[str, Any]  # limit, shards, next_shard, left_out, where; each may be absent
 
 _GROUP = 1000  # shards in memory at a time
 
@@ -35,7 +37,7 @@ class BuildPlan:
     rows: int
     columns: Mapping[str, str]  # the source's metadata columns by type name
     revision: str  # what the source looked like
-    options: Mapping[str, Any] = field(default_factory=dict)  # limit, shards, next_shard, left_out, where
+    options: PlanOptions = field(default_factory=dict)
 
 
 def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) -> BuildPlan:
@@ -45,7 +47,7 @@ def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) ->
     )
 
 
-def part_of(options: SourceOptions) -> dict[str, Any]:
+def part_of(options: SourceOptions) -> dict[str, object]:
     """Which part of a source was asked for, as a plan's header and manifest.json record it."""
     return {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
 
@@ -65,7 +67,7 @@ def save_plan(
     shards: Iterable[Shard],
     columns: Mapping[str, str],
     revision: str,
-    options: Mapping[str, Any],
+    options: PlanOptions,
     left_out: Callable[[], Mapping[str, int]] | None = None,
 ) -> BuildPlan:
     """Write a plan, streaming, its header last. Raises SourceError where there are no shards.
@@ -83,7 +85,7 @@ def save_plan(
     with db.storage.scratch() as scratch:
         part = scratch / "plan.parquet"
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            group: list[dict[str, Any]] = []
+            group: list[dict[str, object]] = []
             for shard in shards:
                 group.append(_line(shard))
                 hasher.update(f"{shard.id} {shard.rows} {shard.fingerprint}\n".encode())
@@ -143,7 +145,7 @@ def save_changed(
     first: int,
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: PlanOptions | None = None,
     left_out: Callable[[], Mapping[str, int]] | None = None,
 ) -> BuildPlan:
     """A plan of the shards that stay and the new ones, which were numbered from `first` on.
@@ -156,7 +158,7 @@ def save_changed(
     return save_plan(db, shards, columns or old.columns, revision, header, left_out)
 
 
-def picked(plan: BuildPlan, parts: Sequence[Mapping[str, Any]], where: str | None = None) -> dict[str, Any]:
+def picked(plan: BuildPlan, parts: Sequence[Mapping[str, object]], where: str | None = None) -> dict[str, object]:
     """The spec of a shard that reads picked rows of others, under the filter in force (or under `where`)."""
     where = plan.options.get(WHERE) if where is None else where
     return {"picked": list(parts), **({WHERE: where} if where is not None else {})}
@@ -166,7 +168,7 @@ def _table(plan_id: str) -> str:
     return f"plan/{plan_id}.parquet"
 
 
-def _line(shard: Shard) -> dict[str, Any]:
+def _line(shard: Shard) -> dict[str, object]:
     if shard.rows > SHARD_ROWS:
         raise SourceError(f"shard {shard.id} has {shard.rows} rows; a shard holds at most {SHARD_ROWS}")
     return {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, rows_file, totals
 from pipeline.encoders import EncoderRecord
@@ -20,7 +19,7 @@ from pipeline.storage import Artifact
 class Contents:
     """What a version records about its rows, apart from the shards and the index."""
 
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, object]
     encoder: EncoderRecord
     columns: Mapping[str, str]  # the source's metadata columns by type name
     images: str  # keep | thumbnail | drop

@@ -9,10 +9,10 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from pipeline.catalog import resolve_target
-from pipeline.config import from_mapping
+from pipeline.config import Table, from_mapping
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, ManifestError
 from pipeline.execution import Backend
@@ -50,6 +50,27 @@ class BuildRequest:
     retry: bool = False  # try the failed URLs of what is published again, and nothing else
 
 
+class IndexSummary(TypedDict, total=False):
+    """The index of a published version. `recall` is what the version records of it; no key where no index was built."""
+
+    id: str
+    kind: str
+    key: str
+    rows: int
+    recall: Mapping[str, Any]
+
+
+class HostCounts(TypedDict):
+    """What one host was asked and what came of it. `set_aside`: why it was given up; empty where it was not."""
+
+    requests: int
+    ok: int
+    failed: int
+    bytes: int
+    slowed: int  # answers that asked to wait
+    set_aside: str
+
+
 @dataclass(frozen=True)
 class BuildSummary:
     """How a build ended: input = ok + filtered + failed, `reasons` counts filtered and failed rows by reason."""
@@ -64,12 +85,12 @@ class BuildSummary:
     duplicates: int
     encoder: str
     trained: bool
-    index: dict[str, Any]
+    index: IndexSummary
     shards: dict[str, dict[str, int]]  # by stage: ran and skipped
     changes: dict[str, int]  # of a refresh: rows added, changed and removed
     left_out: dict[str, int]  # files of the source that are no rows, by kind
     seconds: float
-    hosts: dict[str, dict[str, Any]]  # of a list of addresses, by host: requests, ok, failed, bytes, slowed, set_aside
+    hosts: dict[str, HostCounts]  # of a list of addresses, by host
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -112,7 +133,7 @@ class BuildSummary:
 _HOSTS_SHOWN = 10  # in the summary for people
 
 
-def _host_line(name: str, figures: Mapping[str, Any]) -> str:
+def _host_line(name: str, figures: HostCounts) -> str:
     slowed = f", asked to wait {figures['slowed']:,} times" if figures["slowed"] else ""
     size = figures["bytes"] / 1e6
     return f"  {name}: {figures['requests']:,} requests, {figures['ok']:,} ok, {size:,.1f} MB{slowed}"
@@ -121,7 +142,7 @@ def _host_line(name: str, figures: Mapping[str, Any]) -> str:
 _CHANGES = {"retried": "retry", "refiltered": "filter"}  # what a change of rows comes from
 
 
-def _recall_words(kind: str, k: int, measured: dict[str, Any]) -> str:
+def _recall_words(kind: str, k: int, measured: Mapping[str, object]) -> str:
     if "value" not in measured:
         return f"{kind} recall {measured['origin']}"
     return f"{kind} recall@{k} {measured['value']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
@@ -165,10 +186,10 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
                     f"not mix with others. Leave --{name} out to go on with it, or build another database with --name."
                 )
     manifest = replace(manifest, encoder=chosen["encoder"])
-    return manifest, replace(request, **cast("dict[str, Any]", chosen))
+    return manifest, replace(request, **cast("Table", chosen))
 
 
-def _begun_part(request: BuildRequest, settings: Mapping[str, Any]) -> SourceOptions:
+def _begun_part(request: BuildRequest, settings: Table) -> SourceOptions:
     """The part of the source to build: as asked, else as the unfinished build before asked."""
     asked = request.source
     if request.whole or asked.limit or asked.shards:
@@ -177,7 +198,7 @@ def _begun_part(request: BuildRequest, settings: Mapping[str, Any]) -> SourceOpt
     return replace(asked, limit=settings.get("limit") or 0, shards=tuple(shards) if shards else None)
 
 
-def _require_same_source(manifest: Manifest, before: Mapping[str, Any], refresh: bool) -> None:
+def _require_same_source(manifest: Manifest, before: Table, refresh: bool) -> None:
     """A published database stays that of its source: two folders may be called alike. Raises DatabaseError.
 
     A folder may have moved: the old place is then empty. Another address of the same kind is taken with --refresh.
@@ -193,12 +214,12 @@ def _require_same_source(manifest: Manifest, before: Mapping[str, Any], refresh:
         )
 
 
-def _place(source: Mapping[str, Any]) -> str:
+def _place(source: Mapping[str, object]) -> str:
     where = next((source[name] for name in ("path", "repo", "url") if source[name]), "")
     return f"{source['kind']} {where}".strip()
 
 
-def begun(name: str, home: str | None) -> dict[str, Any] | None:
+def begun(name: str, home: str | None) -> Table | None:
     """What a database's first build wrote down, or None where there is no such database."""
     if not NAME.match(name):
         return None
@@ -219,6 +240,6 @@ def manifest_of(database: RetrievalDatabase) -> Manifest:
     return from_mapping(Manifest, _dated(before["manifest"]), f"{database.name}/manifest.json")
 
 
-def _dated(table: dict[str, Any]) -> dict[str, Any]:
+def _dated(table: Table) -> Table:
     checked = table.get("checked")
     return {**table, "checked": datetime.date.fromisoformat(checked) if checked else None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,21 @@ from pipeline.sources import read_box
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+class _Stored(TypedDict):
+    """How one published array was stored; `shape` is that of one row."""
+
+    dtype: str
+    shape: list[int]
+
+
+class _Published(TypedDict):
+    """What an imported shard records of the file that it came from."""
+
+    file: str
+    arrays: dict[str, _Stored]
 
 
 def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
@@ -64,8 +79,9 @@ def _file(table: pa.Table) -> str | None:
     return (table.schema.metadata or {}).get(b"published") and _published(table)["file"]
 
 
-def _published(table: pa.Table) -> dict[str, Any]:
-    return dict(json.loads(table.schema.metadata[b"published"]))
+def _published(table: pa.Table) -> _Published:
+    published: _Published = json.loads(table.schema.metadata[b"published"])
+    return published
 
 
 def _write(out: Path, form: str, count: int, tables: list[pa.Table], version: Version) -> list[Path]:
@@ -93,9 +109,9 @@ def _write(out: Path, form: str, count: int, tables: list[pa.Table], version: Ve
     return [out / "img_emb" / pair[0], out / "metadata" / pair[1]]
 
 
-def _arrays(table: pa.Table) -> dict[str, Any]:
+def _arrays(table: pa.Table) -> dict[str, NDArray[np.generic]]:
     """The published arrays, bit for bit."""
-    made = {}
+    made: dict[str, NDArray[np.generic]] = {}
     for name, about in _published(table)["arrays"].items():
         data = b"".join(table[f"{BYTES}{name}"].to_pylist())
         made[name] = np.frombuffer(data, np.dtype(about["dtype"])).reshape(table.num_rows, *about["shape"])
@@ -104,7 +120,7 @@ def _arrays(table: pa.Table) -> dict[str, Any]:
     return made
 
 
-def _made(table: pa.Table, patches: bool) -> dict[str, Any]:
+def _made(table: pa.Table, patches: bool) -> dict[str, NDArray[np.generic]]:
     """embedding (N, D) float32, img_id (N,) text, patch_coords (N, 4) int64: x0, y0, x1, y1 of the crop in pixels of the
     upright picture, or the whole of it."""
     column = table["vector"].combine_chunks()

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -129,14 +129,16 @@ def _reach(name: str, dim: int) -> tuple[Encoder | None, str]:
     )
 
 
-def _plain(part: Part, start: int, stop: int) -> Iterator[dict[str, Any]]:
+def _plain(part: Part, start: int, stop: int) -> Iterator[dict[str, object]]:
     """Rows as plain values; an array's row of several numbers (patch_coords) becomes text, as `0, 0, 256, 256`."""
     if part.table is not None:
         yield from part.table.slice(start, stop - start).to_pylist()
         return
     lists = {
         name: (
-            np.char.decode(array[start:stop], "utf-8", "replace") if array.dtype.kind == "S" else array[start:stop]
+            np.char.decode(cast("NDArray[np.bytes_]", array[start:stop]), "utf-8", "replace")
+            if array.dtype.kind == "S"
+            else array[start:stop]
         ).tolist()
         for name, array in part.arrays.items()
     }
@@ -187,7 +189,7 @@ def _table(
     return made.replace_schema_metadata({"published": canonical_json({"file": part.name, "arrays": about})})
 
 
-def _raw(array: NDArray[Any]) -> pa.Array:
+def _raw(array: NDArray[np.generic]) -> pa.Array:
     import pyarrow as pa
 
     size = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))

@@ -35,12 +35,12 @@ class Part:
     """One published file: its name, vectors (N, D) as they were stored, other arrays of N rows, a metadata table or None."""
 
     name: str
-    vectors: NDArray[Any]
-    arrays: dict[str, NDArray[Any]]
+    vectors: NDArray[np.generic]
+    arrays: dict[str, NDArray[np.generic]]
     table: pa.Table | None = None
 
 
-def natural(path: Path) -> list[Any]:
+def natural(path: Path) -> list[object]:
     """A sort key that takes runs of digits as numbers; the name itself decides between 01 and 1."""
     pieces = re.split(r"(\d+)", path.name)
     return [[int(piece) if piece.isdecimal() else piece for piece in pieces], path.name]
@@ -67,7 +67,7 @@ class Described:
     """
 
     dim: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     kinds: dict[str, str | None]
 
 
@@ -209,7 +209,7 @@ def _npz_header(path: Path) -> Described:
     return Described(part.vectors.shape[1], part.vectors.dtype, {n: _kind_of_array(a) for n, a in part.arrays.items()})
 
 
-def _kind_of_array(array: NDArray[Any]) -> str | None:
+def _kind_of_array(array: NDArray[np.generic]) -> str | None:
     """The type name of an array's rows; rows of several numbers become text."""
     if array.ndim != 1:
         return "string"
@@ -266,7 +266,7 @@ def _check_members(path: Path) -> None:
         raise SourceError(f"{path}: {size} bytes unpack to {total}, more than {most}: not embeddings")
 
 
-def _header(stored: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(stored: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape and type of a .npy stream."""
     numpy_format: Any = np.lib.format  # has no types
     version = numpy_format.read_magic(stored)
@@ -291,6 +291,6 @@ def _read_pair(array: Path, metadata: Path) -> Part:
     return Part(f"{array.name}|{metadata.name}", vectors, {}, table)
 
 
-def _check_vectors(path: Path, vectors: NDArray[Any]) -> None:
+def _check_vectors(path: Path, vectors: NDArray[np.generic]) -> None:
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
         raise SourceError(f"{path}: embeddings are {vectors.dtype} of shape {vectors.shape}; expected floats (N, D)")

@@ -282,7 +282,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     folder = Path(info.folder)
     model = read_description(folder / DESCRIPTION)
     places = find_files(model, folder, info.name)
-    options: dict[str, Any] = {"variant": model.variant} if model.variant else {}
+    options: dict[str, object] = {"variant": model.variant} if model.variant else {}
     options |= {"safety_checker": None, "requires_safety_checker": False} if model.family == "sd15" else {
         "add_watermarker": False}  # fmt: skip
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Neighbour = dict[str, Any]
+Neighbour = dict[str, object]
 """`key`, `score`, and the columns of the database that the row has: caption, licence, source, url, sha256, title, ..."""
 
 Record = dict[str, Any]

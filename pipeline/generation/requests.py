@@ -11,9 +11,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.config import digest
+from pipeline.config import Table, digest
 from pipeline.execution import Shard
 from pipeline.generation.prompts import PromptRow
 from pipeline.generation.sampling import SETTINGS, Sampling
@@ -77,7 +77,7 @@ class PictureRequest:
     sampling: Sampling  # with all settings
     prompting: ImagePrompting | None = None  # None for models without image prompts
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Table:
         """One flat table, as plans, keys and provenance hold it. `prompting` is there only where the model has it."""
         table = asdict(self)
         table |= table.pop("sampling")
@@ -86,7 +86,7 @@ class PictureRequest:
         return table
 
     @staticmethod
-    def from_dict(table: Mapping[str, Any]) -> PictureRequest:
+    def from_dict(table: Table) -> PictureRequest:
         """The request that `to_dict` gave, also after a round trip through JSON; other keys are left aside."""
         values = {it.name: table[it.name] for it in fields(PictureRequest) if it.name not in ("sampling", "prompting")}
         source, prompting = values["source"], table.get("prompting")
@@ -155,7 +155,7 @@ def batches(pictures: Mapping[str, PictureRequest], size: int) -> list[list[str]
 def shards(pictures: Mapping[str, PictureRequest], plan: Sequence[Sequence[str]], per_shard: int) -> list[Shard]:
     """The plan's batches, whole, in shards of about `per_shard` pictures."""
     made: list[Shard] = []
-    pending: list[list[dict[str, Any]]] = []
+    pending: list[list[dict[str, object]]] = []
 
     def close() -> None:
         if pending:

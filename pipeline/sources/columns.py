@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import SourceError, nearest
 from pipeline.schema import FROM_SOURCE, column_name
-from pipeline.sources.base import Sample
+from pipeline.sources.base import Sample, Value
 from pipeline.sources.manifest import SourceSpec
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _stored_name(name: str, taken: set[str]) -> str:
     return stored
 
 
-def plain(value: Any, kind: str) -> Any:
+def plain(value: object, kind: str) -> Value:
     """`value` as the column's type; None where it does not fit (and for NaN, which is how tables write a gap)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -124,16 +124,17 @@ def plain(value: Any, kind: str) -> Any:
             return text(value)
         if isinstance(value, str):  # a column that was of numbers when the database was built
             return float(value) if kind == "float64" else int(value) if kind == "int64" else None
+        number = cast("float", value)  # for the type checker; what is not a number raises below
         if kind == "int64":
-            return int(value) if -(2**63) <= int(value) < 2**63 and int(value) == value else None
+            return int(number) if -(2**63) <= int(number) < 2**63 and int(number) == number else None
         if kind == "float64":
-            return float(value)
+            return float(number)
         return value if isinstance(value, bool) else None
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def text(value: Any) -> str | None:
+def text(value: object) -> str | None:
     """Any plain value as valid UTF-8 text without a byte order mark; dates in ISO form; empty text and NaN are no text."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -188,7 +189,7 @@ def kinds_of_values(rows: Iterable[Mapping[str, object]]) -> dict[str, str | Non
     }
 
 
-def _kind_of_value(value: Any) -> str | None:
+def _kind_of_value(value: object) -> str | None:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):

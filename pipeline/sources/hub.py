@@ -14,13 +14,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.web.retries import TRANSIENT_STATUS, Broken, Patience, patiently
 from pipeline.storage import disk_full_is_an_error
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 T = TypeVar("T")
 
@@ -130,7 +133,7 @@ class HubDataset:
         return cache_dir() / "hub"
 
     @property
-    def _api(self) -> Any:
+    def _api(self) -> HfApi:
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.endpoint, token=self.token)

@@ -10,7 +10,6 @@ import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.config import digest, from_mapping
 from pipeline.errors import ManifestError, nearest
@@ -40,7 +39,7 @@ class SourceSpec:
     columns: tuple[str, ...] = ()  # metadata columns to keep; empty: all that are plain values
     shard_rows: int = 1000  # rows a shard
     gated: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)  # what only one kind of source knows
+    options: Mapping[str, object] = field(default_factory=dict)  # what only one kind of source knows
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class View:
     title: str = ""
 
 
-def parse_manifest(table: Mapping[str, Any], where: str) -> Manifest | View:
+def parse_manifest(table: Mapping[str, object], where: str) -> Manifest | View:
     """A manifest or a view from its TOML table; ManifestError says what is wrong with it and where."""
     try:
         made: Manifest | View = (

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import SourceError, nearest
@@ -283,7 +283,7 @@ class ParquetFiles:
         import pyarrow.parquet as pq
 
         with contextlib.ExitStack() as stack:
-            handle: Any
+            handle: Path | BinaryIO
             if self.hub is None:
                 handle = self._path(file.path)
             elif whole or self.offline:
@@ -324,9 +324,7 @@ class ParquetFiles:
         """Names of the class-label columns."""
         written = (schema.metadata or {}).get(b"huggingface")
         try:
-            features = (
-                cast("dict[str, Any]", parse_json(written))["info"]["features"] if written else self._listed_features
-            )
+            features = cast("Row", parse_json(written))["info"]["features"] if written else self._listed_features
         except (ValueError, KeyError, TypeError):
             features = self._listed_features
         return {
@@ -352,7 +350,7 @@ class ParquetFiles:
         return features if isinstance(features, dict) else {}
 
 
-def _label(value: Any, names: list[str]) -> str | None:
+def _label(value: object, names: list[str]) -> str | None:
     """A class label's name; None for the -1 that stands for no label."""
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
@@ -462,10 +460,12 @@ class ParquetSource:
         )
 
 
-def _picture(value: Any) -> tuple[bytes | None, str | None]:
+def _picture(value: Row | bytes | None) -> tuple[bytes | None, str | None]:
     """The bytes in an image cell, or why there are none."""
     if isinstance(value, dict):
         if value.get("bytes") is None:
             return None, f"missing_file: {value['path']}" if value.get("path") else "empty: no bytes in the row"
-        value = value["bytes"]
-    return (value, None) if value is not None else (None, "empty: no bytes in the row")
+        data: bytes | None = value["bytes"]
+    else:
+        data = value
+    return (data, None) if data is not None else (None, "empty: no bytes in the row")

@@ -17,9 +17,10 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.config import Table
     from pipeline.sources.web.hosts import PoliteFetcher
     from pipeline.sources.web.opener import Answer
 
@@ -44,7 +45,7 @@ class Waiting:
         return Answer(200, http.client.HTTPMessage(), body, request.full_url)
 
 
-def fetch(job: dict[str, Any]) -> bool:
+def fetch(job: Table) -> bool:
     """Fetch one shard. True when img2dataset finished it; single URLs that fail are rows with an error."""
     import pyarrow as pa
     from img2dataset.downloader import Downloader
