@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders import Preprocess
+from pipeline.encoders.modelconfig import PreprocessConfig
 from pipeline.encoders.preprocess import preprocess_of_model
 from pipeline.errors import EncoderError
 from pipeline.images import DRAFT_SIDE, decode
@@ -77,9 +79,9 @@ def test_a_reduced_jpeg_is_prepared_almost_as_the_whole_one(shared: Path) -> Non
 
 
 def test_what_a_model_wants_and_we_do_not_have_is_an_error() -> None:
-    config = {"mean": MEAN, "std": STD}
+    config = PreprocessConfig(mean=MEAN, std=STD)
     with pytest.raises(EncoderError, match="not one of openclip, compvis"):
         preprocess_of_model("clip", 224, config)
     with pytest.raises(EncoderError, match="longest"):
-        preprocess_of_model("openclip", 224, {**config, "resize_mode": "longest"})
+        preprocess_of_model("openclip", 224, replace(config, resize_mode="longest"))
     assert preprocess_of_model("openclip", (336, 336), config).size == 336
