@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.database import IndexEntry, RetrievalDatabase, Version
+from pipeline.database import IndexEntry, RetrievalDatabase, Version, VersionCounts
 from pipeline.encoders import EncoderRecord
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
 from pipeline.maintenance import PurgeRequest, collect, purge
@@ -286,7 +286,8 @@ def _publish_late(root: str) -> None:
 def _version(note: str) -> Version:
     encoder = EncoderRecord("tiny", 4, "0" * 64, "openclip")
     index = IndexEntry("i", "exact", "Flat", 1, {"keys": Artifact("k", "0" * 64, 8)})
-    return Version("db", {"note": note}, encoder, {}, (), index, {"ok": 1}, "drop", "p")
+    counts = VersionCounts(input=1, ok=1, filtered=0, failed=0, reasons={}, duplicates=0)
+    return Version("db", {"note": note}, encoder, {}, (), index, counts, "drop", "p")
 
 
 @pytest.mark.parametrize("kind", ["disk", "s3"])
@@ -341,7 +342,7 @@ def test_a_damaged_file_is_refused_and_not_kept(root: str, tmp_path: Path) -> No
     storage = Storage(root)
     artifact = storage.write_text("file", "right")
     storage.write_text("file", "wrong")
-    with pytest.raises(DatabaseError, match="checksum differs"):
+    with pytest.raises(DatabaseError, match="its checksum is not the one"):
         storage.local(artifact)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
