@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests run on WORKERS processes. Most of their time is waiting, so that there are more of them than cores.
-WORKERS ?= 3
+# Tests run on WORKERS processes: one a core of a small machine. Where there is room, more are faster, because many tests wait.
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test quick check docs test-cluster test-crash test-scale install clean
