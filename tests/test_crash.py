@@ -53,7 +53,7 @@ def _indexing(home: Path) -> bool:
     return _receipts(home, "embed") == SHARDS
 
 
-def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240.0) -> None:
+def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "the build never came to that point"
