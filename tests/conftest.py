@@ -75,8 +75,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
+    # Not for the session: Ray reads its token once a process, and tests/test_cluster.py talks to a cluster with a token.
     import ray
 
     root = str(Path(__file__).resolve().parent.parent)
@@ -94,4 +95,4 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture
 def ray_here(_ray: None) -> None:
-    """This process is connected to a Ray cluster of its own with three CPUs, the same for all its tests that ask for it."""
+    """This process is connected to a Ray cluster of its own with three CPUs, the same for all tests of a file."""

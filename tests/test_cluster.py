@@ -426,7 +426,7 @@ def test_a_wrong_token_is_explained(nodes: Cluster, tmp_path: Path) -> None:
         assert done.stderr is not None
         err = done.stderr.read()
         assert done.returncode == 1
-        assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in err, err
+        assert "Set RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN_PATH" in err, err
         assert "Traceback" not in err
 
 
