@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test quick check docs test-cluster test-crash test-scale install clean
+.PHONY: demo test quick check docs test-cluster test-crash test-scale test-newest install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
@@ -39,6 +39,17 @@ test-crash: $(STAMP)
 test-scale: $(STAMP)
 	$(PYTEST) -m long tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
 
+# The newest release of everything, uncapped, in an environment of its own: tells which release will break what. It is not the gate. TORCH may name a
+# CPU build where `torch` alone would bring gigabytes of CUDA, and PYTHON the newest Python: make test-newest PYTHON=python3.13 TORCH=torch==2.13.0
+NEWEST ?= .venv-newest
+TORCH ?= torch
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet '$(TORCH)' -e '.[dev]'
+	$(NEWEST)/bin/python -m pip list
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "unit or process"
+
 install: $(STAMP)
 
 # torch is installed first and by its exact version: asked for with the rest, pip may take a build with gigabytes of CUDA.
@@ -46,9 +57,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,s3]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,autofaiss]'
 	$(BIN)/python -m pip check
 	touch $@
 
 clean:
-	rm -rf $(VENV) build docs/site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build docs/site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,14 +1,28 @@
-"""This installation: its version, the files that ship with it, and the PYTHONPATH that leads another process to the same code.
+"""This installation: its version, its optional packages, the files that ship with it, and the PYTHONPATH that leads another
+process to the same code.
 
 Every path to the project's own files is made here, so that modules can move. Reads package metadata; writes nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Literal
+
+from pipeline.errors import ConfigError
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "atelier": ("cv2",),
+    "ray": ("ray",),
+    "s3": ("s3fs",),
+    "sd": ("transformers", "peft"),
+    "urls": ("img2dataset",),
+}
+"""The optional parts of an installation, each with the modules that it needs (pyproject.toml names their packages)."""
 
 _PACKAGE = Path(str(resources.files("pipeline")))
 
@@ -19,6 +33,19 @@ def version() -> str:
         return metadata.version("rdmpipe")
     except metadata.PackageNotFoundError:
         return "source"
+
+
+def require(extra: str, purpose: str) -> None:
+    """Raise ConfigError where a module of an extra is not installed; the message names the pip command.
+
+    `purpose` begins the message, as in `fetching a list of URLs`. Nothing is imported, so this is cheap enough to call before
+    any work starts.
+    """
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{purpose} needs {' and '.join(missing)}, which is not installed here. Run: pip install 'rdmpipe[{extra}]'"
+        )
 
 
 def asset(*parts: str) -> Path:

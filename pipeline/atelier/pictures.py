@@ -11,12 +11,12 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.atelier import styles_brush, styles_craft, styles_print
 from pipeline.atelier.compose import compose
+from pipeline.atelier.opencv import cv2
 from pipeline.atelier.plate import make_plate
 from pipeline.atelier.scene import Scene, chance, sample, split_of
 from pipeline.atelier.settings import SETTINGS

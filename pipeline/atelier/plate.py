@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import cv2
 import numpy as np
 
+from pipeline.atelier.opencv import cv2
 from pipeline.atelier.palette import Array, Light, Palette
 from pipeline.atelier.pen import Paint, Pen, Shape
 from pipeline.atelier.texture import noise

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pipeline.atelier.compose import compose
+from pipeline.atelier.opencv import cv2
 from pipeline.atelier.palette import Colour
 from pipeline.atelier.plate import Plate, make_plate
 from pipeline.atelier.scene import Scene, chance

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
+from pipeline.atelier.opencv import cv2
 from pipeline.atelier.plate import Plate
 from pipeline.atelier.styles import Array, between, over, style, vivid
 from pipeline.atelier.texture import Turn, cell_means, cells, noise, paper

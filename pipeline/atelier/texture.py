@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
+from pipeline.atelier.opencv import cv2
 from pipeline.atelier.palette import Array
 
 

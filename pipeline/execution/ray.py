@@ -23,6 +23,7 @@ from pipeline.execution.metrics import Metrics
 from pipeline.execution.progress import Progress
 from pipeline.execution.ray_worker import Worker, WorkerError
 from pipeline.execution.stage import Failure, Finished, Shard, Stage
+from pipeline.installation import require
 
 LOST_LIMIT = 10  # how often a shard may be lost with a node before that counts as its own failure
 
@@ -262,6 +263,7 @@ def ray_connection(address: str = "", environment: Mapping[str, str] | None = No
 
     environment: variables for the workers. Raises JobError if no cluster answers.
     """
+    require("ray", "working on a Ray cluster")
     import ray
 
     if ray.is_initialized():

@@ -1,4 +1,7 @@
-"""autofaiss, behind two functions. Only this module imports it, and only inside the worker process (index/worker.py).
+"""autofaiss, behind three functions. Only this module imports it, inside the worker process (index/worker.py).
+
+autofaiss is optional (`pip install 'rdmpipe[autofaiss]'`), because it needs NumPy below 2, which has no builds for Python 3.13.
+Without it index/keys.py chooses the same keys by its own rule, and faiss builds them.
 
 autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). It logs its failures and
 returns (None, None), or lets any exception through; here both become IndexBuildError. Three things are not left to it because
@@ -9,9 +12,11 @@ rows).
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +25,16 @@ from pipeline.errors import BudgetError, IndexBuildError
 if TYPE_CHECKING:
     import faiss
 
-NUMPY_FIX = "autofaiss 2.18 needs numpy below 2: pip install 'numpy<2'"
+
+def autofaiss_works() -> bool:
+    """Whether autofaiss is installed and beside a NumPy that it works with (below 2: it cannot write its report with 2)."""
+    if importlib.util.find_spec("autofaiss") is None:
+        return False
+    return int(metadata.version("numpy").split(".")[0]) < 2
 
 
 def autofaiss_key(rows: int, dim: int, index_bytes: int) -> str:
     """autofaiss's first choice of index key for `rows` rows within `index_bytes`. Raises BudgetError if it has none."""
-    _check_numpy()
     from autofaiss.external.optimize import get_optimal_index_keys_v2
 
     try:
@@ -41,7 +50,6 @@ def autofaiss_key(rows: int, dim: int, index_bytes: int) -> str:
 
 def autofaiss_build(vectors: Path, key: str, index_bytes: int, memory: int, threads: int, folder: Path) -> faiss.Index:
     """An inner-product faiss index over vectors.npy under a key that needs no training. Writes into `folder`."""
-    _check_numpy()
     import autofaiss
 
     only = folder / "autofaiss"
@@ -77,10 +85,3 @@ def autofaiss_build(vectors: Path, key: str, index_bytes: int, memory: int, thre
             "yourself, as in --index-key IVF1024,SQ8"
         )
     return index
-
-
-def _check_numpy() -> None:
-    import numpy
-
-    if int(numpy.__version__.split(".")[0]) >= 2:
-        raise IndexBuildError(f"numpy {numpy.__version__} is installed; {NUMPY_FIX}")

@@ -4,7 +4,8 @@ Reads and writes nothing. The budget is for the peak resident size of the proces
 which no index fits is refused before any work, with the smallest budget that would do. Sizes are estimates; what a build really
 used is measured (VmHWM) and recorded.
 
-autofaiss's choice is taken where it is HNSW (index/autofaiss.py says why only there). With less memory, the index is an
+Where memory suffices, the index is HNSW, as autofaiss chooses it (index/autofaiss.py says why its other choices are not taken).
+autofaiss is asked where it is installed; `graph_key` is the same rule without it. With less memory, the index is an
 inverted file over 8-bit codes, else one over 4-bit product codes for fast scans. With candidates re-ranked by the stored
 vectors, these product codes found what uncompressed inverted files find, in a few milliseconds a query (100,000 x 768);
 RaBitQ codes of the same size took twenty times as long. Training uses a seeded sample of all rows, at most TRAINING_ROWS of
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.index.autofaiss import autofaiss_works
 from pipeline.index.process import run_worker
 
 if TYPE_CHECKING:
@@ -59,12 +61,15 @@ def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
             raise _too_small(config.memory, sizing, rows)
         return sizing, "faiss"
     if room > rows:
-        chosen = run_worker({"task": "choose", "rows": rows, "dim": dim, "index_bytes": room})["key"]
+        has_autofaiss = autofaiss_works()
+        chosen = graph_key(rows, dim, room)
+        if has_autofaiss:
+            chosen = run_worker({"task": "choose", "rows": rows, "dim": dim, "index_bytes": room})["key"]
         if chosen.startswith(("HNSW", "Flat")):
             sizing = size_of(chosen, rows, dim, room)
             if sizing.peak <= config.memory:
                 roomy = config.memory >= ROOMY * sizing.index + (512 << 20)
-                return sizing, "autofaiss" if roomy else "faiss"
+                return sizing, "autofaiss" if has_autofaiss and roomy else "faiss"
     keys = compressed_keys(rows, dim)
     for key in keys:
         sizing = size_of(key, rows, dim, room)
@@ -72,6 +77,21 @@ def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
             return sizing, "faiss"
     least = min((size_of(key, rows, dim, 0) for key in keys), key=lambda sizing: sizing.peak)
     raise _too_small(config.memory, least, rows)
+
+
+def graph_key(rows: int, dim: int, index_bytes: int) -> str:
+    """The key of an uncompressed graph for `rows` rows within `index_bytes`; empty where a compressed index has to do.
+
+    The rule is autofaiss's (2.18, get_optimal_index_keys_v2): no graph below 1,000 rows, 15 links a row below 10,000, above
+    as many links as the memory allows, at least 8 and at most 32. It counts 4 bytes for each of a row's `dim` numbers and
+    of its two times `links` neighbours.
+    """
+    if rows < 1_000:
+        return "Flat"
+    if rows < 10_000:
+        return "HNSW15"
+    links = math.floor((index_bytes / (4 * rows) - dim) / 2)
+    return f"HNSW{min(links, 32)}" if links >= 8 else ""
 
 
 def compressed_keys(rows: int, dim: int) -> list[str]:

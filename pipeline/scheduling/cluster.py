@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.installation import require
 from pipeline.scheduling.jobfile import SLOT, LoadedJob
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class JobsClient:
 
     def __init__(self, address: str = "", any_version: bool = False) -> None:
         self.address = _address(address)
+        require("ray", "talking to a Ray cluster")
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 

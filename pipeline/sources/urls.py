@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.config import from_mapping
 from pipeline.errors import SourceError, nearest
+from pipeline.installation import require
 from pipeline.schema import FILTERED
 from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import Columns, choose_columns
@@ -50,6 +51,7 @@ class UrlSource:
     rereadable = True
 
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
+        require("urls", f"{manifest.name}: fetching pictures by their addresses")
         self.where = f"{manifest.name} [source]"
         self.own = own = from_mapping(UrlOptions, manifest.source.options, f"{self.where} options")
         self.allow_private = options.allow_private

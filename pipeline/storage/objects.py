@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from pipeline.errors import ConfigError
+from pipeline.installation import require
 
 FileSystem: TypeAlias = Any  # fsspec's AbstractFileSystem: fsspec has no types
 
@@ -31,6 +32,7 @@ def open_store(url: str) -> FileSystem:
 
     options: dict[str, object] = {}
     if url.startswith(("s3://", "s3a://")):
+        require("s3", url)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         options = {
             "use_listings_cache": False,
@@ -45,9 +47,7 @@ def open_store(url: str) -> FileSystem:
     try:
         return fsspec.core.url_to_fs(url, **options)[0]
     except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{url}: no file system for this kind of address: {error}. For s3:// run `pip install 'rdmpipe[s3]'`"
-        ) from error
+        raise ConfigError(f"{url}: no file system for this kind of address: {error}") from error
 
 
 @contextlib.contextmanager

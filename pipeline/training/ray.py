@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from pipeline.errors import JobError
-from pipeline.installation import python_path
+from pipeline.installation import python_path, require
 from pipeline.training.config import Part, TrainConfig
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def train_on_ray(
     The workers share every batch, so that the gradient equals that of a single worker. Raises JobError for a batch that
     cannot be shared equally, and where a worker failed, with its message.
     """
+    require("ray", "training on several workers")
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
