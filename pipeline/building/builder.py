@@ -186,7 +186,15 @@ class _Build:
         self.progress.begin("index", 1)
         try:
             version = publish(
-                self.database, contents, receipts, config, text, before, self.request.backend, self.progress
+                self.database,
+                contents,
+                receipts,
+                config,
+                text,
+                before,
+                self.request.backend,
+                self.progress,
+                self.request.device,
             )
         except StageFailed as error:
             self._list_failures(error.failures)

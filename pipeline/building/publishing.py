@@ -46,6 +46,7 @@ def publish(
     before: Version | None = None,
     backend: Backend | None = None,
     progress: Progress | None = None,
+    device: str = "auto",
 ) -> Version:
     """Build the index over the shards of `receipts`, and publish a version that follows `before`.
 
@@ -55,7 +56,7 @@ def publish(
     shards = shard_entries(receipts)
     gone = gone_keys(db, contents.gone)
     rows = IndexInput(contents.encoder, contents.columns, shards, gone)
-    index = build_index(db, config, rows, text, backend, progress)
+    index = build_index(db, config, rows, text, backend, progress, device)
     version = Version(
         database=db.name,
         manifest=contents.manifest,

@@ -167,7 +167,9 @@ class Painter:
             from pipeline.retrieval import open_search
 
             database = RetrievalDatabase(source.database, self.rendering.home)
-            self._searchers[place] = open_search(database, self._version(source), threads=self.rendering.threads)
+            self._searchers[place] = open_search(
+                database, self._version(source), threads=self.rendering.threads, device=self.rendering.device
+            )
         searcher = self._searchers[place]
         where = " AND ".join(f"({part})" for part in source.where)
         found = searcher.search(queries, k, where).keys

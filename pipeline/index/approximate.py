@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IndexBuildError
+from pipeline.index.gpu import MANY, open_gpu
+from pipeline.index.gpu import MOST as GPU_MOST
 from pipeline.machine import cores
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class ApproximateIndex:
     `params`: nprobe or efSearch, candidates, mapped.
     """
 
-    def __init__(self, index: Path | faiss.Index, params: Params, threads: int = 0) -> None:
+    def __init__(self, index: Path | faiss.Index, params: Params, threads: int = 0, device: str = "cpu") -> None:
         import faiss
 
         from pipeline.index.merge import map_index
@@ -48,7 +50,7 @@ class ApproximateIndex:
         read = map_index if params.get("mapped") else lambda path: faiss.read_index(str(path))
         self.index = read(index) if isinstance(index, Path) else index
         self.params: Params = dict(params)
-        self._threads = threads
+        self._threads, self._device = threads, device
         inner = self.index
         self._transformed = isinstance(inner, faiss.IndexPreTransform)
         if self._transformed:
@@ -68,6 +70,14 @@ class ApproximateIndex:
         from pipeline.index.lists import serves
 
         return self.family == "ivf" and self.selects and not self._transformed and serves(self._ivf)
+
+    @functools.cached_property
+    def _on_gpu(self) -> faiss.Index | None:
+        """The inverted file on the GPU, for searches of many queries without a filter; None where that cannot be."""
+        if self.family != "ivf" or self._transformed or self.params.get("mapped"):  # mapped: may be larger than memory
+            return None
+        gpu = open_gpu(self._device)
+        return None if gpu is None else gpu.copy(self.index)
 
     def exhausted(self, count: int, rows: Subset | None, effort: float) -> bool:
         """Whether more effort would find nothing more."""
@@ -89,6 +99,10 @@ class ApproximateIndex:
         """
         import faiss
 
+        few = rows is None and count <= GPU_MOST and (self.family != "ivf" or self._probes(None, effort) <= GPU_MOST)
+        if few and len(queries) >= MANY and self._on_gpu is not None:
+            params = faiss.SearchParametersIVF(nprobe=self._probes(None, effort))
+            return np.asarray(self._on_gpu.search(queries, count, params=params)[1], np.int64)
         # faiss searches one query with one thread anyway, and starting the others would take longer than the search.
         faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads or cores())
         if rows is not None and self.chooses_lists:

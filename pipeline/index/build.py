@@ -61,11 +61,13 @@ def build_index(
     text: Queries | None = None,
     backend: Backend | None = None,
     progress: Progress | None = None,
+    device: str = "auto",
 ) -> IndexEntry:
     """Build and publish the index over `rows`, or return the finished one with the same inputs.
 
     `text` holds the text queries that recall is measured with (see text_queries), None where there are none. `backend` runs
-    the partitions of an index that is built in several. Raises IndexBuildError (nothing to index, damaged shards, recall that
+    the partitions of an index that is built in several. `device` (auto, cpu, cuda) says whether a GPU may help, where faiss has
+    one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
     """
     folder = db.index_folder(rows.encoder, index_id(config, rows, text))
@@ -74,7 +76,7 @@ def build_index(
         from pipeline.index.partitions import IndexJob
 
         with db.storage.scratch() as scratch:
-            entry = _build(IndexJob(db, config, rows, text, folder, scratch), backend, progress)
+            entry = _build(IndexJob(db, config, rows, text, folder, scratch, device), backend, progress)
     db.storage.remove(f"{folder}/parts")
     return entry
 
@@ -112,11 +114,11 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
     db, config, scratch = job.db, job.config, job.scratch
     counts = write_rows(db, job.rows, scratch)
     if not config.key and config.partitions < 2 and counts.rows <= config.exact_rows:
-        built = build_exact(scratch, config, job.text)
+        built = build_exact(scratch, config, job.text, job.device)
     elif partitions_of(counts.rows, job.rows.dim, config) > 1:
         built = build_partitioned(job, backend, progress)
     else:
-        built = build_whole(scratch, config, job.text)
+        built = build_whole(scratch, config, job.text, job.device)
     names = {**FILES, "faiss": "index.faiss"}
     entry = IndexEntry(
         id=Path(job.folder).name,
@@ -136,21 +138,25 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
     return entry
 
 
-def build_exact(folder: Path, config: IndexConfig, text: Queries | None) -> BuiltIndex:
+def build_exact(folder: Path, config: IndexConfig, text: Queries | None, device: str = "auto") -> BuiltIndex:
     """The index of a small database: folder/vectors.npy is scanned, nothing else is written."""
+    from pipeline.index.gpu import open_gpu
     from pipeline.index.recall import measure_recall
 
-    return BuiltIndex("exact", "Flat", {}, measure_recall(folder / FILES["vectors"], config, text), {})
+    return BuiltIndex(
+        "exact", "Flat", {}, measure_recall(folder / FILES["vectors"], config, text, open_gpu(device)), {}
+    )
 
 
-def build_whole(folder: Path, config: IndexConfig, text: Queries | None) -> BuiltIndex:
+def build_whole(folder: Path, config: IndexConfig, text: Queries | None, device: str = "auto") -> BuiltIndex:
     """Build folder/index.faiss over folder/vectors.npy in one piece.
 
     Raises BudgetError before any work if config.memory is too small, and afterwards if more was used; IndexBuildError for a key
     that faiss does not know, an installation that cannot work, or a recall below config.min_recall.
     """
+    from pipeline.index.gpu import check_installation
     from pipeline.index.keys import choose_key, mb
-    from pipeline.index.process import check_installation, config_record, query_record, run_worker
+    from pipeline.index.process import config_record, query_record, run_worker
 
     check_installation()
     rows, dim = npy_shape(folder / FILES["vectors"])
@@ -158,6 +164,7 @@ def build_whole(folder: Path, config: IndexConfig, text: Queries | None) -> Buil
     answer = run_worker(
         {
             "task": "build",
+            "device": device,
             "folder": str(folder),
             "key": sizing.key,
             "index_bytes": sizing.index,

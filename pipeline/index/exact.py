@@ -2,13 +2,14 @@
 
 Reads: a (N, D) float16 array, usually vectors.npy, mapped; only the rows that a query selects are copied. Writes nothing.
 Inner products are computed in float32: by faiss's half-precision kernels for few queries; for many, a block is decoded once
-and multiplied. `rescore` gives the final scores, in float64 rounded to float32: equal rows get equal scores wherever they
-lie, and a result does not depend on the way its candidates were found.
+and multiplied, on a GPU where faiss has one (index/gpu.py). `rescore` gives the final scores, in float64 rounded to float32:
+equal rows get equal scores wherever they lie, and a result does not depend on the way its candidates were found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.index.gpu import BLOCK_ROWS as GPU_ROWS
+from pipeline.index.gpu import MANY, MOST, open_gpu
 from pipeline.machine import cores
 
 if TYPE_CHECKING:
     import faiss
+
+    from pipeline.index.gpu import Gpu
 
 Neighbours = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores (Q, m) and ordinals (Q, m)
 
@@ -36,7 +41,8 @@ SLACK = 2e-5  # above the largest error of float32 summation for unit vectors
 class ExactScan:
     """Top-k by a scan of all rows or of some. Holds a small thread pool. `vectors` is (N, D) float16 in C order."""
 
-    def __init__(self, vectors: NDArray[np.float16], threads: int = 0) -> None:
+    def __init__(self, vectors: NDArray[np.float16], threads: int = 0, device: str = "cpu") -> None:
+        self._device = device
         self.vectors = np.asarray(vectors)
         if self.vectors.dtype != np.float16 or not self.vectors.flags.c_contiguous:
             raise ValueError(f"expected a C-ordered float16 array, found {self.vectors.dtype}")
@@ -45,6 +51,10 @@ class ExactScan:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+    @functools.cached_property
+    def _gpu(self) -> Gpu | None:
+        return open_gpu(self._device)
 
     def top(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None = None) -> Neighbours:
         """The m = min(k, rows) best rows for each query, (Q, D): scores, falling, and ordinals.
@@ -69,6 +79,8 @@ class ExactScan:
 
     def _scan(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None) -> Neighbours:
         rows = len(self.vectors) if ordinals is None else len(ordinals)
+        if len(queries) >= MANY and k <= MOST and self._gpu is not None:
+            return self._scan_on(self._gpu, queries, k, ordinals)
         parts = max(1, min(self._threads, rows // GATHER_ROWS))
         if parts == 1:
             with _single_thread():  # handing so few rows to the pool would take longer than the scan
@@ -80,6 +92,19 @@ class ExactScan:
         ]
         done = [job.result() for job in jobs]
         return _best(np.concatenate([part[0] for part in done], 1), np.concatenate([part[1] for part in done], 1), k)
+
+    def _scan_on(
+        self, gpu: Gpu, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None
+    ) -> Neighbours:
+        """The k best of all rows, or of the rows `ordinals`, by products on the GPU."""
+        rows = len(self.vectors) if ordinals is None else len(ordinals)
+        scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for low in range(0, rows, GPU_ROWS):
+            chosen = np.arange(low, min(low + GPU_ROWS, rows)) if ordinals is None else ordinals[low : low + GPU_ROWS]
+            block = self.vectors[low : low + GPU_ROWS] if ordinals is None else self.vectors[chosen]
+            one, places = gpu.top(queries, block.astype(np.float32), min(k, len(chosen)))
+            scores, found = _best(np.concatenate([scores, one], 1), np.concatenate([found, chosen[places]], 1), k)
+        return scores, found
 
     def _scan_part(
         self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None, start: int, end: int

@@ -26,8 +26,9 @@ from pipeline.config import digest
 from pipeline.database import ShardEntry
 from pipeline.errors import BudgetError, IndexBuildError
 from pipeline.execution import Backend, Progress, Receipt, Resources, Shard, Stage, StageFailed, run_stages
+from pipeline.index.gpu import check_installation
 from pipeline.index.keys import BASE, GROWTH, PER_LIST, WORKING, Sizing, mb, size_of
-from pipeline.index.process import check_installation, config_record, query_record, run_worker
+from pipeline.index.process import config_record, query_record, run_worker
 from pipeline.index.records import BuiltIndex
 from pipeline.index.rows import write_vectors
 from pipeline.schema import SHARD_ROWS
@@ -61,6 +62,7 @@ class IndexJob:
     text: Queries | None
     folder: str
     scratch: Path
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Partitioned:
     memory: int  # bytes
     trained: Artifact
     gone: Artifact
+    device: str = "auto"  # no part of the fingerprint: rows may go to the same lists here or there
 
     def fingerprint(self) -> str:
         return digest([self.trained.sha256, self.gone.sha256], 32)
@@ -125,7 +128,7 @@ def build_partitioned(job: IndexJob, backend: Backend | None = None, progress: P
     trained, taught = _train(job, folder, sizing)
     np.save(job.scratch / "gone.npy", job.rows.gone_keys())
     gone = db.storage.publish(job.scratch / "gone.npy", f"{folder}/gone.npy")
-    part = Partitioned(folder, job.rows.dim, config.memory, trained, gone)
+    part = Partitioned(folder, job.rows.dim, config.memory, trained, gone, job.device)
     work = plan_partitions(job.rows.sorted_shards(), keys, partitions_of(len(keys), job.rows.dim, config))
     stage = partition_stage(db, part, sizing, backend.workers)
     outcome = run_stages((stage,), work, backend, progress, len(work))
@@ -136,6 +139,7 @@ def build_partitioned(job: IndexJob, backend: Backend | None = None, progress: P
     merged = run_worker(
         {
             "task": "merge",
+            "device": job.device,
             "folder": str(job.scratch),
             "trained": str(db.storage.local(trained)),
             "parts": [str(db.storage.local(receipt.artifacts[0])) for receipt in receipts],
@@ -187,6 +191,7 @@ def _train(job: IndexJob, folder: str, sizing: Sizing) -> tuple[Artifact, Step]:
     answer = run_worker(
         {
             "task": "train",
+            "device": job.device,
             "folder": str(job.scratch),
             "key": sizing.key,
             "training_rows": sizing.training_rows,
@@ -252,7 +257,14 @@ def add_partition(
     with db.storage.scratch() as scratch:
         write_vectors(db, entries, gone, (shard.rows, part.dim), scratch / "vectors.npy")
         answer = run_worker(
-            {"task": "add", "folder": str(scratch), "trained": str(trained), "first": shard.spec["first"]}, scratch
+            {
+                "task": "add",
+                "device": part.device,
+                "folder": str(scratch),
+                "trained": str(trained),
+                "first": shard.spec["first"],
+            },
+            scratch,
         )
         if answer["peak_bytes"] > part.memory:
             raise BudgetError(

@@ -1,4 +1,4 @@
-"""Runs the process that builds faiss indexes, and checks that faiss is installed in a way that works.
+"""Runs the process that builds faiss indexes.
 
 A process of its own has a peak memory of its own, which can be measured and held to a budget. Reads and writes nothing itself;
 index/worker.py says what that process reads and writes.
@@ -90,17 +90,3 @@ def query_record(text: Queries | None, folder: Path) -> QueryRecord | None:
 def config_record(config: IndexConfig) -> dict[str, object]:
     """The configuration for a job: `IndexConfig(**record)` gives it back."""
     return asdict(config)
-
-
-def check_installation() -> None:
-    """Refuse faiss-cpu beside faiss-gpu: both install into one folder and break each other. Raises IndexBuildError."""
-    from importlib import metadata
-
-    names = {(found.metadata["Name"] or "").lower().replace("_", "-") for found in metadata.distributions()}
-    faiss = sorted(name for name in names if name.startswith("faiss-"))
-    if "faiss-cpu" in faiss and any(name.startswith("faiss-gpu") for name in faiss):
-        raise IndexBuildError(
-            f"{' and '.join(faiss)} are installed into the same folder and break each other. Keep one: "
-            f"`pip uninstall -y {' '.join(faiss)}`, then `pip install 'faiss-cpu<1.14.2'`, or for a GPU "
-            "`pip install --no-deps faiss-gpu-cu12==1.13.2`"
-        )

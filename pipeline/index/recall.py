@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import IndexBuildError
+from pipeline.index.gpu import BLOCK_ROWS as GPU_ROWS
 from pipeline.index.npy import npy_shape, read_npy_header, read_rows
 from pipeline.installation import asset
 from pipeline.intervals import wilson
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.database import RetrievalDatabase
     from pipeline.index.config import IndexConfig
     from pipeline.index.exact import Neighbours
+    from pipeline.index.gpu import Gpu
     from pipeline.index.records import IndexInput, Measured, Recall
     from pipeline.index.search import SearchIndex
 
@@ -134,26 +136,32 @@ def _sentence(told: dict[str, str]) -> str:
     return f"{subject}, {', '.join(f'{name} {value}' for name, value in told.items())}".rstrip(", ")
 
 
-def exact_top(path: Path, queries: NDArray[np.float32], k: int) -> Neighbours:
+def exact_top(path: Path, queries: NDArray[np.float32], k: int, gpu: Gpu | None = None) -> Neighbours:
     """The k best of all rows, best first: scores (Q, k) and ordinals (Q, k). Reads vectors.npy in blocks and multiplies."""
+    top, block_rows = (_multiply, BLOCK_ROWS) if gpu is None else (gpu.top, GPU_ROWS)
     with path.open("rb") as handle:
         (rows, dim), dtype = read_npy_header(handle)
         k = min(k, rows)
         scores = np.full((len(queries), 0), -np.inf, np.float32)
         ordinals = np.empty((len(queries), 0), np.int64)
-        for start in range(0, rows, BLOCK_ROWS):
-            size = min(BLOCK_ROWS, rows - start)
+        for start in range(0, rows, block_rows):
+            size = min(block_rows, rows - start)
             block = np.fromfile(handle, dtype, size * dim).reshape(size, dim).astype(np.float32)
-            products = queries @ block.T
-            keep = min(k, size)
-            best = np.argpartition(products, size - keep, axis=1)[:, size - keep :]
-            scores = np.concatenate([scores, np.take_along_axis(products, best, 1)], 1)
-            ordinals = np.concatenate([ordinals, best + start], 1)
+            found, places = top(queries, block, min(k, size))
+            scores = np.concatenate([scores, found], 1)
+            ordinals = np.concatenate([ordinals, places + start], 1)
             if scores.shape[1] > k:
                 best = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
                 scores, ordinals = np.take_along_axis(scores, best, 1), np.take_along_axis(ordinals, best, 1)
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ordinals, order, 1)
+
+
+def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], k: int) -> Neighbours:
+    """The k best of `rows` for each query, in no particular order."""
+    products = queries @ rows.T
+    best = np.argpartition(products, len(rows) - k, axis=1)[:, len(rows) - k :]
+    return np.take_along_axis(products, best, 1), best
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class Probe:
         return {"value": value, "low": low, "high": high, "queries": len(self.queries), "origin": self.origin}
 
 
-def probes(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[list[Probe], int]:
+def probes(vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None) -> tuple[list[Probe], int]:
     """The probes of an index, with exact answers, and their k (less than config.k in an index of few rows)."""
     rows, _ = npy_shape(vectors)
     k = min(config.k, rows - 1)
@@ -193,7 +201,7 @@ def probes(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[li
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     texts = text.vectors[: config.queries] if text is not None and len(text.texts) else np.empty((0, images.shape[1]))
     both = np.concatenate([images, texts]).astype(np.float32)
-    scores, found = exact_top(vectors, both, k + 1)
+    scores, found = exact_top(vectors, both, k + 1, gpu)
     others = np.where(found[:count] == own[:, None], -np.inf, scores[:count])
     kth = -np.sort(-others, axis=1)[:, k - 1]
     made = [Probe("image", "sampled rows, themselves left out", images, kth, own)]
@@ -214,11 +222,11 @@ def describe(measured: Mapping[str, Measured], k: int, text: Queries | None) -> 
     }
 
 
-def measure_recall(vectors: Path, config: IndexConfig, text: Queries | None) -> Recall:
+def measure_recall(vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None) -> Recall:
     """Recall of the exact index over `vectors`, measured like any other's."""
     from pipeline.index.search import SearchIndex
 
-    made, k = probes(vectors, config, text)
+    made, k = probes(vectors, config, text, gpu)
     index = SearchIndex(vectors)
     try:
         return describe({probe.kind: probe.recall(index, k) for probe in made}, k, text)

@@ -104,6 +104,7 @@ class ChooseJob(TypedDict):
 
 class BuildJob(TypedDict):
     task: Literal["build"]
+    device: str  # a --device value
     folder: str
     key: str
     index_bytes: int
@@ -115,6 +116,7 @@ class BuildJob(TypedDict):
 
 class TrainJob(TypedDict):
     task: Literal["train"]
+    device: str  # a --device value
     folder: str
     key: str
     training_rows: int
@@ -123,6 +125,7 @@ class TrainJob(TypedDict):
 
 class AddJob(TypedDict):
     task: Literal["add"]
+    device: str  # a --device value
     folder: str
     trained: str
     first: int
@@ -130,6 +133,7 @@ class AddJob(TypedDict):
 
 class MergeJob(TypedDict):
     task: Literal["merge"]
+    device: str  # a --device value
     folder: str
     trained: str
     parts: list[str]

@@ -57,6 +57,7 @@ class SearchPlan:
 class SearchIndex:
     """The vectors of an index and, above the exact size, its faiss index: top-k among all rows or among some.
 
+    device: `cpu`, or `auto` or `cuda` to search many queries at once on a GPU where faiss has one.
     mapped=False reads the rows to re-rank instead of mapping them: slower, but they do not count as this process's memory.
     Close it afterwards.
     """
@@ -69,16 +70,17 @@ class SearchIndex:
         threads: int = 0,
         exact_subset: int = EXACT_SUBSET,
         mapped: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.vectors: NDArray[np.float16] = np.asarray(np.load(vectors, mmap_mode="r"))
-        self.exact = ExactScan(self.vectors, threads)
+        self.exact = ExactScan(self.vectors, threads, device)
         self.exact_subset = exact_subset
         self._path, self._mapped = vectors, mapped
         self.approximate: ApproximateIndex | None = None
         if faiss_index is not None:
             from pipeline.index.approximate import ApproximateIndex
 
-            self.approximate = ApproximateIndex(faiss_index, params or {}, threads)
+            self.approximate = ApproximateIndex(faiss_index, params or {}, threads, device)
 
     def close(self) -> None:
         self.exact.close()

@@ -9,6 +9,7 @@ train once, add for each partition, merge once.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import BudgetError, IndexBuildError
 from pipeline.index.config import IndexConfig
+from pipeline.index.gpu import assigner, open_gpu, training_on
 from pipeline.index.npy import npy_shape, read_npy_header
 from pipeline.machine import cores
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.index.gpu import Gpu
     from pipeline.index.recall import Queries
     from pipeline.index.records import (
         AddJob,
@@ -86,20 +89,21 @@ def _build(job: BuildJob) -> Built:
     folder, config = Path(job["folder"]), IndexConfig(**job["config"])  # type: ignore[arg-type]
     vectors = folder / "vectors.npy"
     start = time.monotonic()
+    gpu, driver = _gpu(job["device"])
     if job["builder"] == "autofaiss":
         from pipeline.index.autofaiss import autofaiss_build
 
         index = autofaiss_build(vectors, job["key"], job["index_bytes"], config.memory, cores(), folder)
     else:
-        index = _train_and_add(vectors, job["key"], job["training_rows"], config.seed)
+        index = _train_and_add(vectors, job["key"], job["training_rows"], config.seed, gpu)
     faiss.write_index(index, str(folder / "index.faiss"))
     built = time.monotonic() - start
-    params, recall = _tune(index, vectors, config, _queries(job["text"], folder))
+    params, recall = _tune(index, vectors, config, _queries(job["text"], folder), gpu)
     return {
         "params": params,
         "recall": recall,
         "training_rows": job["training_rows"],
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes() - driver,
         "seconds": {"build": round(built, 1), "tune": round(time.monotonic() - start - built, 1)},
     }
 
@@ -109,9 +113,10 @@ def _train(job: TrainJob) -> Step:
     import faiss
 
     folder, start = Path(job["folder"]), time.monotonic()
-    index = _trained(folder / "vectors.npy", job["key"], job["training_rows"], job["seed"])
+    gpu, driver = _gpu(job["device"])
+    index = _trained(folder / "vectors.npy", job["key"], job["training_rows"], job["seed"], gpu)
     faiss.write_index(index, str(folder / "trained.faiss"))
-    return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
+    return {"peak_bytes": peak_bytes() - driver, "seconds": round(time.monotonic() - start, 1)}
 
 
 def _add(job: AddJob) -> Step:
@@ -120,12 +125,15 @@ def _add(job: AddJob) -> Step:
     import numpy as np
 
     folder, start, first = Path(job["folder"]), time.monotonic(), job["first"]
+    gpu, driver = _gpu(job["device"])
     index = faiss.read_index(job["trained"])
+    assigned = assigner(gpu, index)
     for block in _blocks(folder / "vectors.npy"):
-        index.add_with_ids(block, np.arange(first, first + len(block), dtype=np.int64))
+        ids = np.arange(first, first + len(block), dtype=np.int64)
+        (index.add_with_ids if assigned is None else assigned.add)(block, ids)
         first += len(block)
     faiss.write_index(index, str(folder / "part.faiss"))
-    return {"peak_bytes": peak_bytes(), "seconds": round(time.monotonic() - start, 1)}
+    return {"peak_bytes": peak_bytes() - driver, "seconds": round(time.monotonic() - start, 1)}
 
 
 def _merge(job: MergeJob) -> Merged:
@@ -137,7 +145,7 @@ def _merge(job: MergeJob) -> Merged:
     merged = time.monotonic() - start
     index = map_index(folder / "index.faiss")
     config = IndexConfig(**job["config"])  # type: ignore[arg-type]
-    params, recall = _tune(index, folder / "vectors.npy", config, _queries(job["text"], folder))
+    params, recall = _tune(index, folder / "vectors.npy", config, _queries(job["text"], folder), _gpu(job["device"])[0])
     seconds = {"merge": round(merged, 1), "tune": round(time.monotonic() - start - merged, 1)}
     return {"params": {**params, "mapped": 1}, "recall": recall, "seconds": seconds}
 
@@ -154,7 +162,14 @@ def _queries(record: QueryRecord | None, folder: Path) -> Queries | None:
     return Queries(record["origin"], tuple(record["texts"]), vectors)
 
 
-def _trained(vectors: Path, key: str, training_rows: int, seed: int) -> faiss.Index:
+def _gpu(device: str) -> tuple[Gpu | None, int]:
+    """The GPU, if faiss has one, and the resident bytes of its driver: they do not count against the budget for rows."""
+    before = peak_bytes()
+    gpu = open_gpu(device)
+    return gpu, peak_bytes() - before if gpu is not None else 0
+
+
+def _trained(vectors: Path, key: str, training_rows: int, seed: int, gpu: Gpu | None) -> faiss.Index:
     """An empty index under `key`, trained with a sample of the vectors if it needs training."""
     import faiss
     import numpy as np
@@ -165,27 +180,33 @@ def _trained(vectors: Path, key: str, training_rows: int, seed: int) -> faiss.In
         # It takes long, and orders the codes for a kind of search that is not used here.
         quantizer.do_polysemous_training = False
     if not index.is_trained:
-        index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
+        with training_on(gpu, index):
+            index.train(_sample(vectors, training_rows, np.random.default_rng(seed)))
     return index
 
 
-def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int) -> faiss.Index:
+def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int, gpu: Gpu | None) -> faiss.Index:
     import faiss
+    import numpy as np
 
     rows, dim = npy_shape(vectors)
-    index = _trained(vectors, key, training_rows, seed)
+    index = _trained(vectors, key, training_rows, seed, gpu)
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = HNSW_BUILD
         codes = faiss.downcast_index(index.storage).codes
         codes.resize(rows * dim * 4)  # reserve: growing by doubling would hold the vectors twice
         codes.clear()
+    assigned = assigner(gpu, index)
     for block in _blocks(vectors):
-        index.add(block)
+        if assigned is None:
+            index.add(block)
+        else:
+            assigned.add(block, np.arange(index.ntotal, index.ntotal + len(block), dtype=np.int64))
     return index
 
 
 def _tune(
-    index: faiss.Index, vectors: Path, config: IndexConfig, text: Queries | None
+    index: faiss.Index, vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None
 ) -> tuple[dict[str, int], Recall]:
     """The cheapest search parameters whose recall interval lies above config.min_recall, else the best ones, and their recall.
 
@@ -195,7 +216,7 @@ def _tune(
     from pipeline.index.recall import describe, probes
     from pipeline.index.search import SearchIndex
 
-    made, k = probes(vectors, config, text)
+    made, k = probes(vectors, config, text, gpu)
     opened = SearchIndex(vectors, index, {}, exact_subset=0, mapped=False)
     assert opened.approximate is not None
     best: tuple[float, dict[str, int], dict[str, Measured]] = (-1.0, {}, {})
@@ -248,13 +269,16 @@ def _sample(vectors: Path, count: int, generator: np.random.Generator) -> NDArra
 
 
 def peak_bytes() -> int:
-    """The largest resident size this process ever had (VmHWM: ru_maxrss would start at the parent's)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise IndexBuildError(
-        "/proc/self/status has no VmHWM: the peak memory of a process cannot be measured on this system"
-    )
+    """The largest resident size this process ever had, in bytes.
+
+    On Linux this is VmHWM, because ru_maxrss starts at the parent's there. Elsewhere it is ru_maxrss, in bytes on macOS.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,15 @@ class Searcher:
         where: str = "",
         threads: int = 0,
         exact_subset: int = EXACT_SUBSET,
+        device: str = "auto",
     ) -> None:
         self.version = version
         self.columns = metadata_columns(version.columns)
         entry = version.index
         paths = {role: db.local(artifact) for role, artifact in entry.files.items()}
-        self.index = SearchIndex(paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset)
+        self.index = SearchIndex(
+            paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset, device=device
+        )
         self.keys: NDArray[np.int64] = np.load(paths["keys"], mmap_mode="r")
         self._norms: NDArray[np.float32] = np.load(paths["norms"], mmap_mode="r")
         self._metadata = paths["metadata"]
@@ -253,10 +256,16 @@ def open_database(name: str, home: str | None = None, threads: int = 0) -> Searc
 
 
 def open_search(
-    db: RetrievalDatabase, version: Version, where: str = "", threads: int = 0, exact_subset: int = EXACT_SUBSET
+    db: RetrievalDatabase,
+    version: Version,
+    where: str = "",
+    threads: int = 0,
+    exact_subset: int = EXACT_SUBSET,
+    device: str = "auto",
 ) -> Searcher:
     """Open a version for searching. `where` is a view's filter, which holds in every search.
 
-    Up to `exact_subset` matching rows are scanned exactly, whatever the index.
+    Up to `exact_subset` matching rows are scanned exactly, whatever the index. `device` is a --device value: many queries at
+    once are searched on a GPU where faiss has one, unless it is `cpu`.
     """
-    return Searcher(db, version, where, threads, exact_subset)
+    return Searcher(db, version, where, threads, exact_subset, device)

@@ -235,7 +235,7 @@ def _set_up(request: PrepareRequest, own: Selection, other: Selection) -> _Worke
     from pipeline.retrieval import open_search
 
     device = _device(request.device)
-    searcher = open_search(other.database, other.version, other.where)
+    searcher = open_search(other.database, other.version, other.where, device=request.device)
     matched = searcher.matching()
     count = len(searcher.keys) if matched is None else len(matched)
     if count <= request.neighbours:
