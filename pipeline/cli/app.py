@@ -17,6 +17,7 @@ from pipeline.cli.evaluate import register as register_evaluate
 from pipeline.cli.generate import register as register_generate
 from pipeline.cli.jobs import register as register_jobs
 from pipeline.cli.query import register as register_query
+from pipeline.cli.schema import register as register_schema
 from pipeline.cli.train import register as register_train
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ for register in (
     register_data,
     register_generate,
     register_jobs,
+    register_schema,
     register_train,
     register_evaluate,
 ):

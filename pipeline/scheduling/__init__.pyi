@@ -1,6 +1,7 @@
 from .cluster import JobsClient as JobsClient
 from .cluster import Submission as Submission
 from .cluster import as_record as as_record
+from .jobfile import JobFile as JobFile
 from .jobfile import LoadedJob as LoadedJob
 from .jobfile import load_job as load_job
 from .jobfile import with_home as with_home

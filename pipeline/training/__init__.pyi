@@ -1,5 +1,6 @@
 from .config import Part as Part
 from .config import Steps as Steps
+from .config import TrainConfig as TrainConfig
 from .config import read_train_config as read_train_config
 from .data import ATELIER as ATELIER
 from .data import LabelledPictures as LabelledPictures
