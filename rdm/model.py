@@ -210,7 +210,7 @@ class RDM:
             return noise_like(shape, generator).to(self.device)
 
         x = x_T.to(self.device, torch.float32)
-        return sampler_steps(sampler, model, x, self.schedule, steps, eta=eta, noise=noise)
+        return sampler_steps(sampler, model, x, self.schedule, steps, eta=eta, noise=noise, generator=generator)
 
     def _with_null(self, context: Context, null: Tensor, null_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens and bias of both branches, null rows first, the shorter ones masked."""
@@ -245,7 +245,7 @@ class RDM:
         context         (B, T, D), and mask (B, T), bool or weights: see rdm.conditioning
         x_T             starting noise; else drawn for height x width pixels (default: the model's size)
         generator       CPU generator(s) for x_T and eta: one each makes a picture independent of its batch
-        sampler, steps  "ddim", "plms", "dpmpp_2m" or "unipc"; 1 to 1000 steps
+        sampler, steps  "ddim", "plms", "dpmpp_2m", "unipc", or a diffusers scheduler; 1 to 1000 steps
         guidance_scale  null + scale * (conditional - null) of the denoiser's outputs; 1 leaves the null branch out
         null_context    (1 or B, T', D) and null_mask: a negative prompt in place of zeros
         callback        called with every Step

@@ -6,13 +6,14 @@ Arithmetic is in the dtype of x with float64 coefficients.
 
 DDIM (arXiv 2010.02502) and PLMS (arXiv 2202.09778) equal the original release's where the number of steps divides the
 1000 of training. DPM-Solver++(2M) (arXiv 2211.01095) and UniPC (arXiv 2302.04867, order 2, B2) need fewer steps.
-All end at the noise level of t = 0, as the original does, so that they converge to one result.
+All end at the noise level of t = 0, as the original does, so that they converge to one result. Any other sampler is one of
+diffusers' schedulers (rdm/schedulers.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rdm.errors import RequestError, is_number, nearest
 from rdm.schedule import Schedule
+from rdm.schedulers import is_scheduler, scheduler_steps
 
 Model = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
@@ -168,12 +170,18 @@ def sampler_steps(
     *,
     eta: float = 0.0,
     noise: Noise | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Iterator[Step]:
-    """The generator of a named sampler. Raises RequestError for an unknown name, or steps or eta out of range."""
+    """The generator of a named sampler: one of SAMPLERS, or a diffusers scheduler (rdm.schedulers), which `generator` is for.
+
+    Raises RequestError for an unknown name, or steps or eta out of range.
+    """
     steps = schedule.check(steps)
-    if sampler not in SAMPLERS:
+    by_diffusers = isinstance(sampler, str) and is_scheduler(sampler)
+    if sampler not in SAMPLERS and not by_diffusers:
         raise RequestError(
-            f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}"
+            f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}, and diffusers' "
+            "schedulers, as in DPMSolverMultistepScheduler:karras"
         )
     if not is_number(eta) or not 0 <= eta <= 1:
         raise RequestError(f"eta is {eta}; a number in 0..1 was expected")
@@ -181,4 +189,6 @@ def sampler_steps(
         return ddim(model, x, schedule, steps, eta=eta, noise=noise)
     if eta != 0:
         raise RequestError(f"{sampler} is deterministic: eta must be 0, not {eta} (ddim takes an eta)")
+    if by_diffusers:
+        return (Step(*one) for one in scheduler_steps(sampler, model, x, schedule, steps, generator))
     return {"plms": plms, "dpmpp_2m": dpmpp_2m, "unipc": unipc}[sampler](model, x, schedule, steps)

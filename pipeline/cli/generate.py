@@ -89,7 +89,8 @@ def generate(
         typer.Option(
             "--sampler",
             metavar="NAME",
-            help="ddim, plms, dpmpp_2m or unipc; euler or euler_a with some models (default: the model's).",
+            help="ddim, plms, dpmpp_2m or unipc; euler or euler_a with some models; with an RDM also a diffusers scheduler "
+            "and its times, as UniPCMultistepScheduler:karras (default: the model's).",
             rich_help_panel=SAMPLING,
         ),
     ] = None,

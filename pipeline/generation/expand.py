@@ -32,7 +32,7 @@ from pipeline.generation.requests import (
     RequestedCopy,
     copies,
 )
-from pipeline.generation.sampling import Sampling, known
+from pipeline.generation.sampling import Sampling, is_scheduler, known
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -188,7 +188,12 @@ class Expander:
     def _sampling(self, row: PromptRow, dashes: str) -> Sampling:
         """All settings: the row's, else the flags', else the model's own."""
         model, sampling = self.model, row.sampling.over(self.config.sampling).over(self.model.sampling)
-        if sampling.sampler not in model.samplers:
+        sampler = known(sampling.sampler)
+        if model.kind == "rdm" and is_scheduler(sampler):
+            from pipeline.generation.rdm_model import check_scheduler
+
+            check_scheduler(sampler, dashes)
+        elif sampler not in model.samplers:
             raise ModelError(
                 f"{dashes}sampler {sampling.sampler!r}: {model.name} takes {', '.join(model.samplers)}"
                 f"{nearest(str(sampling.sampler), model.samplers)}"

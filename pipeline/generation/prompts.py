@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import PromptError, nearest
 from pipeline.generation.prompt_files import Record, is_list, read_records, unwritable
-from pipeline.generation.sampling import BOUNDS, SAMPLERS, SETTINGS, Sampling
+from pipeline.generation.sampling import BOUNDS, SAMPLERS, SETTINGS, Sampling, is_scheduler
 
 SHOWN = 20  # bad rows an error spells out
 
@@ -230,7 +230,7 @@ def _cell(name: str, value: object) -> object:
     text = str(value).strip().replace("\r\n", "\n")
     if "\0" in text:
         raise ValueError("text without NUL characters")
-    if name == "sampler" and (text := text.lower()) not in SAMPLERS:
+    if name == "sampler" and not is_scheduler(text) and (text := text.lower()) not in SAMPLERS:
         raise ValueError(f"one of {', '.join(SAMPLERS)}{nearest(text, SAMPLERS)}")
     return text
 

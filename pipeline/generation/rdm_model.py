@@ -73,6 +73,19 @@ def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInf
     )
 
 
+def check_scheduler(name: str, dashes: str) -> None:
+    """Raise ModelError for a diffusers scheduler, or a spacing of its times, that the installed diffusers does not have."""
+    prepare_torchvision()
+    from rdm.errors import RDMError
+    from rdm.schedule import Schedule
+    from rdm.schedulers import make_scheduler
+
+    try:
+        make_scheduler(name, Schedule(0.0015, 0.015))
+    except RDMError as error:
+        raise ModelError(f"{dashes}sampler: {error}") from error
+
+
 def _hash(folder: Path, config: RDMConfig) -> str:
     """sha256 over the description and the checksums of the weights' files, in order of their paths."""
     return digest([config.to_dict(), weights_of(folder, ("unet", "vae", "vqvae", "folded"))], 64)

@@ -7,6 +7,7 @@ model's. A picture's request holds all of them. Reads and writes nothing; import
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TypeVar
@@ -16,7 +17,14 @@ from pipeline.errors import ConfigError, nearest
 T = TypeVar("T")
 
 SAMPLERS = ("ddim", "plms", "dpmpp_2m", "unipc", "euler", "euler_a")
-"""Every sampler that some model takes; a model's own are in its ModelInfo."""
+"""Every sampler of a short name that some model takes; a model's own are in its ModelInfo."""
+
+_SCHEDULER = re.compile(r"[A-Za-z0-9]+Scheduler(:[a-z]+)?")  # as in rdm/schedulers.py, which loads torch
+
+
+def is_scheduler(sampler: str) -> bool:
+    """Whether a sampler is one of diffusers' schedulers, as in `DPMSolverMultistepScheduler:karras`. RDMs take them."""
+    return _SCHEDULER.fullmatch(sampler) is not None
 
 
 def _number(low: float, high: float) -> dict[str, tuple[float, float]]:
@@ -40,7 +48,7 @@ class Sampling:
 
     def check(self, prefix: str = "--") -> None:
         """Raise ConfigError for a value that no model takes. `prefix` stands before a setting's name in the message."""
-        if self.sampler is not None and self.sampler not in SAMPLERS:
+        if self.sampler is not None and self.sampler not in SAMPLERS and not is_scheduler(self.sampler):
             raise ConfigError(
                 f"{prefix}sampler {self.sampler!r}: expected one of {', '.join(SAMPLERS)}{nearest(self.sampler, SAMPLERS)}"
             )
