@@ -3,7 +3,8 @@
 Reads: bytes, which may come from anybody. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is
 one of: empty, not_an_image, corrupt, truncated, too_large. Before it is decoded, a picture's size is bounded in pixels
 (`max_pixels`), in bytes that decoding takes (`MAX_BYTES`) and, for JPEG, in scans times pixels (`MAX_SCANNED`). Colour profiles
-are ignored, as in CLIP's own training. Does not promise the same pixels under another libjpeg.
+are ignored, as in CLIP's own training. Plain JPEGs are decoded by simplejpeg, all else by Pillow. Does not promise the same
+pixels under another libjpeg.
 """
 
 from __future__ import annotations
@@ -73,17 +74,26 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture in RGB on white, upright. width, height: the file's size, upright; `reduced`: the image is smaller than it."""
+    """A picture in RGB on white, upright. width, height: the file's size, upright; `reduced`: the image is smaller than it.
 
-    image: Image
+    `decoded` is what the decoder gave, Pillow's image or (H, W, 3) uint8; `image` and `pixels` are it in either form.
+    """
+
+    decoded: Image | NDArray[np.uint8]
     width: int
     height: int
     reduced: bool
 
     @cached_property
+    def image(self) -> Image:
+        from PIL import Image
+
+        return Image.fromarray(self.decoded) if isinstance(self.decoded, np.ndarray) else self.decoded
+
+    @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """The image as (H, W, 3) uint8, writable."""
-        return np.array(self.image)
+        return self.decoded if isinstance(self.decoded, np.ndarray) else np.array(self.decoded)
 
 
 def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -105,6 +115,9 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
             image.draft(None, (side, side))
         _check_cost(image, data, size)
         reduced = image.size != size
+        pixels = _plain_jpeg(image, data, reduced)
+        if pixels is not None:
+            return DecodedImage(pixels, size[0], size[1], reduced)
         image.load()
         size = size if reduced else image.size  # TIFF turns itself upright in load()
         orientation = _orientation(image)
@@ -126,6 +139,24 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         if orientation >= 5:
             size = size[1], size[0]
     return DecodedImage(upright, size[0], size[1], reduced)
+
+
+def _plain_jpeg(image: Image, data: bytes, reduced: bool) -> NDArray[np.uint8] | None:
+    """(H, W, 3) pixels of an upright RGB JPEG without a fault, by simplejpeg: the same as Pillow's in about half the time.
+
+    None for any other picture: Pillow decodes it, or says what is wrong with it. `image` is Pillow's, opened and reduced.
+    """
+    if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
+        return None
+    import simplejpeg
+
+    width, height = image.size
+    least = {"min_width": width, "min_height": height} if reduced else {}
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
+    except ValueError:  # also for what Pillow forgives
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
 
 
 @lru_cache(maxsize=1)
