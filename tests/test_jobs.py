@@ -130,6 +130,8 @@ def test_an_unknown_shipped_job_names_the_nearest() -> None:
         ("0 0 29 feb *", "Etc/UTC", "2026-11-22T12:00", "2024-02-29T00:00"),
         ("0 6 1 * mon", "Etc/UTC", "2026-11-22T12:00", "2026-11-16T06:00"),  # the first of the month or a Monday
         ("0 6 * * 7", "Etc/UTC", "2026-11-22T12:00", "2026-11-22T06:00"),  # 7 is Sunday too
+        ("0 3 13 1 */4", "Etc/UTC", "2026-11-22T12:00", "2022-01-13T03:00"),  # a 13th that is a Sunday or a Thursday
+        ("0 0 29 2 */6", "Etc/UTC", "2026-11-22T12:00", "2020-02-29T00:00"),  # a leap day on a weekend
     ],
 )
 def test_the_slot_is_the_latest_scheduled_time(cron: str, zone: str, now: str, fired: str) -> None:

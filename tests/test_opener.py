@@ -222,6 +222,11 @@ def test_where_robots_txt_cannot_be_read_nothing_is_fetched(server: Server) -> N
         ("User-agent: *\nDisallow: /a\n\nUser-agent: *\nDisallow: /b\n", "/b", False),
         ("User-agent: *\nDisallow: " + "*a" * 5000 + "\n", "/" + "a" * 4000, True),
         ("nothing that is a rule", "/x", True),
+        ("User-agent: *\nDisallow: /\nAllow: /foo%2Fbar\n", "/foo/bar", False),
+        ("User-agent: *\nDisallow: /\nAllow: /foo%2Fbar\n", "/foo%2fbar", True),
+        ("User-agent: *\nDisallow: /a-%2A.png\n", "/a-b.png", True),
+        ("User-agent: *\nDisallow: /a-%2A.png\n", "/a-*.png", False),
+        ("User-agent: *\nDisallow: /%7Ejoe/\n", "/~joe/a.png", False),
     ],
 )
 def test_rules_of_robots_txt(lines: str, path: str, allowed: bool) -> None:

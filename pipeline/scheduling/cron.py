@@ -16,6 +16,8 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
+LONGEST_GAP = 366 * 41  # days: a 29th of February falls on one weekday again after 28 years, or 40 around 2100
+
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 7))
 
 
@@ -55,7 +57,7 @@ def parse_cron(text: str, where: str = "schedule") -> Cron:
     sunday_is_0 = tuple(sorted({day % 7 for day in weekdays}))
     any_day, any_weekday = fields[2].startswith("*"), fields[4].startswith("*")
     made = Cron(" ".join(fields), minutes, hours, days, months, sunday_is_0, any_day, any_weekday)
-    if not any(made.on(datetime.date(2024, 1, 1) + datetime.timedelta(days=day)) for day in range(366)):
+    if not any(made.on(datetime.date(2000, 1, 1) + datetime.timedelta(days=day)) for day in range(LONGEST_GAP)):
         raise ConfigError(
             f"{where}: {text!r} never fires, because its months do not have that day; change the day or the month"
         )
@@ -109,11 +111,10 @@ def time_zone(name: str, where: str = "schedule") -> zoneinfo.ZoneInfo:
 def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datetime.datetime:
     """The last time at or before `now` when the expression fired, in UTC.
 
-    now: a time with a time zone. Local times that a clock change skips do not count. Raises ConfigError if it did not fire in
-    the last five years.
+    now: a time with a time zone. Local times that a clock change skips do not count. Raises ConfigError if there is none.
     """
     local = now.astimezone(zone)
-    for back in range(366 * 5):
+    for back in range(LONGEST_GAP):
         day = local.date() - datetime.timedelta(days=back)
         if not cron.on(day):
             continue
@@ -123,7 +124,7 @@ def latest(cron: Cron, zone: zoneinfo.ZoneInfo, now: datetime.datetime) -> datet
                 fired = at.astimezone(datetime.UTC)
                 if fired <= now and fired.astimezone(zone).replace(tzinfo=None) == at.replace(tzinfo=None):
                     return fired
-    raise ConfigError(f"{cron.text!r} did not fire in the last five years")
+    raise ConfigError(f"{cron.text!r} did not fire in the last 40 years")
 
 
 def calendar_events(cron: Cron, zone: str) -> list[str]:

@@ -31,7 +31,7 @@ class Rules:
 
     def allows(self, path: str) -> bool:
         """Whether every one of our names may fetch a path (with its query)."""
-        path = normal(path)
+        path = normal(path).replace("*", "%2A")  # a star in a path is only a star
         return path == "/robots.txt" or all(_allows(lines, path) for lines in self.groups)
 
 
@@ -97,8 +97,21 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def normal(path: str) -> str:
-    """One spelling of a path: percent-encoded where it has to be, nowhere else."""
-    return quote(unquote(path), safe="/?&=:;,@!$*'()+~%")
+    """One spelling of a path or pattern: percent-encoded where it has to be, and reserved characters as they are written.
+
+    `/a%2Fb` is another path than `/a/b`, and `%2A` in a pattern is a star instead of any characters (RFC 9309, 2.2.2, 2.2.3).
+    """
+    return _ENCODED.sub(_decoded, quote(path, safe="/?&=:;,@!$*'()+~%[]"))
+
+
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")  # RFC 3986, 2.3
+
+
+def _decoded(encoded: re.Match[str]) -> str:
+    character = unquote(encoded.group(), "latin-1")
+    return character if character in _UNRESERVED else encoded.group().upper()
 
 
 def opts_out(headers: Iterable[str], agents: Sequence[str], now: datetime.datetime | None = None) -> str:
