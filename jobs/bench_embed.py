@@ -29,7 +29,7 @@ import numpy as np
 from pipeline.building import EmbedConfig
 from pipeline.building.download import DownloadConfig, download_stage, read_images
 from pipeline.building.embed import Timing, embed_shard
-from pipeline.catalog.manifests import manifest_for_folder
+from pipeline.catalog.manifests import manifest_for_path
 from pipeline.database import RetrievalDatabase
 from pipeline.encoders import Encoder, load_encoder, to_numpy
 from pipeline.execution import Shard
@@ -57,7 +57,7 @@ def one_shard(home: Path, files: list[bytes], count: int) -> tuple[RetrievalData
     for i, data in enumerate(itertools.islice(itertools.cycle(files), count)):
         suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
         (folder / f"{i:05d}{suffix}").write_bytes(data)
-    manifest = manifest_for_folder(folder)
+    manifest = manifest_for_path(folder)
     db = RetrievalDatabase(manifest.name, str(home))
     source = open_source(manifest)
     (spec,) = source.plan()
