@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import ModuleType
 
 
 def cores() -> int:
@@ -50,3 +51,11 @@ def prepare_torchvision() -> None:
     from rdm.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()
+
+
+def import_without(library: str, *absent: str) -> ModuleType:
+    """A copy of a library, imported as though the packages `absent` were not installed (see rdm/imports.py)."""
+    from rdm.imports import import_apart
+
+    prepare_torchvision()
+    return import_apart((library,), absent)[0]

@@ -1,12 +1,12 @@
 """Keys, shard names, database names and the Parquet schemas of a retrieval database.
 
-`key = shard * 10_000 + row` identifies a row permanently. Reads and writes nothing.
+`key = shard * 10_000 + row` identifies a row permanently. Reads the Parquet files that it is given, and writes nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DatabaseError, SourceError
@@ -165,3 +165,20 @@ def metadata_columns(columns: Mapping[str, str]) -> dict[str, str]:
         "duplicate_of": "int64",
         **own,
     }
+
+
+def read_parquet(file: object, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet file (a path or an open file), or these columns of it in their order.
+
+    Unlike pyarrow's `read_table`, which imports pandas where it is installed, and takes a folder named `a=b` for a column.
+    Raises pyarrow.ArrowInvalid for a column that is not there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        missing = [name for name in columns or () if name not in opened.schema_arrow.names]
+        if missing:
+            raise pa.ArrowInvalid(f"no column {', '.join(missing)}; there are {', '.join(opened.schema_arrow.names)}")
+        table = opened.read(columns=columns)
+    return table if columns is None else table.select(columns)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from rdm import denoiser
 from rdm.config import RDMConfig
+from rdm.imports import no_compiler
 from rdm.networks import at_once, build
 
 Keywords = dict[str, object] | None
@@ -84,6 +85,7 @@ def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
     return int(counted.most)
 
 
+@no_compiler()
 @torch.no_grad()
 def count_memory(
     config: RDMConfig,

@@ -7,6 +7,7 @@ parameters and the weights are held once.
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from rdm.config import RDMConfig
 from rdm.errors import ConfigError
 from rdm.folded import Folded
+from rdm.imports import import_apart
 from rdm.torchvision_ops import declare_torchvision_ops
 
 if TYPE_CHECKING:
@@ -26,13 +28,30 @@ _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
+# The classes used, by module; and packages whose `__init__` imports every network of diffusers, or quantization.
+_CLASSES = {
+    "diffusers.models.unets.unet_2d_condition": "UNet2DConditionModel",
+    "diffusers.models.autoencoders.autoencoder_kl": "AutoencoderKL",
+    "diffusers.models.autoencoders.vq_model": "VQModel",
+    "diffusers.schedulers.scheduling_ddim": "DDIMScheduler",
+}
+_PLAIN = {
+    "diffusers.models.transformers": (),
+    "diffusers.models.unets": (),
+    "diffusers.models.autoencoders": (),
+    "diffusers.hooks": (),
+    "diffusers.quantizers": ("DiffusersAutoQuantizer", "DiffusersQuantizer"),
+}
+_UNUSED = ("accelerate", "peft", "scipy", "transformers")
+
+
 @cache
 def diffusers() -> Diffusers:
-    """The diffusers module, importable also beside a CPU-only torch with a torchvision made for CUDA."""
-    declare_torchvision_ops()
-    import diffusers
-
-    return cast("Diffusers", diffusers)
+    """The classes of diffusers that a model is made of, without the rest of diffusers."""
+    declare_torchvision_ops()  # needed where the whole of diffusers is imported already
+    modules = import_apart(_CLASSES, _UNUSED, _PLAIN)
+    found = {name: getattr(module, name) for module, name in zip(modules, _CLASSES.values(), strict=True)}
+    return cast("Diffusers", SimpleNamespace(**found))
 
 
 # What diffusers raises for a description that makes no network.

@@ -136,10 +136,9 @@ class FirstStage(nn.Module):
 
 
 class Diffusers(Protocol):
-    """The names of the diffusers module that rdm uses."""
+    """The classes of diffusers that rdm uses."""
 
     UNet2DConditionModel: Untyped
     AutoencoderKL: Untyped
     VQModel: Untyped
     DDIMScheduler: Untyped
-    __version__: str

@@ -1,12 +1,10 @@
 """The imports that a forked driver of the crash tests has behind it."""
 
-from pipeline.machine import prepare_torchvision
+import duckdb  # noqa: F401
+import faiss  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 
-prepare_torchvision()
+import tests.crashes  # noqa: F401
+from pipeline.encoders import import_open_clip
 
-import duckdb  # noqa: E402, F401
-import faiss  # noqa: E402, F401
-import open_clip  # noqa: E402, F401
-import pyarrow.parquet  # noqa: E402, F401
-
-import tests.crashes  # noqa: E402, F401
+import_open_clip()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rdm import RDM
+from rdm.torchvision_ops import declare_torchvision_ops
 
 torch.set_num_threads(1)
 
@@ -29,6 +30,14 @@ TINY: dict[str, Any] = {
     "scale_factor": 0.5, "linear_start": 0.0015, "linear_end": 0.015,
     "max_neighbours": 6, "default_k": 4, "encoder": "tiny-clip",
 }  # fmt: skip
+
+
+def whole_diffusers() -> Any:
+    """diffusers as other programs import it."""
+    declare_torchvision_ops()
+    import diffusers
+
+    return diffusers
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

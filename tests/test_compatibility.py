@@ -41,8 +41,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = FIXTURE / "expected"
 TIME = 1_700_000_000  # of the gallery's files: a folder's plan holds times, and a checkout does not keep them
 LIBRARIES = ("torch", "numpy", "pyarrow", "pillow", "open_clip_torch", "diffusers", "faiss-cpu", "duckdb")
-PRELOADED = ("tests.preloaded", "diffusers.models.autoencoders.autoencoder_kl",
-             "diffusers.models.unets.unet_2d_condition", "typer", "rich.console", __name__)  # fmt: skip
+PRELOADED = ("tests.preloaded", "rdm.networks", "typer", "rich.console", __name__)
 # What another processor may make of it. Of weights: their distance, as a share of the way that the resumed steps went.
 SCORE, COSINE, PIXEL, LOSS, APART = 1e-4, 0.9999, 2, 1e-3, 0.05
 

@@ -14,8 +14,7 @@ import torch
 from rdm import RDM
 from rdm.errors import CheckpointError, ConfigError
 from rdm.folder import read_folder_config
-from rdm.networks import diffusers
-from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, unit
+from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, unit, whole_diffusers
 
 
 def vq_model() -> RDM:
@@ -75,7 +74,7 @@ def test_a_model_in_another_memory_layout_is_saved_all_the_same(tmp_path: Path) 
 
 
 def test_plain_diffusers_loads_what_is_saved(tmp_path: Path) -> None:
-    model, library = tiny_model(), diffusers()
+    model, library = tiny_model(), whole_diffusers()
     model.save_pretrained(tmp_path)
     unet = library.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
     vae = library.AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
@@ -95,7 +94,7 @@ def test_plain_diffusers_loads_what_is_saved(tmp_path: Path) -> None:
 
 def hub_copy(folder: Path, *, safe: bool) -> None:
     """What diffusers' pipelines save: model_index.json and parts, some of which are not ours."""
-    model, library = tiny_model(), diffusers()
+    model, library = tiny_model(), whole_diffusers()
     model.unet.save_pretrained(folder / "unet", safe_serialization=safe)
     model.first_stage.save_pretrained(folder / "vae", safe_serialization=safe)
     library.PNDMScheduler(beta_start=0.0015, beta_end=0.015, beta_schedule="scaled_linear").save_pretrained(

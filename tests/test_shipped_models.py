@@ -61,9 +61,9 @@ def test_captions_find_their_pictures_in_real_styles_far_above_chance(shared: Pa
 
 def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
     from rdm import RDM
-    from rdm.networks import diffusers
+    from tests.rdm_reference import whole_diffusers
 
-    library = diffusers()
+    library = whole_diffusers()
     unet = library.UNet2DConditionModel.from_pretrained(MODEL / "unet")
     first_stage = library.AutoencoderKL.from_pretrained(MODEL / "vae")
     scheduler = library.DDIMScheduler.from_pretrained(MODEL / "scheduler")

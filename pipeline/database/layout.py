@@ -30,7 +30,7 @@ from pipeline.database.version import Version
 from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, ConflictError, DamagedError, DatabaseError, nearest
 from pipeline.execution import Receipt
-from pipeline.schema import check_name, is_name, shard_name
+from pipeline.schema import check_name, is_name, read_parquet, shard_name
 from pipeline.storage import Artifact, Storage
 
 if TYPE_CHECKING:
@@ -127,14 +127,13 @@ class RetrievalDatabase:
         file: its path, or its artifact, whose size (and, for a small file, checksum) is then checked first.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         relative = file if isinstance(file, str) else file.path
         try:
             if isinstance(file, Artifact):
                 self.storage.require(file)
             with self.storage.open(relative) as handle:
-                table = pq.read_table(handle, columns=columns)
+                table = read_parquet(handle, columns=columns)
         except FileNotFoundError as error:
             raise self.damaged(relative, "the file is missing") from error
         except DamagedError as error:

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 
 from pipeline import machine
+from pipeline.encoders.modelconfig import ModelConfig
 from pipeline.encoders.preprocess import Pixels, Preprocess, preprocess_of_model
 from pipeline.encoders.record import UNSTATED, EncoderRecord
-from pipeline.encoders.specs import Tokenizer, build_network, model_config, resolve_encoder, tokenizer_of, weights_path
+from pipeline.encoders.specs import (
+    Tokenizer,
+    build_network,
+    import_open_clip,
+    model_config,
+    needs_whole,
+    resolve_encoder,
+    tokenizer_of,
+    weights_path,
+)
 from pipeline.encoders.weights import read_state, sha256_of_state
 from pipeline.errors import EncoderError
 
@@ -216,7 +226,7 @@ def load_encoder(name: str, device: str = "auto", precision: str = "fp32", prepr
     model.eval().requires_grad_(False)
     digest = sha256_of_state(model.state_dict())
     if precision != "fp32":
-        _lower(model, precision, config.is_timm)
+        _lower(model, precision, config)
     model.to(where)
     has_text = config.text is not None
     record = EncoderRecord(name, config.embed_dim, digest, preprocess, precision, spec.trained, has_text)
@@ -263,13 +273,10 @@ def require_match(record: EncoderRecord, encoder: Encoder) -> None:
 
 def _load_state(name: str, model: torch.nn.Module, path: Path) -> None:
     """Load a checkpoint into the model; it must hold every tensor of the model, and no other. Raises EncoderError."""
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict
-
-    state = read_state(path)
-    state = convert_state_dict(model, state)
+    open_clip = import_open_clip()
+    state = open_clip.convert.convert_state_dict(model, read_state(path))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding") and hasattr(model, "text"):
-        state = convert_to_custom_text_state_dict(state)
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
     own = model.state_dict()
     if "text.transformer.embeddings.position_ids" not in own:
         state.pop("text.transformer.embeddings.position_ids", None)
@@ -287,17 +294,16 @@ def _load_state(name: str, model: torch.nn.Module, path: Path) -> None:
         ) from error
 
 
-def _lower(model: torch.nn.Module, precision: str, timm: bool) -> None:
+def _lower(model: torch.nn.Module, precision: str, config: ModelConfig) -> None:
     """Convert the weights to lower precision as open_clip does: layer norms stay fp32."""
     import torch
-    from open_clip.model import convert_weights_to_lp
-    from open_clip.transformer import LayerNormFp32
 
+    open_clip = import_open_clip(needs_whole(config))  # the copy that built the model: its classes are compared
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    if not timm:
-        convert_weights_to_lp(model, dtype=dtype)
+    if not config.is_timm:
+        open_clip.model.convert_weights_to_lp(model, dtype=dtype)
         return
     model.to(dtype=dtype)
     for module in model.modules():
-        if isinstance(module, LayerNormFp32):
+        if isinstance(module, open_clip.transformer.LayerNormFp32):
             module.float()

@@ -21,6 +21,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -175,10 +176,16 @@ def check_file(name: str, path: Path) -> None:
         )
 
 
-def import_open_clip() -> Any:
-    """open_clip, with torchvision made to import beside a CPU-only torch."""
-    from pipeline.machine import prepare_torchvision
+@cache
+def import_open_clip(whole: bool = False) -> Any:
+    """open_clip, with torchvision made to import beside a CPU-only torch.
 
+    whole: with timm and transformers, which some architectures need and which take seconds to import.
+    """
+    from pipeline.machine import import_without, prepare_torchvision
+
+    if not whole:
+        return import_without("open_clip", "timm", "transformers")
     prepare_torchvision()
     import open_clip
 
@@ -229,9 +236,18 @@ def model_config(spec: EncoderSpec) -> ModelConfig:
     return check_model_config(spec.name, model, settings, f"open_clip's {spec.arch}")
 
 
+def needs_whole(config: ModelConfig) -> bool:
+    """Whether open_clip builds a tower or a tokenizer of the model with timm or transformers."""
+    text = config.text or {}
+    return "timm_model_name" in config.vision or bool({"hf_model_name", "hf_tokenizer_name"} & set(text))
+
+
 @contextlib.contextmanager
-def _no_remote_code() -> Iterator[None]:
+def _no_remote_code(config: ModelConfig) -> Iterator[None]:
     """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error."""
+    if not needs_whole(config):
+        yield
+        return
     from transformers import dynamic_module_utils
 
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
@@ -249,7 +265,7 @@ def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Mo
     """
     import torch
 
-    open_clip = import_open_clip()
+    open_clip = import_open_clip(needs_whole(config))
     settings = {
         **config.options,
         "embed_dim": config.embed_dim,
@@ -258,7 +274,7 @@ def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Mo
     }
     try:
         if config.text is None:
-            return _image_tower(settings)
+            return _image_tower(open_clip, settings)
         settings["text_cfg"] = {**config.text, "hf_model_pretrained": False}
         if config.custom_text or "hf_model_name" in config.text:
             if config.multimodal is not None:
@@ -266,7 +282,7 @@ def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Mo
             build = open_clip.CustomTextCLIP if config.multimodal is None else open_clip.CoCa
         else:
             build = open_clip.CLIP
-        with _no_remote_code():
+        with _no_remote_code(config):
             made = build(**settings)
     except (
         TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError, ArithmeticError, LookupError, MemoryError,
@@ -277,11 +293,10 @@ def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Mo
     return made
 
 
-def _image_tower(settings: Fields) -> torch.nn.Module:
+def _image_tower(open_clip: Any, settings: Fields) -> torch.nn.Module:
     import torch
-    from open_clip.model import _build_vision_tower
 
-    tower = _build_vision_tower(
+    tower = open_clip.model._build_vision_tower(
         settings["embed_dim"], settings["vision_cfg"], settings.get("quick_gelu", False), settings["cast_dtype"]
     )
     return torch.nn.ModuleDict({"visual": tower})
@@ -297,11 +312,11 @@ class Tokenizer(Protocol):
 
 def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
     """open_clip's tokenizer for the model. Raises EncoderError."""
-    open_clip = import_open_clip()
+    open_clip = import_open_clip(needs_whole(config))
     text, settings = config.text or {}, dict(config.tokenizer)
     length = config.context_length
     try:
-        with _no_remote_code():
+        with _no_remote_code(config):
             if spec.kind != "hub" and spec.config is None:
                 return cast("Tokenizer", open_clip.get_tokenizer(spec.arch))
             if text.get("hf_tokenizer_name"):

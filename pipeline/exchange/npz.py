@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import SourceError
+from pipeline.schema import read_parquet
 from pipeline.sources import is_junk, kind_of
 
 if TYPE_CHECKING:
@@ -276,11 +277,9 @@ def _header(stored: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def _read_pair(array: Path, metadata: Path) -> Part:
-    import pyarrow.parquet as pq
-
     try:
         vectors = np.load(array, allow_pickle=False)
-        table = pq.read_table(metadata)
+        table = read_parquet(metadata)
     except Exception as error:  # numpy and Arrow each raise what they like for damaged files
         raise SourceError(f"{array} with {metadata}: cannot be read: {error}") from error
     _check_vectors(array, vectors)

@@ -14,7 +14,6 @@ from pipeline.config import default_home, read_toml
 from pipeline.errors import BudgetError, ModelError, RdmpipeError, nearest
 from pipeline.generation.kinds import DESCRIPTION, KINDS, LoadedModel, ModelInfo, ModelKind, kind_named
 from pipeline.installation import asset
-from pipeline.machine import prepare_torchvision
 
 HUB = {"rdm-768": "fusing/rdm"}  # published RDMs that the Hub has in diffusers' layout
 
@@ -77,7 +76,6 @@ def find_model(name: str, home: str | None = None) -> ModelInfo:
 
 def _fetch(name: str, own: Path) -> Path:
     """The folder of an RDM on the Hub. Raises ModelError."""
-    prepare_torchvision()
     from rdm.errors import RDMError
     from rdm.folder import find_folder
 
@@ -120,7 +118,6 @@ class ModelRow:
 
 def list_models(home: str | None = None) -> list[ModelRow]:
     """Models by name: the home's, the shipped and the published."""
-    prepare_torchvision()
     from pipeline.generation.rdm_model import info_of
     from rdm.config import model_names, read_config
 
@@ -231,7 +228,6 @@ def convert_checkpoint(checkpoint: Path, folder: Path, config: str, say: Callabl
 
     `config` is a model's name or the path of a JSON description. Raises ModelError.
     """
-    prepare_torchvision()
     from rdm import RDM
     from rdm.errors import RDMError
 

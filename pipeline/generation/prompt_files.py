@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import PromptError
 from pipeline.generation.spreadsheets import read_sheet
+from pipeline.schema import read_parquet
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".txt")
 
@@ -266,10 +267,9 @@ def _jsonl(source: str, text: str) -> tuple[list[str], Records]:
 
 def _parquet(source: str, data: bytes) -> tuple[list[str], Records]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_parquet(io.BytesIO(data))
         rows = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise PromptError(f"{source}: not a readable Parquet file: {error}") from error

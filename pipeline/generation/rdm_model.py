@@ -18,7 +18,6 @@ from pipeline.generation.checksums import weights_of
 from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
 from pipeline.generation.requests import NEIGHBOURS, PictureRequest
 from pipeline.generation.sampling import Sampling, known
-from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +40,6 @@ def describe(folder: Path, name: str) -> ModelInfo:
 
 
 def _read(folder: Path, name: str) -> RDMConfig:
-    prepare_torchvision()
     from rdm.errors import RDMError
     from rdm.folder import read_folder_config
 
@@ -95,7 +93,6 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:
     """The model on its device; the first stage stays in single precision. Raises ModelError."""
     import torch
 
-    prepare_torchvision()
     from rdm import RDM
     from rdm.errors import RDMError
 

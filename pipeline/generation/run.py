@@ -38,6 +38,7 @@ from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, 
 from pipeline.generation.results import MadeWith, results_table
 from pipeline.generation.sampling import Sampling
 from pipeline.generation.stage import LogEntry, generate_stage
+from pipeline.schema import read_parquet
 from pipeline.storage import Storage, lease
 
 if TYPE_CHECKING:
@@ -73,10 +74,8 @@ class GenerateSummary:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The run's results: one row a requested picture, in the order of the request."""
-        import pyarrow.parquet as pq
-
         with Storage(self.out).open("results.parquet") as handle:
-            return pq.read_table(handle, columns=columns)
+            return read_parquet(handle, columns=columns)
 
 
 # ---- a run

@@ -214,14 +214,19 @@ def _read(array: pa.ChunkedArray) -> TextColumn | NumberColumn | None:
         order = sorted(range(len(texts)), key=texts.__getitem__)
         code = np.zeros(len(texts) + 1, np.uint8 if len(texts) < 256 else np.uint16)  # the last one stays NULL's 0
         code[order] = np.arange(1, len(texts) + 1)
-        return TextColumn(code[coded.indices.fill_null(len(texts)).to_numpy()], [texts[place] for place in order])
+        return TextColumn(code[_filled(coded.indices, len(texts)).to_numpy()], [texts[place] for place in order])
     valid = None if not array.null_count else np.asarray(array.is_valid())
     if pa.types.is_boolean(array.type):
-        return NumberColumn(np.asarray(array.fill_null(False)), valid)
+        return NumberColumn(np.asarray(_filled(array, False)), valid)
     if pa.types.is_integer(array.type):
-        values = array.fill_null(0).to_numpy()
+        values = _filled(array, 0).to_numpy()
         small = len(values) and values.min() >= -(2**31) and values.max() < 2**31
         return NumberColumn(values.astype(np.int32) if small else values, valid)
     if pa.types.is_floating(array.type):
-        return NumberColumn(array.fill_null(0.0).to_numpy(), valid)
+        return NumberColumn(_filled(array, 0.0).to_numpy(), valid)
     return None
+
+
+def _filled(array: pa.Array | pa.ChunkedArray, value: float) -> pa.Array | pa.ChunkedArray:
+    """The array with a value in place of NULL. Leaves an array without NULL to itself: pyarrow imports pandas for a value."""
+    return array.fill_null(value) if array.null_count else array

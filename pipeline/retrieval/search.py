@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, DatabaseError, nearest
 from pipeline.filters import MetadataFilter, conjunction, simple_form
 from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan, Subset
 from pipeline.retrieval.columns import MetadataColumns
-from pipeline.schema import metadata_columns
+from pipeline.schema import metadata_columns, read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -198,11 +198,10 @@ class Searcher:
 
     def _load(self, names: list[str]) -> pa.Table:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if not names:
             return pa.table({"key": np.asarray(self.keys)})
-        return pq.read_table(self._metadata, columns=names)
+        return read_parquet(self._metadata, columns=names)
 
     def _check(self, queries: NDArray[np.float32], k: int) -> None:
         if k < 1:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError
+from pipeline.schema import read_parquet
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.names import HEAD_BYTES, MAX_PICTURE_BYTES, is_junk, printable, safe_path
 from pipeline.sources.web.download import fetch, locked
@@ -104,7 +105,7 @@ class Archive:
                 with disk_full_is_an_error(str(part)):
                     pq.write_table(table, part)
                 part.replace(cached)
-        return pq.read_table(cached)
+        return read_parquet(cached)
 
     def left_out(self) -> dict[str, int]:
         """How many members are not in `members()`, by kind: system files, and members that a later one of the name replaces."""

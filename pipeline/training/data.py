@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import ConfigError, SourceError
+from pipeline.schema import read_parquet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,13 +122,11 @@ def read_pictures(config: DataConfig, cache: Path | None = None, home: str | Non
 
 
 def _parquet_rows(path: Path, size: int) -> Iterator[LabelledPicture]:
-    import pyarrow.parquet as pq
-
     files = sorted(path.parent.glob(path.name))
     if not files:
         raise SourceError(f"no file matches {path}: give the path of a Parquet collection")
     for file in files:
-        table = pq.read_table(file)
+        table = read_parquet(file)
         missing = {"caption", "style", "png", "base_hexcode"} - set(table.column_names)
         if missing:
             raise SourceError(f"{file} lacks the columns {', '.join(sorted(missing))}: add them, or name another file")

@@ -139,7 +139,7 @@ def load_first_stage(place: str | Path) -> FirstStage:
         kind = str(json.loads(described.read_text()).get("_class_name"))
         if kind not in FIRST_STAGES:
             raise ConfigError(f"{place} holds a {kind}; a first stage ({', '.join(FIRST_STAGES)}) was expected")
-        network: FirstStage = getattr(diffusers(), kind).from_pretrained(place)
+        network: FirstStage = getattr(diffusers(), kind).from_pretrained(place, low_cpu_mem_usage=False)
     else:
         network = RDM.from_pretrained(place, dtype=None).first_stage
     return network.float().eval().requires_grad_(False)

@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.execution import Ended, run_process
 from pipeline.installation import python_path
+from pipeline.schema import read_parquet
 from pipeline.sources.web.opener import FetchRules
 from pipeline.storage import tar_members
 
@@ -34,10 +35,8 @@ class Fetched:
     """What became of a shard's URLs, by their place in the list. Holds img2dataset's tar open."""
 
     def __init__(self, folder: Path, urls: Sequence[str]) -> None:
-        import pyarrow.parquet as pq
-
         self._urls = urls
-        rows = pq.read_table(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
+        rows = read_parquet(folder / "00000.parquet", columns=["key", "url", "status", "error_message"]).to_pylist()
         self._rows = {int(row["key"]): row for row in rows}
         with (folder / "00000.tar").open("rb") as handle:
             members = tar_members(handle, "00000.tar of img2dataset", SourceError)

@@ -1,0 +1,127 @@
+"""Modules of large libraries, imported without the parts of those libraries that nothing here uses.
+
+`import diffusers` or `import open_clip` also executes transformers, peft, timm, scipy and torch's compiler where they are
+installed: 6 to 8 seconds of processor time in every process. `import_apart` imports a copy of a library under its own name, as
+though those packages were not installed. `import diffusers` itself still gives the whole library, before and after. Reads
+installed packages and writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+_lock = threading.RLock()
+
+
+def import_apart(
+    names: Iterable[str], without: Iterable[str], plain: Mapping[str, Sequence[str]] | None = None
+) -> tuple[ModuleType, ...]:
+    """Import modules of one library while the packages `without` look absent.
+
+    names: full names of modules of one library; they are returned in this order.
+    plain: packages of the library whose `__init__` is not executed, with the names that importing modules ask them for; a name
+        stands for an empty class. The modules of such a package can be imported as usual.
+
+    Where the library is imported already, the modules are those of the whole library. Otherwise the library's modules are in
+    `sys.modules` under the name `apart_<library>`, because functions of a library import more of it when they are called.
+    """
+    names = tuple(names)
+    library = names[0].partition(".")[0]
+    copy = f"apart_{library}"
+    with _lock:
+        if library in sys.modules:
+            return tuple(importlib.import_module(name) for name in names)
+        with _absent(without), no_compiler():
+            if copy not in sys.modules:
+                root = Path(_installed(library))
+                for name, attributes in (plain or {}).items():
+                    inner = name.partition(".")[2]
+                    package = _plain_package(f"{copy}.{inner}", root.joinpath(*inner.split(".")), attributes)
+                    sys.modules[package.__name__] = package
+                _execute(copy, root)
+            return tuple(importlib.import_module(copy + name.removeprefix(library)) for name in names)
+
+
+def _installed(library: str) -> str:
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+    return spec.submodule_search_locations[0]
+
+
+def _execute(name: str, folder: Path) -> None:
+    """Import the package in `folder` as `name`."""
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(sys.modules[name])
+    except BaseException:
+        for known in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+            del sys.modules[known]
+        raise
+
+
+def _plain_package(name: str, folder: Path, attributes: Sequence[str]) -> ModuleType:
+    """A package with the modules of a folder and empty classes in place of what its `__init__` holds."""
+    package = ModuleType(name)
+    package.__path__ = [str(folder)]
+    package.__package__ = name
+    for attribute in attributes:
+        setattr(package, attribute, type(attribute, (), {}))
+    return package
+
+
+@contextmanager
+def _absent(names: Iterable[str]) -> Iterator[None]:
+    """Make packages look as though they were not installed, to `import` and to `importlib.util.find_spec`."""
+    hidden = [name for name in names if name not in sys.modules]
+    try:
+        sys.modules.update(cast("Mapping[str, ModuleType]", dict.fromkeys(hidden)))  # None: the import fails
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextmanager
+def no_compiler() -> Iterator[None]:
+    """Put a stand-in in the place of torch._dynamo, which takes two seconds to import and which only torch.compile needs.
+
+    Functions that torch would keep out of torch.compile lose that mark where they are decorated, or first called, meanwhile.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    compiler, helpers = ModuleType(name), ModuleType(f"{name}.utils")
+    compiler.__path__ = []
+
+    def keep(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:
+        return function if function is not None else keep
+
+    def is_compile_supported(device_type: str) -> bool:
+        from torch._dynamo.utils import is_compile_supported as real
+
+        return bool(real(device_type))
+
+    for attribute in ("disable", "allow_in_graph"):
+        setattr(compiler, attribute, keep)
+    helpers.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    stand_ins = {name: compiler, f"{name}.utils": helpers}
+    try:
+        sys.modules.update(stand_ins)
+        yield
+    finally:
+        for stand_in in stand_ins:
+            del sys.modules[stand_in]
