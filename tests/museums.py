@@ -1,13 +1,16 @@
-"""Museum-like servers on loopback: each keeps a log of what it was asked, and how many requests it had at a time."""
+"""Museum-like servers on loopback: each keeps a log of what it was asked, when, and over how many connections."""
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from tests.pictures import jpeg
 
@@ -23,25 +26,37 @@ class Museum:
     slow_after: int = 0  # every so many pictures it answers 429 until a second has passed
     refuses: bool = False  # every picture is answered 429
     work_s: float = 0.0  # for each picture
+    size: int = 0  # bytes of a picture at least; what a JPEG lacks is zeros behind its end
     url: str = ""
     log: list[tuple[float, str, int]] = field(default_factory=list)
-    connections: int = 0
-    most_at_once: int = 0
+    connections: int = 0  # that were made in all
+    most_open: int = 0  # connections at a time
+    most_at_once: int = 0  # requests at a time
     agents: set[str] = field(default_factory=set)
 
     def pictures(self) -> list[str]:
         """Paths of the pictures that were given."""
         return [path for _, path, status in self.log if status == 200 and path.endswith(".jpg")]
 
+    def pace(self, window: int = 20) -> float:
+        """Seconds from one request to the next, in the `window` requests that came quickest after one another."""
+        times = [when for when, _, _ in self.log]
+        window = min(window, len(times) - 1)
+        return min((later - first) / window for first, later in zip(times, times[window:], strict=False))
+
 
 @contextmanager
-def open_museums(*museums: Museum) -> Iterator[None]:
-    """Serve all of them, each on its own address, until the block ends."""
+def open_museums(*museums: Museum, tls: Path | None = None) -> Iterator[None]:
+    """Serve all of them, each on its own address, until the block ends. `tls`: a certificate with its key."""
     servers = []
     for museum in museums:
         server = ThreadingHTTPServer((museum.host, 0), _handler(museum))
         server.daemon_threads = True
-        museum.url = f"http://{museum.host}:{server.server_port}"
+        museum.url = f"http{'s' if tls else ''}://{museum.host}:{server.server_port}"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         servers.append(server)
     try:
@@ -52,9 +67,16 @@ def open_museums(*museums: Museum) -> Iterator[None]:
             server.server_close()
 
 
+@lru_cache(maxsize=4096)
+def picture(number: int, size: int = 0) -> bytes:
+    """The file that museums give as /<number>.jpg."""
+    data = jpeg(number)
+    return data + bytes(max(0, size - len(data)))
+
+
 def _handler(museum: Museum) -> type[BaseHTTPRequestHandler]:
     lock = threading.Lock()
-    state = {"now": 0, "given": 0, "closed_until": 0.0}
+    state = {"open": 0, "now": 0, "given": 0, "closed_until": 0.0}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -63,6 +85,13 @@ def _handler(museum: Museum) -> type[BaseHTTPRequestHandler]:
             super().setup()
             with lock:
                 museum.connections += 1
+                state["open"] += 1
+                museum.most_open = max(museum.most_open, int(state["open"]))
+
+        def finish(self) -> None:
+            with lock:
+                state["open"] -= 1
+            super().finish()
 
         def do_GET(self) -> None:
             with lock:
@@ -93,7 +122,8 @@ def _handler(museum: Museum) -> type[BaseHTTPRequestHandler]:
             if museum.slow_after and state["given"] % museum.slow_after == 0:
                 state["closed_until"] = time.monotonic() + 1.0
                 return 429, b"", {"Retry-After": "1"}
-            return 200, jpeg(int(self.path.split("/")[-1].split(".")[0])), dict(museum.headers.get(self.path, {}))
+            number = int(self.path.split("/")[-1].split(".")[0])
+            return 200, picture(number, museum.size), dict(museum.headers.get(self.path, {}))
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -12,7 +12,7 @@ import subprocess
 import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -25,7 +25,7 @@ from PIL import Image
 from pipeline.catalog.manifests import manifest_for_path
 from pipeline.errors import PictureError, SourceError
 from pipeline.images import decode, upright_size
-from pipeline.sources import Manifest, Sample, Source, SourceSpec, open_source, sniff
+from pipeline.sources import Manifest, Sample, Source, SourceOptions, SourceSpec, open_source, sniff
 from pipeline.sources.metadata import MetadataTable
 from tests.pictures import jpeg, png, tar_of
 
@@ -34,8 +34,8 @@ def folder_source(folder: Path) -> Source:
     return open_source(manifest_for_path(folder))
 
 
-def source_of(kind: str, **keys: Any) -> Source:
-    return open_source(Manifest("pictures", "t", SourceSpec(kind=kind, **keys), "unknown", "t", "o"))
+def source_of(kind: str, options: SourceOptions | None = None, /, **keys: Any) -> Source:
+    return open_source(Manifest("pictures", "t", SourceSpec(kind=kind, **keys), "unknown", "t", "o"), options)
 
 
 def samples(source: Source) -> dict[str, Sample]:
@@ -69,6 +69,28 @@ def test_a_picture_is_a_row_whatever_its_suffix_and_every_other_file_is_counted(
     assert source.left_out() == {
         ".txt": 1, ".xmp": 1, "no suffix": 1, "system files": 3, "links to folders": 1,
     }  # fmt: skip
+
+
+def test_patterns_match_whatever_the_case_and_the_accents_and_the_rest_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / unicodedata.normalize("NFD", "café")
+    folder.mkdir()
+    for name in ("a.jpg", "b.JPG", "c.png", "d.txt", "._a.jpg"):
+        (folder / name).write_bytes(jpeg(1))
+    source = source_of("folder", path=str(tmp_path), files=(unicodedata.normalize("NFC", "café/*.jpg"),))
+    assert [PurePosixPath(name).name for name in samples(source)] == ["a.jpg", "b.JPG"]
+    assert source.left_out() == {".png": 1, ".txt": 1, "system files": 1}
+    single = source_of("folder", path=str(folder), files=("c.png",))
+    assert (list(samples(single)), single.left_out()) == (["c.png"], {})
+
+
+def test_what_lies_in_a_hidden_folder_does_not_decide_what_a_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "b.jpg").write_bytes(jpeg(1))
+    parquet_of(tmp_path, "1.parquet", year=[1900])
+    source = folder_source(tmp_path)
+    assert list(samples(source)) == ["1.parquet#0"] and source.left_out() == {"system files": 2}
 
 
 @pytest.mark.parametrize("kind", ["tar", "webdataset"])
@@ -322,6 +344,36 @@ def test_a_range_of_a_list_knows_its_lines(tmp_path: Path) -> None:
     )
 
 
+def test_lists_of_one_set_have_the_columns_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("url,title\nhttp://h/1.jpg,One\n")
+    (tmp_path / "2.CSV").write_text("artist;url\nKlee;http://h/2.jpg\n")
+    (tmp_path / "._1.csv").write_text("junk")
+    listed: dict[str, Any] = {"path": str(tmp_path), "image": "url", "options": {"format": "csv"}}
+    source = source_of("urls", **listed)
+    assert source.columns() == {"title": "string", "artist": "string"}
+    assert [dict(sample.metadata) for sample in samples(source).values()] == [{"title": "One"}, {"artist": "Klee"}]
+    assert source.left_out() == {"system files": 1}
+    (tmp_path / "3.csv").write_text("link\nhttp://h/3.jpg\n")
+    with pytest.raises(SourceError, match=r"3\.csv: no column 'url'"):
+        source_of("urls", **listed).columns()
+    assert source_of("urls", SourceOptions(limit=2), **listed).columns() == {"title": "string", "artist": "string"}
+    assert source_of("urls", SourceOptions(limit=1), **listed).columns() == {"title": "string"}
+
+
+def test_a_line_about_a_picture_that_another_line_describes_is_a_row_of_a_tar_too(tmp_path: Path, home: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", [("a.jpg", jpeg(1))])
+    (tmp_path / "a.csv").write_text("file_name,title\na.jpg,One\na.jpg,Two\n,Three\nb.jpg,Four\n")
+    found = samples(source_of("tar", path=str(path), csv=str(tmp_path / "a.csv")))
+    errors = [(sample.metadata["title"], (sample.error or "ok").split(":")[0]) for sample in found.values()]
+    assert errors[-2:] == [("Three", "no_name"), ("Four", "missing_file")]
+    source = source_of("tar", path=str(path), csv=str(tmp_path / "a.csv"))
+    rows = [sample for spec in source.plan() for sample in source.read(spec.spec)]
+    assert [(row.metadata["title"], (row.error or "ok").split(":")[0]) for row in rows[:2]] == [
+        ("One", "ok"),
+        ("Two", "duplicate_line"),
+    ]
+
+
 # ---- Parquet files of one set
 
 
@@ -387,6 +439,43 @@ def test_dots_in_names_and_masks_before_pictures(shared: Path, home: Path) -> No
     sizes = {name: len(sample.data or b"") for name, sample in samples(source).items()}
     assert sizes == {"mask_first/000": 112447, "mask_first/001": 58236}
     assert source.left_out() == {".depth.png": 1, ".mask.png": 1}
+
+
+def test_tars_of_one_set_have_one_schema(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows: list[dict[str, object]] = [{"year": 1890, "note": None}, {"year": 1890.5, "note": "x", "late": True}]
+    for number, row in enumerate([*rows, {"year": "about 1900", "only in the third": 1}], 1):
+        tar_of(folder / f"{number}.tar", [("a.jpg", jpeg(number)), ("a.json", json.dumps(row).encode())])
+    source = source_of("webdataset", path=str(folder))
+    assert source.columns() == {"year": "string", "note": "string", "late": "bool", "only in the third": "int64"}
+    assert [sample.metadata["year"] for sample in samples(source).values()] == ["1890", "1890.5", "about 1900"]
+    two = open_source(
+        Manifest("pictures", "t", SourceSpec("webdataset", path=str(folder)), "", "t", "o"), SourceOptions(limit=2)
+    )
+    assert two.columns() == {"year": "float64", "note": "string", "late": "bool"}
+    (spec, *_) = source.plan()
+    older = {name: value for name, value in spec.spec.items() if name != "kinds"}  # as plans were before
+    assert [dict(sample.metadata) for sample in source.read(older)] == [{"year": 1890, "note": None}]
+
+
+def test_members_of_one_key_belong_together_whatever_the_form_of_their_accents(tmp_path: Path, home: Path) -> None:
+    nfd, nfc = (unicodedata.normalize(form, "Édouard.Manet") for form in ("NFD", "NFC"))
+    path = tar_of(tmp_path / "a.tar", [(f"{nfd}.jpg", jpeg(1)), (f"{nfc}.txt", b"one"), ("b.jpg", jpeg(2)),
+                                       ("b.txt", b"two"), ("b.TXT", b"three"), ("b.json", b"{}"), ("b.Json", b"")])  # fmt: skip
+    source = source_of("webdataset", path=str(path))
+    assert {name: (sample.caption, sample.error) for name, sample in samples(source).items()} == {
+        f"a/{nfd}": ("one", None),
+        "a/b": ("two", None),
+    }
+    assert source.left_out() == {".Json": 1, ".TXT": 1}
+
+
+def test_a_caption_that_is_no_number_is_none(tmp_path: Path, home: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", b'{"caption": NaN, "rank": Infinity}'),
+                                       ("2.jpg", jpeg(2)), ("2.json", b'{"caption": "two", "rank": 1}')])  # fmt: skip
+    found = samples(source_of("webdataset", path=str(path)))
+    assert [sample.caption for sample in found.values()] == [None, "two"]
 
 
 def test_a_second_picture_of_a_key_is_a_failed_row(tmp_path: Path, home: Path) -> None:

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PromptError
@@ -87,15 +89,38 @@ def test_a_dash_is_standard_input(text: str, expected: list[str], monkeypatch: p
     prompt_files._standard_input.cache_clear()
 
 
+def test_piped_workbooks_and_tables_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = (
+        '<row><c t="inlineStr"><is><t>prompt</t></is></c></row><row><c t="inlineStr"><is><t>a boat</t></is></c></row>'
+    )
+    pq.write_table(pa.table({"prompt": ["a boat"]}), tmp_path / "p.parquet")
+    for path in (workbook(tmp_path / "p.xlsx", sheet), str(tmp_path / "p.parquet")):
+        prompt_files._standard_input.cache_clear()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(Path(path).read_bytes())))
+        assert prompts("-") == ["a boat"]
+    prompt_files._standard_input.cache_clear()
+
+
 def test_a_file_that_is_no_list_is_an_error_and_a_text_is_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my prompts").write_text("a boat\n")
-    for source in ("my prompts", "list.xls", "notes.docx"):
+    (tmp_path / "prompts").mkdir()
+    for source in (
+        "my prompts",
+        "list.xls",
+        "notes.docx",
+        "prompts",
+        "prompts/",
+        "./elsewhere",
+        "../a",
+        "~/list",
+        "/a",
+    ):
         with pytest.raises(PromptError, match="no prompt list"):
             read_prompts(source)
     with pytest.raises(PromptError, match="cannot be read"):
         read_prompts("prompts.json")
-    for text in ("a boat", "a painting by J.M.W. Turner", "the file castle.png, painted"):
+    for text in ("a boat", "a painting by J.M.W. Turner", "the file castle.png, painted", "oil/acrylic", "/ a slash"):
         assert prompts(text) == [text]

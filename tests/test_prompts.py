@@ -179,9 +179,21 @@ def test_rows_after_a_stray_quote_are_still_read(tmp_path: Path) -> None:
     assert [(row.line, row.prompt) for row in accept_rows(prompts, skip_bad=True)] == [
         (2, "fine"),
         (4, "fine too"),
+        (6, "swallowed"),
+        (7, 'it is "closed" here'),
         (8, "last"),
     ]
-    assert [row.line for row in prompts.bad] == [3, 5] and "lines 5 to 7" in prompts.bad[1].problem
+    assert [row.line for row in prompts.bad] == [3, 5] and "quote" in prompts.bad[1].problem
+
+
+def test_a_quote_that_is_closed_in_a_later_row_swallows_none_and_a_prompt_of_several_lines_is_one(
+    tmp_path: Path,
+) -> None:
+    content = 'prompt,k\n"a boat,1\na tower,2\na castle",3\n"a boat, at sea\nby night, stormy\nand cold",4\n"never,5\nlast,6\n'
+    prompts = read_prompts(write(tmp_path, "p.csv", content))
+    assert [(row.line, row.k) for row in accept_rows(prompts, skip_bad=True)] == [(3, 2), (4, 3), (5, 4), (9, 6)]
+    assert [row.line for row in prompts.bad] == [2, 8]
+    assert prompts.rows[2].prompt == "a boat, at sea\nby night, stormy\nand cold"
 
 
 @pytest.mark.parametrize(

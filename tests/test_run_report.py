@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from pipeline.scheduling.report import run_report
+from pipeline.scheduling.traces import FailedItem, Traces
 
 SUMMARY: dict[str, Any] = {
     "job": "nightly-wikiart",
@@ -29,11 +30,17 @@ SUMMARY: dict[str, Any] = {
         "changes": {"added": 500},
         "index": {"key": "Flat", "recall": {"text": {"value": 0.9971, "low": 0.99, "k": 19}}},
         "shards": {"embed": {"ran": 7, "skipped": 5}},
+        "left_out": {".txt": 3},
+        "hosts": {
+            "art.example.org": {"requests": 40, "ok": 12, "failed": 28, "slowed": 8, "bytes": 9, "set_aside": "told us"}
+        },
         "warnings": ["expected 81,444"],
     },
 }
 PROGRESS = {"stages": {"embed": {"done": 11, "failed": 1, "shards": 12, "rows": 700, "rows_per_second": 8.4}}}
-FAILURES = [{"stage": "embed", "shard": 7, "attempts": 3, "error": "<script>alert(1)</script>"}]
+FAILURES = ({"stage": "embed", "shard": 7, "attempts": 3, "error": "<script>alert(1)</script>"},)
+ROWS = (FailedItem("wave/<b>1.jpg", "truncated", "half of it"), FailedItem("http://h/2.jpg", "http_404", "gone"))
+LEFT = Traces(PROGRESS, FAILURES, ROWS, 52, "rdmpipe failures wikiart")
 
 
 class Reader(HTMLParser):
@@ -59,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_shows_counts_stages_failures_and_attempts() -> None:
-    page = Reader(run_report(SUMMARY, PROGRESS, FAILURES))
+    page = Reader(run_report(SUMMARY, LEFT))
     assert page.open == []
     text = " ".join(filter(None, page.texts))
     for wanted in ("nightly-wikiart", "failed", "exit code 1", "11,647", "too_small 40", "added 500", "0.9971"):
@@ -67,16 +74,19 @@ def test_the_page_shows_counts_stages_failures_and_attempts() -> None:
     assert "embed 11 12 7 1 700 8.40" in text
     assert "Failed shards: 1" in text and "embed, shard 000007, after 3 attempts" in text
     assert "1 h 10 min, exit code 1" in text
+    assert "Failed rows: 52 The first 2 of 52. rdmpipe failures wikiart lists all of them." in text
+    assert "wave/<b>1.jpg truncated half of it http://h/2.jpg http_404 gone" in text
+    assert ".txt 3" in text and "art.example.org 40 12 28 8 9 told us" in text
 
 
 def test_what_others_wrote_is_shown_as_text() -> None:
-    page = run_report(SUMMARY, PROGRESS, FAILURES)
+    page = run_report(SUMMARY, LEFT)
     assert "script" not in Reader(page).tags and "b" not in Reader(page).tags
     assert "&lt;script&gt;" in page
 
 
 def test_the_page_stands_alone() -> None:
-    page = run_report(SUMMARY, PROGRESS, FAILURES)
+    page = run_report(SUMMARY, LEFT)
     assert not re.search(r"(src|href|url)\s*[=(]", page)
 
 

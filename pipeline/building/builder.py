@@ -55,13 +55,14 @@ class _Build:
         self.published = database.version() if database.exists() else None
         self.gone: Artifact | None = None
         self.changes: Mapping[str, int] = {}
+        self.warnings: tuple[str, ...] = ()
         self.plan: BuildPlan | None = None
         self.loaded: list[Encoder] = []
 
     def run(self) -> BuildSummary:
         chosen = choose_plan(self.database, self.manifest, self.request, self.published, self.progress)
         plan, self.request, self.gone, self.changes = chosen.plan, chosen.request, chosen.gone, chosen.changes
-        self.plan = plan
+        self.plan, self.warnings = plan, chosen.warnings
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
         if "index" in self.request.stages and self.published is None:
@@ -203,7 +204,7 @@ class _Build:
         return version
 
     def _summary(self, outcome: Outcome, counts: Totals, version: Version | None = None) -> BuildSummary:
-        warnings = []
+        warnings = list(self.warnings)
         trained = version.encoder.trained if version else resolve_encoder(self.manifest.encoder).trained
         if not trained:
             warnings.append("the encoder is untrained (random weights): search results carry no meaning")
@@ -246,6 +247,11 @@ class _Build:
             for name, figures in json.loads(text or "{}").items():
                 total = found.setdefault(name, dict.fromkeys(figures, 0) | {"set_aside": ""})
                 for key, value in figures.items():
-                    total[key] = (total[key] or value) if key == "set_aside" else total[key] + value
+                    if key != "set_aside":
+                        total[key] += value
+                # A shard of picked rows came later than those that it picks from: what it found is how things are now.
+                total["set_aside"] = (
+                    figures["set_aside"] if "picked" in shard.spec else total["set_aside"] or figures["set_aside"]
+                )
         ordered = dict(sorted(found.items(), key=lambda item: (-item[1]["requests"], item[0])))
         return cast("dict[str, HostCounts]", ordered)

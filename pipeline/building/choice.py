@@ -34,6 +34,7 @@ class Chosen:
     request: BuildRequest  # with the part of the source, and what is kept of pictures, filled in
     gone: Artifact | None = None  # the tombstones, old and new
     changes: Mapping[str, int] = field(default_factory=dict)  # of a refresh or retry: rows by what became of them
+    warnings: tuple[str, ...] = ()
 
 
 def choose_plan(
@@ -157,7 +158,7 @@ def _refreshed(
     found = plan_refresh(database, plan, download_config(manifest, plan, request), source, before, grown)
     gone = write_gone(database, version.gone, found.gone) if found.gone else version.gone
     changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
-    return Chosen(found.plan, request, gone, changes)
+    return Chosen(found.plan, request, gone, changes, found.warnings)
 
 
 def _retried(

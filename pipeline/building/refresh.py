@@ -28,6 +28,7 @@ class Refresh:
     gone: tuple[Gone, ...]
     added: int
     changed: int
+    warnings: tuple[str, ...] = ()  # columns whose new values do not fit the type that the database has
 
     @property
     def removed(self) -> int:
@@ -49,7 +50,8 @@ def plan_refresh(
     revision = source.revision()
     if revision and revision == old.revision and not grown:
         return Refresh(old, (), 0, 0)
-    _require_columns(db, old.columns, source.columns())
+    columns = source.columns()
+    _require_columns(db, old.columns, columns)
     unread: dict[str, list[Shard]] = {}
     for shard in plan_shards(db, old.id):
         unread.setdefault(shard.fingerprint, []).append(shard)
@@ -90,7 +92,8 @@ def plan_refresh(
     part = part_of(config.options)
     plan = save_changed(db, old, stay, fresh, first, revision=revision, options=part, left_out=source.left_out)
     changed = sum(1 for entry in gone if entry.why == "changed")
-    return Refresh(plan, tuple(sorted(gone, key=lambda entry: entry.key)), len(picked_rows) - changed, changed)
+    ordered = tuple(sorted(gone, key=lambda entry: entry.key))
+    return Refresh(plan, ordered, len(picked_rows) - changed, changed, _narrowed(old.columns, columns))
 
 
 def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -105,6 +108,16 @@ def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping
             f"database {db.name!r} has the metadata columns {', '.join(old)}, and the source no longer has {', '.join(lost)}: "
             "rows without them do not fit in. Build another database with --name"
         )
+
+
+def _narrowed(old: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say of columns that hold more in the source now than their type in the database can."""
+    return tuple(
+        f"column {name!r} is {kind} in the database and {now[name]} in the source now: values that are no {kind} are stored as "
+        "null. Build another database with --name to keep them"
+        for name, kind in old.items()
+        if kind not in ("string", now[name]) and (kind, now[name]) != ("float64", "int64")
+    )
 
 
 def _items(source: Source, spec: Spec, config: DownloadConfig, blocked: BlockList) -> Iterator[tuple[str, str]]:

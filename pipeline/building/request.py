@@ -111,9 +111,10 @@ class BuildSummary:
         lines += [_host_line(name, figures) for name, figures in list(self.hosts.items())[:_HOSTS_SHOWN]]
         if len(self.hosts) > _HOSTS_SHOWN:
             lines.append(f"  and {len(self.hosts) - _HOSTS_SHOWN:,} other hosts")
-        aside = [name for name, figures in self.hosts.items() if figures["set_aside"]]
+        aside = [figures["set_aside"] for figures in self.hosts.values() if figures["set_aside"]]
+        lines += [f"  set aside: {why}" for why in aside[:_HOSTS_SHOWN]]
         if aside:
-            lines.append(f"  set aside: {', '.join(aside)}; `rdmpipe retry {self.name}` asks them again")
+            lines.append(f"  {len(aside):,} host(s) set aside; `rdmpipe retry {self.name}` asks them again")
         ran = ", ".join(
             f"{stage} {count['ran']} ran, {count['skipped']} skipped" for stage, count in self.shards.items()
         )
@@ -136,7 +137,8 @@ _HOSTS_SHOWN = 10  # in the summary for people
 def _host_line(name: str, figures: HostCounts) -> str:
     slowed = f", asked to wait {figures['slowed']:,} times" if figures["slowed"] else ""
     size = figures["bytes"] / 1e6
-    return f"  {name}: {figures['requests']:,} requests, {figures['ok']:,} ok, {size:,.1f} MB{slowed}"
+    failed = f", {figures['failed']:,} failed" if figures["failed"] else ""
+    return f"  {name}: {figures['requests']:,} requests, {figures['ok']:,} ok{failed}, {size:,.1f} MB{slowed}"
 
 
 _CHANGES = {"retried": "retry", "refiltered": "filter"}  # what a change of rows comes from

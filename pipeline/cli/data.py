@@ -37,15 +37,18 @@ def import_command(
 ) -> None:
     """Make a searchable database from published embeddings, without pictures."""
     with reported_errors():
-        from pipeline.exchange import import_embeddings
+        from pipeline.exchange import import_embeddings, left_out
 
         version = import_embeddings(name, path, encoder, home)
+        others = left_out(path)
     recall = {kind: version.index.recall[kind] for kind in ("text", "image")}
     if as_json:
-        print_json({"name": name, "version": version.id, **version.counts, "recall": recall})
+        print_json({"name": name, "version": version.id, **version.counts, "left_out": others, "recall": recall})
     else:
         counts = version.counts
         print(f"{name}: {counts['input']:,} rows in = {counts['ok']:,} ok + 0 filtered + {counts['failed']:,} failed")
+        if others:
+            print(f"  not read: {', '.join(f'{count:,} x {kind}' for kind, count in others.items())}")
         print(f"index {version.index.key}; text recall: {recall['text']}; version {version.id}")
 
 

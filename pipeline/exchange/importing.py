@@ -22,7 +22,7 @@ from pipeline.config import canonical_json, digest
 from pipeline.database import RetrievalDatabase, Version
 from pipeline.encoders import UNSTATED, EncoderRecord
 from pipeline.errors import DatabaseError, EncoderError, ManifestError, SourceError
-from pipeline.exchange.npz import Part, describe, form_of, read_parts
+from pipeline.exchange.npz import Part, describe, form_of, left_out, read_parts
 from pipeline.execution import Receipt, Shard, count_statuses
 from pipeline.index import IndexConfig, IndexInput, Queries, text_queries
 from pipeline.schema import FAILED, OK, SHARD_ROWS, embedding_schema, key_of
@@ -79,7 +79,7 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     if not shards:
         raise SourceError(f"{path}: no embeddings in it")
     columns = chosen.stored()
-    plan = save_plan(db, shards, columns, "", {"limit": 0, "shards": None})
+    plan = save_plan(db, shards, columns, "", {"limit": 0, "shards": None}, lambda: left_out(path))
     settings = {"encoder": encoder, "precision": "fp32", "preprocess": "openclip", "images": "drop", "where": ""}
     written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id}}
     db.storage.write_text("manifest.json", canonical_json(written) + "\n")

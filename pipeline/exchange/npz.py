@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.schema import read_parquet
-from pipeline.sources import is_junk, kind_of
+from pipeline.sources import is_junk, kind_of, kind_of_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,11 +50,11 @@ def natural(path: Path) -> list[object]:
 
 def form_of(path: Path) -> str:
     """npz or clip-retrieval. Raises SourceError where it is neither."""
-    if path.is_file() and path.suffix == ".npz":
+    if path.is_file() and path.suffix.lower() == ".npz":
         return NPZ
     if (path / "img_emb").is_dir():
         return CLIP_RETRIEVAL
-    if path.is_dir() and _sorted(path, "*.npz"):
+    if path.is_dir() and _sorted(path, ".npz"):
         return NPZ
     raise SourceError(
         f"{path}: expected a .npz file, a folder of them, or a clip-retrieval folder (img_emb/*.npy and metadata/*.parquet)"
@@ -127,16 +128,27 @@ def read_parts(path: Path) -> Iterator[Part]:
 
 
 def _npz_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else _sorted(path, "*.npz")
+    return [path] if path.is_file() else _sorted(path, ".npz")
 
 
-def _sorted(folder: Path, pattern: str) -> list[Path]:
-    return sorted((file for file in folder.glob(pattern) if not is_junk(file.name)), key=natural)
+def _sorted(folder: Path, suffix: str) -> list[Path]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted((file for file in files if file.suffix.lower() == suffix and not is_junk(file.name)), key=natural)
+
+
+def left_out(path: Path) -> dict[str, int]:
+    """How many files beside the published ones are not read, by kind: a suffix, `system files`."""
+    form = form_of(path)
+    if path.is_file():
+        return {}
+    read = set(_npz_files(path)) if form == NPZ else {file for pair in _pairs(path) for file in pair}
+    others = (file.relative_to(path).as_posix() for file in path.rglob("*") if file not in read and not file.is_dir())
+    return dict(sorted(Counter(map(kind_of_name, others)).items()))
 
 
 def _pairs(path: Path) -> list[tuple[Path, Path]]:
     """The files of a clip-retrieval folder, joined by the number in their names. Raises SourceError."""
-    vectors, tables = _sorted(path / "img_emb", "*.npy"), _sorted(path / "metadata", "*.parquet")
+    vectors, tables = _sorted(path / "img_emb", ".npy"), _sorted(path / "metadata", ".parquet")
     if not vectors or len(vectors) != len(tables):
         raise SourceError(
             f"{path}: {len(vectors)} files in img_emb and {len(tables)} in metadata; they are joined one to one"

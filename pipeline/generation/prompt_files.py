@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +60,8 @@ _OTHER_FILES = (
     ),
 )
 
+_PATH = re.compile(r"(\.{0,2}|~[\w-]*)[/\\]")  # how a text begins that is a path and no prompt
+
 Record = dict[str, object]
 
 Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or what is wrong with it
@@ -65,10 +69,13 @@ Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or what is w
 
 def read_records(source: str) -> tuple[list[str], Records, str]:
     """The names of the columns, the rows, and what their numbers count: "line" or "row". Raises PromptError."""
-    if source == STANDARD_INPUT:
-        text = _decode("standard input", _standard_input())
-        return _of_text("standard input", _suffix_of_text(text), text)
-    data, suffix = _read(source), Path(source).suffix.lower()
+    is_piped = source == STANDARD_INPUT
+    data, suffix = (_standard_input(), "") if is_piped else (_read(source), Path(source).suffix.lower())
+    if is_piped:
+        source, suffix = "standard input", _suffix_of_data(data)
+        if not suffix:
+            text = _decode(source, data)
+            return _of_text(source, _suffix_of_text(text), text)
     if suffix == ".parquet":
         return *_parquet(source, data), "row"
     if suffix == ".xlsx":
@@ -77,28 +84,29 @@ def read_records(source: str) -> tuple[list[str], Records, str]:
 
 
 def is_list(source: str) -> bool:
-    """Whether a text stands for a prompt list: `-`, a file that is there, or a name that ends as a list's does.
+    """Whether a text stands for a prompt list: `-`, or a name that ends as a list's does.
 
-    Raises PromptError for a file that cannot hold a list: its name would be drawn.
+    Raises PromptError for another file or folder, and for a path where nothing is: its name would be drawn.
     """
     if source == STANDARD_INPUT:
         return True
-    if "\n" in source or len(source) > 1000:
+    if "\n" in source or len(source) > 1000 or not source.strip():
         return False
     suffix = Path(source).suffix.lower()
     if suffix in SUFFIXES:
         return True
-    if (suffix in _OTHER_FILES and " " not in source.strip()) or _is_file(source):
+    is_path = _PATH.match(source) is not None or suffix in _OTHER_FILES
+    if (is_path and " " not in source.strip()) or _exists(source):
         raise PromptError(
-            f"{source}: a file that is no prompt list; expected a name that ends in {', '.join(SUFFIXES)}, `-` for standard "
-            "input, or a prompt that is not a file's name"
+            f"{source}: a file or folder that is no prompt list; expected a name that ends in {', '.join(SUFFIXES)}, `-` for "
+            "standard input, or a prompt that is not the name of a file"
         )
     return False
 
 
-def _is_file(source: str) -> bool:
+def _exists(source: str) -> bool:
     try:
-        return Path(source).expanduser().is_file()
+        return Path(source).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # a text that no path can be
         return False
 
@@ -106,6 +114,11 @@ def _is_file(source: str) -> bool:
 @cache
 def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
+
+
+def _suffix_of_data(data: bytes) -> str:
+    """Which kind of binary list piped data is; empty for text."""
+    return ".xlsx" if data.startswith(b"PK\x03\x04") else ".parquet" if data.startswith(b"PAR1") else ""
 
 
 def _suffix_of_text(text: str) -> str:
@@ -207,37 +220,66 @@ def _csv(source: str, text: str) -> tuple[list[str], Records]:
     delimiter = max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
     if source.lower().endswith(".tsv"):
         delimiter = "\t"
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(text, newline="").readlines()
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
     except csv.Error as error:
         raise PromptError(f"{source}: the header cannot be read: {error}") from error
+    return names, _csv_rows(lines, reader.line_num, names, delimiter)
 
-    def rows() -> Records:
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                through = f", lines {line} to {reader.line_num}" if reader.line_num > line else ""
-                yield (
-                    line,
-                    f"not a CSV row ({error}{through}): a quote is never closed, or a quote inside a cell is not doubled",
-                )
-                continue  # with the next line: a reader starts again after an error
-            if cells is None:
-                return
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
-                yield (
-                    line,
-                    f"{len(cells)} cells where the header has {len(names)}: quote a cell that holds {delimiter!r}",
-                )
-            else:
-                yield line, dict(zip(names, cells, strict=False))
 
-    return names, rows()
+def _csv_rows(lines: Sequence[str], begin: int, names: Sequence[str], delimiter: str) -> Records:
+    """The rows from line `begin` on (0 is the first). A quote that is left open takes no whole row with it."""
+    reader, offset = csv.reader(itertools.islice(lines, begin, None), delimiter=delimiter, strict=True), begin
+    while True:
+        first = offset + reader.line_num
+        problem = ""
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            cells, problem = [], str(error)
+        if cells is None:
+            return
+        behind = offset + reader.line_num
+        swallowed = _whole_row(lines, first + 1, behind, names, delimiter, is_open="unexpected end" in problem)
+        if swallowed:
+            behind = swallowed
+            problem = problem or "a quote is closed in a later row"
+            reader, offset = csv.reader(itertools.islice(lines, behind, None), delimiter=delimiter, strict=True), behind
+        if problem:
+            through = f", lines {first + 1} to {behind}" if behind > first + 1 else ""
+            yield (
+                first + 1,
+                f"not a CSV row ({problem}{through}): a quote is never closed, or a quote inside a cell is not doubled",
+            )
+        elif len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+            yield (
+                first + 1,
+                f"{len(cells)} cells where the header has {len(names)}: quote a cell that holds {delimiter!r}",
+            )
+        elif any(cell.strip() for cell in cells):
+            yield first + 1, dict(zip(names, cells, strict=False))
+
+
+def _whole_row(
+    lines: Sequence[str], first: int, behind: int, names: Sequence[str], delimiter: str, *, is_open: bool
+) -> int:
+    """The first of the lines that continue a quoted cell which is a row of its own; 0 where none is.
+
+    In prose a comma is followed by a space, so that a line of a prompt is not taken for a row; nor is one that closes the
+    quote. In a list of one column every line may be a row: that counts only where the quote `is_open` to the end of the file.
+    """
+    for number in range(first, behind):
+        if lines[number].count('"') % 2:
+            continue
+        cells = lines[number].rstrip("\r\n").split(delimiter)
+        if len(names) == 1:
+            if is_open and lines[number].strip():
+                return number
+        elif len(cells) == len(names) and cells[0].strip() and not any(cell.startswith(" ") for cell in cells[1:]):
+            return number
+    return 0
 
 
 def _txt(source: str, text: str) -> tuple[list[str], Records]:

@@ -173,11 +173,14 @@ def _read_list(path: Path, hashes: bool) -> list[str]:
         raise ConfigError(f"{path}: cannot be read as a list: {error}") from error
     found: list[str] = []
     names: list[str] = []  # of the columns, where there is a header line
+    delimiter = ","
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line[0] == "#":
             continue
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        if not found and not names and _HEADER.search(line):
+            delimiter = max(",;\t", key=lambda mark: (line.count(mark), mark == ","))
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
         entry = _entry(line, cells, names, hashes)
         if entry:
             found.append(entry)

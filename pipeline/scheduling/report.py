@@ -1,37 +1,33 @@
-"""An HTML page that reports one run: its status, row counts, stages, recall, failed shards and attempts.
+"""An HTML page that reports one run: status, row counts, stages, recall, failed shards and rows, hosts and attempts.
 
-The page needs no other file. Reads: the run's summary, the progress of its stages and the list of failed shards, as JSON
-values. Writes nothing.
+The page needs no other file. Reads: the run's summary as JSON values, and what the command left in the home. Writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pipeline.pages import STYLE, html_table, html_text
+from pipeline.scheduling.traces import Traces
 from pipeline.scheduling.values import mapping, mappings, number, sequence, text
+
+_MOST_HOSTS = 50  # on a page
 
 _COUNTS = ("input", "ok", "filtered", "failed", "duplicates", "rows", "images", "pictures", "generated")
 
 
-def run_report(
-    summary: Mapping[str, object],
-    progress: Mapping[str, object] | None = None,
-    failures: Sequence[Mapping[str, object]] = (),
-) -> str:
-    """The HTML text of the page. A section without values is left out.
-
-    summary: the object that `rdmpipe run --json` prints.
-    progress: the object in `progress.json`.
-    failures: the objects in `failures.json`.
-    """
-    result = mapping(summary.get("result"))
+def run_report(summary: Mapping[str, object], left: Traces | None = None) -> str:
+    """The HTML text of the page. A section without values is left out. summary: the object that `rdmpipe run --json` prints."""
+    result, left = mapping(summary.get("result")), left or Traces({})
     parts = [
         _head(summary),
-        _failures(failures),
+        _failures(left),
         _counts(result),
-        _stages(progress or {}, result),
+        _stages(left.progress, result),
         _pairs("Reasons for rows left out", mapping(result.get("reasons")), "reason", "rows"),
+        _failed_rows(left),
+        _pairs("Files of the source that are no rows", mapping(result.get("left_out")), "kind", "files"),
+        _hosts(mapping(result.get("hosts"))),
         _pairs("Changes found by the refresh", mapping(result.get("changes")), "change", "rows"),
         _recall(result),
         _attempts(summary),
@@ -122,7 +118,28 @@ def _recall(result: Mapping[str, object]) -> str:
     )
 
 
-def _failures(failures: Sequence[Mapping[str, object]]) -> str:
+def _failed_rows(left: Traces) -> str:
+    if not left.rows:
+        return ""
+    rows = [(row.item, row.reason, row.detail) for row in left.rows]
+    all_of_them = f" <code>{html_text(left.listing)}</code> lists all of them." if left.listing else ""
+    more = f"<p>The first {len(rows):,} of {left.failed:,}.{all_of_them}</p>" if left.failed > len(rows) else ""
+    table = html_table(("file, address or prompt", "reason", "detail"), rows)
+    return f"<h2>Failed rows: {left.failed:,}</h2>{more}{table}"
+
+
+def _hosts(hosts: Mapping[str, object]) -> str:
+    heads = ("requests", "ok", "failed", "slowed", "bytes")
+    rows = []
+    for name, value in list(hosts.items())[:_MOST_HOSTS]:
+        figures = mapping(value)
+        rows.append((name, *(int(number(figures.get(head))) for head in heads), text(figures.get("set_aside"))))
+    more = f"<p>and {len(hosts) - _MOST_HOSTS:,} other hosts</p>" if len(hosts) > _MOST_HOSTS else ""
+    return "<h2>Hosts</h2>" + html_table(("host", *heads, "set aside"), rows) + more if rows else ""
+
+
+def _failures(left: Traces) -> str:
+    failures = left.shards
     if not failures:
         return ""
     shown = "".join(

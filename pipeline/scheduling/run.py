@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import re
 import socket
 import sys
 import time
@@ -26,7 +25,7 @@ from pipeline.execution import Ended, run_process
 from pipeline.scheduling.environment import command_arguments, command_environment, hidden_values, webhook_address
 from pipeline.scheduling.jobfile import SLOT, LoadedJob, parse_duration
 from pipeline.scheduling.secrets import scrub, scrub_value
-from pipeline.scheduling.values import mapping, mappings, parsed
+from pipeline.scheduling.values import mapping, parsed
 from pipeline.scheduling.webhook import check_webhook, post_json
 from pipeline.storage import Storage, lease
 
@@ -200,6 +199,7 @@ def _reported(
 ) -> JobSummary:
     """Send and write the summary as the job asks. A report that fails does not change the run's status."""
     from pipeline.scheduling.report import run_report
+    from pipeline.scheduling.traces import read_traces
 
     if hook:
         said = post_json(hook, {**asdict(made), "text": made.text()})
@@ -207,7 +207,8 @@ def _reported(
     text = json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n"
     try:
         storage.write_text(f"runs/{made.slot}.json", text)
-        storage.write_text(f"runs/{made.slot}.html", run_report(asdict(made), *_left_in_home(made)))
+        left = read_traces(made.home, made.result, made.command, hidden)
+        storage.write_text(f"runs/{made.slot}.html", run_report(asdict(made), left))
         if loaded.job.report.summary:
             path = loaded.folder / Path(loaded.job.report.summary).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,19 +216,6 @@ def _reported(
     except (OSError, RdmpipeError) as error:
         notify(f"job {made.job}: the summary could not be written: {scrub(str(error), hidden)}")
     return made
-
-
-def _left_in_home(made: JobSummary) -> tuple[Mapping[str, object], list[Mapping[str, object]]]:
-    """The last progress of the stages and the failed shards, from the database or generation that the command wrote."""
-    home = Storage(made.home)
-    subjects = [made.result.get("name"), made.result.get("run"), *made.command[1:2]]
-    for subject in subjects:
-        for kind in ("databases", "generations"):
-            if isinstance(subject, str) and re.fullmatch(r"[a-z0-9][\w.-]*", subject):
-                progress = mapping(parsed(home.read_text(f"{kind}/{subject}/progress.json")))
-                if progress:
-                    return progress, mappings(parsed(home.read_text(f"{kind}/{subject}/failures.json")))
-    return {}, []
 
 
 def _stop_reader(storage: Storage, run: str) -> Callable[[], bool]:

@@ -2,13 +2,12 @@
 
 Reads: files as pipeline/sources/csv_rows.py describes, remote ones through the cache. A range is found by its byte position, so
 that reading it does not read what comes before. Planning reads a file once from its beginning, as far as shards are asked for.
-Memory: one row. A column is text unless the manifest's `types` names another type.
+Memory: one row. A column is text unless the manifest's `types` names another type; a column may be absent from some files.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,9 @@ from pipeline.config import digest
 from pipeline.errors import SourceError, nearest
 from pipeline.schema import TYPES
 from pipeline.sources.base import ShardSpec, SourceOptions, Value
+from pipeline.sources.columns import Columns
 from pipeline.sources.csv_rows import Header, read_header, read_rows
-from pipeline.sources.listing import list_files
+from pipeline.sources.listing import list_files, matches_any
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.web.download import Cached, fetch
 
@@ -42,17 +42,42 @@ class CsvFiles:
             if kind not in TYPES:
                 raise SourceError(f"{self.where} options types: {name} is {kind!r}; expected one of {', '.join(TYPES)}")
 
-    def available(self) -> tuple[dict[str, str | None], str]:
-        """The first file's columns by type name, and its name."""
-        name = self.names[0]
-        header = self._header(name, self._file(name))
+    def kinds(self, choose: Callable[[Mapping[str, str | None], str], Columns]) -> tuple[dict[str, str | None], str]:
+        """Type names of the columns of all files that are planned, and the first file's name.
+
+        `choose` is called with every file's own columns: it raises where one lacks what the manifest names.
+        """
+        found: dict[str, str | None] = {}
+        for name in self._planned():
+            own = self.kinds_of(name)
+            choose(own, name)
+            found |= {column: kind for column, kind in own.items() if column not in found}
         for column in self.types:
-            if column not in header.names:
+            if column not in found:
                 raise SourceError(
-                    f"{self.where} options types: {name} has no column {column!r}{nearest(column, header.names)}; "
-                    f"columns: {', '.join(header.names)}"
+                    f"{self.where} options types: {self.names[0]} has no column {column!r}{nearest(column, found)}; "
+                    f"columns: {', '.join(found)}"
                 )
-        return {column: self.types.get(column, "string") for column in header.names}, name
+        return found, self.names[0]
+
+    def kinds_of(self, name: str, identity: str = "") -> dict[str, str | None]:
+        """Type names of one file's columns."""
+        header = self._header(name, self._file(name, identity))
+        return {column: self.types.get(column, "string") for column in header.names}
+
+    def _planned(self) -> Iterator[str]:
+        """The files that `plan` reaches. Rows are counted where that depends on them."""
+        names, shards = self.names, self.options.shards
+        if len(names) == 1 or not (self.options.limit or shards):
+            yield from names
+            return
+        reached = ""
+        for number, spec in enumerate(self.plan()):
+            if shards and number >= shards[1]:
+                return
+            if spec.spec["file"] != reached:
+                reached = spec.spec["file"]
+                yield reached
 
     def plan(self) -> Iterator[ShardSpec]:
         """Ranges of at most `shard_rows` rows, in order; `limit` is observed."""
@@ -121,10 +146,7 @@ class CsvFiles:
         if not self.spec.path or root.is_file():
             return ([str(root)] if self.spec.path else []), {}
         patterns = self.spec.files or ("*.csv",)
-        found = list_files(
-            root,
-            lambda name: any(fnmatch.fnmatchcase(Path(name).name.lower(), pattern.lower()) for pattern in patterns),
-        )
+        found = list_files(root, lambda name: matches_any(Path(name).name, patterns))
         if not found.names:
             raise SourceError(f"{self.where}: no file in {self.spec.path} matches {' or '.join(patterns)}")
         return [str(root / name) for name in found.names], found.left_out

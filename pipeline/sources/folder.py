@@ -5,13 +5,13 @@ caption, licence, source_url, item_id, shard_rows. A metadata file names its pic
 
 Rows are the pictures sorted by path, together with the files that the metadata lists and that are not there (failed rows:
 missing_file); then a failed row for each line of metadata that describes no file of its own. A picture is known by its suffix,
-and a file without a known suffix by its first bytes; every other file is counted by `left_out`. Links to folders are not
-followed; a link to a file is read only where it stays inside the folder. item id: the path inside the folder.
+and a file without a known suffix by its first bytes; every file that a pattern of `files` matches is a row. Every other file is
+counted by `left_out`, unless `files` names single files. Links to folders are not followed; a link to a file is read only where
+it stays inside the folder. item id: the path inside the folder.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pipeline.config import digest, from_mapping
 from pipeline.errors import SourceError
 from pipeline.sources.base import Sample, ShardSpec, SourceOptions, Value
 from pipeline.sources.columns import Columns, choose_columns
-from pipeline.sources.listing import Listing, list_files
+from pipeline.sources.listing import Listing, is_glob, list_files, matches_any
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.metadata import METADATA_FILES, MetadataTable
 from pipeline.sources.names import (
@@ -82,10 +82,11 @@ class FolderSource:
 
     @cached_property
     def _listing(self) -> Listing:
-        """The pictures, sorted, and what is left out: nothing where `files` names the pictures."""
+        """The pictures, sorted, and what is left out: nothing where `files` names single pictures."""
         if self.spec.files:
-            named = list_files(self.root, self._is_named).names
-            return Listing([name for name in named if name not in self._metadata_files], {})
+            named = list_files(self.root, lambda name: name in self._metadata_files or self._is_named(name))
+            counted = named.left_out if any(map(is_glob, self.spec.files)) else {}
+            return Listing([name for name in named.names if name not in self._metadata_files], counted)
         found = list_files(
             self.root, lambda name: name in self._metadata_files or is_row(name, lambda: self._head(name))
         )
@@ -94,7 +95,7 @@ class FolderSource:
     def _is_named(self, name: str) -> bool:
         """Whether `files` asks for a path inside the folder."""
         patterns = self.spec.files
-        return not patterns or name in patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        return not patterns or name in patterns or matches_any(name, patterns)
 
     @cached_property
     def _metadata_files(self) -> dict[str, Path]:
@@ -105,12 +106,12 @@ class FolderSource:
                 raise SourceError(f"{self.where}: no CSV at {self.spec.csv!r}")
             inside = path.resolve().is_relative_to(self.root.resolve())
             return {path.resolve().relative_to(self.root.resolve()).as_posix() if inside else f"/{path}": path}
-        found = list_files(self.root, lambda name: PurePosixPath(name).name in METADATA_FILES).names
-        at_root = [name for name in found if "/" not in name]
+        found = list_files(self.root, lambda name: PurePosixPath(name).name.lower() in METADATA_FILES).names
+        at_root = [name for name in found if "/" not in name]  # a file at the root is about all folders
         folders: dict[str, str] = {}
-        for name in at_root or found:  # a file at the root is about all folders; of two in a folder the .csv is read
+        for name in sorted(at_root or found, key=_preference):  # of two in a folder the .csv is read
             folders.setdefault(str(PurePosixPath(name).parent), name)
-        return {name: self.root / name for name in folders.values()}
+        return {name: self.root / name for name in sorted(folders.values())}
 
     @cached_property
     def _names(self) -> list[str]:
@@ -216,6 +217,10 @@ class FolderSource:
             return None, f"missing_file: {printable(name)}"
         except (OSError, RuntimeError, ValueError) as error:
             return None, f"unreadable: {type(error).__name__}: {printable(str(error))}"
+
+
+def _preference(name: str) -> int:
+    return METADATA_FILES.index(PurePosixPath(name).name.lower())
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import SourceOptions
+from pipeline.sources.listing import matches_any
+from pipeline.sources.names import kind_of_name
 from pipeline.sources.web.retries import TRANSIENT_STATUS, Broken, Patience, patiently
 from pipeline.storage import disk_full_is_an_error
 
@@ -62,7 +64,7 @@ class HubDataset:
     def files(self, commit: str, patterns: tuple[str, ...], required: bool = True) -> list[HubFile]:
         """The files that match one of the glob patterns, sorted by path. None at all is an error where `required`."""
         every = self._listing(commit)
-        found = [file for file in every if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in patterns)]
+        found = [file for file in every if matches_any(file.path, patterns)]
         if required and not found:
             known = [file.path for file in every]
             raise SourceError(
@@ -70,6 +72,11 @@ class HubDataset:
                 f"{', '.join(known[:8]) or 'nothing'}{' ...' if len(known) > 8 else ''}"
             )
         return found
+
+    def left_out(self, commit: str, patterns: tuple[str, ...]) -> dict[str, int]:
+        """How many files match none of the patterns, by kind."""
+        others = (file.path for file in self._listing(commit) if not matches_any(file.path, patterns))
+        return dict(sorted(Counter(map(kind_of_name, others)).items()))
 
     def _listing(self, commit: str) -> list[HubFile]:
         """All files of a commit, which never change: asked for once, then kept in the cache."""

@@ -6,14 +6,15 @@ hidden files) is never wanted.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.names import is_junk, kind_of_name, printable
+from pipeline.sources.names import is_junk, kind_of_name, printable, same_name
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ def list_files(root: Path, wanted: Callable[[str], bool]) -> Listing:
         else:
             left_out[kind_of_name(name)] += 1
     return Listing(sorted(names), dict(sorted(left_out.items())))
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern stands for more than the name that it is."""
+    return any(mark in pattern for mark in "*?[")
+
+
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path matches one of the glob patterns, whatever the case of its letters and the form of its accents."""
+    path = same_name(name).lower()
+    return any(fnmatch.fnmatchcase(path, same_name(pattern).lower()) for pattern in patterns)
 
 
 def _walk(root: Path, below: str) -> Iterator[tuple[str, bool]]:

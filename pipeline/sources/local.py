@@ -44,7 +44,7 @@ def _kinds_in(folder: Path) -> Mapping[str, Path]:
     for root, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            if not is_junk(name):
+            if not is_junk((Path(root) / name).relative_to(folder).as_posix()):
                 found.setdefault(_kind(name), Path(root) / name)
         if "picture" in found:
             break

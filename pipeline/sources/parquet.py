@@ -15,7 +15,6 @@ and about three times the largest Parquet page; some writers put a whole row gro
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import EXACT_INTEGERS, Columns, choose_columns, kind_of
 from pipeline.sources.hub import HubDataset, HubFile
-from pipeline.sources.listing import Listing, list_files
+from pipeline.sources.listing import Listing, list_files, matches_any
 from pipeline.sources.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -217,8 +216,10 @@ class ParquetFiles:
                 ) from error
 
     def left_out(self) -> dict[str, int]:
-        """Files of the folder that are not read, by kind."""
-        return {} if self.hub or self.root.is_file() else self._listed.left_out
+        """Files of the folder or data set that are not read, by kind."""
+        if self.hub:
+            return self.hub.left_out(self.revision, self._patterns)
+        return {} if self.root.is_file() else self._listed.left_out
 
     def _kinds_of(self, parquet: pq.ParquetFile, name: str) -> dict[str, str | None]:
         """A file's columns by type name. An unsigned column whose numbers do not fit a signed one is text."""
@@ -246,9 +247,13 @@ class ParquetFiles:
     def revision(self) -> str:
         return self.hub.commit() if self.hub else digest([(file.path, file.identity) for file in self.files])
 
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        return self.spec.files or ("*.parquet",)
+
     @cached_property
     def files(self) -> list[HubFile]:
-        patterns = self.spec.files or ("*.parquet",)
+        patterns = self._patterns
         if self.hub:
             return self.hub.files(self.revision, patterns)
         if self.root.is_file():
@@ -261,10 +266,7 @@ class ParquetFiles:
     def _listed(self) -> Listing:
         patterns = self.spec.files or ("*.parquet",)
 
-        def wanted(name: str) -> bool:
-            return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
-
-        return list_files(self.root, wanted)
+        return list_files(self.root, lambda name: matches_any(name, patterns))
 
     def _local_file(self, path: Path) -> HubFile:
         try:

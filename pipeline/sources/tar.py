@@ -7,10 +7,10 @@ item_id, shard_rows. options:
     csv_name   the CSV's column with the file names (else file_name, filename, name, file or path)
 
 Rows are the archive's pictures in its order, then a failed row for each CSV line that describes no picture of its own
-(missing_file, bad_metadata). Pictures are known by suffix, other members by their first bytes; the rest is counted by
-`left_out`. A CSV line belongs to the picture whose path, file name or stem it gives. Equal names are told apart by the
-columns that agree with the path's directories. A picture without a line has no metadata. A column that the path gives
-replaces the CSV's.
+(missing_file, duplicate_line, no_name, bad_metadata). Pictures are known by suffix, other members by their first bytes; the
+rest is counted by `left_out`. A CSV line belongs to the picture whose path, file name or stem it gives. Equal names are told
+apart by the columns that agree with the path's directories. A picture without a line has no metadata. A column that the path
+gives replaces the CSV's.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class _Listing:
     members: list[Row]
     lines: list[int | None]  # the CSV row of each member
     missing: list[int]
+    described: frozenset[int | None] = frozenset()  # the CSV rows of all members
 
 
 class TarSource:
@@ -94,16 +95,17 @@ class TarSource:
             zip(members, lines, self._archive.read(members), strict=True), start
         ):
             row = {**line, **self._path_fields(member["name"])}
-            place = listing.lines[number]
-            told = self._csv.errors[place] if self._csv and place is not None else ""
+            described = listing.lines[number]
+            told = self._csv.errors[described] if self._csv and described is not None else ""
             yield self._columns.sample(row, member["name"], data, member["error"] or told or None)
         if self._csv:
             count = len(listing.members)
             missing = listing.missing[max(start - count, 0) : max(stop - count, 0)]
             for number, line in zip(missing, self._csv.rows(missing), strict=True):
-                name = self._csv.names[number] or self._csv.places[number]
-                error = self._csv.errors[number] or f"missing_file: {name} is not in the archive"
-                yield self._columns.sample(line, name, error=error)
+                name, place = self._csv.names[number], self._csv.places[number]
+                yield self._columns.sample(
+                    line, name or place, error=self._csv.errors[number] or self._why(name, place)
+                )
 
     def left_out(self) -> dict[str, int]:
         counts = Counter(self._archive.left_out())
@@ -183,8 +185,16 @@ class TarSource:
         if self._csv is None:
             return _Listing(members, [None] * len(members), [])
         lines = [self._csv.find(_names(row["name"]), self._told(row["name"])) for row in members]
-        there = set(lines)
-        return _Listing(members, lines, [row for row in range(len(self._csv.names)) if row not in there])
+        there = frozenset(lines)
+        return _Listing(members, lines, [row for row in range(len(self._csv.names)) if row not in there], there)
+
+    def _why(self, name: str, place: str) -> str:
+        """Why a line of the CSV is a row of its own."""
+        if not name:
+            return f"no_name: {place} names no file"
+        if self._csv and self._csv.find([name]) in self._listing.described:
+            return f"duplicate_line: {place} describes {name}, as another line does"
+        return f"missing_file: {name} is not in the archive"
 
     def _told(self, name: str) -> list[str]:
         """What a member's path says of it: the fields that the manifest names, else its directories."""

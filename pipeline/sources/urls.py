@@ -67,10 +67,7 @@ class UrlSource:
     # ---- the Source protocol
 
     def columns(self) -> dict[str, str]:
-        if self.parquet is not None:
-            return self._choose(*self.parquet.kinds(self._choose)).stored()
-        assert self.csv is not None
-        return self._choose(*self.csv.available()).stored()
+        return self._choose(*self._files.kinds(self._choose)).stored()
 
     def plan(self) -> Iterator[ShardSpec]:
         return self._files.plan()
@@ -134,7 +131,7 @@ class UrlSource:
                 yield columns, ListedRow(name, row)
             return
         assert self.csv is not None
-        columns = self._choose(*self.csv.available())
+        columns = self._choose(self.csv.kinds_of(spec["file"], spec["identity"]), spec["file"])
         for listed in self.csv.rows(spec):
             yield columns, listed
 

@@ -6,17 +6,16 @@ caption, licence, source_url, item_id (a JSON field), shard_rows. Tars may be co
 A key is a member's path up to the first dot of its name, and the rest is its extension. The picture of a key is the member
 whose whole extension is a picture's: 000.jpg, not 000.depth.png. Names with dots in them (J.M.W. Turner.jpg) are keys up to
 their last dot. Every picture is one row, and a key without a picture is a failed row. A shard is a range of one tar's rows.
-Planning lists the members of every tar, so tars at URLs are fetched into the cache then. Columns and their types are those of
-the first tar's first thousand JSON files; the .txt is the caption unless the manifest names another. item id: <path of the
-tar>/<key>.
+Planning lists the members of every tar and reads their JSON, so tars at URLs are fetched into the cache then. The columns are
+those of all JSON files, each with a type that holds all its values. The .txt is the caption unless the manifest names another.
+item id: <path of the tar>/<key>.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -29,9 +28,9 @@ from pipeline.sources.archive import Archive, open_archive
 from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import Columns, choose_columns, kinds_of_values, text
 from pipeline.sources.csv_rows import decoded
-from pipeline.sources.listing import list_files
+from pipeline.sources.listing import list_files, matches_any
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.names import is_picture, looks_like_a_picture
+from pipeline.sources.names import is_picture, looks_like_a_picture, same_name
 from pipeline.sources.web.download import remote_size
 
 _LOOK_AT = 1000
@@ -76,30 +75,26 @@ class WebdatasetSource:
         self.tars = self._find()
 
     def columns(self) -> dict[str, str]:
-        return self._columns.stored()
+        return self._chosen(self._kinds).stored()
 
     def plan(self) -> Iterator[ShardSpec]:
-        left = self.options.limit or -1
-        for name in self.tars:
-            archive, groups = self._groups(name)
-            for start in range(0, len(groups), self.spec.shard_rows):
-                stop = min(start + self.spec.shard_rows, len(groups))
-                stop = min(stop, start + left) if left > 0 else stop
-                left -= stop - start if left > 0 else 0
-                yield ShardSpec(
-                    rows=stop - start,
-                    fingerprint=digest(["webdataset", self._label(name), archive.identity, start, stop]),
-                    spec={"tar": name, "identity": archive.identity, "start": start, "stop": stop},
-                )
-                if left == 0:
-                    return
+        kinds = self._kinds
+        for name, start, stop in self._ranges():
+            identity = self._groups(name)[0].identity
+            yield ShardSpec(
+                rows=stop - start,
+                fingerprint=digest(["webdataset", self._label(name), identity, start, stop]),
+                spec={"tar": name, "identity": identity, "start": start, "stop": stop, "kinds": kinds},
+            )
 
     def read(self, spec: Spec) -> Iterator[Sample]:
         archive, groups = self._groups(spec["tar"], spec["identity"])
+        # Plans of older versions have no `kinds`: their columns are those of the first tar's first JSON files.
+        columns = self._chosen(spec["kinds"] if "kinds" in spec else self._first_kinds())
         for group in groups[spec["start"] : spec["stop"]]:
             item_id = f"{self._label(spec['tar'])}/{group.key}"
             fields, error = self._fields(archive, group)
-            sample = self._columns.sample(fields, item_id)
+            sample = columns.sample(fields, item_id)
             if group.picture is None:
                 extra = f", only {', '.join(group.extra)}" if group.extra else ""
                 error = error or f"missing_file: no picture for key {group.key}{extra}"
@@ -151,9 +146,7 @@ class WebdatasetSource:
         if not self.spec.path or root.is_file():
             return ([str(root)] if self.spec.path else []), {}
         patterns = self.spec.files or tuple(f"*{ending}" for ending in TAR_ENDINGS)
-        found = list_files(
-            root, lambda name: any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
-        )
+        found = list_files(root, lambda name: matches_any(name, patterns))
         if not found.names:
             raise SourceError(f"{self.where}: no file in {self.spec.path!r} matches {' or '.join(patterns)}")
         return [str(root / name) for name in found.names], found.left_out
@@ -183,67 +176,101 @@ class WebdatasetSource:
 
     def _fields(self, archive: Archive, group: _Group) -> tuple[Row, str | None]:
         """The JSON of a key, or why it cannot be read."""
-        if group.json is None:
-            return {}, None
-        try:
-            found = parse_json(next(archive.read([group.json])) or b"")
-        except ValueError as error:
-            return {}, f"bad_metadata: {error}"
-        return (found, None) if isinstance(found, dict) else ({}, "bad_metadata: the JSON is not an object")
+        return _object(next(archive.read([group.json]))) if group.json is not None else ({}, None)
+
+    def _ranges(self) -> Iterator[tuple[str, int, int]]:
+        """(tar, first row, row behind the last) of each shard; `limit` is observed."""
+        left = self.options.limit or -1
+        for name in self.tars:
+            rows = len(self._groups(name)[1])
+            for start in range(0, rows, self.spec.shard_rows):
+                stop = min(start + self.spec.shard_rows, rows)
+                stop = min(stop, start + left) if left > 0 else stop
+                left -= stop - start if left > 0 else 0
+                yield name, start, stop
+                if left == 0:
+                    return
 
     @cached_property
-    def _columns(self) -> Columns:
+    def _kinds(self) -> dict[str, str | None]:
+        """The columns of all JSON files that are planned, by type name."""
+        return kinds_of_values(self._json_rows())
+
+    def _json_rows(self) -> Iterator[Row]:
+        """The JSON of every row that is planned; nothing where it cannot be read."""
+        behind = self.options.shards[1] if self.options.shards else None
+        for name, start, stop in islice(self._ranges(), behind):
+            archive, groups = self._groups(name)
+            members = [group.json for group in groups[start:stop] if group.json is not None]
+            for data in archive.read(members):
+                yield _object(data)[0]
+
+    def _first_kinds(self) -> dict[str, str | None]:
         archive, groups = self._groups(self.tars[0])
-        kinds = kinds_of_values(self._fields(archive, group)[0] for group in islice(groups, _LOOK_AT))
-        return choose_columns(self.spec, kinds, f"{self.where} {archive.name}")
+        return kinds_of_values(self._fields(archive, group)[0] for group in islice(groups, _LOOK_AT))
+
+    def _chosen(self, kinds: Mapping[str, str | None]) -> Columns:
+        return choose_columns(self.spec, kinds, self.where)
+
+
+def _object(data: bytes | None) -> tuple[Row, str | None]:
+    """The object in a JSON file, or why there is none."""
+    try:
+        found = parse_json(data or b"")
+    except ValueError as error:
+        return {}, f"bad_metadata: {error}"
+    return (found, None) if isinstance(found, dict) else ({}, "bad_metadata: the JSON is not an object")
 
 
 def group_members(members: Sequence[Member], head: Callable[[Member], bytes]) -> list[_Group]:
     """The rows of a tar in order of their first member. `head` gives the first bytes of a member."""
-    by_key: dict[str, list[tuple[str, Member]]] = {}
+    by_key: dict[str, list[tuple[str, str, Member]]] = {}
     for member in members:
         path = PurePosixPath(member["name"])
         stem, _, extension = path.name.partition(".")
         key = str(path.with_name(stem)) if stem else str(path)
-        by_key.setdefault(key, []).append((extension if stem else "", member))
+        by_key.setdefault(same_name(key), []).append((key, extension if stem else "", member))
     rows: dict[str, _Group] = {}
-    for key, found in by_key.items():
-        for name, extension, member in _split_names(key, found):
+    for found in by_key.values():
+        for name, extension, member in _split_names(found):
             _add(rows, name, extension, member, head)
     return list(rows.values())
 
 
-def _split_names(key: str, found: list[tuple[str, Member]]) -> Iterator[tuple[str, str, Member]]:
+def _split_names(found: list[tuple[str, str, Member]]) -> Iterator[tuple[str, str, Member]]:
     """(key, extension, member) for the members that share a name up to the first dot.
 
     `000.depth.png` beside `000.jpg` is an extension of two parts. A dotted name is a key of its own where no member's whole
     extension is a picture's or a text's, where it has a text of its own, or where it does not look like an extension.
     """
-    whole = {extension.lower() for extension, _ in found if "." not in extension}
-    texts = {extension.rpartition(".")[0] for extension, _ in found if extension.lower().endswith((".json", ".txt"))}
+    extensions = [same_name(extension) for _, extension, _ in found]
+    whole = {extension.lower() for extension in extensions if "." not in extension}
+    texts = {extension.rpartition(".")[0] for extension in extensions if extension.lower().endswith((".json", ".txt"))}
     has_whole = any(is_picture(f"x.{extension}") or extension in ("json", "txt") for extension in whole)
-    for extension, member in found:
+    for key, extension, member in found:
         stem, _, last = extension.rpartition(".")
-        if stem and (not has_whole or stem in texts or not _EXTENSION.fullmatch(stem)):
+        if stem and (not has_whole or same_name(stem) in texts or not _EXTENSION.fullmatch(stem)):
             yield f"{key}.{stem}", last, member
         else:
             yield key, extension, member
 
 
 def _add(rows: dict[str, _Group], key: str, extension: str, member: Member, head: Callable[[Member], bytes]) -> None:
-    group = rows.setdefault(key, _Group(key))
+    group = rows.setdefault(same_name(key), _Group(key))
     kind = extension.lower()
     if "." not in kind and (is_picture(f"x.{kind}") or (not kind and looks_like_a_picture(head(member)))):
         if group.picture is not None:  # one picture a row: the other is a row that says so
             other = f"{key}.{extension}"
-            rows[other] = _Group(
-                other, picture=member, error=f"second_picture: key {key} has {_suffix(group.picture)} and .{extension}"
-            )
+            while same_name(other) in rows and rows[same_name(other)].picture is not None:
+                other += "_"
+            second = rows.setdefault(same_name(other), _Group(other))
+            second.picture = member
+            second.error = f"second_picture: key {key} has {_suffix(group.picture)} and .{extension}"
             return
         group.picture = member
-    elif kind == "json" and not member["error"]:
+    elif kind == "json" and not member["error"] and group.json is None:
         group.json = member
-    elif kind == "txt" and not member["error"]:
+    elif kind == "txt" and not member["error"] and group.txt is None:
         group.txt = member
     else:
         group.extra.append(extension)

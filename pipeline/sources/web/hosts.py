@@ -1,34 +1,38 @@
 """Fetch a list of addresses politely: few connections to one host at a time, a pause between requests, and its wishes kept.
 
-Reads: the network, through an opener. Writes: pictures into one spool file, and lock files in `<cache>/hosts`, which make the
-limit of a host hold for all processes of this machine; other machines do not see them. Addresses wait in a queue for each
-host, so that a slow host does not keep others waiting. Answers 429 and 503 with Retry-After make a host wait and put the
-address back; a host that keeps refusing is set aside, and its addresses fail with the reason `host_refused`. Memory: the
-addresses, and one picture a thread.
+Reads: the network, through an opener. Writes: pictures into one spool file, and the files of web/slots.py, which make the
+limits of a host hold for all processes of this machine. Addresses wait in a queue for each host, so that a slow host does not
+keep others waiting. Answers 429 and 503 with Retry-After make a host wait and put the address back; a host that keeps refusing
+is set aside, and its addresses fail with the reason `host_refused`. Memory: the addresses, and one picture a thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
-import fcntl
 import heapq
 import itertools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config import cache_dir, digest
 from pipeline.sources.web.addresses import Refused
-from pipeline.sources.web.opener import AGAIN_S, Answer, FetchRules, SafeOpener, host_of, may_pass, moved_to
+from pipeline.sources.web.opener import (
+    AGAIN_S,
+    ASKS_TOO_MUCH,
+    Answer,
+    FetchRules,
+    SafeOpener,
+    host_of,
+    may_pass,
+    moved_to,
+)
+from pipeline.sources.web.slots import HostSlots
 
 _TRIES = 5  # of one address that is answered 429
-
-_LOCKED_S = 0.1  # how long to wait for a connection that another process has
 
 _SLOWEST_S = 5.0  # the longest pause that 429s lead to by themselves
 
@@ -66,6 +70,7 @@ class _Host:
     ready: float = 0.0  # time.monotonic() from which on it may be asked
     active: int = 0
     refused: int = 0  # refusals in a row
+    offered: bool = False  # it is in the heap of hosts that may be asked
     queue: deque[_Task] = field(default_factory=deque)
     figures: HostFigures = field(default_factory=HostFigures)
 
@@ -79,17 +84,20 @@ class PoliteFetcher:
         self.opener, self.rules, self.until = opener, rules, until
         self._hosts: dict[str, _Host] = {}
         self._results: dict[str, tuple[int, int] | Refused] = {}
-        self._changed = threading.Condition()
-        self._waiting: list[tuple[float, int, _Host]] = []  # a heap of hosts that may be asked
+        self._lock = threading.Lock()
+        self._awaited: dict[str, threading.Event] = {}  # by address: set when it is done
+        self._waiting: list[tuple[float, int, _Host]] = []  # a heap of hosts that may be asked, each once
         self._numbers = itertools.count()
-        self._left = 0
+        # One idle thread watches the clock for all; the others sleep until there is work for them. If all of them watched,
+        # every answer and every pause would wake every thread.
+        self._watch, self._sleepers = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._watched_until: float | None = None  # when the watching thread wakes; None: nobody watches
         self._spool = spool.open("w+b")
         self._written = 0
-        self._locks = cache_dir() / "hosts"
-        self._locks.mkdir(parents=True, exist_ok=True)
+        self._slots = HostSlots()
         self._asked = set(urls)
-        with self._changed:
-            self._left = len(self._asked)
+        self._left = len(self._asked)
+        with self._lock:
             for url in dict.fromkeys(urls):
                 self._enqueue(_Task(url, url))
         for number in range(min(threads, max(1, self._left))):
@@ -97,19 +105,20 @@ class PoliteFetcher:
 
     def result(self, url: str) -> bytes:
         """The bytes of an address of the list, once it is done. Raises Refused."""
-        with self._changed:
-            if url not in self._asked:
-                raise Refused("lost: it is not in the list")
-            while url not in self._results:
-                self._changed.wait(1.0)
-            found = self._results[url]
+        if url not in self._asked:
+            raise Refused("lost: it is not in the list")
+        with self._lock:
+            done = None if url in self._results else self._awaited.setdefault(url, threading.Event())
+        if done is not None:
+            done.wait()
+        found = self._results[url]
         if isinstance(found, Refused):
             raise found
         return os.pread(self._spool.fileno(), found[1], found[0])
 
     def figures(self) -> dict[str, HostFigures]:
         """By host, those that were asked most first."""
-        with self._changed:
+        with self._lock:
             hosts = sorted(self._hosts.values(), key=lambda host: (-host.figures.requests, host.name))
             return {host.name: host.figures for host in hosts}
 
@@ -126,49 +135,66 @@ class PoliteFetcher:
         self._offer(host)
 
     def _offer(self, host: _Host) -> None:
+        """Put a host that has addresses and a free connection where threads look for work."""
         if host.figures.set_aside:
             self._set_aside(host, host.figures.set_aside)
-        if host.queue and host.active < host.limit:
+        if host.queue and host.active < host.limit and not host.offered:
             heapq.heappush(self._waiting, (host.ready, next(self._numbers), host))
-            self._changed.notify()
+            host.offered = True
 
     def _finish(self, task: _Task, found: tuple[int, int] | Refused) -> None:
         if task.url not in self._results:
             self._results[task.url] = found
             self._left -= 1
-        self._changed.notify_all()
+        if (done := self._awaited.pop(task.url, None)) is not None:
+            done.set()
 
     def _next(self) -> tuple[_Host, _Task] | None:
         """A host that may be asked now, and its address; None once nothing is left. Waits."""
-        with self._changed:
+        with self._lock:
             while self._left:
                 now = time.monotonic()
                 if now >= self.until:
                     self._give_up_all()
-                    return None
-                while self._waiting and not (self._waiting[0][2].queue and self._is_free(self._waiting[0][2])):
-                    heapq.heappop(self._waiting)
-                if not self._waiting:
-                    self._changed.wait(min(1.0, self.until - now))
+                    break
+                host = self._ready_host(now)
+                if host is not None:
+                    task = host.queue.popleft()
+                    host.active += 1
+                    host.ready = max(host.ready, now + max(host.pause_s, host.delay_s))
+                    self._offer(host)
+                    self._tell()
+                    return host, task
+                wakes = min(self.until, self._waiting[0][0]) if self._waiting else self.until
+                if self._watched_until is not None:
+                    self._tell()
+                    self._sleepers.wait()
                     continue
-                ready, _, host = self._waiting[0]
-                ready = max(ready, host.ready)
-                if ready > now:
-                    if ready > self._waiting[0][0]:  # it has to wait longer than it was offered for
-                        heapq.heapreplace(self._waiting, (ready, next(self._numbers), host))
-                    self._changed.wait(min(1.0, ready - now, max(0.0, self.until - now)))
-                    continue
-                heapq.heappop(self._waiting)
-                task = host.queue.popleft()
-                host.active += 1
-                host.ready = max(host.ready, now + host.delay_s)
-                self._offer(host)
-                return host, task
+                self._watched_until = wakes
+                self._watch.wait(wakes - now)
+                self._watched_until = None
+            self._sleepers.notify_all()
+            self._watch.notify_all()
             return None
 
-    @staticmethod
-    def _is_free(host: _Host) -> bool:
-        return host.active < host.limit
+    def _ready_host(self, now: float) -> _Host | None:
+        """The host at the top of the heap if it may be asked now. Hosts that have to wait longer move down."""
+        while self._waiting and self._waiting[0][0] <= now:
+            _, _, host = heapq.heappop(self._waiting)
+            host.offered = False
+            if host.ready <= now and host.queue and host.active < host.limit:
+                return host
+            self._offer(host)
+        return None
+
+    def _tell(self) -> None:
+        """See that somebody watches the clock for the host at the top of the heap."""
+        if not self._waiting:
+            return
+        if self._watched_until is None:
+            self._sleepers.notify()
+        elif self._waiting[0][0] < self._watched_until:
+            self._watch.notify()
 
     def _give_up_all(self) -> None:
         for host in self._hosts.values():
@@ -187,46 +213,41 @@ class PoliteFetcher:
     def _work(self) -> None:
         while (found := self._next()) is not None:
             host, task = found
-            with self._slot(host) as may_ask:
-                outcome = self._ask(host, task) if may_ask else None
-            with self._changed:
+            with self._slots.take(host.name, host.limit, host.pause_s, host.delay_s) as wait:
+                outcome = self._ask(host, task) if not wait else None
+            with self._lock:
                 host.active -= 1
-                if outcome is None:  # another process has the host's connections
+                if outcome is None:  # other processes have the host's connections, or its turn
                     host.queue.appendleft(task)
-                    host.ready = max(host.ready, time.monotonic() + _LOCKED_S)
+                    host.ready = max(host.ready, time.monotonic() + wait)
                 else:
                     self._settle(host, task, outcome)
                 self._offer(host)
-                self._changed.notify_all()
 
     def _ask(self, host: _Host, task: _Task) -> Answer | Refused:
         """One request. The first of a host reads what its site asks for, and the address has to wait for its turn."""
-        deadline = min(time.monotonic() + self.rules.total_s, self.until)
         try:
             if not host.known:
                 delay = self.opener.prepare(task.now)
-                with self._changed:
+                with self._lock:
                     host.known, host.delay_s = True, delay
                     host.limit = 1 if delay else max(1, self.rules.connections)
-                    host.ready = max(host.ready, time.monotonic() + delay)
-                if delay:
-                    time.sleep(min(delay, max(0.0, self.until - time.monotonic())))
-                    deadline = min(time.monotonic() + self.rules.total_s, self.until)
-            with self._changed:
+                    host.ready = max(host.ready, time.monotonic() + max(host.pause_s, delay))
+            with self._lock:
                 host.figures.requests += 1
-            return self.opener.visit(task.now, deadline)
+            return self.opener.visit(task.now, min(time.monotonic() + self.rules.total_s, self.until))
         except Refused as refused:
             return refused
 
     def _settle(self, host: _Host, task: _Task, outcome: Answer | Refused) -> None:
         """Note what came of a request, and put the address back where it has to be asked again."""
         now = time.monotonic()
-        host.ready = max(host.ready, now + max(host.delay_s, host.pause_s))
+        host.ready = max(host.ready, now + host.delay_s)
         if isinstance(outcome, Refused):
             self._failed(host, task, outcome)
         elif outcome.status == 200:
             host.refused, host.pause_s = 0, max(self.rules.pause_s, host.pause_s * 0.8)
-            host.limit = 1 if host.delay_s else min(self.rules.connections, host.limit + 1)
+            host.limit = 1 if host.delay_s else min(max(1, self.rules.connections), host.limit + 1)
             host.figures.ok += 1
             host.figures.bytes += len(outcome.body)
             self._finish(task, self._store(outcome.body))
@@ -234,6 +255,7 @@ class PoliteFetcher:
             host.refused = 0
             task.hops, task.now = task.hops + 1, moved
             if task.hops > self.rules.redirects:
+                host.figures.failed += 1
                 self._finish(task, Refused(f"too_many_redirects: more than {self.rules.redirects}"))
             else:
                 self._enqueue(task)
@@ -246,7 +268,11 @@ class PoliteFetcher:
         passing = may_pass(refused)
         host.refused = host.refused + 1 if passing else 0
         task.attempts += 1
-        if passing and host.refused >= self.rules.refusals:
+        if str(refused).startswith(ASKS_TOO_MUCH):
+            host.figures.failed += 1
+            self._finish(task, refused)
+            self._set_aside(host, str(refused).removeprefix(ASKS_TOO_MUCH))
+        elif passing and host.refused >= self.rules.refusals:
             host.figures.failed += 1
             self._finish(task, refused)
             self._set_aside(host, f"{host.name} failed {host.refused} times in a row, last: {refused}")
@@ -284,28 +310,6 @@ class PoliteFetcher:
         os.pwrite(self._spool.fileno(), body, place[0])
         self._written += len(body)
         return place
-
-    @contextlib.contextmanager
-    def _slot(self, host: _Host) -> Iterator[bool]:
-        """One of the connections that all processes of this machine may have to a host; False where none is free."""
-        for number in range(host.limit):
-            path = self._locks / f"{digest(host.name, 24)}.{number}"
-            with path.open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    continue
-                waited = time.time() - path.stat().st_mtime
-                if host.delay_s and 0 <= waited < host.delay_s:
-                    yield False
-                    return
-                try:
-                    yield True
-                finally:
-                    if host.delay_s:
-                        os.utime(path)
-                return
-        yield False
 
 
 def retry_after(value: str | None) -> float | None:

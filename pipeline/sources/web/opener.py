@@ -32,6 +32,10 @@ PASSING = frozenset({500, 502, 503, 504})  # answers after which a second attemp
 
 AGAIN_S = 0.5
 
+ASKS_TOO_MUCH = "host_refused: "  # how the reason of a site begins that is set aside
+
+_ASCII = "".join(map(chr, range(33, 127)))
+
 _BODILESS = frozenset({204, 304})  # a server that sends a body with these would put it before the next answer
 
 _SITES = 2048  # whose robots.txt is remembered at a time
@@ -118,7 +122,7 @@ class SafeOpener:
     def open(self, address: str | urllib.request.Request, data: object = None, timeout: object = None) -> Answer:
         """The answer to a GET. Raises Refused, whose text is `reason: detail`."""
         url = address if isinstance(address, str) else address.full_url
-        deadline = min(time.monotonic() + self.rules.total_s, self.until)
+        deadline = self._deadline()
         for attempt in range(1, self.rules.attempts + 1):
             try:
                 return self._follow(url, deadline)
@@ -182,16 +186,27 @@ class SafeOpener:
                 del self._sites[next(iter(self._sites))]
         with site.lock:
             if site.rules is None and not site.error:
-                deadline = min(time.monotonic() + self.rules.total_s, self.until)
                 try:
-                    rules = self._robots_of(parts, deadline) if self.rules.robots else Rules()
-                    if rules.delay_s and self.rules.opt_out:
-                        time.sleep(min(rules.delay_s, max(0.0, deadline - time.monotonic())))
-                    site.reserved = self._tdm_of(parts, deadline) if self.rules.opt_out else Reservations()
+                    rules = self._robots_of(parts, self._deadline()) if self.rules.robots else Rules()
+                    pause = max(rules.delay_s, self.rules.pause_s)
+                    if pause > self.rules.most_wait_s:
+                        raise Refused(f"{ASKS_TOO_MUCH}{parts.netloc} asks for {pause:.0f} s between requests")
+                    if self.rules.robots:
+                        self._rest_a_while(pause)
+                    if self.rules.opt_out:
+                        site.reserved = self._tdm_of(parts, self._deadline())
+                        self._rest_a_while(pause)
                     site.rules = rules
                 except Refused as refused:
                     site.error = str(refused)
         return site
+
+    def _deadline(self) -> float:
+        return min(time.monotonic() + self.rules.total_s, self.until)
+
+    def _rest_a_while(self, seconds: float) -> None:
+        """Wait between two requests to a site."""
+        time.sleep(max(0.0, min(seconds, self.until - time.monotonic())))
 
     def _robots_of(self, parts: SplitResult, deadline: float) -> Rules:
         """RFC 9309, 2.3.1: an answer 4xx allows everything, a server error nothing; five redirects are followed."""
@@ -346,6 +361,24 @@ class SafeOpener:
         announced = response.length
         if announced is not None and announced > most and not cut:
             raise Refused(f"too_large: {announced} bytes announced, at most {most}")
+        if announced is None or announced > most:
+            body = self._pieces(response, deadline, most)
+        else:  # in one piece: the watch ends what comes too slowly
+            body = response.read(announced) if announced else b""
+        if len(body) > most:
+            if not cut:
+                raise Refused(f"too_large: more than {most} bytes")
+            body = body[:most]
+        elif announced is None or len(body) < announced:
+            if time.monotonic() >= deadline:  # the watch ended it
+                raise TimeoutError()
+            if announced is not None:
+                raise Refused(f"truncated: {len(body)} of {announced} bytes")
+        return body
+
+    @staticmethod
+    def _pieces(response: http.client.HTTPResponse, deadline: float, most: int) -> bytes:
+        """A body of unknown length: at most one byte more than `most`."""
         body = bytearray()
         while len(body) <= most:
             if time.monotonic() >= deadline:
@@ -354,15 +387,6 @@ class SafeOpener:
             if not piece:
                 break
             body += piece
-        if len(body) > most:
-            if not cut:
-                raise Refused(f"too_large: more than {most} bytes")
-            del body[most:]
-        elif announced is None or len(body) < announced:
-            if time.monotonic() >= deadline:  # the watch ended it
-                raise TimeoutError()
-            if announced is not None:
-                raise Refused(f"truncated: {len(body)} of {announced} bytes")
         return bytes(body)
 
     def _watch(self) -> None:
@@ -387,8 +411,12 @@ def moved_to(answer: Answer) -> str:
     location = answer.headers.get("Location") or ""
     if answer.status not in REDIRECTS or not location:
         return ""
-    with contextlib.suppress(UnicodeError):
-        location = location.encode("latin-1").decode("utf-8")  # http.client takes headers for Latin-1
+    with contextlib.suppress(UnicodeEncodeError):
+        raw = location.encode("latin-1")  # http.client takes headers for Latin-1
+        try:
+            location = raw.decode("utf-8")
+        except UnicodeDecodeError:  # the bytes of another encoding: what the server calls the file
+            location = quote(raw, safe=_ASCII)
     return urljoin(answer.url, location)
 
 
