@@ -18,6 +18,7 @@ from pipeline.generation.checksums import weights_of
 from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
 from pipeline.generation.requests import NEIGHBOURS, PictureRequest
 from pipeline.generation.sampling import Sampling, known
+from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
     import torch
