@@ -31,17 +31,37 @@ def test_all_takes_every_extra_that_lowers_no_other_package() -> None:
     assert extras["all"] == [f"rdmpipe[{','.join(sorted(wanted))}]"]
 
 
+ABSENT = """
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in {names} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""  # these modules are not found, as where they are not installed
+
+
+def run_without(names: set[str], program: str) -> str:
+    """What a program prints in a process in which these modules cannot be imported."""
+    text = ABSENT.replace("{names}", repr(sorted(names))) + program
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.mark.process
 def test_a_folder_is_built_and_searched_without_any_optional_package(tmp_path: Path) -> None:
-    """Imports of optional packages fail in this process, as they do where only the core is installed."""
+    optional = {name for names in EXTRAS.values() for name in names} | {
+        "autofaiss",
+        "pandas",
+        "accelerate",
+        "webdataset",
+    }
     program = f"""
-import importlib.abc, sys
 from pathlib import Path
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in {sorted({name for names in EXTRAS.values() for name in names} | {"autofaiss", "pandas"})!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
 import numpy as np
 from PIL import Image
 import rdmpipe
@@ -53,5 +73,30 @@ rdmpipe.build(folder, encoder="mini", home={str(tmp_path / "home")!r}, progress=
 with rdmpipe.open("pictures", home={str(tmp_path / "home")!r}) as opened:
     print("found", opened.search("grey", k=3).table.num_rows)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "found 3" in done.stdout, done.stderr[-2000:]
+    assert "found 3" in run_without(optional, program)
+
+
+@pytest.mark.process
+def test_the_model_needs_torch_diffusers_and_safetensors_alone(tmp_path: Path) -> None:
+    others = {
+        "pipeline",
+        "duckdb",
+        "faiss",
+        "pyarrow",
+        "open_clip",
+        "timm",
+        "torchvision",
+        "transformers",
+        "peft",
+        "accelerate",
+    }
+    program = f"""
+import torch
+from rdm import RDM
+from tests.rdm_reference import tiny_model
+tiny_model().save_pretrained({str(tmp_path)!r})
+model = RDM.from_pretrained({str(tmp_path)!r})
+latents = model.sample(torch.randn(1, 2, model.config.context_dim), steps=2, height=32, width=32)
+print(tuple(model.decode(latents).shape))
+"""
+    assert run_without(others, program).strip() == "(1, 3, 32, 32)"
