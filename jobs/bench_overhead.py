@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution import Backend, Progress, Receipt, Resources, Shard, Stage, run_stages
+from pipeline.machine import cores
 from pipeline.storage import Storage
 
 WORKERS = 2
@@ -158,7 +159,7 @@ def main() -> int:
         "process": one["process_seconds"] / two["process_seconds"],
         "same_version": one["version"] == two["version"],
     }
-    machine = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
+    machine = {"cores": cores(), "load": os.getloadavg()}
     print(json.dumps({**state, "scaling 1 to 2 workers": scaling, "machine": machine}))
     return 0 if scaling["same_version"] else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.errors import ConfigError
 from pipeline.installation import EXTRAS, require
 
@@ -52,8 +54,18 @@ def run_without(names: set[str], program: str) -> str:
     return done.stdout
 
 
+NO_LINUX = """
+import os
+def refuse(event, arguments):
+    if event == "open" and str(arguments[0]).startswith("/proc/"):
+        raise FileNotFoundError(arguments[0])
+sys.addaudithook(refuse)
+del os.sched_getaffinity
+"""
+
+
 @pytest.mark.process
-def test_a_folder_is_built_and_searched_without_any_optional_package(tmp_path: Path) -> None:
+def test_a_folder_is_built_and_searched_without_any_optional_package_or_what_only_linux_has(tmp_path: Path) -> None:
     optional = {name for names in EXTRAS.values() for name in names} | {
         "autofaiss",
         "pandas",
@@ -65,15 +77,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 import rdmpipe
+from pipeline.index.worker import peak_bytes
+assert 20 << 20 < peak_bytes() < 20 << 30
 folder = Path({str(tmp_path)!r}) / "pictures"
 folder.mkdir()
 for number in range(6):
     Image.fromarray(np.full((32, 32, 3), 40 * number, np.uint8)).save(folder / f"{{number}}.png")
 rdmpipe.build(folder, encoder="mini", home={str(tmp_path / "home")!r}, progress=False)
 with rdmpipe.open("pictures", home={str(tmp_path / "home")!r}) as opened:
-    print("found", opened.search("grey", k=3).table.num_rows)
+    print("found", opened.search("grey", k=3, where="key % 2 >= 0").table.num_rows)
+run = rdmpipe.generate(["a castle"], db="pictures", model="rdm-mini", steps=1, home={str(tmp_path / "home")!r}, progress=False)
+print("made", run.table.num_rows)
 """
-    assert "found 3" in run_without(optional, program)
+    told = run_without(optional, NO_LINUX + program)
+    assert "found 3" in told and "made 1" in told
 
 
 @pytest.mark.process
@@ -100,3 +117,11 @@ latents = model.sample(torch.randn(1, 2, model.config.context_dim), steps=2, hei
 print(tuple(model.decode(latents).shape))
 """
     assert run_without(others, program).strip() == "(1, 3, 32, 32)"
+
+
+def test_windows_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ImportError, match="Use WSL 2"):
+        importlib.reload(pipeline)
+    assert "Operating System :: POSIX :: Linux" in PROJECT["classifiers"]
+    assert not any("Windows" in classifier for classifier in PROJECT["classifiers"])

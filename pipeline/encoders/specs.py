@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pipeline.encoders.modelconfig import Fields, ModelConfig, check_model_config, read_model_config
 from pipeline.encoders.weights import HUB_WEIGHTS, candidates, check_hub, fetch
-from pipeline.errors import EncoderError, nearest
-from pipeline.installation import asset
+from pipeline.errors import ConfigError, EncoderError, nearest
+from pipeline.installation import asset, require
 
 if TYPE_CHECKING:
     import torch
@@ -244,8 +245,13 @@ def needs_whole(config: ModelConfig) -> bool:
 
 @contextlib.contextmanager
 def _no_remote_code(config: ModelConfig) -> Iterator[None]:
-    """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error."""
-    if not needs_whole(config):
+    """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error.
+
+    Raises ConfigError where the model's text tower or tokenizer is one of transformers', which is optional.
+    """
+    if {"hf_model_name", "hf_tokenizer_name"} & set(config.text or {}):
+        require("hf", "an encoder with a text tower or tokenizer from the Hub")
+    if not needs_whole(config) or importlib.util.find_spec("transformers") is None:
         yield
         return
     from transformers import dynamic_module_utils
@@ -334,7 +340,7 @@ def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
             if settings.get("bpe_path"):
                 simple["bpe_path"] = str(_merges(spec, Path(str(settings["bpe_path"])).name))
             return cast("Tokenizer", open_clip.tokenizer.SimpleTokenizer(context_length=length, **simple))
-    except EncoderError:
+    except (ConfigError, EncoderError):
         raise
     except Exception as error:
         raise EncoderError(f"encoder {spec.name!r}: its tokenizer cannot be loaded: {error}") from error

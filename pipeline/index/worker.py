@@ -8,6 +8,7 @@ train once, add for each partition, merge once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -273,9 +274,8 @@ def peak_bytes() -> int:
 
     On Linux this is VmHWM, because ru_maxrss starts at the parent's there. Elsewhere it is ru_maxrss, in bytes on macOS.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
