@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -136,18 +137,21 @@ def _code(error: BaseException) -> str:
 
 
 def _read(fs: FileSystem, bucket: str, key: str) -> tuple[str | None, str, str]:
-    """(text or None, ETag, swap token) of one object, from one request."""
+    """(text or None, ETag, swap token) of one object, from one request. A body that breaks off is asked for again."""
     from fsspec.asyn import sync
-    from s3fs.core import _error_wrapper
+    from s3fs.core import S3_RETRYABLE_ERRORS
 
-    async def get() -> tuple[str | None, str, str]:
+    for attempt in range(ATTEMPTS):
         try:
-            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+            answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
         except FileNotFoundError:
             return None, "", ""
-        async with answer["Body"] as stream:
-            text = (await stream.read()).decode("utf-8")
+        try:
+            text: str = sync(fs.loop, answer["Body"].read).decode("utf-8")
+        except S3_RETRYABLE_ERRORS as error:
+            if attempt == ATTEMPTS - 1:
+                raise ConnectionError(f"s3://{bucket}/{key}: the answer breaks off every time: {error}") from error
+            time.sleep(min(1.7**attempt * 0.1, 15.0))  # as s3fs waits
+            continue
         return text, answer["ETag"], answer.get("Metadata", {}).get("swap", "")
-
-    found: tuple[str | None, str, str] = sync(fs.loop, _error_wrapper, get, retries=fs.retries)
-    return found
+    raise AssertionError("unreachable")
