@@ -202,7 +202,23 @@ def test_the_scans_that_came_out_black_or_negative_look_like_the_painting(shared
     assert abs(found.mean() - right.mean()) < 20
 
 
-@pytest.mark.parametrize("form", ["TIFF", "JPEG", "PNG"])
+def test_a_raw_photograph_whose_first_picture_is_a_thumbnail_is_a_failed_row() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(out, "TIFF", tiffinfo={254: 1})  # as DNG and NEF begin
+    with pytest.raises(PictureError, match="unsupported_format"):
+        decode(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [(b"\0\0\1\0", "ICO"), (b"%!PS-Adobe", "EPS"), (b"\x76\x2f\x31\x01", "OpenEXR"), (b"8BPS", "Photoshop")],
+)
+def test_pictures_that_are_not_decoded_say_what_they_are(head: bytes, told: str) -> None:
+    error = sniff(head + bytes(100))[1] or ""
+    assert error.startswith("unsupported_format: ") and told in error
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "PNG", "WEBP", "AVIF", "MPO"])
 def test_the_upright_size_of_an_oriented_picture_is_that_of_its_pixels(form: str) -> None:
     for orientation in range(1, 9):
         image = Image.new("RGB", (40, 20))

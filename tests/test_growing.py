@@ -16,10 +16,12 @@ import pytest
 from pipeline.building import BuildRequest, settle
 from pipeline.catalog import failed_rows, resolve_database, resolve_target
 from pipeline.database import RetrievalDatabase
-from pipeline.errors import DatabaseError, SourceError
+from pipeline.errors import ConfigError, DatabaseError, SourceError
 from pipeline.exchange import import_embeddings
 from pipeline.maintenance import PurgeRequest, copy_failed, purge
+from pipeline.maintenance.purging import _read_list
 from pipeline.retrieval import open_search
+from pipeline.scheduling.traces import read_traces
 from pipeline.sources import SourceOptions
 from tests.builds import command, folder_of, last_json, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM
@@ -124,6 +126,9 @@ def test_failures_are_listed_and_their_files_copied(tmp_path: Path, home: Path) 
     assert copy_failed(RetrievalDatabase("mine"), rows, tmp_path / "bad") == 2
     copied = sorted(path.name.split("-", 1)[1] for path in (tmp_path / "bad").iterdir() if path.suffix != ".csv")
     assert copied == ["cut.png", "page.jpg"]
+    left = read_traces(str(home), {"name": "mine", "failed": 2}, ())
+    assert [(row.item, row.reason) for row in left.rows] == [("cut.png", "truncated"), ("page.jpg", "not_an_image")]
+    assert (left.failed, left.listing) == (2, "rdmpipe failures mine")
     shown = last_json(command("failures", "mine", "--json", "--csv", tmp_path / "failed.csv", home=home))
     assert [row["item"] for row in shown] == ["cut.png", "page.jpg"]
     with (tmp_path / "failed.csv").open(newline="") as handle:
@@ -182,6 +187,30 @@ def test_a_purge_list_is_read_however_it_was_saved(tmp_path: Path, home: Path, t
     wishes.write_bytes(text.replace(b"{url}", url.encode()))
     done = purge(PurgeRequest("mine", url_list=wishes, dry_run=True))
     assert (done.rows, done.unmatched) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        (b"id;sha256\r\n1;" + b"AB" * 32 + b"\r\n", ["ab" * 32]),
+        (b"file\thash\na, b.png\t" + b"ab" * 32 + b"\n", ["ab" * 32]),
+        (b"sha256:" + b"ab" * 32 + b"\n" + b"cd" * 32 + b"  picture.png\n", ["ab" * 32, "cd" * 32]),
+        (("sha256\r" + "ab" * 32).encode("utf-16"), ["ab" * 32]),
+    ],
+    ids=["semicolons", "tabs", "prefix and sha256sum", "UTF-16"],
+)
+def test_a_list_of_sums_is_read_however_it_was_saved(tmp_path: Path, text: bytes, entries: list[str]) -> None:
+    (tmp_path / "sums").write_bytes(text)
+    assert _read_list(tmp_path / "sums", hashes=True) == entries
+
+
+@pytest.mark.parametrize(
+    "first", ["www.museum.org/picture/1.jpg", "htp//museum.org/image.jpg", "picture.jpg", "url: 1"]
+)
+def test_a_first_line_that_is_neither_an_address_nor_a_header_is_an_error(tmp_path: Path, first: str) -> None:
+    (tmp_path / "wishes").write_text(f"{first}\nhttp://h/2.jpg\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        _read_list(tmp_path / "wishes", hashes=False)
 
 
 def test_an_entry_of_a_purge_list_that_matches_nothing_is_named_and_changes_the_exit_code(

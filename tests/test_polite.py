@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.sources import SourceOptions
 from pipeline.sources.web.addresses import Refused
 from pipeline.sources.web.hosts import HostFigures, PoliteFetcher, retry_after
-from pipeline.sources.web.opener import AGENTS, FetchRules, SafeOpener
+from pipeline.sources.web.opener import AGENTS, Answer, FetchRules, SafeOpener, _request_path, _split, moved_to
 from pipeline.sources.web.robots import opts_out, parse_robots
 from pipeline.sources.web.tdm import parse_tdm
+from tests.builds import quiet_build
+from tests.encoders import RANDOM
 from tests.museums import Museum, open_museums
 from tests.pictures import jpeg
 
@@ -56,6 +62,7 @@ def test_a_collection_of_three_museums_is_fetched_within_their_limits(tmp_path: 
     assert all(found[url] == "ok" for url in urls[:200])
     assert max(quick.most_at_once, busy.most_at_once) <= 2 and careful.most_at_once == 1
     assert quick.connections <= 2 and busy.connections <= 3  # kept alive
+    assert max(quick.most_open, busy.most_open) <= 2 and careful.most_open == 1
     assert len(quick.pictures()) == len(busy.pictures()) == 100
     pictures = [when for when, path, _ in careful.log if path.endswith(".jpg")]
     assert all(later - earlier >= 0.19 for earlier, later in itertools.pairwise(pictures))
@@ -76,6 +83,64 @@ def test_a_host_that_keeps_refusing_is_set_aside_and_does_not_hold_up_others(tmp
     name = bad.url.removeprefix("http://")
     assert figures[name].set_aside.startswith(f"{name} answered 429 4 times in a row")
     assert figures[name].failed == 50 and len(bad.log) <= 8
+
+
+@pytest.mark.process
+def test_the_summary_lists_hosts_that_were_set_aside_and_retry_comes_back_to_them(tmp_path: Path, home: Path) -> None:
+    good, bad = Museum(HOSTS[0]), Museum(HOSTS[1], refuses=True)
+    options = SourceOptions(allow_private=tuple(HOSTS))
+    with open_museums(good, bad):
+        urls = [f"{good.url}/{number}.jpg" for number in range(3)] + [
+            f"{bad.url}/{number}.jpg" for number in range(3, 15)
+        ]
+        pq.write_table(pa.table({"url": urls}), tmp_path / "list.parquet")
+        (tmp_path / "listed.toml").write_text(
+            f'name = "listed"\ntitle = "t"\nlicence = "l"\nterms = "t"\nopt_out = "o"\nencoder = "{RANDOM}"\n[source]\n'
+            f'kind = "urls"\npath = "{tmp_path / "list.parquet"}"\nimage = "url"\n'
+            "[source.options]\nfetch = { pause_s = 0.0, refusals = 3 }\n"
+        )
+        built = quiet_build(tmp_path / "listed.toml", source=options, images="drop")
+        name = bad.url.removeprefix("http://")
+        assert (built.ok, built.reasons) == (3, {"host_refused": 12})
+        text = built.text()
+        assert (
+            f"  {good.url.removeprefix('http://')}: 3 requests, 3 ok, " in text
+            and f"  {name}: 3 requests, 0 ok, 12 failed, " in text
+        )
+        assert (
+            f"  set aside: {name} answered 429 3 times in a row" in text
+            and "`rdmpipe retry listed` asks them again" in text
+        )
+        bad.refuses = False
+        again = quiet_build("listed", source=options, retry=True)
+    assert (again.ok, again.reasons, again.hosts[name]["set_aside"]) == (15, {}, "")
+    assert "set aside" not in again.text()
+
+
+@pytest.mark.parametrize(("delay", "reason"), [("86400", "host_refused"), ("0.01", "ok")])
+def test_a_crawl_delay_that_no_build_can_wait_for_sets_the_host_aside(
+    tmp_path: Path, home: Path, delay: str, reason: str
+) -> None:
+    museum = Museum(HOSTS[0], robots=f"User-agent: *\nCrawl-delay: {delay}\n")
+    with open_museums(museum):
+        found, figures = fetch(tmp_path, [f"{museum.url}/{number}.jpg" for number in range(4)])
+    assert set(found.values()) == {reason}
+    assert bool(figures[museum.url.removeprefix("http://")].set_aside) == (reason != "ok")
+
+
+def test_requests_begin_after_one_another_for_all_fetchers_together(tmp_path: Path, home: Path) -> None:
+    museum = Museum(HOSTS[0])
+    with open_museums(museum):
+        urls = [f"{museum.url}/{number}.jpg" for number in range(24)]
+        rules, until = FetchRules(pause_s=0.02), time.monotonic() + 60
+        for i, fetcher in enumerate(
+            [
+                PoliteFetcher(SafeOpener(rules, HOSTS, until), rules, urls[i::2], 8, until, tmp_path / f"s{i}")
+                for i in range(2)
+            ]
+        ):
+            assert [fetcher.result(url) for url in urls[i::2]] == [jpeg(number) for number in range(i, 24, 2)]
+    assert museum.most_at_once <= 2 and museum.pace(20) >= 0.018
 
 
 def test_a_host_that_asks_to_wait_for_longer_than_there_is_time_is_set_aside(tmp_path: Path, home: Path) -> None:
@@ -104,6 +169,25 @@ def test_after_the_time_is_up_the_rest_fails_and_nothing_hangs(tmp_path: Path, h
     with open_museums(museum):
         found, _ = fetch(tmp_path, [f"{museum.url}/{number}.jpg" for number in range(20)], seconds=4.0)
     assert set(found.values()) == {"ok", "deadline"}
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/7é.jpg".encode().decode("latin-1"), "/7%C3%A9.jpg"),
+        ("7 é.jpg".encode().decode("latin-1"), "/7%20%C3%A9.jpg"),
+        ("/7é.jpg", "/7%E9.jpg"),
+        ("//münchen.example/7.jpg".encode().decode("latin-1"), "http://xn--mnchen-3ya.example/7.jpg"),
+        ("?a=b c&d=é".encode().decode("latin-1"), "/x.jpg?a=b%20c&d=%C3%A9"),
+    ],
+    ids=["UTF-8", "relative, with a space", "Latin-1", "a host", "a query"],
+)
+def test_a_location_leads_where_its_server_means(location: str, target: str) -> None:
+    headers = http.client.HTTPMessage()
+    headers["Location"] = location
+    parts = _split(moved_to(Answer(302, headers, b"", "http://h.example/x.jpg")))
+    written = _request_path(parts)
+    assert (written if target.startswith("/") else f"{parts.scheme}://{parts.netloc}{written}") == target
 
 
 def test_a_redirect_in_raw_utf8_is_followed(tmp_path: Path, home: Path) -> None:

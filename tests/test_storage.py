@@ -19,6 +19,13 @@ from pipeline.errors import BusyError, DatabaseError, DiskFullError
 from pipeline.storage import Storage, disk_full_is_an_error, lease
 
 
+def test_what_an_operating_system_leaves_in_a_folder_is_not_listed(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("a.json", "._a.json", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        storage.write_text(f"versions/{name}", "{}")
+    assert storage.list("versions") == storage.list("versions", ".json") == ["a.json"]
+
+
 def test_a_written_file_reads_back_and_is_listed(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     artifact = storage.write_text("a/b.txt", "héllo")

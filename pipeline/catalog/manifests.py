@@ -13,6 +13,7 @@ from pipeline.errors import EncoderError, FilterError, ManifestError, nearest
 from pipeline.installation import data_folder
 from pipeline.schema import is_name
 from pipeline.sources import Manifest, View, parse_manifest, source_of_path
+from pipeline.storage import is_litter
 
 
 def shipped_manifests() -> dict[str, Path]:
@@ -41,7 +42,10 @@ def check_manifest(path: Path, home: str | None = None) -> Manifest | View:
 def known_manifests(home: str | None = None) -> dict[str, Path]:
     """Manifest files by name: those that ship with the package, and <home>/manifests/*.toml of a home on a disk."""
     own = Path(home or default_home()) / "manifests"
-    return {**shipped_manifests(), **{path.stem: path for path in sorted(own.glob("*.toml"))}}
+    return {
+        **shipped_manifests(),
+        **{path.stem: path for path in sorted(own.glob("*.toml")) if not is_litter(path.name)},
+    }
 
 
 def add_manifest(path: Path, home: str | None = None) -> Path:

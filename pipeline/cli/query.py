@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def search(
     database: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
-    query: Annotated[str, typer.Argument(help="What to search for, in words.")] = "",
+    query: Annotated[str, typer.Argument(help="What to search for, in words; or a picture file.")] = "",
     image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Search by this picture file.")] = None,
     key: Annotated[
         int | None,
@@ -55,6 +55,8 @@ def search(
     with command():
         from pipeline.retrieval import QueryRequest, run_query
 
+        if _is_picture_file(query):
+            query, image = "", Path(query).expanduser() if image is None else image
         request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out)
         found = run_query(request)
         if explain:
@@ -69,6 +71,22 @@ def search(
             print_json(found.records())
         else:
             print_table(*found.table(), right=(0, 1), plain_cells=plain_cells)
+
+
+def _is_picture_file(query: str) -> bool:
+    """Whether a query names a picture file: its name is not searched for as words. Raises ConfigError where there is none."""
+    from pipeline.errors import ConfigError
+    from pipeline.sources import is_picture
+
+    if not is_picture(query) or "\n" in query:
+        return False
+    try:
+        is_there = Path(query).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a text that no path can be
+        return False
+    if not is_there and " " not in query.strip():
+        raise ConfigError(f"{query}: no such file; give the path of a picture, or words that are not the name of one")
+    return is_there
 
 
 def status(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import cache_dir, canonical_json
-from pipeline.storage import sha256_file
+from pipeline.storage import is_litter, sha256_file
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -24,6 +24,7 @@ def weights_of(folder: Path, parts: Sequence[str], patterns: Sequence[str] = WEI
         if (folder / part).is_dir()
         for pattern in patterns
         for file in (folder / part).glob(pattern)
+        if not is_litter(file.name)
     )
     return [[file.relative_to(folder).as_posix(), checksum(file)] for file in files]
 

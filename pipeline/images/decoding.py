@@ -1,10 +1,10 @@
 """Picture files into RGB pixels on white, with bounds on memory and time; perceptual hash and thumbnail.
 
 Reads: bytes, which may come from anybody. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is
-one of: empty, not_an_image, corrupt, truncated, too_large. Before it is decoded, a picture's size is bounded in pixels
-(`max_pixels`), in bytes that decoding takes (`MAX_BYTES`) and, for JPEG, in scans times pixels (`MAX_SCANNED`). Colour profiles
-are ignored, as in CLIP's own training. Plain JPEGs are decoded by simplejpeg, all else by Pillow. Does not promise the same
-pixels under another libjpeg.
+one of: empty, not_an_image, corrupt, truncated, too_large, unsupported_samples, unsupported_format. Before it is decoded, a
+picture's size is bounded in pixels (`max_pixels`), in bytes that decoding takes (`MAX_BYTES`) and, for JPEG, in scans times
+pixels (`MAX_SCANNED`). Colour profiles are ignored, as in CLIP's own training. Plain JPEGs are decoded by simplejpeg, all else
+by Pillow. Does not promise the same pixels under another libjpeg.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG200
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 _ORIENTATION = 0x0112
+
+_SUBFILE = 254  # of TIFF: bit 0 says that the picture is a reduced form of another one in the file
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
@@ -114,6 +116,8 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         if side and hasattr(image, "draft"):
             image.draft(None, (side, side))
         _check_cost(image, data, size)
+        if image.format == "TIFF" and int(getattr(image, "tag_v2", {}).get(_SUBFILE, 0)) & 1:
+            raise PictureError("unsupported_format", "a raw photograph: the picture that can be read is its thumbnail")
         reduced = image.size != size
         pixels = _plain_jpeg(image, data, reduced)
         if pixels is not None:

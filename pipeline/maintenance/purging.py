@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-_HEADER = re.compile(
-    "url|address|link|image|picture|file|sha|hash|checksum", re.IGNORECASE
-)  # a header line has one of these
+# A header line has one of these words, and nothing that an address or a sum has.
+_HEADER = re.compile("url|address|link|image|picture|file|sha|hash|checksum", re.IGNORECASE)
+_ENTRY = re.compile(r"[/:\\.]|[0-9a-fA-F]{32}")
 
 SAME = 0.9999  # a score from which on two float16 vectors may be of the same picture
 
@@ -178,13 +178,14 @@ def _read_list(path: Path, hashes: bool) -> list[str]:
         line = line.strip()
         if not line or line[0] == "#":
             continue
-        if not found and not names and _HEADER.search(line):
+        is_header = not found and not names and _HEADER.search(line) and not _ENTRY.search(line)
+        if is_header:
             delimiter = max(",;\t", key=lambda mark: (line.count(mark), mark == ","))
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
         entry = _entry(line, cells, names, hashes)
         if entry:
             found.append(entry)
-        elif not found and not names and _HEADER.search(line):
+        elif is_header:
             names = [cell.lower() for cell in cells]
         else:
             rule = "64 hex digits" if hashes else "an http(s) address"
@@ -206,7 +207,7 @@ def _entry(line: str, cells: list[str], names: list[str], hashes: bool) -> str:
         cell = cells[0] if line.startswith('"') or hashes else line
     if not hashes:
         return cell if "://" in cell else ""
-    word = cell.split(" ")[0]  # sha256sum writes the file's name behind it
+    word = cell.split(" ")[0].removeprefix("sha256:")  # sha256sum writes the file's name behind it
     return word.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", word) else ""
 
 

@@ -16,6 +16,7 @@ from .manifest import SourceSpec as SourceSpec
 from .manifest import View as View
 from .manifest import parse_manifest as parse_manifest
 from .names import is_junk as is_junk
+from .names import is_picture as is_picture
 from .names import kind_of_name as kind_of_name
 from .names import sniff as sniff
 from .patches import name_patches as name_patches

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from pipeline.images import format_of, reads_format
+from pipeline.storage import is_litter
 
 # Names that end so are rows. Some name formats that are not decoded: those are failed rows that say so.
 IMAGE_SUFFIXES = frozenset(
@@ -116,14 +117,11 @@ HEAD_BYTES = 512  # of a file, to see whether it is a picture
 
 MAX_PICTURE_BYTES = 256 << 20  # a larger file is a failed row, so that one row cannot take a worker's memory
 
-_JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
-
 
 def is_junk(path: str) -> bool:
     """Files that operating systems leave behind (AppleDouble `._x`, `__MACOSX`, hidden files). Never rows."""
     return any(
-        part.lower() in _JUNK_NAMES or (part.startswith(".") and part not in (".", ".."))
-        for part in PurePosixPath(path).parts
+        is_litter(part) or (part.startswith(".") and part not in (".", "..")) for part in PurePosixPath(path).parts
     )
 
 
@@ -176,6 +174,19 @@ _BRANDS = {b"avif": "avif", b"avis": "avif"} | dict.fromkeys(
 
 _DECODERS = {"heic": ("HEIF", "HEIC"), "jxl": ("JXL", "JPEG XL")}  # formats that need a plugin
 
+# Formats that hold pictures and are not decoded, by how their files begin.
+_NOT_DECODED = {
+    b"8BPS": "a Photoshop document",
+    b"\0\0\1\0": "an icon (ICO)",
+    b"%!PS": "PostScript or EPS",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"II\xbc\x01": "JPEG XR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"qoif": "QOI",
+    b"DDS ": "DirectDraw (DDS)",
+    b"%PDF": "a PDF document",
+}
+
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's name
 
 
@@ -195,8 +206,9 @@ def sniff(data: bytes) -> tuple[str, str | None]:
         return "", "not_an_image: an HTML page"
     if text.startswith((b"<?xml", b"<svg")):
         return "", "not_an_image: XML or SVG"
-    if data.startswith(b"8BPS"):
-        return "", "unsupported_format: a Photoshop document"
+    for beginning, name in _NOT_DECODED.items():
+        if data.startswith(beginning):
+            return "", f"unsupported_format: {name}"
     if found := format_of(data):  # what the decoder reads is never refused here
         return _EXTENSIONS.get(found, found.lower()), None
     return "", f"not_an_image: unknown format, begins with {data[:8].hex()}"

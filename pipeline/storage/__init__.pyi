@@ -5,6 +5,7 @@ from .files import sha256_file as sha256_file
 from .leases import Holder as Holder
 from .leases import holder_of as holder_of
 from .leases import lease as lease
+from .litter import is_litter as is_litter
 from .tars import TarMember as TarMember
 from .tars import next_archive as next_archive
 from .tars import read_member as read_member

@@ -25,6 +25,7 @@ from typing import BinaryIO, cast
 
 from pipeline.config import cache_dir
 from pipeline.errors import DamagedError, DatabaseError, DiskFullError
+from pipeline.storage.litter import is_litter
 from pipeline.storage.objects import FileSystem, explained, open_store, swap_object
 
 TEMPORARY = ".tmp"
@@ -177,7 +178,7 @@ class Storage:
             return cast("BinaryIO", self.fs.open(self.full(relative), "rb"))
 
     def list(self, relative: str = "", suffix: str = "") -> list[str]:
-        """Sorted file and directory names directly below `relative` that end in `suffix`."""
+        """Sorted file and directory names directly below `relative` that end in `suffix`; none of an operating system's."""
         fs = self.fs
         fs.invalidate_cache()
         try:
@@ -189,7 +190,7 @@ class Storage:
             fs._strip_protocol(self.full(relative))
         )  # a store lists a file, or a folder's marker, below itself
         names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found if str(path).rstrip("/") != itself}
-        return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY)
+        return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY and not is_litter(name))
 
     def local(self, artifact: Artifact) -> Path:
         """A local path of a finished file, for memory mapping: the file itself on a disk, else a copy cached by checksum."""

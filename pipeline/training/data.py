@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.schema import read_parquet
+from pipeline.storage import is_litter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +123,7 @@ def read_pictures(config: DataConfig, cache: Path | None = None, home: str | Non
 
 
 def _parquet_rows(path: Path, size: int) -> Iterator[LabelledPicture]:
-    files = sorted(path.parent.glob(path.name))
+    files = sorted(file for file in path.parent.glob(path.name) if not is_litter(file.name))
     if not files:
         raise SourceError(f"no file matches {path}: give the path of a Parquet collection")
     for file in files:

@@ -241,11 +241,8 @@ class SafeOpener:
 
     def _get(self, parts: SplitResult, deadline: float, most: int, cut: bool = False) -> Answer:
         """One request without redirects. The body is read for status 200 alone; `cut` keeps the beginning of a long one."""
-        path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + (
-            "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
-        )
         try:
-            return self._exchange(parts, path, deadline, most, cut)
+            return self._exchange(parts, _request_path(parts), deadline, most, cut)
         except Refused:
             raise
         except (OSError, http.client.HTTPException, ValueError, UnicodeError) as error:
@@ -425,6 +422,12 @@ def host_of(url: str) -> str:
     parts = _split(url)
     usual = {"http": 80, "https": 443}[parts.scheme]
     return (parts.hostname or "") + ("" if parts.port in (None, usual) else f":{parts.port}")
+
+
+def _request_path(parts: SplitResult) -> str:
+    """The path and query of an address as a request line has them."""
+    query = "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
+    return quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + query
 
 
 def _split(url: str) -> SplitResult:

@@ -1,7 +1,8 @@
 """The limits of a host for all processes of this machine: how many connections, and how soon after one another.
 
 Reads and writes: small files in `<cache>/hosts`. A locked file is a connection; the time of another file is the moment at which
-the host was or will be asked last. Other machines do not see them. A process that dies frees its locks.
+the host was or will be asked last. Other machines do not see them. A process that dies frees its locks. What is limited is
+connections in use: each process may keep an idle one open for some seconds more.
 """
 
 from __future__ import annotations
