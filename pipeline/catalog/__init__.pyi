@@ -8,6 +8,7 @@ from .names import Selection as Selection
 from .names import base_of as base_of
 from .names import resolve_database as resolve_database
 from .names import resolve_target as resolve_target
+from .status import Listed as Listed
 from .status import home_status as home_status
 from .status import listing as listing
 from .status import status_of as status_of

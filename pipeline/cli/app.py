@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from pipeline.cli.browse import register as register_browse
 from pipeline.cli.build import register as register_build
 from pipeline.cli.data import register as register_data
 from pipeline.cli.evaluate import register as register_evaluate
@@ -50,6 +51,7 @@ def program(
 for register in (
     register_build,
     register_query,
+    register_browse,
     register_data,
     register_generate,
     register_jobs,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.generation.results import COLUMNS, SETTINGS, Row
 from pipeline.installation import asset, version
+from pipeline.pages import maker_of, title_of
 from pipeline.schema import OK
 from pipeline.storage import Storage
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 EMBEDDED_BYTES = 24 << 20
 
 PICTURE_SIDE, NEIGHBOUR_SIDE = 448, 176  # pixels; shown at about half of it, for fine screens
-
-TITLES = ("title", "name", "work")
-
-MAKERS = ("artist", "artist_name", "author", "creator", "photographer")
 
 Thumbnails = Callable[[str, list[int]], Mapping[int, bytes]]
 
@@ -63,7 +60,8 @@ def write_gallery(
 def page(title: str, data: Data) -> str:
     """The HTML page around `data` (the shape is read in assets/gallery.js)."""
     assets = asset()
-    style, script = ((assets / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style = "".join((assets / name).read_text("utf-8") for name in ("design.css", "gallery.css"))
+    script = (assets / "gallery.js").read_text("utf-8")
     # Inside a script element only < can end it; the other characters are escaped for parsers that are not ours.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
@@ -166,13 +164,10 @@ def _neighbours(
 
 def _neighbour(row: Row, i: int) -> Data:
     details = json.loads(row["neighbour_details"][i] or "{}")
-    title = next((str(details[name]) for name in TITLES if details.get(name)), "")
-    by = next((str(details[name]) for name in MAKERS if details.get(name)), "")
-    date = details.get("date") or details.get("year")
     return {
         "key": row["neighbour_keys"][i],
-        "title": title,
-        "by": ", ".join(str(part) for part in (by, date) if part),
+        "title": title_of(details),
+        "by": maker_of(details),
         "caption": row["neighbour_captions"][i] or "",
         "licence": row["neighbour_licences"][i] or "",
         "source": row["neighbour_sources"][i] or "",

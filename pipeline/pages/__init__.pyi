@@ -5,3 +5,5 @@ from .charts import picture_table as picture_table
 from .html import STYLE as STYLE
 from .html import html_table as html_table
 from .html import html_text as html_text
+from .naming import maker_of as maker_of
+from .naming import title_of as title_of

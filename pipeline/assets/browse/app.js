@@ -1,0 +1,77 @@
+// Begins the page: what the server offers, which view is shown, and what is redrawn when something changes.
+import { byId, element, number, plural } from "./dom.js";
+import { get } from "./api.js";
+import * as query from "./query.js";
+import * as filter from "./filter.js";
+import * as results from "./results.js";
+import * as map from "./map.js";
+import * as lists from "./lists.js";
+import { begin, changed, state, watch } from "./state.js";
+
+const root = byId("pictures");
+const VIEWS = [["pictures", "Pictures"], ["map", "Map"], ["copies", "Copies"], ["failures", "Failures"]];
+
+function heading() {
+  const chosen = state.known.filter((one) => state.databases.includes(one.name));
+  const first = chosen[0];
+  byId("name").textContent = chosen.length > 1 ? chosen.map((one) => one.name).join(" · ") : first?.name || "rdmpipe";
+  document.title = `${state.databases.join(", ")} · rdmpipe`;
+  const about = byId("about");
+  if (chosen.length > 1) about.textContent = `${plural(chosen.length, "database")} side by side, one query`;
+  else if (first?.problem) about.textContent = first.problem;
+  else if (first) about.textContent = [first.base ? `a view of ${first.base}` : first.title && first.title !== first.name ? first.title : "", plural(first.rows, "picture"), `encoder ${first.encoder}`, first.licence && first.licence !== "unknown" ? first.licence : "", first.trained ? "" : "the encoder is untrained: similarity means nothing"].filter(Boolean).join(" · ");
+  byId("databases").hidden = state.known.length < 2;
+  byId("databases").replaceChildren(element("button", { type: "button", class: "several", "aria-pressed": String(several), title: "Choose several databases and see one query in each", onclick: () => { several = !several; if (!several) state.databases = state.databases.slice(0, 1); changed("databases"); } }, "Side by side"), ...state.known.map((one) => element("button", { type: "button", "aria-pressed": String(state.databases.includes(one.name)), title: one.problem || (one.base ? `a view of ${one.base}` : one.title), onclick: (event) => choose(one.name, event) }, one.name, element("small", {}, one.problem ? "damaged" : number(one.rows)))));
+  byId("views").replaceChildren(...VIEWS.map(([name, words]) => element("button", { type: "button", "aria-pressed": String(state.view === name), onclick: () => { state.view = name; changed("view", true); } }, words)));
+}
+
+let several = false;
+
+// A press shows this database alone; side by side, or with Ctrl or Shift, it is added or taken away.
+function choose(name, event) {
+  const there = state.databases.includes(name);
+  if (several || event.ctrlKey || event.metaKey || event.shiftKey) state.databases = there ? state.databases.filter((one) => one !== name) : [...state.databases, name].slice(-6);
+  else if (!there) state.databases = [name];
+  if (!state.databases.length) state.databases = [name];
+  state.chosen = {};
+  changed("databases", true);
+}
+
+function draw(what) {
+  if (what === "all" || what === "start") { byId("search").value = state.text; filter.shownAgain(); }
+  heading();
+  query.drawParts();
+  filter.facets();
+  if (what === "picked") return;
+  if (state.view === "pictures") results.search();
+  else {
+    results.forget();
+    if (what !== "text" && what !== "weights" && !(what === "query" && state.view !== "pictures")) ({ map: map.show, copies: lists.copies, failures: lists.failures })[state.view]?.(root);
+  }
+}
+
+async function start() {
+  try {
+    const [session, { databases }] = await Promise.all([get("/api/session"), get("/api/databases")]);
+    state.session = session;
+    state.known = databases;
+    begin([session.database || databases.find((one) => !one.problem)?.name || databases[0]?.name].filter(Boolean));
+  } catch (error) {
+    byId("name").textContent = "rdmpipe";
+    byId("about").textContent = error.message;
+    return;
+  }
+  several = state.databases.length > 1;
+  query.begin();
+  filter.begin();
+  watch(draw);
+  draw("start");
+  if (matchMedia("(hover: hover)").matches) byId("search").focus({ preventScroll: true });
+}
+
+byId("theme").addEventListener("click", () => {
+  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+});
+
+start();

@@ -1,0 +1,63 @@
+// Rows that show one picture, and rows that failed.
+import { byId, element, link, number, plural } from "./dom.js";
+import { database, get } from "./api.js";
+import { state } from "./state.js";
+import { cardOf } from "./results.js";
+
+const KINDS = { exact: "the same file, byte for byte", alike: "nearly the same picture, by its perceptual hash" };
+
+export async function copies(root) {
+  const name = state.databases[0];
+  begin(root, `Looking for copies in ${name}`);
+  const place = element("div", {});
+  let offset = 0;
+  const more = element("button", { type: "button", class: "pill loader", onclick: () => next() }, "More groups");
+  root.append(place, more);
+  async function next() {
+    const found = await get(`${database(name)}/copies?k=30&offset=${offset}`);
+    offset += found.groups.length;
+    said(found.groups_total ? `${plural(found.groups_total, "picture")} of ${name} ${found.groups_total === 1 ? "is" : "are"} there more than once, in ${plural(found.rows_total, "row")}` : `No picture of ${name} is there twice`);
+    more.hidden = offset >= found.groups_total;
+    for (const group of found.groups) {
+      const list = { items: group.items, cards: [] };
+      list.cards = group.items.map((item, at) => cardOf(name, item, list, at));
+      if (list.cards.length) list.cards[0].tabIndex = 0;
+      place.append(element("section", { class: "group" }, element("h2", {}, `${plural(group.items.length, "row")}: ${KINDS[group.kind]}`), element("div", { class: "row" }, list.cards)));
+    }
+  }
+  await guarded(root, next);
+}
+
+export async function failures(root) {
+  const name = state.databases[0];
+  begin(root, `Reading what failed in ${name}`);
+  const body = element("tbody", {});
+  let offset = 0;
+  const reasons = element("p", { class: "reasons" });
+  const table = element("div", { class: "table" }, element("table", {}, element("thead", {}, element("tr", {}, ["key", "file or address", "reason", "detail"].map((word) => element("th", { scope: "col" }, word)))), body));
+  const more = element("button", { type: "button", class: "pill loader", onclick: () => next() }, "More rows");
+  root.append(reasons, table, more);
+  async function next() {
+    const found = await get(`${database(name)}/failures?k=200&offset=${offset}`);
+    offset += found.failures.length;
+    said(found.total ? `${plural(found.total, "row")} of ${name} failed` : `No row of ${name} failed`);
+    table.hidden = !found.total;
+    more.hidden = offset >= found.total;
+    reasons.replaceChildren(...Object.entries(found.reasons).sort((a, b) => b[1] - a[1]).map(([reason, count]) => element("span", {}, element("b", {}, number(count)), ` ${reason}`)));
+    body.append(...found.failures.map((one) => element("tr", {}, element("td", { class: "number" }, String(one.key)), element("td", {}, one.url ? link(one.url, one.url) : one.item), element("td", {}, one.reason), element("td", {}, one.detail))));
+  }
+  await guarded(root, next);
+}
+
+function begin(root, words) {
+  root.replaceChildren();
+  byId("nothing").hidden = true;
+  said(words);
+}
+
+function said(words) { byId("count").textContent = words; }
+
+async function guarded(root, work) {
+  byId("count").classList.add("busy");
+  try { await work(); } catch (error) { root.replaceChildren(); said(error.message); } finally { byId("count").classList.remove("busy"); }
+}

@@ -1,0 +1,93 @@
+"""`rdmpipe browse`: parse, serve, print the address."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import OUTPUT, Device, Home, Threads, command, print_json, whole
+
+SHARING = "Who may use it"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("browse", rich_help_panel="Search and look", epilog="Example: rdmpipe browse wikiart --open")(browse)
+
+
+def browse(
+    database: Annotated[str, typer.Argument(help="A database or view to show first (default: the first one).")] = "",
+    port: Annotated[int, typer.Option("--port", metavar="N", parser=whole(1), help="Port to listen on.")] = 8420,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    allow_generate: Annotated[
+        bool, typer.Option("--allow-generate", help="Let the page draw pictures and keep favourites.")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen on. Other than this machine's own, every request needs the token.",
+            rich_help_panel=SHARING,
+        ),
+    ] = "127.0.0.1",
+    token: Annotated[
+        str,
+        typer.Option(
+            "--token",
+            metavar="TEXT",
+            help="The token, 16 characters at least (env: RDMPIPE_TOKEN; default: one is made).",
+            rich_help_panel=SHARING,
+        ),
+    ] = "",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="A site whose scripts may use the API, as https://example.org; may be given several times.",
+            rich_help_panel=SHARING,
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    home: Home = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address as one JSON document.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Look through databases in the browser: search as you type, filter, compare, and see how they were built."""
+    with command():
+        from pipeline.errors import ConfigError
+
+        if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
+            raise ConfigError("`rdmpipe browse` needs two more packages: pip install 'rdmpipe[serve]'")
+        from pipeline.serving import ServeOptions, serve
+
+        def started(address: str) -> None:
+            if as_json:
+                print_json({"address": address})
+            else:
+                print(f"Look at {address} (Ctrl-C ends)", flush=True)
+            if open_page:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        serve(
+            ServeOptions(
+                database=database,
+                home=home,
+                host=host,
+                port=port,
+                token=token or os.environ.get("RDMPIPE_TOKEN", ""),
+                allow_generate=allow_generate,
+                allow_origins=tuple(allow_origin or ()),
+                device=device,
+                threads=threads,
+            ),
+            started,
+        )

@@ -1,0 +1,20 @@
+"""What a page calls a picture: its title and its maker, from metadata columns that collections commonly have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TITLES = ("title", "name", "work")
+
+MAKERS = ("artist", "artist_name", "author", "creator", "photographer")
+
+
+def title_of(row: Mapping[str, object]) -> str:
+    """The work's title; empty where no column has one."""
+    return next((str(row[name]) for name in TITLES if row.get(name)), "")
+
+
+def maker_of(row: Mapping[str, object]) -> str:
+    """Who made it and when, as `Hokusai, 1831`; empty where no column says."""
+    maker = next((str(row[name]) for name in MAKERS if row.get(name)), "")
+    return ", ".join(str(part) for part in (maker, row.get("date") or row.get("year")) if part)

@@ -1,0 +1,160 @@
+"""The application: the page's files, the API, and the guard around them; and the server that runs it.
+
+Reads: pipeline/assets/browse and the home. Writes nothing but a temporary folder, unless --allow-generate lets it draw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import html
+import mimetypes
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from pipeline.errors import ConfigError, RdmpipeError
+from pipeline.installation import asset, version
+from pipeline.serving import openapi
+from pipeline.serving.api import ENDPOINTS, Server, answer_json, bound, not_found
+from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL
+from pipeline.serving.engine import Engine
+from pipeline.serving.library import Encoders, Library
+from pipeline.serving.options import ServeOptions
+from pipeline.serving.security import Guard
+from pipeline.serving.thumbs import StoredPictures
+from pipeline.serving.uploads import Uploads
+
+
+def make_server(options: ServeOptions) -> Server:
+    """What the endpoints work with. Close it at the end."""
+    library, encoders, uploads = Library(options.home, options.threads), Encoders(options.device), Uploads()
+    return Server(
+        options,
+        secrets.token_urlsafe(24),
+        library,
+        encoders,
+        uploads,
+        StoredPictures(),
+        Engine(library, encoders, uploads),
+    )
+
+
+def create_app(options: ServeOptions, server: Server | None = None) -> Starlette:
+    """The application as any ASGI server runs it. Raises ConfigError for options that do not fit together."""
+    options = options.checked()
+    running = server or make_server(options)
+    endpoints = (*ENDPOINTS, *CLIP_RETRIEVAL)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        running.close()
+
+    async def index(_: Request) -> Response:
+        page = asset("browse", "index.html").read_text("utf-8")
+        page = page.replace("{{session}}", html.escape(running.session)).replace("{{version}}", html.escape(version()))
+        return HTMLResponse(page, headers={"cache-control": "no-store"})
+
+    async def api_page(_: Request) -> Response:
+        return HTMLResponse(openapi.page(endpoints, version()))
+
+    async def api_document(_: Request) -> Response:
+        return answer_json(openapi.document(endpoints, version()))
+
+    async def missing(request: Request, _: Exception) -> Response:
+        return not_found(request.url.path)
+
+    routes = [
+        Route("/", index),
+        Route("/api", api_page),
+        Route("/api/openapi.json", api_document),
+        Route("/static/{file}", static_file),
+        *(Route(one.path, bound(one, running), methods=[one.method]) for one in endpoints),
+    ]
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(Guard, options=options)],
+        exception_handlers={404: missing},
+    )
+
+
+@functools.cache
+def _static() -> dict[str, bytes]:
+    """The page's files by name."""
+    files = {path.name: path.read_bytes() for path in asset("browse").iterdir() if path.is_file()}
+    return {**files, "design.css": asset("design.css").read_bytes()}
+
+
+async def static_file(request: Request) -> Response:
+    data = _static().get(request.path_params["file"])
+    if data is None:
+        raise HTTPException(404)
+    mark = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+    headers = {"etag": mark, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == mark:
+        return Response(status_code=304, headers=headers)
+    name = request.path_params["file"]
+    kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Response(data, media_type=kind, headers=headers)
+
+
+def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C. `started` is told the address once connections are accepted.
+
+    Raises ConfigError where the port is taken, DatabaseError where the named database is not published.
+    """
+    import uvicorn
+
+    options = options.checked()
+    listener = _listen(options)
+    server = make_server(options)
+    try:
+        _prepare(server)
+        app = create_app(options, server)
+        listener.listen(128)  # connections are accepted from here on, and answered once the loop runs
+        started(options.address + (f"?token={options.token}" if options.token else ""))
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((options.host, options.port))
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"cannot listen on {options.host}:{options.port}: {error.strerror or error}. Another program may use the port: "
+            f"`rdmpipe browse --port {options.port + 1}`"
+        ) from error
+    return made
+
+
+def _prepare(server: Server) -> None:
+    """Open the database that is shown first, and begin to load its encoder."""
+    name = server.options.database
+    listed = [one.name for one in server.library.databases() if not one.base]
+    if not name and not listed:
+        raise ConfigError(
+            "there is no database to look at. Build one: `rdmpipe build-index atelier --limit 500 --encoder mini` draws 500 "
+            "pictures and needs no network"
+        )
+    opened = server.library.current(name or listed[0])
+    with contextlib.suppress(RdmpipeError):
+        server.encoders.get(opened.version.encoder)
