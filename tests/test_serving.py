@@ -21,6 +21,7 @@ from pipeline.serving.app import make_server
 from pipeline.serving.chart import principal_plane
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL, firsts
 from pipeline.serving.questions import QueryPart, SearchQuestion
+from pipeline.serving.studio_api import STUDIO
 from tests.builds import folder_of, picture, quiet_build
 from tests.generations import add_view
 
@@ -268,7 +269,7 @@ def test_the_page_and_its_files_ask_no_other_machine(client: TestClient, server:
 def test_the_api_document_names_every_endpoint_and_type(client: TestClient) -> None:
     made = client.get("/api/openapi.json").json()
     operations = {(method.upper(), path) for path, found in made["paths"].items() for method in found}
-    assert operations == {(one.method, one.path) for one in (*ENDPOINTS, *CLIP_RETRIEVAL)}
+    assert operations == {(one.method, one.path) for one in (*ENDPOINTS, *STUDIO, *CLIP_RETRIEVAL)}
     text = json.dumps(made)
     named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert named <= set(made["components"]["schemas"])

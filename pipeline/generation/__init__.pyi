@@ -7,10 +7,13 @@ from .models import find_model as find_model
 from .models import list_models as list_models
 from .models import load_model as load_model
 from .models import outline_model as outline_model
+from .previews import seldom as seldom
+from .previews import watched as watched
 from .prompts import PromptRow as PromptRow
 from .prompts import accept_rows as accept_rows
 from .prompts import prompt_rows as prompt_rows
 from .prompts import read_prompts as read_prompts
+from .requests import PictureRequest as PictureRequest
 from .run import GenerateSummary as GenerateSummary
 from .run import generate as generate
 from .sampling import SAMPLERS as SAMPLERS

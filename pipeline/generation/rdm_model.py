@@ -5,7 +5,7 @@ Reads: folders that `save_pretrained` or `rdmpipe convert` wrote, and the Hub's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from pipeline.config import digest
 from pipeline.errors import BudgetError, ModelError
 from pipeline.generation.checksums import weights_of
 from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
+from pipeline.generation.previews import current_watcher
 from pipeline.generation.requests import NEIGHBOURS, PictureRequest
 from pipeline.generation.sampling import Sampling, known
 from pipeline.machine import prepare_torchvision
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rdm.conditioning import Context
     from rdm.config import RDMConfig
     from rdm.model import RDM
+    from rdm.sampling import Step
 
 
 def outline(folder: Path, name: str) -> ModelInfo:
@@ -134,12 +136,24 @@ class LoadedRDM:
                 sampler=known(sampling.sampler), eta=known(sampling.eta), guidance_scale=known(sampling.scale),
                 height=known(sampling.height), width=known(sampling.width),
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
+                callback=self._watched(pictures),
             )  # fmt: skip
             return to_arrays(self.model.decode(latents).cpu())
         except RDMError as error:
             raise ModelError(str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise BudgetError(too_little_memory(pictures)) from error
+
+    def _watched(self, pictures: Sequence[PictureRequest]) -> Callable[[Step], None] | None:
+        """What the sampler calls after each step, where somebody watches."""
+        watcher = current_watcher()
+        if watcher is None:
+            return None
+
+        def tell(step: Step) -> None:
+            watcher(pictures, step.index + 1, step.steps, lambda: to_arrays(self.model.decode(step.x0).cpu()))
+
+        return tell
 
     def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) in -1..1 after the first stage's encoder and decoder, on the CPU."""

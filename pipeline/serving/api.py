@@ -28,6 +28,7 @@ from pipeline.errors import BusyError, ConfigError, DatabaseError, EncoderError,
 from pipeline.installation import version
 from pipeline.serving.chart import SAMPLE, map_of
 from pipeline.serving.copies import copies_of
+from pipeline.serving.drawing import Studio
 from pipeline.serving.engine import Engine, Waiting, item_of
 from pipeline.serving.library import Encoders, Library
 from pipeline.serving.options import ServeOptions
@@ -48,6 +49,7 @@ from pipeline.serving.questions import (
     Session,
     ValuesAnswer,
 )
+from pipeline.serving.runs import Runs
 from pipeline.serving.security import has_session, refusal
 from pipeline.serving.thumbs import StoredPictures
 from pipeline.serving.uploads import Uploads
@@ -71,8 +73,11 @@ class Server:
     uploads: Uploads
     pictures: StoredPictures
     engine: Engine
+    studio: Studio
+    runs: Runs
 
     def close(self) -> None:
+        self.studio.close()
         self.engine.close()
         self.library.close()
 

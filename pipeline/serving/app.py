@@ -26,10 +26,13 @@ from pipeline.installation import asset, version
 from pipeline.serving import openapi
 from pipeline.serving.api import ENDPOINTS, Server, answer_json, bound, not_found
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL
+from pipeline.serving.drawing import Studio
 from pipeline.serving.engine import Engine
 from pipeline.serving.library import Encoders, Library
 from pipeline.serving.options import ServeOptions
+from pipeline.serving.runs import Runs
 from pipeline.serving.security import Guard
+from pipeline.serving.studio_api import STUDIO
 from pipeline.serving.thumbs import StoredPictures
 from pipeline.serving.uploads import Uploads
 
@@ -38,21 +41,16 @@ def make_server(options: ServeOptions) -> Server:
     """What the endpoints work with. Close it at the end."""
     library, encoders, uploads = Library(options.home, options.threads), Encoders(options.device), Uploads()
     return Server(
-        options,
-        secrets.token_urlsafe(24),
-        library,
-        encoders,
-        uploads,
-        StoredPictures(),
-        Engine(library, encoders, uploads),
-    )
+        options, secrets.token_urlsafe(24), library, encoders, uploads, StoredPictures(), Engine(library, encoders, uploads),
+        Studio(options.home, options.device, options.threads), Runs(options.home),
+    )  # fmt: skip
 
 
 def create_app(options: ServeOptions, server: Server | None = None) -> Starlette:
     """The application as any ASGI server runs it. Raises ConfigError for options that do not fit together."""
     options = options.checked()
     running = server or make_server(options)
-    endpoints = (*ENDPOINTS, *CLIP_RETRIEVAL)
+    endpoints = (*ENDPOINTS, *STUDIO, *CLIP_RETRIEVAL)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

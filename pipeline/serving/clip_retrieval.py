@@ -143,7 +143,7 @@ def firsts(vectors: NDArray[np.float32], alike: float = ALIKE) -> list[int]:
         smallest = np.where(near, group[None, :], len(vectors)).min(axis=1)
         smallest = np.minimum(smallest, group)
         if (smallest == group).all():
-            return np.flatnonzero(group == np.arange(len(vectors))).tolist()
+            return [int(place) for place in np.flatnonzero(group == np.arange(len(vectors)))]
         group = smallest
 
 

@@ -6,10 +6,13 @@ import * as filter from "./filter.js";
 import * as results from "./results.js";
 import * as map from "./map.js";
 import * as lists from "./lists.js";
+import * as drawing from "./draw.js";
+import * as runs from "./runs.js";
 import { begin, changed, state, watch } from "./state.js";
 
 const root = byId("pictures");
-const VIEWS = [["pictures", "Pictures"], ["map", "Map"], ["copies", "Copies"], ["failures", "Failures"]];
+const VIEWS = { pictures: ["Pictures", results.search], map: ["Map", map.show], draw: ["Draw", drawing.show], runs: ["Runs", runs.show], copies: ["Copies", lists.copies], failures: ["Failures", lists.failures] };
+const views = () => Object.keys(VIEWS).filter((name) => name !== "draw" || state.session.allow_generate);
 
 function heading() {
   const chosen = state.known.filter((one) => state.databases.includes(one.name));
@@ -22,7 +25,7 @@ function heading() {
   else if (first) about.textContent = [first.base ? `a view of ${first.base}` : first.title && first.title !== first.name ? first.title : "", plural(first.rows, "picture"), `encoder ${first.encoder}`, first.licence && first.licence !== "unknown" ? first.licence : "", first.trained ? "" : "the encoder is untrained: similarity means nothing"].filter(Boolean).join(" · ");
   byId("databases").hidden = state.known.length < 2;
   byId("databases").replaceChildren(element("button", { type: "button", class: "several", "aria-pressed": String(several), title: "Choose several databases and see one query in each", onclick: () => { several = !several; if (!several) state.databases = state.databases.slice(0, 1); changed("databases"); } }, "Side by side"), ...state.known.map((one) => element("button", { type: "button", "aria-pressed": String(state.databases.includes(one.name)), title: one.problem || (one.base ? `a view of ${one.base}` : one.title), onclick: (event) => choose(one.name, event) }, one.name, element("small", {}, one.problem ? "damaged" : number(one.rows)))));
-  byId("views").replaceChildren(...VIEWS.map(([name, words]) => element("button", { type: "button", "aria-pressed": String(state.view === name), onclick: () => { state.view = name; changed("view", true); } }, words)));
+  byId("views").replaceChildren(...views().map((name) => element("button", { type: "button", "aria-pressed": String(state.view === name), onclick: () => { state.view = name; changed("view", true); } }, VIEWS[name][0])));
 }
 
 let several = false;
@@ -43,11 +46,12 @@ function draw(what) {
   query.drawParts();
   filter.facets();
   if (what === "picked") return;
-  if (state.view === "pictures") results.search();
-  else {
-    results.forget();
-    if (what !== "text" && what !== "weights" && !(what === "query" && state.view !== "pictures")) ({ map: map.show, copies: lists.copies, failures: lists.failures })[state.view]?.(root);
-  }
+  if (!views().includes(state.view)) state.view = "pictures";
+  if (state.view === "pictures") { results.search(); return; }
+  results.forget();
+  // Words of the query change pictures only; a filter changes the map too.
+  const concerned = { map: ["filter", "databases"], draw: ["databases", "redraw"], copies: ["databases"], failures: ["databases"], runs: [] }[state.view];
+  if (["all", "start", "view", ...concerned].includes(what)) VIEWS[state.view][1](root);
 }
 
 async function start() {

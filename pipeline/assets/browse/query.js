@@ -6,6 +6,7 @@ import { changed, state } from "./state.js";
 const box = byId("search");
 
 function keep(part) {
+  state.view = "pictures";
   state.parts.push(part);
   changed("query", true);
 }
@@ -57,7 +58,7 @@ export function drawParts() {
 }
 
 export function begin() {
-  box.addEventListener("input", () => { state.text = box.value; if (state.view !== "pictures" && state.view !== "draw") state.view = "pictures"; later(() => changed("text"), 45); });
+  box.addEventListener("input", () => { state.text = box.value; state.view = "pictures"; later(() => changed("text"), 45); });
   box.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && box.value.trim().replace(/^-/, "").trim()) {
       event.preventDefault();
