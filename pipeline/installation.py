@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "s3": ("s3fs",),
     "sd": ("transformers", "peft"),
+    "serve": ("starlette", "uvicorn"),
     "urls": ("img2dataset",),
 }
 """The optional parts of an installation, each with the modules that it needs (pyproject.toml names their packages)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Annotated
 
@@ -61,10 +60,9 @@ def browse(
 ) -> None:
     """Look through databases in the browser: search as you type, filter, compare, and see how they were built."""
     with command():
-        from pipeline.errors import ConfigError
+        from pipeline.installation import require
 
-        if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
-            raise ConfigError("`rdmpipe browse` needs two more packages: pip install 'rdmpipe[serve]'")
+        require("serve", "`rdmpipe browse`")
         from pipeline.serving import ServeOptions, serve
 
         def started(address: str) -> None:
