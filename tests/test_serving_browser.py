@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
-from pipeline.serving import ServeOptions, create_app
 from tests.builds import folder_of, quiet_build
 from tests.generations import add_view
+from tests.serving import running
 from tests.test_gallery_browser import CHROMIUM, DRIVER, FLAGS, press, text, wait_until
 
 pytestmark = [
@@ -34,18 +30,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (pictures / "metadata.csv").write_text(table)
     quiet_build(pictures, name="mine", home=str(home), images="thumbnail")
     add_view(home, "mine", "odd", "style = 'odd'")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        app = create_app(ServeOptions(home=str(home), port=port, allow_generate=True))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}/"
-        server.should_exit = True
-        thread.join()
+    with running(home, allow_generate=True) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
