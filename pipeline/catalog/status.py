@@ -40,9 +40,14 @@ class DatabaseStatus:
         """The fields for JSON. An absent table is {}."""
         return _record(self)
 
+    def _state(self) -> str:
+        if self.version:
+            return f"version {self.version}"
+        return self.problem or ("building" if self.running else "not published yet")
+
     def text(self) -> str:
         name = f"{self.name}, a view of {self.base}" if self.base else self.name
-        lines = [f"{name}: " + (f"version {self.version}" if self.version else self.problem or "not published yet")]
+        lines = [f"{name}: " + self._state()]
         if self.counts:
             c = self.counts
             lines.append(

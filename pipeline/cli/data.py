@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("purge", rich_help_panel=panel, epilog="Example: rdmpipe purge wikiart --url-list urls.txt --dry-run")(
         purge_command
     )
+    app.command("delete", rich_help_panel=panel, epilog="Example: rdmpipe delete old_pictures --yes")(delete)
     app.command("failures", rich_help_panel=panel, epilog="Example: rdmpipe failures my_pictures --copy-to ./bad")(
         failures
     )
@@ -103,6 +104,28 @@ def purge_command(
         print(done.text(dry_run))
     if done.unmatched:
         raise typer.Exit(UNMATCHED)
+
+
+def delete(
+    name: Annotated[str, typer.Argument(help="A database; a view holds no rows of its own.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Wait = 0.0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a database with all its versions. Runs that were drawn from it stay."""
+    with command():
+        from pipeline.maintenance import delete_database, plan_deletion
+
+        planned = plan_deletion(name, home)
+        if not yes:
+            print(planned.text())
+            typer.confirm("Delete it for good?", abort=True)
+        done = delete_database(name, home, wait)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"deleted {done.name}")
 
 
 def failures(

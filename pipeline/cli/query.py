@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for name, function, panel, example in (
         ("search", search, "Search and look", "rdmpipe search wikiart 'a harbour at dawn' -k 5 --sheet sheet.png"),
+        ("show", show, "Search and look", "rdmpipe show wikiart 41007 --out picture.jpg"),
         ("status", status, "Search and look", "rdmpipe status wikiart"),
         ("list", list_command, "Search and look", "rdmpipe list"),
         ("manifests", manifests, "Search and look", "rdmpipe manifests wikiart"),
@@ -89,6 +90,47 @@ def _is_picture_file(query: str) -> bool:
     return is_there
 
 
+def show(
+    database: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The row's key, as search prints it.")],
+    k: Annotated[int, typer.Option("-k", metavar="N", parser=whole(1), help="How many neighbours.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the stored picture to this file.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show one row: all that is known of it, where it comes from, and the rows nearest to it."""
+    with command():
+        from pipeline.errors import ConfigError, DatabaseError
+        from pipeline.retrieval import show_row
+
+        if not (key.isascii() and key.isdigit() and len(key) < 19):
+            raise ConfigError(
+                f"{key[:40]!r} is not a row's key: a key is a whole number, as `rdmpipe search` prints it"
+            )
+        shown = show_row(database, int(key), k, home)
+        if out is not None:
+            if shown.picture is None:
+                raise DatabaseError(f"row {key} of {database} has no stored picture: it was built with --images drop")
+            out.write_bytes(shown.picture)
+        if as_json:
+            print_json(shown.record())
+            return
+        for name, value in shown.metadata.items():
+            print(f"{name}: {value}")
+        print(
+            "picture: "
+            + (f"written to {out}" if out else "stored; --out FILE writes it" if shown.picture else "not kept")
+        )
+        print("\nnearest to it:")
+        near = shown.neighbours.to_pylist()
+        rows = [
+            (row["key"], f"{row['score']:.4f}", row.get("title") or row["caption"] or row["item_id"]) for row in near
+        ]
+        print_table(("key", "score", "what"), rows, right=(0, 1))
+
+
 def status(
     name: Annotated[
         str, typer.Argument(help="A database, a view, a generation run or a job (default: everything).")
@@ -113,9 +155,12 @@ def status(
 def list_command(home: Home = None, as_json: Json = False) -> None:
     """List the databases in the home with their versions, and the views of them."""
     with command():
-        from pipeline.catalog import listing
+        from dataclasses import replace
 
-        rows = listing(home)
+        from pipeline.catalog import listing
+        from pipeline.retrieval import count_rows
+
+        rows = [replace(row, rows=count_rows(row.name, home)) if row.base else row for row in listing(home)]
         if as_json:
             print_json([asdict(row) for row in rows])
         else:

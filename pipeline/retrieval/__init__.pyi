@@ -6,3 +6,6 @@ from .search import Results as Results
 from .search import Searcher as Searcher
 from .search import open_database as open_database
 from .search import open_search as open_search
+from .showing import ShownRow as ShownRow
+from .showing import count_rows as count_rows
+from .showing import show_row as show_row

@@ -1,0 +1,62 @@
+"""`rdmpipe delete`: remove a database with all its versions.
+
+Removes everything below <home>/databases/<name>, under the database's lease, `current` first: whoever looks meanwhile finds no
+database instead of half of one. Also removes the list of what was purged (blocked.txt): a later build of the same name may
+fetch those rows again. Runs that were drawn from the database keep their pictures and their provenance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.catalog import listing
+from pipeline.database import RetrievalDatabase
+from pipeline.errors import DatabaseError, nearest
+from pipeline.storage import Storage, lease
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What a deletion removes: rows of the current version, versions, and the views that no longer work."""
+
+    name: str
+    rows: int
+    versions: int
+    views: tuple[str, ...]
+    has_block_list: bool
+
+    def text(self) -> str:
+        """For people, before it is done."""
+        parts = [f"{self.rows:,} rows in {self.versions} version(s)"]
+        if self.views:
+            parts.append(f"its view(s) {', '.join(self.views)} will not work")
+        if self.has_block_list:
+            parts.append("its list of purged rows is lost: a new build may fetch them again")
+        return f"{self.name}: " + "; ".join(parts)
+
+
+def plan_deletion(name: str, home: str | None = None) -> Deletion:
+    """What deleting would remove. Raises DatabaseError where there is no such database, or only a view of that name."""
+    database = RetrievalDatabase(name, home)
+    known = Storage(database.home).list("databases")
+    if name not in known:
+        raise DatabaseError(
+            f"no database {name!r} in {database.home}{nearest(name, known)}; it has {', '.join(known) or 'none'}. (A view "
+            "holds no rows: remove its manifest)"
+        )
+    rows = database.version().index.rows if database.exists() else 0
+    views = tuple(line.name for line in listing(home) if line.base == name)
+    return Deletion(name, rows, len(database.versions()), views, database.storage.exists("blocked.txt"))
+
+
+def delete_database(name: str, home: str | None = None, wait_s: float = 0.0) -> Deletion:
+    """Remove a database. Raises BusyError while a build writes it; may be called again after an interruption."""
+    planned = plan_deletion(name, home)
+    storage = RetrievalDatabase(name, home).storage
+    with lease(storage, f"delete {name}", wait_s):
+        storage.remove("current")
+        for entry in storage.list():
+            if entry != "lease":
+                storage.remove(entry)
+    storage.remove("")
+    return planned

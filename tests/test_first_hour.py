@@ -1,0 +1,74 @@
+"""Commands of a first hour: show a row, count views' rows, delete a database, see that a build runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipeline.catalog import status_of
+from pipeline.cli.app import app
+from pipeline.database import RetrievalDatabase, list_databases
+from pipeline.errors import BusyError, DatabaseError
+from pipeline.maintenance import delete_database, plan_deletion
+from pipeline.retrieval import count_rows, show_row
+from pipeline.storage import Storage, lease
+from tests.builds import folder_of, quiet_build
+from tests.generations import add_view
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hour")
+    quiet_build(folder_of(folder / "pictures", 9), name="mine", home=str(folder / "home"), images="thumbnail")
+    add_view(folder / "home", "mine", "odd", "style = 'odd'")
+    return folder / "home"
+
+
+def test_a_row_is_shown_with_its_picture_and_its_neighbours(built: Path) -> None:
+    shown = show_row("mine", 4, 3, str(built))
+    assert shown.metadata["caption"] == "picture number 4" and shown.metadata["style"] == "even"
+    assert shown.picture is not None and Image.open(io.BytesIO(shown.picture)).size == (48, 48)
+    keys = shown.neighbours["key"].to_pylist()
+    assert len(keys) == 3 and 4 not in keys
+    assert shown.neighbours["score"].to_pylist() == sorted(shown.neighbours["score"].to_pylist(), reverse=True)
+    with pytest.raises(DatabaseError, match="no row with key 99"):
+        show_row("mine", 99, home=str(built))
+
+
+def test_the_command_writes_the_picture_and_lists_views_with_their_rows(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "four.jpg"
+    done = CliRunner().invoke(app, ["show", "mine", "4", "-k", "2", "--out", str(out), "--home", str(built)])
+    assert done.exit_code == 0 and "caption: picture number 4" in done.output
+    assert Image.open(out).size == (48, 48)
+    listed = CliRunner().invoke(app, ["list", "--home", str(built)]).output
+    assert "mine-odd\t4\t" in listed and (count_rows("mine", str(built)), count_rows("none", str(built))) == (9, None)
+    wrong = CliRunner().invoke(app, ["show", "mine", "four", "--home", str(built)])
+    assert wrong.exit_code == 2
+
+
+def test_a_deleted_database_is_gone_with_all_its_files(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    quiet_build(folder_of(tmp_path / "pictures", 4), name="mine", home=home)
+    add_view(Path(home), "mine", "odd", "style = 'odd'")
+    planned = plan_deletion("mine", home)
+    assert (planned.rows, planned.versions, planned.views) == (4, 1, ("mine-odd",))
+    asked = CliRunner().invoke(app, ["delete", "mine", "--home", home], input="n\n")
+    assert asked.exit_code == 1 and "mine-odd" in asked.output and list_databases(home) == ["mine"]
+    with lease(RetrievalDatabase("mine", home).storage, "build-index mine"), pytest.raises(BusyError):
+        delete_database("mine", home)
+    assert CliRunner().invoke(app, ["delete", "mine", "--yes", "--home", home]).exit_code == 0
+    assert Storage(home).list("databases") == []
+    with pytest.raises(DatabaseError, match="no database 'mine'"):
+        delete_database("mine", home)
+
+
+def test_a_build_that_runs_reads_building(tmp_path: Path) -> None:
+    storage = RetrievalDatabase("art", str(tmp_path)).storage
+    storage.write_text("manifest.json", "{}")
+    assert status_of("art", str(tmp_path)).text().startswith("art: not published yet")
+    with lease(storage, "build-index art"):
+        assert status_of("art", str(tmp_path)).text().startswith("art: building")
