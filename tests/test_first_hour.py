@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from pipeline.catalog import status_of
 from pipeline.cli.app import app
 from pipeline.database import RetrievalDatabase, list_databases
-from pipeline.errors import BusyError, DatabaseError
+from pipeline.errors import BusyError, ConfigError, DatabaseError
 from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
 from pipeline.storage import Storage, lease
 from tests.builds import folder_of, quiet_build
-from tests.generations import add_view
+from tests.generations import add_view, quiet_generate, save_model
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,19 @@ def test_a_build_that_runs_reads_building(tmp_path: Path) -> None:
     assert status_of("art", str(tmp_path)).text().startswith("art: not published yet")
     with lease(storage, "build-index art"):
         assert status_of("art", str(tmp_path)).text().startswith("art: building")
+
+
+def test_generate_without_a_database_says_what_to_add(built: Path) -> None:
+    with pytest.raises(ConfigError, match=r"add --db NAME .*published: mine"):
+        quiet_generate("a harbour", home=str(built))
+
+
+def test_pictures_of_another_request_in_the_same_folder_are_told(built: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    common = {"model": str(tmp_path / "model"), "home": str(built), "out": str(tmp_path / "run")}
+    assert (
+        quiet_generate("a harbour", db=("mine",), **common).warnings
+        == quiet_generate("a harbour", db=("mine",), **common).warnings
+    )
+    second = quiet_generate("a harbour", db=("mine-odd",), **common)
+    assert any("1 picture(s) of an earlier request" in warning for warning in second.warnings)

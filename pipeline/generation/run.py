@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from pipeline import machine as this_machine
 from pipeline.catalog import resolve_database
 from pipeline.config import canonical_json, default_home, digest
+from pipeline.database import list_databases
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
 from pipeline.generation.expand import Expander, GenerateConfig
@@ -145,6 +146,7 @@ def generate(
         progress.record_in(storage)
         for key in expander.images:
             storage.write_bytes(f"inputs/{key}", expander.image_bytes(key))
+        request = _with_others_noted(storage, request, progress)
         copied = _copy_finished(storage, request.files, config) if not config.out else 0
         before = _finished(storage, request.files)
         failures = _make(run, request, before)
@@ -224,13 +226,21 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
 
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
-    """By the encoder of the first database that flags or rows name; rdm-768 where none is named."""
+    """By the encoder of the first database that flags or rows name. Raises ConfigError where none is named."""
     if config.db:
         return default_model(resolve_database(config.db[0], config.home).version.encoder.name, config.home)
     for name in dict.fromkeys(name for row in prompts.rows for name in row.db):
         with contextlib.suppress(RdmpipeError):  # a row that names what is not there is that row's error
             return default_model(resolve_database(name, config.home).version.encoder.name, config.home)
-    return "rdm-768"
+    if any(row.db for row in prompts.rows):
+        return "rdm-768"
+    published = (
+        ", ".join(list_databases(config.home)) or "none yet: `rdmpipe build-index atelier --limit 500 --encoder mini`"
+    )
+    raise ConfigError(
+        f"no database is named, and so no model can be chosen: add --db NAME to draw from its pictures (published: "
+        f"{published}), or --model NAME to draw from the text alone"
+    )
 
 
 def _machine(config: GenerateConfig, backend: Backend) -> Machine:
@@ -304,6 +314,20 @@ def _title(config: GenerateConfig) -> str:
 def _finished(storage: Storage, files: Mapping[str, str]) -> set[str]:
     there = set(storage.list("images", ".png"))
     return {key for key, file in files.items() if file.removeprefix("images/") in there}
+
+
+def _with_others_noted(storage: Storage, request: Request, progress: Progress) -> Request:
+    """The request with a warning where pictures of other requests lie in the run's folder: the results will not list them."""
+    wanted = {file.removeprefix("images/") for file in request.files.values()}
+    others = len(set(storage.list("images", ".png")) - wanted)
+    if not others:
+        return request
+    note = (
+        f"{others:,} picture(s) of an earlier request lie in {storage.url}/images; they stay there, and results.parquet and "
+        "the gallery will list this request's alone. To keep both tables, give this one another folder (--out) or name (--run)"
+    )
+    progress.say(f"note: {note}")
+    return replace(request, warnings=(*request.warnings, note))
 
 
 def _copy_finished(storage: Storage, files: Mapping[str, str], config: GenerateConfig) -> int:
