@@ -292,7 +292,7 @@ def knn(client: TestClient, **question: object) -> list[dict]:
 
 
 def test_clip_retrievals_requests_get_its_answers(client: TestClient, server: Server) -> None:
-    assert client.get("/indices-list").json() == ["mine", "mine-odd", "others"]
+    assert {"mine", "mine-odd", "others"} <= set(client.get("/indices-list").json())
     by_text = knn(client, text="a harbour", deduplicate=False)
     ours = search(client, parts=[{"text": "a harbour"}], k=4)["items"]
     assert [(row["id"], row["similarity"]) for row in by_text] == [(row["key"], row["score"]) for row in ours]
