@@ -155,6 +155,8 @@ def test_it_says_no_error_and_every_control_has_a_name(page: Any) -> None:
 def test_a_phone_scrolls_one_way_only(page: Any, width: int) -> None:
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.refresh()
+    wait_until(page, lambda: cards(page) >= 60)
     for view in ("Pictures", "Map", "Draw", "Failures"):
         page.execute_script(
             "[...document.querySelectorAll('#views button')].find(b => b.textContent === arguments[0]).click()", view
