@@ -242,11 +242,14 @@ class BuildResult:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def open(name: str, *, device: str = "auto", threads: int = 0, home: str | Path | None = None) -> Database:
+def open(
+    name: str, *, encoder: str = "", device: str = "auto", threads: int = 0, home: str | Path | None = None
+) -> Database:
     """Open a database for searching.
 
     Args:
         name: A database (`wikiart`), one version of it (`wikiart@3f0c`), or a view (`artbench-baroque`).
+        encoder: Whose vectors are searched, where the database has those of several encoders; empty: its own.
         device: Where the encoder runs: auto, cpu, cuda or cuda:N.
         threads: Threads of a search; 0: all cores of this process.
         home: Where databases live; None: RDMPIPE_HOME or the default.
@@ -257,10 +260,10 @@ def open(name: str, *, device: str = "auto", threads: int = 0, home: str | Path 
     Raises:
         DatabaseError: There is no such database or version, or a file of it is missing. The message says what to run.
     """
-    from pipeline.catalog import resolve_database
+    from pipeline.catalog import resolve_encoded
     from pipeline.retrieval import open_search
 
-    selection = resolve_database(name, _text(home))
+    selection = resolve_encoded(name, encoder, _text(home))
     searcher = open_search(selection.database, selection.version, selection.where, threads)
     return Database(selection, searcher, device)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.generation.adapter_files import AdapterModel, check_adapter, read_description
-from pipeline.generation.ip_adapter import count_pipeline, meta_unet
+from pipeline.generation.adapter_files import AdapterModel, Widths, check_adapter, read_description
+from pipeline.generation.adapter_memory import Adapted, count_pipeline, meta_denoiser
 from pipeline.installation import asset
+from tests.adapters import flux_shapes, plus_shapes, sd3_shapes
 
 BASES = Path(__file__).parent / "data" / "bases"
 
@@ -17,24 +22,58 @@ BASES = Path(__file__).parent / "data" / "bases"
 SD15 = [320, 320, 640, 640, 1280, 1280, *[1280] * 3, *[640] * 3, *[320] * 3, 1280]
 SDXL = [*[640] * 4, *[1280] * 20, *[1280] * 30, *[640] * 6, *[1280] * 10]
 
-PUBLISHED = {  # file: base, numbers in a vector, widths, millions of numbers in the file
-    "ip-adapter_sd15.safetensors": ("sd15", 1024, SD15, 22.3),
-    "ip-adapter_sd15_light.safetensors": ("sd15", 1024, SD15, 22.3),
-    "ip-adapter_sdxl_vit-h.safetensors": ("sdxl", 1024, SDXL, 349.2),
-    "ip-adapter_sdxl.safetensors": ("sdxl", 1280, SDXL, 351.3),
-}
+CLIP_H, SIGLIP = (257, 1280), (729, 1152)  # patches of a picture, and numbers in one
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def layout(base: str, dim: int, widths: list[int]) -> dict[str, tuple[int, ...]]:
-    context = {"sd15": 768, "sdxl": 2048}[base]
-    shapes: dict[str, tuple[int, ...]] = {
+def keys_of(context: int, widths: list[int]) -> Shapes:
+    return {
+        f"ip_adapter.{2 * i + 1}.{part}.weight": (width, context)
+        for i, width in enumerate(widths)
+        for part in ("to_k_ip", "to_v_ip")
+    }
+
+
+def vectors(context: int, dim: int, widths: list[int]) -> Shapes:
+    return {
         "image_proj.proj.weight": (4 * context, dim), "image_proj.proj.bias": (4 * context,),
-        "image_proj.norm.weight": (context,), "image_proj.norm.bias": (context,),
+        "image_proj.norm.weight": (context,), "image_proj.norm.bias": (context,), **keys_of(context, widths),
     }  # fmt: skip
-    for i, width in enumerate(widths):
-        for part in ("to_k_ip", "to_v_ip"):
-            shapes[f"ip_adapter.{2 * i + 1}.{part}.weight"] = (width, context)
-    return shapes
+
+
+@dataclass(frozen=True)
+class Published:
+    """An adapter as published: its base, what it takes, its tensors, and how many millions of numbers its file has."""
+
+    base: str
+    encoder: str
+    shapes: Shapes
+    millions: float
+    widths: Widths
+    patches: tuple[int, int] | None = None
+
+    @property
+    def adapted(self) -> Adapted:
+        return Adapted(BASES / self.base, self.shapes, 4, self.patches)
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "ip-adapter_sd15.safetensors": Published("sd15", "vit-h-14", vectors(768, 1024, SD15), 22.3, Widths(768)),
+    "ip-adapter_sd15_light.safetensors": Published("sd15", "vit-h-14", vectors(768, 1024, SD15), 22.3, Widths(768)),
+    "ip-adapter_sdxl_vit-h.safetensors": Published("sdxl", "vit-h-14", vectors(2048, 1024, SDXL), 349.2, Widths(2048)),
+    "ip-adapter_sdxl.safetensors": Published("sdxl", "vit-bigg-14", vectors(2048, 1280, SDXL), 351.3, Widths(2048)),
+    "ip-adapter-plus_sd15.safetensors": Published(
+        "sd15", "", {**plus_shapes(1280, 768, 768, 16, 12), **keys_of(768, SD15)}, 49.1, Widths(768, 0, 1280), CLIP_H),
+    "ip-adapter-plus_sdxl_vit-h.safetensors": Published(
+        "sdxl", "", {**plus_shapes(1280, 2048, 1280, 16, 20), **keys_of(2048, SDXL)}, 423.8, Widths(2048, 0, 1280), CLIP_H),
+    "ip_adapter.safetensors": Published(
+        "flux", "vit-l-14", flux_shapes(768, 4096, 3072, 19), 490.9, Widths(4096, 3072)),
+    "ip-adapter_diffusers.safetensors": Published(
+        "sd3", "", sd3_shapes(1152, 2432, 64, 38, 1280, 64, 20, 320), 800.0, Widths(4096, 2432, 1152), SIGLIP),
+}  # fmt: skip
+
+NETWORKS = {"sd15": 859.5, "sdxl": 2567.5, "flux": 11901.4, "sd3": 8056.6}  # millions of numbers in the denoiser alone
 
 
 def described() -> dict[str, AdapterModel]:
@@ -43,41 +82,48 @@ def described() -> dict[str, AdapterModel]:
     return {Path(model.adapter).name: model for model in found}
 
 
-def test_every_published_adapter_has_a_description_that_says_its_base_and_encoder() -> None:
+def test_every_published_adapter_has_a_description_that_says_its_base_and_what_it_takes() -> None:
     assert described().keys() == PUBLISHED.keys()
-    for file, (base, dim, _, _) in PUBLISHED.items():
+    for file, published in PUBLISHED.items():
         model = described()[file]
-        assert (model.family, model.dim, model.encoder) == (base, dim, "vit-h-14" if dim == 1024 else "vit-bigg-14")
+        assert (model.family, model.encoder) == (published.base, published.encoder)
+        assert bool(model.image_encoder) == bool(published.patches) != bool(model.dim)
+        assert model.licence and model.terms
 
 
 @pytest.mark.parametrize("file", PUBLISHED)
 def test_published_names_and_shapes_load_into_the_real_networks(file: str) -> None:
-    base, dim, widths, millions = PUBLISHED[file]
-    shapes = layout(base, dim, widths)
-    numbers = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
-    assert numbers / 1e6 == pytest.approx(millions, abs=0.1)
-    unet = meta_unet(BASES / base / "unet", shapes)  # diffusers' own loader: a missing name or another shape raises
-    own = {"sd15": 859.5, "sdxl": 2567.5}[base]
-    assert sum(one.numel() for one in unet.parameters()) / 1e6 == pytest.approx(own + millions, abs=0.3)
-    check_adapter(described()[file], shapes, unet.config.cross_attention_dim, file)
+    published = PUBLISHED[file]
+    numbers = sum(map(prod, published.shapes.values()))
+    assert numbers / 1e6 == pytest.approx(published.millions, rel=0.004)
+    # diffusers' own loader: a missing name or another shape raises
+    network: Any = meta_denoiser(BASES / published.base, published.shapes)
+    assert sum(one.numel() for one in network.parameters()) / 1e6 == pytest.approx(
+        NETWORKS[published.base] + numbers / 1e6, rel=0.001
+    )
+    check_adapter(described()[file], published.shapes, published.widths, file)
+    key = next(name for name in published.shapes if name.endswith(("to_k_ip.weight", "k_proj.weight")))
     with pytest.raises((RuntimeError, KeyError)):
-        meta_unet(BASES / base / "unet", {**shapes, "ip_adapter.1.to_k_ip.weight": (8, 8)})
+        meta_denoiser(BASES / published.base, {**published.shapes, key: (8, 8)})
 
 
 def test_an_adapter_of_the_other_base_is_refused() -> None:
+    sdxl = PUBLISHED["ip-adapter_sdxl_vit-h.safetensors"].shapes
     with pytest.raises(ModelError, match=r"its keys take 2048 numbers.*768"):
-        check_adapter(described()["ip-adapter_sd15.safetensors"], layout("sdxl", 1024, SDXL), 768, "sd15")
+        check_adapter(described()["ip-adapter_sd15.safetensors"], sdxl, Widths(768), "sd15")
 
 
 def test_memory_is_counted_and_grows_with_pictures_and_pixels() -> None:
-    sd15 = layout("sd15", 1024, SD15)
+    def gib(file: str, batch: int, side: int, precision: str = "fp16") -> float:
+        return count_pipeline(PUBLISHED[file].adapted, precision, batch, (side, side)) / 2**30
+
     counted = {
-        (side, batch): count_pipeline(BASES / "sd15", sd15, "fp16", batch, (side, side), 4) / 2**30
-        for side in (512, 1024)
-        for batch in (1, 4)
+        (side, batch): gib("ip-adapter_sd15.safetensors", batch, side) for side in (512, 1024) for batch in (1, 4)
     }
     assert 2.0 < counted[512, 1] < 4.0, "weights of 2.0 GiB, and what is alive beside them"
     assert counted[512, 1] < counted[512, 4] < counted[1024, 4]
     assert counted[512, 1] < counted[1024, 1]
-    sdxl = count_pipeline(BASES / "sdxl", layout("sdxl", 1024, SDXL), "fp16", 1, (1024, 1024), 4) / 2**30
-    assert 7.0 < sdxl < 16.0
+    assert 7.0 < gib("ip-adapter_sdxl_vit-h.safetensors", 1, 1024) < 16.0
+    assert gib("ip-adapter-plus_sd15.safetensors", 1, 512) > counted[512, 1]
+    assert 30 < gib("ip_adapter.safetensors", 1, 1024, "bf16") < 45, "22 GiB of Flux, 9 of T5, and the adapter"
+    assert 25 < gib("ip-adapter_diffusers.safetensors", 1, 1024, "bf16") < 40

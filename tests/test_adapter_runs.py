@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.building import second_name
+from pipeline.catalog import companion_name
 from pipeline.errors import BudgetError, ConfigError, ModelError
 from pipeline.execution import Backend
 from pipeline.generation import find_model, list_models, outline_model
@@ -122,7 +122,10 @@ def test_an_rdm_takes_no_image_scale_and_no_sampler_of_the_others(world: World, 
 
 def test_a_database_of_another_encoder_is_refused_with_the_command(world: World, tmp_path: Path) -> None:
     other = small_adapter_model(tmp_path / "other", "sd15", "vit-h-14")
-    with pytest.raises(ModelError, match=r"trained with vit-h-14.*`rdmpipe build-index styles --encoder vit-h-14"):
+    with pytest.raises(
+        ModelError,
+        match=r"trained with vit-h-14.*`rdmpipe build-index \S+/pictures --encoder vit-h-14 --name styles_vit_h_14",
+    ):
         world.run("a fox", model=str(other), out=str(tmp_path / "run"))
 
 
@@ -130,10 +133,10 @@ def test_the_database_with_the_models_encoder_is_chosen_beside_the_named_one(wor
     other = RANDOM.replace("seed=0", "seed=1")
     assert other != RANDOM
     model = str(small_adapter_model(tmp_path / "other", "sd15", other))
-    name = second_name("styles", other)
+    name = companion_name("styles", other)
     quiet_build(world.home.parent / "pictures", name=name, home=str(world.home), encoder=other, images="thumbnail")
     summary = world.run("a fox", model=model, out=str(tmp_path / "run"))
-    assert any(f"neighbours come from '{name}'" in warning for warning in summary.warnings)
+    assert any(f"come from '{name}'" in warning for warning in summary.warnings)
     rows = results(summary).to_pylist()
     assert [row["db"] for row in rows] == list(world.views), "named as asked for, the view's filter among it"
     for row in rows:

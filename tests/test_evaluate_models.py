@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.config import digest
 from pipeline.errors import ConfigError
-from pipeline.evaluation import Compared, EvaluateConfig, compare, count_compared, read_evaluate_config
+from pipeline.evaluation import Compared, EvaluateConfig, compare, forecast, read_evaluate_config
 from pipeline.evaluation.config import Postfix, Sweep
 from pipeline.execution import Backend, Progress
 from tests.adapters import small_adapter_model
@@ -54,14 +56,26 @@ def test_what_a_model_of_a_comparison_leaves_empty_is_the_protocols() -> None:
         compare(EvaluateConfig(), Progress(stream=io.StringIO()), Backend())
 
 
-def test_the_job_of_todays_models_can_be_read_and_asks_each_for_its_encoders_databases() -> None:
-    config = read_evaluate_config(JOBS / "today.toml")
-    assert [one.model for one in config.compare] == ["rdm-768", "sd15-ip-adapter", "sdxl-ip-adapter"]
-    built = {entry.name or Path(entry.target).stem for entry in config.build}
-    for one in config.compare:
-        own = config.of(one)
-        assert {own.database, own.general, own.content_database} <= built
-        assert max(own.tuning.k) <= 16 or one.model == "rdm-768"
+def test_the_job_of_todays_models_is_planned_without_its_databases_and_weights(home: Path) -> None:
+    """`rdmpipe evaluate jobs/today.toml --plan` on a machine that has nothing yet."""
+    told = CliRunner().invoke(app, ["evaluate", str(JOBS / "today.toml"), "--plan"])
+    assert told.exit_code == 0, told.output
+    assert "artbench_vit_h_14: to build: rdmpipe embed artbench --encoder vit-h-14" in told.output
+    assert "sdxl-ip-adapter: takes vectors of vit-h-14; base stabilityai/" in told.output
+    assert "licence: base: CreativeML Open RAIL-M" in told.output
+    planned = forecast(read_evaluate_config(JOBS / "today.toml"), str(home))
+    names = [one.name for one in planned.databases]
+    assert sorted(names) == ["artbench", "artbench_vit_h_14", "laion", "laion_vit_h_14"]
+    assert (planned.styles, planned.test_captions) == (10, 32)
+    counts = {one.name: one.pictures for one in planned.models}
+    assert list(counts) == ["rdm-768", "sd15-ip-adapter", "sdxl-ip-adapter"]
+    assert all(one["swap"] == 32 * 10 and one["all"] == sum(one.values()) - one["all"] for one in counts.values())
+    assert f"all models: {planned.pictures:,}" in told.output
+    assert not home.exists(), "nothing is built, fetched or written"
+    as_json = CliRunner().invoke(app, ["evaluate", str(JOBS / "today.toml"), "--plan", "--json"])
+    assert json.loads(as_json.stdout)["pictures"] == planned.pictures
+    with pytest.raises(ConfigError, match=r"is not published.*build the database first: `rdmpipe build-index "):
+        forecast(replace(read_evaluate_config(JOBS / "today.toml"), styles=()), str(home))
 
 
 @pytest.mark.process
@@ -75,7 +89,8 @@ def test_two_models_are_judged_by_the_same_judges_and_shown_side_by_side(tmp_pat
         sweep=Sweep(captions=1, styles=1, k=(0, 2), guidance=(2.0,), shares=(1.0,)),
         compare=(Compared(rdm), Compared(str(adapter), sampler="ddim", guidance=(5.0,))),
     )
-    assert all(count > 10 for count in count_compared(config, str(home)).values())
+    planned = forecast(config, str(home))
+    assert all(one.pictures["all"] > 10 for one in planned.models)
     said = io.StringIO()
     folder, found = compare(
         config, Progress(stream=said), Backend(), home=str(home), out=str(tmp_path / "out"), device="cpu"

@@ -13,4 +13,3 @@ from .request import BuildSummary as BuildSummary
 from .request import manifest_of as manifest_of
 from .request import settle as settle
 from .second import for_second_encoder as for_second_encoder
-from .second import second_name as second_name

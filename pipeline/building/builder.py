@@ -19,6 +19,7 @@ from pipeline.building.embed import EmbedConfig, Images, embed_stage
 from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
 from pipeline.building.publishing import Contents, publish, shard_entries
 from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, settle
+from pipeline.catalog import command_that_adds, companions
 from pipeline.config import canonical_json
 from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
@@ -215,6 +216,7 @@ class _Build:
         names = sorted({*outcome.ran, *outcome.skipped})
         index: IndexSummary = {}
         if version:
+            warnings += self._outdated(version)
             made = version.index
             index = {"id": made.id, "kind": made.kind, "key": made.key, "rows": made.rows, "recall": made.recall}
         return BuildSummary(
@@ -236,6 +238,15 @@ class _Build:
             seconds=round(time.monotonic() - self.start, 3),
             warnings=tuple(warnings),
         )
+
+    def _outdated(self, version: Version) -> list[str]:
+        """What to tell of databases with other encoders' vectors of these pictures, where the pictures changed."""
+        return [
+            f"{one.database.name} holds the vectors of {one.encoder} of the pictures before; bring it up to date: "
+            f"{command_that_adds(self.database, one.encoder)}"
+            for one in companions(self.database.name, self.database.home)
+            if one.version is not None and (any(self.changes.values()) or one.version.index.rows != version.index.rows)
+        ]
 
     def _hosts(self) -> dict[str, HostCounts]:
         """Figures of the hosts that the plan's shards were fetched from, summed, those that were asked most first."""

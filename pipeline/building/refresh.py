@@ -56,11 +56,12 @@ def plan_refresh(
     for shard in plan_shards(db, old.id):
         unread.setdefault(shard.fingerprint, []).append(shard)
     holed = {shard_of(key) for key in gone_before}
+    blocked = read_block_list(db.storage)
     kept: list[Shard] = []
     changed_specs: list[Row] = []
     for spec in listed(source, config.options):
         same = [shard for shard in unread.get(spec.fingerprint, []) if shard.id not in holed]
-        if same:
+        if same and not _holds_blocked(db, same[0], blocked):
             kept.append(same[0])
             unread[spec.fingerprint].remove(same[0])
         else:
@@ -68,7 +69,6 @@ def plan_refresh(
     loose = sorted((shard for shards in unread.values() for shard in shards), key=lambda shard: shard.id)
     listed_only = isinstance(source, FetchingSource)
     known = _rows_by_item(db, loose, config, gone_before, listed_only)
-    blocked = read_block_list(db.storage)
     picked_rows: list[tuple[int, str, str]] = []  # (which of changed_specs, item id, digest of the row)
     for number, part in enumerate(changed_specs):
         for item, row_digest in _items(source, part, config, blocked):
@@ -94,6 +94,11 @@ def plan_refresh(
     changed = sum(1 for entry in gone if entry.why == "changed")
     ordered = tuple(sorted(gone, key=lambda entry: entry.key))
     return Refresh(plan, ordered, len(picked_rows) - changed, changed, _narrowed(old.columns, columns))
+
+
+def _holds_blocked(db: RetrievalDatabase, shard: Shard, blocked: BlockList) -> bool:
+    """Whether a published shard holds a row that was put on the block list since, and that is not purged from it."""
+    return bool(blocked.marks) and bool(blocked.mask(db.read_table(db.image_table(shard.id))).any())
 
 
 def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping[str, str]) -> None:

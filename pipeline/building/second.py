@@ -1,35 +1,30 @@
 """A second encoder's vectors for the pictures of a database, without fetching the pictures again.
 
-The vectors get a database of their own, NAME_ENCODER, whose source is the pictures that NAME keeps. Reads: the database's
-version, settings and block list. Writes: the new database's manifest in <home>/manifests, and its block list. Builds nothing.
+The vectors get a database of their own, the companion NAME_ENCODER (pipeline/catalog/companions.py), whose source is the
+pictures that NAME keeps. Reads: the database's version, settings, rows and block list. Writes: the companion's manifest in
+<home>/manifests, and its block list. Builds nothing.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.building.request import STAGES, BuildRequest, begun
-from pipeline.catalog import base_of
+from pipeline.catalog import base_of, command_that_adds, companion_name, companions, keeps_pictures
 from pipeline.config import default_home
-from pipeline.database import RetrievalDatabase, Version, read_block_list, write_block_list
+from pipeline.database import BlockList, RetrievalDatabase, Version, gone_keys, read_block_list, write_block_list
 from pipeline.encoders import same_encoder
 from pipeline.errors import DatabaseError
 from pipeline.schema import FROM_SOURCE
 
 
-def second_name(base: str, encoder: str) -> str:
-    """The name of a database with the same pictures as `base` and another encoder's vectors: `wikiart_vit_h_14`."""
-    slug = re.sub(r"[^a-z0-9]+", "_", encoder.lower()).strip("_")[-40:].strip("_")
-    return f"{base}_{slug}"
-
-
 def for_second_encoder(request: BuildRequest) -> BuildRequest:
-    """The request that builds NAME_ENCODER from the pictures of a published NAME; any other request as it is.
+    """The request that builds NAME_ENCODER from the pictures of a published NAME, or brings it up to date; any other request as
+    it is.
 
-    Raises DatabaseError where NAME does not keep its pictures, or holds rows that were removed since.
+    Raises DatabaseError where NAME does not keep its pictures.
     """
     if not request.encoder or request.name:
         return request
@@ -37,32 +32,48 @@ def for_second_encoder(request: BuildRequest) -> BuildRequest:
     database = RetrievalDatabase(base, request.home)
     if not database.exists() or same_encoder(database.version().encoder.name, request.encoder):
         return request
-    name, version = second_name(base, request.encoder), database.version()
-    _require_pictures(database, version, request.encoder)
+    version = database.version()
+    if not keeps_pictures(database):
+        raise DatabaseError(
+            f"database {base!r} does not keep its pictures on this disk (--images {version.images}), so another encoder cannot "
+            f"read them. {command_that_adds(database, request.encoder)} reads the source again"
+        )
+    same = [one for one in companions(base, request.home) if same_encoder(one.encoder, request.encoder)]
+    # An encoder may go by two names; the companion that is there keeps its own.
+    encoder = same[0].encoder if same else request.encoder
+    name = companion_name(base, encoder)
     manifests = Path(request.home or default_home()) / "manifests"
     manifests.mkdir(parents=True, exist_ok=True)
     manifest = manifests / f"{name}.toml"
     if not manifest.is_file():
-        manifest.write_text(_manifest(database, version, name, request.encoder), encoding="utf-8")
+        manifest.write_text(_manifest(database, version, name, encoder), encoding="utf-8")
     second = RetrievalDatabase(name, request.home)
-    write_block_list(second.storage, read_block_list(database.storage))
-    return replace(request, target=str(manifest), stages=STAGES)
+    write_block_list(second.storage, _left_out(database, version, encoder))
+    return replace(request, target=str(manifest), encoder=encoder, stages=STAGES, refresh=second.exists())
 
 
-def _require_pictures(database: RetrievalDatabase, version: Version, encoder: str) -> None:
-    base = database.name
-    command = f"`rdmpipe build-index {base} --encoder {encoder} --name {second_name(base, encoder)}`"
-    settings = (begun(base, database.home) or {}).get("settings", {})
-    if settings.get("images") != "keep" or "://" in database.storage.url:
+def _left_out(database: RetrievalDatabase, version: Version, encoder: str) -> BlockList:
+    """What of the kept pictures is no part of the database: purged rows, and pictures of rows that were removed since.
+
+    Raises DatabaseError where only the metadata of a row changed: its old picture cannot be told from the new one.
+    """
+    blocked = read_block_list(database.storage)
+    gone = set(gone_keys(database, version.gone))
+    if not gone:
+        return blocked
+    living: set[str] = set()
+    left: set[str] = set()
+    for shard in version.shards:
+        for row in database.read_table(shard.artifact, ["key", "sha256"]).to_pylist():
+            if row["sha256"]:
+                (left if row["key"] in gone else living).add(row["sha256"])
+    if left & living:
         raise DatabaseError(
-            f"database {base!r} does not keep its pictures on this disk (--images {settings.get('images')}), so another "
-            f"encoder cannot read them. {command} fetches them again"
-        )
-    if version.gone is not None:
-        raise DatabaseError(
-            f"database {base!r} keeps pictures of rows that were removed since, which another encoder would read. {command} "
+            f"database {database.name!r} keeps {len(left & living):,} picture(s) twice, because their metadata changed since "
+            f"they were fetched: another encoder would read both. {command_that_adds(database, encoder, from_source=True)} "
             "reads the source as it is now"
         )
+    return blocked.with_values("sha256", left)
 
 
 def _manifest(database: RetrievalDatabase, version: Version, name: str, encoder: str) -> str:

@@ -1,3 +1,15 @@
+from .companions import Companion as Companion
+from .companions import command_that_adds as command_that_adds
+from .companions import command_with_thumbnails as command_with_thumbnails
+from .companions import companion_name as companion_name
+from .companions import companions as companions
+from .companions import difference as difference
+from .companions import home_option as home_option
+from .companions import keeps_pictures as keeps_pictures
+from .companions import main_database as main_database
+from .companions import resolve_encoded as resolve_encoded
+from .companions import source_of as source_of
+from .companions import with_encoder as with_encoder
 from .failures import FailedRow as FailedRow
 from .failures import failed_rows as failed_rows
 from .manifests import add_manifest as add_manifest

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from pipeline.catalog.companions import companions, main_database
 from pipeline.catalog.manifests import known_manifests, load_manifest
 from pipeline.catalog.names import base_of
 from pipeline.config import Table, checked, default_home
@@ -19,6 +20,15 @@ from pipeline.execution import Failure, ProgressState
 from pipeline.schema import is_name
 from pipeline.sources import View
 from pipeline.storage import Holder, Storage, holder_of
+
+
+@dataclass(frozen=True)
+class MoreVectors:
+    """Vectors of another encoder, and the database that holds them. `rows` is None while its first build is not finished."""
+
+    encoder: str
+    database: str
+    rows: int | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class DatabaseStatus:
     failures: tuple[Failure, ...]  # shards that the last build could not finish
     base: str = ""  # of a view, which has its base's status
     problem: str = ""  # a damaged file, and the command that repairs it
+    more_vectors: tuple[MoreVectors, ...] = ()  # of other encoders, for the same pictures
 
     def record(self) -> dict[str, object]:
         """The fields for JSON. An absent table is {}."""
@@ -55,6 +66,9 @@ class DatabaseStatus:
                 f"{c['duplicates']:,} duplicates; encoder {self.encoder}"
             )
             lines += [f"    {reason}: {count:,}" for reason, count in c["reasons"].items()]
+        for one in self.more_vectors:
+            rows = "not finished" if one.rows is None else f"{one.rows:,} rows"
+            lines.append(f"  also vectors of {one.encoder}: {rows}, in {one.database}")
         progress = self.progress if self.running or not self.version else None
         return "\n".join([*lines, *_work(self.running, progress, self.failures)])
 
@@ -91,6 +105,14 @@ class Listed:
     rows: int | None  # None for a view, whose rows its filter decides, and for a damaged database
     encoder: str
     version: str
+    vectors_for: str = (
+        ""  # the database whose pictures these are, where this one holds another encoder's vectors of them
+    )
+
+    @property
+    def belongs_to(self) -> str:
+        """For people: what the line is a part of."""
+        return f"view of {self.base}" if self.base else f"vectors for {self.vectors_for}" if self.vectors_for else ""
 
 
 def _record(status: DatabaseStatus | RunStatus) -> dict[str, object]:
@@ -135,6 +157,18 @@ def database_status(name: str, home: str | None = None) -> DatabaseStatus:
         running=holder_of(storage),
         progress=progress,
         failures=_failures(storage),
+        more_vectors=_more_vectors(name, home),
+    )
+
+
+def _more_vectors(name: str, home: str | None) -> tuple[MoreVectors, ...]:
+    """The vectors of other encoders; none where one of their databases is damaged, which its own status says."""
+    try:
+        found = companions(name, home)
+    except DamagedError:
+        return ()
+    return tuple(
+        MoreVectors(one.encoder, one.database.name, one.version.index.rows if one.version else None) for one in found
     )
 
 
@@ -217,8 +251,10 @@ def listing(home: str | None = None) -> list[Listed]:
         except DamagedError:
             rows.append(Listed(name, "", None, "", f"damaged: run `rdmpipe check {name}`"))
             continue
-        rows.append(Listed(name, "", version.index.rows, version.encoder.name, version.id))
-        rows += [Listed(view.name, name, None, version.encoder.name, version.id) for view in views if view.base == name]
+        encoder = version.encoder.name
+        main = main_database(name, encoder, home)
+        rows.append(Listed(name, "", version.index.rows, encoder, version.id, main))
+        rows += [Listed(view.name, name, None, encoder, version.id) for view in views if view.base == name]
     return rows
 
 

@@ -58,7 +58,9 @@ def evaluate(
     out: Annotated[
         str, typer.Option("--out", metavar="FOLDER", help="Folder of the evaluation (default: in the home).")
     ] = "",
-    plan: Annotated[bool, typer.Option("--plan", help="Print how many pictures it would make, and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print its databases, models and numbers of pictures, and stop.")
+    ] = False,
     device: Device = "auto",
     threads: Annotated[
         int,
@@ -97,10 +99,10 @@ def evaluate(
         elif model:
             config = replace(config.of(known[model]) if model in known else config, compare=())
         if plan:
-            from pipeline.evaluation import count_compared, count_pictures, open_study
+            from pipeline.evaluation import forecast
 
-            counts = count_compared(config, home) if config.compare else count_pictures(open_study(config, home))
-            print_json(counts) if as_json else print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
+            planned = forecast(config, home)
+            print_json(planned.to_json()) if as_json else print(planned.text())
             return
         chosen = Backend(kind=which_backend(backend, address), address=address, workers=workers)
         if config.compare:

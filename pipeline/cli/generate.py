@@ -302,5 +302,7 @@ def models(
         if as_json:
             print_json([asdict(row) for row in rows])
         else:
-            columns = ("name", "encoder", "neighbours", "size", "where")
-            print_table(columns, [tuple(getattr(row, column) for column in columns) for row in rows])
+            print_table(
+                ("name", "encoder", "neighbours", "size", "licence", "where"),
+                [(row.name, row.takes, row.neighbours, row.size, row.licence, row.where) for row in rows],
+            )

@@ -40,6 +40,12 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="N", parser=whole(1), help="How many results.")] = 10,
     where: Where = "",
     no_duplicates: Annotated[bool, typer.Option("--no-duplicates", help="Leave out exact duplicates.")] = False,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder", metavar="NAME", help="Search the vectors of this encoder (default: the database's own)."
+        ),
+    ] = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan and the times to standard error.")] = False,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE", help="Write a contact sheet of the results, as PNG.")
@@ -58,7 +64,7 @@ def search(
 
         if _is_picture_file(query):
             query, image = "", Path(query).expanduser() if image is None else image
-        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out)
+        request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out, encoder)
         found = run_query(request)
         if explain:
             typer.echo(found.explanation(), err=True)
@@ -165,8 +171,8 @@ def list_command(home: Home = None, as_json: Json = False) -> None:
             print_json([asdict(row) for row in rows])
         else:
             print_table(
-                ("name", "rows", "encoder", "version", "view of"),
-                [(row.name, row.rows, row.encoder, row.version, row.base) for row in rows],
+                ("name", "rows", "encoder", "version", "belongs to"),
+                [(row.name, row.rows, row.encoder, row.version, row.belongs_to) for row in rows],
                 right=(1,),
             )
 
@@ -252,11 +258,14 @@ def gc(
 ) -> None:
     """Remove old versions, and the files that no other version needs."""
     with command() as progress:
-        from pipeline.catalog import base_of
+        from pipeline.catalog import base_of, companions
         from pipeline.database import RetrievalDatabase
         from pipeline.maintenance import collect
 
-        done = collect(RetrievalDatabase(base_of(name, home), home), keep, progress.say)
+        database = RetrievalDatabase(base_of(name, home), home)
+        done = collect(database, keep, progress.say)
+        for one in companions(database.name, home):
+            typer.echo(f"note: {one.database.name} has versions of its own: `rdmpipe gc {one.database.name}`", err=True)
         if as_json:
             print_json(asdict(done))
         else:

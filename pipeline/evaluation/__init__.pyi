@@ -1,11 +1,10 @@
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
-from .comparison import count_compared as count_compared
 from .config import Compared as Compared
 from .config import EvaluateConfig as EvaluateConfig
 from .config import read_evaluate_config as read_evaluate_config
-from .plan import count_pictures as count_pictures
-from .plan import open_study as open_study
+from .forecasting import Forecast as Forecast
+from .forecasting import forecast as forecast
 from .records import Summary as Summary
 from .run import evaluate as evaluate
 from .run import summary_text as summary_text

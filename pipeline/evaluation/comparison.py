@@ -1,8 +1,8 @@
 """Several models by one protocol, side by side: the same databases, captions, styles, seeds and judges.
 
 Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder a model
-with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison goes on. Models of other
-encoders need databases of those encoders: `[[compare]]` names them.
+with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison goes on. A model of another
+encoder finds its vectors beside the database (pipeline/catalog/companions.py), or in databases that `[[compare]]` names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.pictures import Run
-from pipeline.evaluation.plan import SWAP, count_pictures, open_study
+from pipeline.evaluation.plan import SWAP
 from pipeline.evaluation.records import Json, Measured, Score, Summary, by_value
 from pipeline.evaluation.report import NAMES, measures, number, whole_page
 from pipeline.evaluation.run import evaluate_in, folder_of, set_up
@@ -81,11 +81,6 @@ def compare(
         storage.write_text("summary.json", json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
         storage.write_text("index.html", _page(comparison, rows, folder, _folders(config)))
     return folder, comparison
-
-
-def count_compared(config: EvaluateConfig, home: str | None) -> dict[str, int]:
-    """Different pictures of each model, by name."""
-    return {one.model: count_pictures(open_study(config.of(one), home))["all"] for one in config.compare}
 
 
 def _folders(config: EvaluateConfig) -> dict[str, str]:

@@ -34,6 +34,11 @@ class Build:
     limit: int = 0
     base_url: str = ""
 
+    @property
+    def database(self) -> str:
+        """The name of the database that it builds, as far as the entry says it."""
+        return self.name or Path(self.target).stem
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -113,7 +118,7 @@ class Judge:
 class Compared:
     """A model of a comparison. What is empty is the protocol's: databases, sampler, steps, and the tuning's grids.
 
-    A model that takes another encoder's vectors needs databases of that encoder: name them here.
+    A model that takes another encoder's vectors finds those that `rdmpipe embed NAME --encoder ...` added to a database.
     """
 
     model: str
@@ -191,6 +196,11 @@ class EvaluateConfig:
                 name: value for name, value in table[judge]["train"].items() if _LATER.get(name) != value
             }
         return table
+
+    def databases(self) -> list[str]:
+        """Every database that is read, once."""
+        named = (self.database, self.general, *self.sources.values(), *self.others, self.content_database)
+        return [name for name in dict.fromkeys(named) if name]
 
     def of(self, one: Compared) -> EvaluateConfig:
         """The protocol for one model of the comparison."""

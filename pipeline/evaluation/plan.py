@@ -245,6 +245,14 @@ def open_study(config: EvaluateConfig, home: str | None) -> Study:
     """Read databases and model, and choose the captions. Raises RdmpipeError."""
     from pipeline.generation import find_model
 
+    labelled, place, validation, test = open_captions(config, home)
+    return Study(labelled, place, validation, test, find_model(config.model, home))
+
+
+def open_captions(
+    config: EvaluateConfig, home: str | None
+) -> tuple[Labelled, Place, tuple[Caption, ...], tuple[Caption, ...]]:
+    """The labelled pictures, and the captions for validation and test. Raises RdmpipeError."""
     labelled = read_labelled(config.database, config, home)
     styles = chosen_styles(labelled, config)
     if config.prompts.file:
@@ -253,18 +261,18 @@ def open_study(config: EvaluateConfig, home: str | None) -> Study:
         validation, test = choose_captions(labelled, styles, config.prompts)
     named = [labelled.values[c.content] for c in (*validation, *test) if c.content in labelled.values]
     absent = f"{labelled.column} NOT IN ({', '.join(named)})" if named else ""
-    return Study(labelled, Place(config, styles, absent), validation, test, find_model(config.model, home))
+    return labelled, Place(config, styles, absent), validation, test
 
 
-def count_pictures(study: Study) -> dict[str, int]:
-    """Different pictures by phase; settings that are not chosen yet count as the grid's last ones."""
-    config, most = study.place.config, study.model.max_neighbours
+def count_pictures(place: Place, validation: Sequence[Caption], test: Sequence[Caption], most: int) -> dict[str, int]:
+    """Different pictures by phase; settings that are not chosen yet count as the grid's last ones. `most`: neighbours."""
+    config = place.config
     guess = {condition: Setting(min(config.tuning.k[-1], most), config.tuning.guidance[-1]) for condition in CONDITIONS}
     seen: set[tuple[object, ...]] = set()
     counts: dict[str, int] = {}
     for trial in (
-        *tuning_trials(study.place, study.validation, most),
-        *test_trials(study.place, study.test, guess, most),
+        *tuning_trials(place, validation, most),
+        *test_trials(place, test, guess, most),
     ):
         asked = (trial.prompt, trial.seed, trial.setting, trial.neighbours_only)
         where = (trial.database, trial.where) if trial.setting.k else ()
@@ -276,11 +284,15 @@ def count_pictures(study: Study) -> dict[str, int]:
 
 def setup_of(config: EvaluateConfig, study: Study, home: str | None) -> Setup:
     """The protocol as it is written down: what was asked for, of which versions, for which captions."""
-    from pipeline.catalog import resolve_database
+    from pipeline.catalog import resolve_database, with_encoder
 
-    place = study.place
-    names = [config.database, place.general, *config.sources.values(), *config.others, config.content_database]
-    versions = {name: resolve_database(name, home).version.id for name in dict.fromkeys(names) if name}
+    place, encoder = study.place, study.model.encoder
+    selections = {name: resolve_database(name, home) for name in config.databases()}
+    versions = {name: selection.version.id for name, selection in selections.items()}
+    for selection in selections.values():  # and where the model's vectors come from, if not from there
+        used = with_encoder(selection, encoder) if encoder and not config.any_encoder else None
+        if used is not None and used.database.name != selection.database.name:
+            versions[used.database.name] = used.version.id
     return Setup(
         config=config,
         databases=versions,

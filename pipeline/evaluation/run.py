@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,12 +123,18 @@ def evaluate_in(run: Run) -> tuple[Summary, list[Score]]:
 
 
 def _build_missing(run: Run) -> None:
-    from pipeline.building import BuildRequest, build, settle
+    """Build the databases of [[build]] that the evaluation reads and that are not published; of companions (NAME_ENCODER) those
+    that hold the vectors of the model's encoder, from the pictures that NAME keeps where it does."""
+    from pipeline.building import BuildRequest, build, for_second_encoder, settle
+    from pipeline.catalog import companion_name, keeps_pictures, main_database
     from pipeline.database import RetrievalDatabase
+    from pipeline.generation import outline_model
     from pipeline.sources import SourceOptions
 
     config = run.config
-    wanted = {config.database, config.general, *config.sources.values(), *config.others, config.content_database}
+    encoder = outline_model(config.model, run.home).encoder if config.build else None
+    wanted = set(config.databases())
+    wanted |= {companion_name(name, encoder) for name in config.databases() if encoder}
     for entry in config.build:
         request = BuildRequest(
             target=entry.target, name=entry.name, home=run.home, encoder=entry.encoder, images=entry.images,
@@ -139,6 +145,9 @@ def _build_missing(run: Run) -> None:
         if not any(other == name or other.startswith(f"{name}-") for other in wanted):  # itself, or a view of it
             continue
         if not RetrievalDatabase(name, run.home).exists():
+            main = main_database(name, entry.encoder, run.home)
+            if main and keeps_pictures(RetrievalDatabase(main, run.home)):
+                request = for_second_encoder(replace(request, target=main, name=""))
             run.progress.say(f"building database {name}, which is not published yet")
             build(request, run.progress)
 

@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pipeline.config import from_mapping, parse_json, read_toml
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.generation.adapter_families import FAMILIES
 from pipeline.generation.sampling import Sampling
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-
-WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-
-PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
-
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Tensors of a file by name."""
 
-BlockScales = Mapping[str, object]
-"""What diffusers' `set_ip_adapter_scale` takes: {"up": {"block_0": [0.0, 1.0, 0.0]}}; other blocks see nothing."""
+BlockScales: TypeAlias = Mapping[str, object] | tuple[float, ...]
+"""What diffusers' `set_ip_adapter_scale` takes. U-Net: {"up": {"block_0": [0.0, 1.0, 0.0]}}, and other blocks see nothing.
+Flux: one number for each layer that has an adapter."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +36,28 @@ class Lora:
 class AdapterModel:
     """A description: model.toml.
 
-    family          sd15 or sdxl: the pipeline that draws
+    family          one of FAMILIES: the pipeline that draws
     base            a folder in diffusers' format (relative to the description), or a Hub id
     variant         which of the base's files: "fp16" for `model.fp16.safetensors`
     adapter         a safetensors file (relative to the description), or `owner/repo/path/file` on the Hub
     encoder, dim    the encoder whose vectors the adapter takes, as `--encoder` names it, and their length
+    image_encoder   for adapters that take a picture's patches: the vision tower that makes them of the neighbours' pictures, a
+                    folder in transformers' format (relative to the description), or `owner/repo[/folder]` on the Hub
+    negative_scale  Flux: strength of the guidance away from a negative prompt
     k               neighbours when nobody says
     image_scale, weighting, blocks_used     as --image-scale, --weighting and --blocks when nobody says
     blocks          sets of attention blocks that --blocks may name, beside `all`
     """
 
     kind: Literal["ip-adapter"]
-    family: Literal["sd15", "sdxl"]
+    family: Literal["sd15", "sdxl", "flux", "sd3"]
     base: str
     adapter: str
-    encoder: str
-    dim: int
+    encoder: str = ""
+    dim: int = 0
+    image_encoder: str = ""
+    image_encoder_revision: str = ""
+    negative_scale: float = 4.0
     base_revision: str = ""
     variant: str = ""
     adapter_revision: str = ""
@@ -78,11 +80,28 @@ class AdapterPlaces:
     base: Path
     adapter: Path
     lora: tuple[Path, ...]
+    image_encoder: Path | None = None
 
 
 def read_description(path: Path) -> AdapterModel:
     """The description in model.toml. Raises ConfigError."""
-    return from_mapping(AdapterModel, read_toml(path), f"{path.parent.name}/{path.name}")
+    where = f"{path.parent.name}/{path.name}"
+    model = from_mapping(AdapterModel, read_toml(path), where)
+    if bool(model.encoder and model.dim) == bool(model.image_encoder):
+        raise ConfigError(
+            f"{where}: say what the adapter takes: `encoder` and `dim` for one vector a picture, or `image_encoder` for a "
+            "picture's patches (`plus` adapters, SD 3)"
+        )
+    form = FAMILIES[model.family].blocks
+    for name, scales in model.blocks.items():
+        if form == "none" or isinstance(scales, tuple) != (form == "layers"):
+            wanted = {
+                "none": "no [blocks]: diffusers takes one number for all",
+                "layers": "a list of numbers, one a layer",
+                "tables": "tables of blocks, as { up = { block_0 = [0.0, 1.0, 0.0] } }",
+            }[form]
+            raise ConfigError(f"{where} [blocks] {name}: family {model.family!r} takes {wanted}")
+    return model
 
 
 def find_files(model: AdapterModel, folder: Path, name: str) -> AdapterPlaces:
@@ -91,7 +110,36 @@ def find_files(model: AdapterModel, folder: Path, name: str) -> AdapterPlaces:
         base=_base(model, folder, name),
         adapter=_file(model.adapter, model.adapter_revision, folder, name, "adapter"),
         lora=tuple(_file(one.file, "", folder, name, "lora") for one in model.lora),
+        image_encoder=_image_encoder(model, folder, name) if model.image_encoder else None,
     )
+
+
+def _image_encoder(model: AdapterModel, folder: Path, name: str) -> Path:
+    place = model.image_encoder
+    local = folder / Path(place).expanduser()
+    if not (local / "config.json").is_file():
+        if place.count("/") < 1 or place.startswith(("/", ".", "~")):
+            raise ModelError(
+                f"model {name!r}: no image_encoder at {local}; give a folder with config.json and model.safetensors, or "
+                "OWNER/REPO/FOLDER"
+            )
+        owner, repo, *inner = place.split("/")
+        inside = "/".join(inner)
+        files = [
+            f"{inside}/{one}".lstrip("/") for one in ("config.json", "preprocessor_config.json", "model*.safetensors")
+        ]
+        try:
+            from huggingface_hub import snapshot_download
+
+            whole = snapshot_download(
+                f"{owner}/{repo}", revision=model.image_encoder_revision or None, allow_patterns=files
+            )
+        except Exception as error:
+            raise ModelError(_unreachable(name, "image_encoder", place, folder, error)) from error
+        local = Path(whole) / inside
+    if not any(local.glob("*.safetensors")):
+        raise ModelError(f"model {name!r}: {local} has no safetensors file. Pickled weights are never loaded")
+    return local
 
 
 def _base(model: AdapterModel, folder: Path, name: str) -> Path:
@@ -100,13 +148,19 @@ def _base(model: AdapterModel, folder: Path, name: str) -> Path:
         return local
     if model.base.count("/") != 1:
         raise ModelError(f"model {name!r}: base {model.base!r} is neither a folder with model_index.json nor a Hub id")
+    family = FAMILIES[model.family]
     suffix = f".{model.variant}.safetensors" if model.variant else ".safetensors"
-    patterns = ["model_index.json", *(f"{part}/*.json" for part in PARTS), *(f"{part}/*.txt" for part in PARTS),
-                *(f"{part}/*{suffix}" for part in WITH_WEIGHTS)]  # fmt: skip
+    patterns = ["model_index.json", *(f"{part}/*{end}" for part in family.parts for end in (".json", ".txt", ".model")),
+                *(f"{part}/*{suffix}" for part in family.with_weights)]  # fmt: skip
+    others = None if model.variant else ["*.fp16.safetensors", "*.non_ema.safetensors"]
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(model.base, revision=model.base_revision or None, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                model.base, revision=model.base_revision or None, allow_patterns=patterns, ignore_patterns=others
+            )
+        )
     except Exception as error:  # the Hub's client has a dozen kinds of errors
         raise ModelError(_unreachable(name, "base", model.base, folder, error)) from error
 
@@ -167,13 +221,14 @@ def check_base(model: AdapterModel, base: Path, name: str) -> None:
                 f"model {name!r}: {base}: {part} is of the library {str(kind[0])[:80]!r}; only diffusers and "
                 "transformers are used"
             )
-    found, wanted = index.get("_class_name"), PIPELINES[model.family]
+    family = FAMILIES[model.family]
+    found, wanted = index.get("_class_name"), family.pipeline
     if found != wanted:
         raise ModelError(
             f"model {name!r}: base {model.base} is a {found}; family {model.family!r} draws with a {wanted}. Give a base of "
-            f"that family, or one of {', '.join(PIPELINES)} as `family` with its adapter"
+            f"that family, or one of {', '.join(FAMILIES)} as `family` with its adapter"
         )
-    for part in WITH_WEIGHTS:
+    for part in family.with_weights:
         if (base / part).is_dir() and not any((base / part).glob("*.safetensors")):
             raise ModelError(
                 f"model {name!r}: {base / part} has no safetensors file. Pickled weights are never loaded: take a copy of the "
@@ -181,37 +236,79 @@ def check_base(model: AdapterModel, base: Path, name: str) -> None:
             )
 
 
-def check_adapter(model: AdapterModel, shapes: Shapes, context_dim: int, name: str) -> None:
-    """Raise ModelError for an adapter that one vector a picture cannot drive, or that is made for another base or encoder.
+def place_of(key: str) -> tuple[str, str]:
+    """(table, name) of a tensor as diffusers' loaders take them; XLabs' adapters for Flux have names of their own."""
+    table, _, name = key.partition(".")
+    if table == "double_blocks":
+        name = name.replace("processor.ip_adapter_double_stream_", "")
+        return "ip_adapter", name.replace("k_proj", "to_k_ip").replace("v_proj", "to_v_ip")
+    return ("image_proj" if table == "ip_adapter_proj_model" else table), name
 
-    context_dim: the base's cross_attention_dim.
-    """
-    advice = "Use the adapter without `plus`: it takes the one vector that a database holds of each picture"
-    if "image_proj.latents" in shapes:
+
+@dataclass(frozen=True)
+class Widths:
+    """Numbers that an adapter has to agree with: of the base's text tokens, of its attention, of the vision tower's patches."""
+
+    context: int
+    attention: int = 0
+    patch: int = 0
+
+
+def check_adapter(model: AdapterModel, shapes: Shapes, widths: Widths, name: str) -> None:
+    """Raise ModelError for an adapter that is made for another base or encoder, or that a database cannot drive."""
+    found = {place_of(key): shape for key, shape in shapes.items()}
+    says = f"model {name!r}: {model.adapter}"
+    _check_kind(model, found, says)
+    resampler = ("image_proj", "latents") in found
+    first = ("ip_adapter", "1.to_k_ip.weight" if FAMILIES[model.family].denoiser == "unet" else "0.to_k_ip.weight")
+    projection = ("image_proj", "proj_in.weight" if resampler else "proj.weight")
+    if first not in found or projection not in found:
         raise ModelError(
-            f"model {name!r}: {model.adapter} is a `plus` adapter: it takes the encoder's patch embeddings (257 vectors a "
-            f"picture), and a database holds one vector a picture. {advice}"
+            f"{says} is no IP-Adapter of family {model.family!r}: it lacks {'.'.join(projection)} or {'.'.join(first)}"
         )
-    if "image_proj.proj.3.weight" in shapes:
+    keys, expected = found[first][1], widths.attention if model.family == "sd3" else widths.context
+    if keys != expected:
         raise ModelError(
-            f"model {name!r}: {model.adapter} is a `full-face` adapter: it takes the encoder's patch embeddings. {advice}"
+            f"{says} is made for another base: its keys take {keys} numbers, those of {model.base} {expected} (768: SD 1.5, "
+            "2048: SDXL, 4096: Flux, 2432: SD 3.5). Give the adapter of this base"
         )
-    if "image_proj.proj.0.weight" in shapes:
+    taken = found[projection][1]
+    if model.image_encoder and not resampler:
         raise ModelError(
-            f"model {name!r}: {model.adapter} is a FaceID adapter: it takes a face recogniser's vectors. {advice}"
+            f"{says} takes one vector of {taken} numbers a picture: write `encoder` and `dim` in model.toml in place of "
+            "`image_encoder`"
         )
-    if "image_proj.proj.weight" not in shapes or "ip_adapter.1.to_k_ip.weight" not in shapes:
+    if resampler and taken != widths.patch:
         raise ModelError(
-            f"model {name!r}: {model.adapter} is no IP-Adapter: it lacks image_proj.proj.weight or ip_adapter.1.to_k_ip.weight"
+            f"{says} takes patches of {taken} numbers; those of {model.image_encoder} have {widths.patch}. Give the vision "
+            "tower that the adapter was trained with as `image_encoder`"
         )
-    dim, own = shapes["image_proj.proj.weight"][1], shapes["ip_adapter.1.to_k_ip.weight"][1]
-    if own != context_dim:
+    if not resampler and taken != model.dim:
         raise ModelError(
-            f"model {name!r}: {model.adapter} is made for another base: its keys take {own} numbers, those of {model.base} "
-            f"{context_dim} (768: SD 1.5, 2048: SDXL). Give the adapter of this base"
+            f"{says} takes vectors of {taken} numbers; the description says {model.dim} (encoder {model.encoder}). 768 is "
+            "vit-l-14, 1024 is vit-h-14, 1280 is vit-bigg-14: correct `encoder` and `dim` in model.toml"
         )
-    if dim != model.dim:
+
+
+def _check_kind(model: AdapterModel, found: Mapping[tuple[str, str], tuple[int, ...]], says: str) -> None:
+    """Raise ModelError for an adapter that takes something else than stored vectors, or patches of stored pictures."""
+    full = ("image_proj", "proj.3.weight") in found
+    if ("image_proj", "perceiver_resampler.proj_in.weight") in found or (
+        ("image_proj", "proj.0.weight") in found and not full
+    ):
         raise ModelError(
-            f"model {name!r}: {model.adapter} takes vectors of {dim} numbers; the description says {model.dim} (encoder "
-            f"{model.encoder}). 1024 is vit-h-14, 1280 is vit-bigg-14: correct `encoder` and `dim` in model.toml"
+            f"{says} is a FaceID adapter: it takes a face recogniser's vectors, and a database holds none. Use an adapter "
+            "without FaceID"
+        )
+    if full:
+        raise ModelError(
+            f"{says} is a `full-face` adapter: it is trained on patches of cut-out faces, and a database keeps whole pictures. "
+            "Use another adapter of the same base"
+        )
+    if ("image_proj", "latents") in found and not model.image_encoder:
+        raise ModelError(
+            f"{says} is a `plus` adapter: it takes the encoder's patch embeddings (257 vectors a picture), and a database "
+            "holds one vector a picture. In model.toml, name the vision tower that makes them of the neighbours' pictures, as "
+            'image_encoder = "h94/IP-Adapter/models/image_encoder" in place of `encoder` and `dim`; or use the adapter without '
+            "`plus`, which takes the stored vectors"
         )

@@ -12,9 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.building import second_name
-from pipeline.catalog import Selection, resolve_database
-from pipeline.database import RetrievalDatabase
+from pipeline.catalog import (
+    Selection,
+    command_that_adds,
+    command_with_thumbnails,
+    difference,
+    resolve_database,
+    with_encoder,
+)
 from pipeline.encoders import EncoderRecord, same_encoder
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, FilterError, ModelError, PictureError, nearest
 from pipeline.filters import check_filter
@@ -24,7 +29,6 @@ from pipeline.generation.requests import (
     NEIGHBOURS,
     TEXT,
     USES,
-    WEIGHTINGS,
     ImagePrompting,
     Maker,
     Neighbourhood,
@@ -216,7 +220,10 @@ class Expander:
                 )
             return None
         weighting, blocks = config.weighting or own.weighting, config.blocks or own.blocks
-        for flag, value, choices in (("--weighting", weighting, WEIGHTINGS), ("--blocks", blocks, self.model.blocks)):
+        for flag, value, choices in (
+            ("--weighting", weighting, self.model.weightings),
+            ("--blocks", blocks, self.model.blocks),
+        ):
             if value not in choices:
                 raise ConfigError(f"{flag} {value!r}: expected one of {', '.join(choices)}{nearest(value, choices)}")
         return ImagePrompting(own.scale if config.image_scale is None else float(config.image_scale), weighting, blocks)
@@ -231,40 +238,47 @@ class Expander:
 
     def _for_model(self, found: Selection) -> Selection:
         """The same pictures with the vectors that the model takes, where such a database is published beside this one."""
-        wanted = self.model.encoder
-        if same_encoder(found.version.encoder.name, wanted) or self.config.any_encoder or "@" in found.name:
+        if self.config.any_encoder or self.model.takes == "pictures":
             return found
-        name = second_name(found.database.name, wanted)
-        database = RetrievalDatabase(name, self.config.home)
-        if not database.exists() or not same_encoder(database.version().encoder.name, wanted):
-            return found
-        self._warn(f"database {found.name!r}: neighbours come from {name!r}, which holds the vectors of {wanted}")
-        return Selection(found.name, database, database.version(), found.where)
+        chosen = with_encoder(found, self.model.encoder) or found
+        if said := difference(found, chosen):
+            self._warn(said)
+        return chosen
 
     def _check_encoder(self, selection: Selection) -> None:
         record, model = selection.version.encoder, self.model
-        base = selection.database.name
+        if model.takes == "pictures":
+            self._check_pictures(selection)
+            return
+        command = command_that_adds(selection.database, model.encoder)
         if record.dim != model.dim:
             raise ModelError(
                 f"database {selection.name!r} holds vectors of {record.dim} numbers (encoder {record.name}); {model.name} "
-                f"takes {model.dim} (encoder {model.encoder}). Add its vectors: `rdmpipe build-index {base} --encoder "
-                f"{model.encoder} --name {second_name(base, model.encoder)}`, or use a model for {record.name}"
+                f"takes {model.dim} (encoder {model.encoder}). Add its vectors: {command}, or use a model for {record.name}"
             )
         if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
-                f"{model.encoder}. Add its vectors: `rdmpipe build-index {base} --encoder {model.encoder} --name "
-                f"{second_name(base, model.encoder)}`, or "
-                "say --any-encoder if both have the same weights"
+                f"{model.encoder}. Add its vectors: {command}, or say --any-encoder if both have the same weights"
             )
         if not record.trained:
             self._warn(
                 f"database {selection.name!r}: its encoder is untrained (random weights): neighbours mean nothing"
             )
 
+    def _check_pictures(self, selection: Selection) -> None:
+        """Raise ModelError for a database without pictures, whose neighbours a model of pictures cannot see."""
+        database, images = selection.database, selection.version.images
+        if images not in ("keep", "thumbnail"):
+            raise ModelError(
+                f"database {selection.name!r} keeps no pictures (--images {images}), and {self.model.name} takes patches of "
+                f"the neighbours' pictures. Build it with thumbnails: {command_with_thumbnails(database, selection.version)}, "
+                "or use a model that takes vectors (`rdmpipe models` lists them)"
+            )
+
     def _text_record(self, image: str) -> EncoderRecord | None:
         """The encoder for pictures that use no database: the first --db's, else the model's own; None where none is needed."""
-        if self.model.prompt == "text" and not image:
+        if self.model.prompt == "text" and (not image or self.model.takes == "pictures"):
             return None
         if self.text_encoder is None and self.config.db:
             self.text_encoder = self.selection(self.config.db[0]).version.encoder

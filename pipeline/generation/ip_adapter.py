@@ -1,8 +1,9 @@
-"""The kind `ip-adapter`: Stable Diffusion 1.5 and SDXL with a prompt, and neighbours as image prompts (arXiv 2308.06721).
+"""The kind `ip-adapter`: a model of diffusers with a prompt, and neighbours as image prompts (arXiv 2308.06721).
 
-Draws with diffusers' own pipelines through `ip_adapter_image_embeds`: stored vectors times their norm, because the adapter's
-projection is trained on vectors that are not normalised. Reads: a description and the files that it names
-(generation/adapter_files.py). Writes nothing. Does not run a safety checker and adds no watermark.
+Draws with diffusers' own pipelines through `ip_adapter_image_embeds`. Most adapters take the stored vectors times their norm,
+because their projection is trained on vectors that are not normalised; `plus` adapters and SD 3's take patches of the
+neighbours' stored pictures. Reads: a description and the files that it names (generation/adapter_files.py). Writes nothing.
+Does not run a safety checker and adds no watermark.
 """
 
 from __future__ import annotations
@@ -12,55 +13,38 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import BudgetError, ModelError
+from pipeline.generation.adapter_families import FAMILIES, Family, ImagePrompts, Pipeline, call
 from pipeline.generation.adapter_files import (
-    PARTS,
-    PIPELINES,
     AdapterModel,
     AdapterPlaces,
     BlockScales,
-    Shapes,
+    Widths,
     check_adapter,
     check_base,
     find_files,
+    place_of,
     read_description,
     read_shapes,
 )
+from pipeline.generation.adapter_memory import Adapted, count_pipeline
 from pipeline.generation.checksums import checksum, weights_of
 from pipeline.generation.kinds import DESCRIPTION, Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
-from pipeline.generation.requests import NEIGHBOURS, ImagePrompting, PictureRequest
-from pipeline.generation.sampling import Sampling, known
+from pipeline.generation.patches import PatchTower, load_tower, patch_count, patch_width
+from pipeline.generation.requests import ImagePrompting, PictureRequest
+from pipeline.generation.sampling import known
 from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-TOKENS = 4  # that the adapter makes of an image
-
 SHARPNESS = 100.0  # weights by similarity are softmax(SHARPNESS * cosine): the temperature that CLIP was trained with
-
-PROMPT_TOKENS = 77
-
-OWN = {
-    "sd15": Sampling("dpmpp_2m", 30, 7.5, 0.0, 512, 512),
-    "sdxl": Sampling("dpmpp_2m", 30, 5.0, 0.0, 1024, 1024),
-}
-
-# Sampler -> diffusers' class, and what is set beside the base's own schedule.
-SCHEDULERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-}
 
 
 # ---- what a model is
@@ -74,21 +58,39 @@ def outline(folder: Path, name: str) -> ModelInfo:
 def describe(folder: Path, name: str) -> ModelInfo:
     """What the model is, after its files are found and fit each other. Raises ModelError and ConfigError."""
     model = read_description(folder / DESCRIPTION)
+    family = FAMILIES[model.family]
     places = find_files(model, folder, name)
     check_base(model, places.base, name)
-    unet = json.loads((places.base / "unet" / "config.json").read_text(encoding="utf-8"))
-    check_adapter(model, read_shapes(places.adapter), int(unet["cross_attention_dim"]), name)
-    sums = weights_of(places.base, PARTS, ("*.safetensors", "*.json", "*.txt"))
+    check_adapter(model, read_shapes(places.adapter), _widths(family, places, name), name)
+    sums = weights_of(places.base, family.parts, ("*.safetensors", "*.json", "*.txt", "*.model"))
     adapter = checksum(places.adapter)
     loras = [[checksum(path), one.weight] for path, one in zip(places.lora, model.lora, strict=True)]
-    made = digest([model.kind, model.family, model.blocks, sums, adapter, loras], 64)
+    made: list[object] = [model.kind, model.family, model.blocks, sums, adapter, loras]
     files = {
         "base_revision": _revision(places.base),
         "base_sha256": digest(sums, 64),
         "adapter_revision": _revision(places.adapter),
         "adapter_sha256": adapter,
     }
-    return _info(model, folder, name, made, {key: value for key, value in files.items() if value})
+    if model.family == "flux":
+        made.append(model.negative_scale)
+    if places.image_encoder is not None:
+        tower = weights_of(places.image_encoder, (".",), ("*.safetensors", "*.json"))
+        made.append(tower)
+        files |= {
+            "image_encoder_revision": _revision(places.image_encoder),
+            "image_encoder_sha256": digest(tower, 64),
+        }
+    return _info(model, folder, name, digest(made, 64), {key: value for key, value in files.items() if value})
+
+
+def _widths(family: Family, places: AdapterPlaces, name: str) -> Widths:
+    config = json.loads((places.base / family.denoiser / "config.json").read_text(encoding="utf-8"))
+    patch = patch_width(places.image_encoder, name) if places.image_encoder else 0
+    if family.denoiser == "unet":
+        return Widths(int(config["cross_attention_dim"]), 0, patch)
+    attention = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    return Widths(int(config["joint_attention_dim"]), attention, patch)
 
 
 def _revision(path: Path) -> str:
@@ -98,12 +100,23 @@ def _revision(path: Path) -> str:
 
 
 def _info(model: AdapterModel, folder: Path, name: str, made: str, files: Mapping[str, str]) -> ModelInfo:
+    family = FAMILIES[model.family]
     blocks = ("all", *model.blocks)
     if model.blocks_used not in blocks:
         raise ModelError(f"model {name!r}: blocks_used is {model.blocks_used!r}; expected one of {', '.join(blocks)}")
-    own = model.sampling.over(OWN[model.family])
+    # The mean of patches says nothing: a patch is a place in one picture.
+    weightings = tuple(one for one in family.weightings if one != "mean" or not model.image_encoder)
+    if model.weighting not in weightings:
+        raise ModelError(f"model {name!r}: weighting is {model.weighting!r}; expected one of {', '.join(weightings)}")
+    own = model.sampling.over(family.sampling)
     own.check(f"model {name!r}: [sampling] ")
-    said = {"base": model.base, "adapter": model.adapter, "licence": model.licence, "terms": model.terms}
+    said = {
+        "base": model.base,
+        "adapter": model.adapter,
+        "image_encoder": model.image_encoder,
+        "licence": model.licence,
+        "terms": model.terms,
+    }
     return ModelInfo(
         name=Path(name).name,
         kind=model.kind,
@@ -115,12 +128,15 @@ def _info(model: AdapterModel, folder: Path, name: str, made: str, files: Mappin
         prompt="text",
         max_neighbours=model.max_neighbours,
         default_k=model.k,
-        samplers=tuple(SCHEDULERS),
+        samplers=tuple(family.samplers),
         sampling=own,
-        side=8,
+        side=family.side,
         prompting=ImagePrompting(model.image_scale, model.weighting, model.blocks_used),
         blocks=blocks,
         facts={**{key: value for key, value in said.items() if value}, **files},
+        weightings=weightings,
+        takes="pictures" if model.image_encoder else "vectors",
+        gpu_precision=family.precision,
     )
 
 
@@ -128,21 +144,17 @@ def _info(model: AdapterModel, folder: Path, name: str, made: str, files: Mappin
 
 
 @dataclass(frozen=True)
-class ImagePrompts:
-    """The image prompts of a batch of equal counts: vectors (B, m, D), and weights (m,) or None where all count alike."""
-
-    vectors: NDArray[np.float32]
-    weights: NDArray[np.float32] | None
-    scale: float  # 0 where there are none
-
-
-@dataclass(frozen=True)
 class LoadedAdapter:
     """A diffusers pipeline with its adapter, in a worker."""
 
     model: AdapterModel
-    pipe: Any  # diffusers' StableDiffusionPipeline or StableDiffusionXLPipeline, which has no types
+    pipe: Pipeline
     schedule: Mapping[str, object]  # the base's own scheduler config
+    tower: PatchTower | None = None  # for adapters that take patches
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model.family]
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
         """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite."""
@@ -158,10 +170,9 @@ class LoadedAdapter:
         import torch
 
         made: dict[int, torch.Tensor] = {}
-        for places in _groups(pictures, given):
+        for places in _groups(pictures, given, self.family.batched):
             some = [pictures[i] for i in places]
-            prompts = image_prompts(some, [given[i] for i in places], self.model.dim)
-            made |= dict(zip(places, self._draw(some, prompts), strict=True))
+            made |= dict(zip(places, self._draw(some, [given[i] for i in places]), strict=True))
         return torch.stack([made[i] for i in range(len(pictures))])
 
     def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
@@ -175,42 +186,49 @@ class LoadedAdapter:
             made: torch.Tensor = vae.decode(latents).sample
         return made.float().cpu()
 
-    def _draw(self, pictures: Sequence[PictureRequest], prompts: ImagePrompts) -> torch.Tensor:
+    def _draw(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> torch.Tensor:
+        prompts = self._image_prompts(pictures, given)
+        self.pipe.scheduler = self._scheduler(known(pictures[0].sampling.sampler))
+        self.pipe.set_ip_adapter_scale(self._scales(pictures[0].prompting, prompts.scale))
+        return call(self.model.family, self.pipe, pictures, prompts, self.model.negative_scale).float().cpu()
+
+    def _image_prompts(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> ImagePrompts:
+        """The image prompts of pictures that have equally many: a picture prompt first, then the neighbours, nearest first."""
         import torch
 
-        sampling = pictures[0].sampling
-        height, width = sampling.size
-        self.pipe.scheduler = self._scheduler(known(sampling.sampler))
-        self.pipe.set_ip_adapter_scale(self._scales(pictures[0].prompting, prompts.scale))
-        vectors = torch.from_numpy(prompts.vectors).to(self.pipe.device, self.pipe.dtype)
-        scale = known(sampling.scale)
-        if scale > 1:  # the null branch sees an image prompt of zeros, as in training
-            vectors = torch.cat([torch.zeros_like(vectors), vectors])
-        attention = {}
-        if prompts.weights is not None:
-            masks = torch.from_numpy(prompts.weights)[None, :, None, None].expand(1, -1, height // 8, width // 8)
-            attention = {"cross_attention_kwargs": {"ip_adapter_masks": [masks.to(self.pipe.device)]}}
-        images: torch.Tensor = self.pipe(
-            prompt=["" if picture.use == NEIGHBOURS else picture.prompt for picture in pictures],
-            negative_prompt=[picture.negative for picture in pictures],
-            height=height, width=width, num_inference_steps=known(sampling.steps), guidance_scale=scale,
-            eta=known(sampling.eta), ip_adapter_image_embeds=[vectors], output_type="pt",
-            generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures], **attention,
-        ).images  # fmt: skip
-        return images.float().cpu()
+        prompting = pictures[0].prompting
+        assert prompting is not None, "a request to an ip-adapter model says how neighbours act"
+        if self.tower is None:
+            rows = [torch.from_numpy(_vectors_of(one, self.model.dim)) for one in given]
+            blank = torch.zeros(self.model.dim)
+        else:
+            blank = self.tower.blank()
+            none = blank.new_zeros((0, *blank.shape))
+            rows = [self.tower.patches(one.pictures) if one.pictures else none for one in given]
+        scale, weights = prompting.scale, None
+        if not len(rows[0]):  # a text alone: the adapter is given the blank, and no weight
+            rows, scale = [blank[None]] * len(rows), 0.0
+        elif prompting.weighting == "mean":
+            rows = [row.mean(dim=0, keepdim=True) for row in rows]
+        elif prompting.weighting == "similarity" and len(rows[0]) > 1:
+            (one,) = given  # `_groups` draws weighted pictures one at a time
+            own = [1.0] * (one.images - len(one.records))  # a picture prompt's similarity with itself
+            weights = torch.from_numpy(similarity_weights(np.array([*own, *one.scores])))
+        features = torch.stack(rows).to(self.pipe.device, self.pipe.dtype)
+        return ImagePrompts(features, blank.expand(features.shape[1:]).to(features), weights, scale)
 
     def _scheduler(self, sampler: str) -> object:
         import diffusers
 
-        name, options = SCHEDULERS[sampler]
+        name, options = self.family.samplers[sampler]
         return getattr(diffusers, name).from_config(dict(self.schedule), **options)
 
-    def _scales(self, prompting: ImagePrompting | None, scale: float) -> float | BlockScales:
+    def _scales(self, prompting: ImagePrompting | None, scale: float) -> float | BlockScales | list[float]:
         """What `set_ip_adapter_scale` takes: one number, or the chosen blocks' numbers times it."""
         if prompting is None or prompting.blocks == "all" or not scale:
             return scale
         found = _times(self.model.blocks[prompting.blocks], scale)
-        assert isinstance(found, Mapping)
+        assert isinstance(found, Mapping | list)
         return found
 
 
@@ -223,42 +241,24 @@ def _times(value: object, scale: float) -> object:
     return float(value) * scale
 
 
-def _groups(pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[list[int]]:
+def _groups(pictures: Sequence[PictureRequest], given: Sequence[Given], batched: bool) -> list[list[int]]:
     """Places of pictures that can be drawn in one call: equal counts of image prompts; weighted ones by themselves."""
     groups: dict[tuple[str, int], list[int]] = {}
     for i, (picture, one) in enumerate(zip(pictures, given, strict=True)):
         weighting = picture.prompting.weighting if picture.prompting else "equal"
-        count = len(one.vectors) + (one.prompt is not None)
-        if weighting == "similarity" and count > 1:
+        if not batched or (weighting == "similarity" and one.images > 1):
             groups["alone", i] = [i]
         else:
-            groups.setdefault(("together", min(count, 1) if weighting == "mean" else count), []).append(i)
+            groups.setdefault(("together", min(one.images, 1) if weighting == "mean" else one.images), []).append(i)
     return list(groups.values())
 
 
-def image_prompts(pictures: Sequence[PictureRequest], given: Sequence[Given], dim: int) -> ImagePrompts:
-    """The image prompts of pictures that have equally many: a picture prompt first, then the neighbours, nearest first."""
-    prompting = pictures[0].prompting
-    assert prompting is not None, "a request to an ip-adapter model says how neighbours act"
-    rows = [_vectors_of(one) for one in given]
-    if not len(rows[0]):  # a text alone: the adapter is given zeros, and no weight
-        return ImagePrompts(np.zeros((len(rows), 1, dim), np.float32), None, 0.0)
-    if prompting.weighting == "mean":
-        rows = [row.mean(axis=0, keepdims=True) for row in rows]
-    weights = None
-    if prompting.weighting == "similarity" and len(rows[0]) > 1:
-        (one,) = given  # `_groups` draws weighted pictures one at a time
-        own = [1.0] if one.prompt is not None else []  # a picture prompt's similarity with itself
-        weights = similarity_weights(np.array([*own, *one.scores]))
-    return ImagePrompts(np.stack(rows), weights, prompting.scale)
-
-
-def _vectors_of(given: Given) -> NDArray[np.float32]:
+def _vectors_of(given: Given, dim: int) -> NDArray[np.float32]:
     """(m, D): vectors as the encoder gave them."""
     parts = [given.vectors * given.norms[:, None]] if len(given.vectors) else []
     if given.prompt is not None:
         parts.insert(0, (given.prompt * np.float32(given.prompt_norm))[None])
-    return np.concatenate(parts).astype(np.float32) if parts else np.zeros((0, 0), np.float32)
+    return np.concatenate(parts).astype(np.float32) if parts else np.zeros((0, dim), np.float32)
 
 
 def similarity_weights(scores: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -281,38 +281,54 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
 
     folder = Path(info.folder)
     model = read_description(folder / DESCRIPTION)
+    family = FAMILIES[model.family]
     places = find_files(model, folder, info.name)
-    options: dict[str, object] = {"variant": model.variant} if model.variant else {}
-    options |= {"safety_checker": None, "requires_safety_checker": False} if model.family == "sd15" else {
-        "add_watermarker": False}  # fmt: skip
+    dtype, where = torch_dtype(precision), torch.device(device)
+    options = {**family.options, **({"variant": model.variant} if model.variant else {})}
+    tower = None
     try:
         with _quiet():
-            pipe = getattr(diffusers, PIPELINES[model.family]).from_pretrained(
-                places.base, dtype=torch_dtype(precision), use_safetensors=True, local_files_only=True, **options
+            pipe = getattr(diffusers, family.pipeline).from_pretrained(
+                places.base, dtype=dtype, use_safetensors=True, local_files_only=True, **options
             )
             _merge_loras(pipe, model, places, info.name)
-            pipe.load_ip_adapter(
-                adapter_state(places.adapter), subfolder="", weight_name=places.adapter.name, image_encoder_folder=None
-            )
+            _load_adapter(pipe, model, places.adapter)
+            if places.image_encoder is not None:
+                tower = load_tower(places.image_encoder, dtype, where, info.name)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"model {info.name!r} cannot be loaded: {type(error).__name__}: {str(error)[:400]}") from error
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()  # decodes a picture at a time, which is what `count_bytes` counts
-    pipe.to(torch.device(device))
-    return LoadedAdapter(model, pipe, dict(pipe.scheduler.config))
+    pipe.to(where)
+    return LoadedAdapter(model, pipe, dict(pipe.scheduler.config), tower)
+
+
+def _load_adapter(pipe: Pipeline, model: AdapterModel, path: Path) -> None:
+    """Load the adapter without an image encoder: image prompts are given as vectors or patches."""
+    state = adapter_state(path)
+    if model.family == "flux":
+        pipe.load_ip_adapter(state, weight_name=path.name, image_encoder_pretrained_model_name_or_path=None)
+    elif model.family == "sd3":
+        pipe.load_ip_adapter(state, weight_name=path.name, image_encoder_folder=None)
+    else:
+        pipe.load_ip_adapter(state, subfolder="", weight_name=path.name, image_encoder_folder=None)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' warnings: that no image encoder is loaded (vectors are given), and of modules that keep a type."""
+    """Without the warnings of diffusers and transformers: that no image encoder is loaded, of modules that keep a type, and of
+    weights that a tower leaves aside."""
     from diffusers.utils import logging
+    from transformers.utils import logging as other
 
-    before = logging.get_verbosity()
+    before, theirs = logging.get_verbosity(), other.get_verbosity()
     logging.set_verbosity_error()
+    other.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        other.set_verbosity(theirs)
 
 
 def _need(package: str, name: str) -> None:
@@ -322,7 +338,7 @@ def _need(package: str, name: str) -> None:
         raise ModelError(f"model {name!r} needs the package {package}: pip install 'rdmpipe[sd]'")
 
 
-def _merge_loras(pipe: Any, model: AdapterModel, places: AdapterPlaces, name: str) -> None:
+def _merge_loras(pipe: Pipeline, model: AdapterModel, places: AdapterPlaces, name: str) -> None:
     if model.lora:
         _need("peft", name)
     for path, one in zip(places.lora, model.lora, strict=True):
@@ -337,9 +353,9 @@ def adapter_state(path: Path) -> dict[str, dict[str, torch.Tensor]]:
 
     state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, value in load_file(path).items():
-        table, _, rest = key.partition(".")
+        table, name = place_of(key)
         if table in state:
-            state[table][rest] = value
+            state[table][name] = value
     return state
 
 
@@ -352,78 +368,8 @@ def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width:
     model = read_description(folder / DESCRIPTION)
     places = find_files(model, folder, info.name)
     shapes = read_shapes(places.adapter)
-    return count_pipeline(places.base, shapes, precision, batch, (height, width), info.max_neighbours)
-
-
-def count_pipeline(base: Path, adapter: Shapes, precision: str, batch: int, size: tuple[int, int], images: int) -> int:
-    """The same, of a base's configs and an adapter's shapes: no weights are needed. `size`: (height, width) in pixels."""
-    import torch
-
-    from rdm.memory import peak_bytes
-
-    dtype = torch_dtype(precision)
-    unet, vae = meta_unet(base / "unet", adapter), _meta("AutoencoderKL", base / "vae")
-    upcast = precision != "fp32" and getattr(vae.config, "force_upcast", False)
-    torch.nn.Module.to(unet, dtype=dtype)  # not diffusers' own, which warns of modules that these networks do not have
-    torch.nn.Module.to(vae, dtype=torch.float32 if upcast else dtype)
-    weights = _bytes(unet) + _bytes(vae) + sum(_text_parameters(base)) * torch.empty(0, dtype=dtype).element_size()
-    latent = (2 * batch, unet.config.in_channels, size[0] // 8, size[1] // 8)
-    dim = adapter["image_proj.proj.weight"][1]
-
-    def denoise() -> None:
-        empty = torch.empty
-        added: dict[str, object] = {"image_embeds": [empty(2 * batch, images, dim, device="meta", dtype=dtype)]}
-        if unet.config.addition_embed_type == "text_time":
-            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            added |= {"text_embeds": empty(2 * batch, pooled, device="meta", dtype=dtype),
-                      "time_ids": empty(2 * batch, 6, device="meta", dtype=dtype)}  # fmt: skip
-        context = empty(2 * batch, PROMPT_TOKENS, unet.config.cross_attention_dim, device="meta", dtype=dtype)
-        unet(empty(latent, device="meta", dtype=dtype), empty(1, device="meta"), context, added_cond_kwargs=added)
-
-    def decode() -> None:
-        vae.decode(torch.empty(1, *latent[1:], device="meta", dtype=next(vae.parameters()).dtype))
-
-    return weights + max(peak_bytes(unet, denoise), peak_bytes(vae, decode))
-
-
-def meta_unet(folder: Path, adapter: Shapes) -> Any:
-    """A base's denoiser with an adapter of these shapes, on the meta device: diffusers' own loader checks names and shapes."""
-    import torch
-
-    state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for key, shape in adapter.items():
-        table, _, rest = key.partition(".")
-        state[table][rest] = torch.empty(shape, device="meta")
-    unet = _meta("UNet2DConditionModel", folder)
-    with torch.device("meta"), _quiet():
-        unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
-    return unet
-
-
-def _meta(name: str, folder: Path) -> Any:
-    import torch
-
-    prepare_torchvision()
-    import diffusers
-
-    kind = getattr(diffusers, name)
-    with torch.device("meta"):
-        return kind.from_config(kind.load_config(folder, local_files_only=True))
-
-
-def _bytes(network: torch.nn.Module) -> int:
-    return sum(one.numel() * one.element_size() for one in network.parameters())
-
-
-def _text_parameters(base: Path) -> list[int]:
-    """Numbers in each text encoder."""
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    counts = []
-    for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        if (base / part / "config.json").is_file():
-            with torch.device("meta"):
-                network = kind(CLIPTextConfig.from_pretrained(base / part, local_files_only=True))
-            counts.append(sum(one.numel() for one in network.parameters()))
-    return counts
+    tower = places.image_encoder
+    patches = (patch_count(tower, info.name), patch_width(tower, info.name)) if tower else None
+    what = Adapted(places.base, shapes, info.max_neighbours, patches)
+    weights = sum(path.stat().st_size for path in tower.glob("*.safetensors")) if tower else 0
+    return count_pipeline(what, precision, batch, (height, width)) + weights

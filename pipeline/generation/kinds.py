@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.generation.requests import ImagePrompting, PictureRequest
+from pipeline.generation.requests import WEIGHTINGS, ImagePrompting, PictureRequest, Weighting
 from pipeline.generation.sampling import Sampling, known
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class ModelInfo:
     prompting       how neighbours act when nobody says; None: they are not image prompts
     blocks          names of sets of attention blocks that `prompting` may choose
     facts           what else a person wants to know: base, adapter, revision, licence, terms
+    weightings      those that `prompting` may choose
+    takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
+    gpu_precision   what it is computed in on a GPU when nobody says
     """
 
     name: str
@@ -66,6 +69,9 @@ class ModelInfo:
     prompting: ImagePrompting | None = None
     blocks: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    weightings: tuple[Weighting, ...] = WEIGHTINGS
+    takes: Literal["vectors", "pictures"] = "vectors"
+    gpu_precision: Literal["fp16", "bf16"] = "fp16"
 
     @property
     def default_size(self) -> int:
@@ -88,6 +94,8 @@ class Given:
 
     Vectors are unit rows with their norms apart, as a database stores them. `prompt` and `negative` are None for a model that
     encodes texts itself, unless a picture takes the text's place.
+
+    `pictures` are encoded pictures for a model that takes them: the picture prompt where there is one, then the neighbours'.
     """
 
     prompt: NDArray[np.float32] | None  # (D,)
@@ -98,6 +106,13 @@ class Given:
     notes: tuple[str, ...] = ()
     negative: NDArray[np.float32] | None = None  # (D,)
     negative_norm: float = 1.0
+    pictures: tuple[bytes, ...] = ()
+    lost: int = 0  # neighbours that were left out because their pictures are not stored
+
+    @property
+    def images(self) -> int:
+        """Image prompts: the neighbours, and a picture prompt."""
+        return len(self.pictures) or len(self.vectors) + (self.prompt is not None)
 
     @property
     def scores(self) -> NDArray[np.float64]:

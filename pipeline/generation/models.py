@@ -100,7 +100,10 @@ def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model in a list: what it needs, and where it is. None where its folder cannot be read; `where` says why."""
+    """A model in a list: what it needs, and where it is. None where its folder cannot be read; `where` says why.
+
+    `encoder` is empty for a model that takes the neighbours' pictures in place of vectors.
+    """
 
     name: str
     encoder: str | None
@@ -110,10 +113,20 @@ class ModelRow:
     kind: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def licence(self) -> str:
+        """Of the weights; where no licence is stated, what is known of their terms."""
+        return self.facts.get("licence") or self.facts.get("terms", "")
+
+    @property
+    def takes(self) -> str:
+        """The encoder whose vectors it takes, for people."""
+        return "any: takes pictures" if self.encoder == "" else self.encoder or ""
+
     def lines(self) -> list[tuple[str, object]]:
         """All that is known, as names and values for people."""
-        own = [(name, getattr(self, name)) for name in ("name", "kind", "encoder", "neighbours", "size", "where")]
-        return [*own, *self.facts.items()]
+        own = [(name, getattr(self, name)) for name in ("name", "kind", "neighbours", "size", "where")]
+        return [*own[:2], ("encoder", self.takes), *own[2:], *self.facts.items()]
 
 
 def list_models(home: str | None = None) -> list[ModelRow]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.database import RetrievalDatabase, Version
+from pipeline.database import RetrievalDatabase, Version, picture_files
 from pipeline.encoders import EncoderRecord
 from pipeline.generation.kinds import Given, LoadedModel, ModelInfo
 from pipeline.generation.models import load_model
@@ -55,11 +55,17 @@ class Encoded(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A prompt's neighbours, nearest first: unit vectors (m, D), norms (m,), and what the database says of each."""
+    """A prompt's neighbours, nearest first: unit vectors (m, D), norms (m,), and what the database says of each.
+
+    `pictures` are their stored pictures, encoded, for a model that takes pictures. `lost` counts neighbours that were left
+    out because none is stored.
+    """
 
     vectors: NDArray[np.float32]
     norms: NDArray[np.float32]
     records: tuple[Neighbour, ...]
+    pictures: tuple[bytes, ...] = ()
+    lost: int = 0
 
 
 @dataclass
@@ -100,14 +106,17 @@ class Painter:
             if image:
                 from pipeline.images import decode
 
-                data = Storage(self.rendering.out).read_bytes(f"inputs/{image}")
-                unit, norms = encoder.picture_vectors([decode(data).image])
+                unit, norms = encoder.picture_vectors([decode(self._input(image)).image])
                 cut = False
             else:
                 unit, norms = encoder.text_vectors([text])  # alone: a batch's other texts would change its last digits
                 cut = bool(encoder.overlong([text]))
             self._prompts[key] = Encoded(unit[0], float(norms[0]), cut)
         return self._prompts[key]
+
+    def _input(self, image: str) -> bytes:
+        """An image prompt, encoded as it was given."""
+        return Storage(self.rendering.out).read_bytes(f"inputs/{image}")
 
     def _encoder(self, record: EncoderRecord) -> Encoder:
         if record.id not in self.encoders:
@@ -143,10 +152,12 @@ class Painter:
         return self.vector(record, picture.prompt, picture.image)
 
     def _given(self, picture: PictureRequest, prompt: Encoded | None, found: Found) -> Given:
-        as_text = self.rendering.model.prompt == "text" and not picture.image
-        shown = None if as_text else prompt
+        model = self.rendering.model
+        as_text = model.prompt == "text" and not picture.image
+        shown = None if as_text or model.takes == "pictures" else prompt
+        own = (self._input(picture.image),) if model.takes == "pictures" and picture.image else ()
         negative = None
-        if picture.negative and self.rendering.model.prompt == "vector":
+        if picture.negative and model.prompt == "vector":
             record = self.record(picture)
             assert record is not None, "a model that is given vectors has an encoder"
             negative = self.vector(record, picture.negative)
@@ -159,6 +170,8 @@ class Painter:
             notes=(CUT,) if prompt and prompt.cut else (),
             negative=negative.vector if negative else None,
             negative_norm=negative.norm if negative else 1.0,
+            pictures=own + found.pictures,
+            lost=found.lost,
         )
 
     def _neighbours(self, source: Neighbourhood, queries: NDArray[np.float32], k: int) -> Iterator[Found]:
@@ -170,7 +183,7 @@ class Painter:
             self._searchers[place] = open_search(
                 database, self._version(source), threads=self.rendering.threads, device=self.rendering.device
             )
-        searcher = self._searchers[place]
+        searcher, model = self._searchers[place], self.rendering.model
         where = " AND ".join(f"({part})" for part in source.where)
         found = searcher.search(queries, k, where).keys
         different = np.unique(
@@ -178,11 +191,16 @@ class Painter:
         )  # metadata is read once for all queries: one row of a row group costs as much as all
         table = searcher.metadata(different).drop_columns(list(_LEFT_OUT))
         details = dict(zip(different.tolist(), table.to_pylist(), strict=True))
+        stored = {}
+        if model.takes == "pictures":
+            stored = picture_files(RetrievalDatabase(source.database, self.rendering.home), different.tolist(), True)
         for query, keys in zip(queries, found, strict=True):
             vectors, norms = searcher.vectors(keys)
             # The last digits of a search's scores depend on the queries beside it; these do not.
             scores = vectors.astype(np.float64) @ query.astype(np.float64)
             order = np.lexsort((keys, -scores))
+            if model.takes == "pictures":
+                order = order[[key in stored for key in keys[order].tolist()]]
             records = tuple(
                 {
                     "key": key,
@@ -191,7 +209,13 @@ class Painter:
                 }
                 for key, score in zip(keys[order].tolist(), scores[order], strict=True)
             )
-            yield Found(vectors[order], norms[order], records)
+            yield Found(
+                vectors[order],
+                norms[order],
+                records,
+                tuple(stored[key] for key in keys[order].tolist()) if stored else (),
+                len(keys) - len(order),
+            )
 
     # ---- pictures
 

@@ -136,7 +136,7 @@ def generate(
     prompts = read_prompts(config.prompts)
     config = replace(config, model=config.model or _default_model(config, prompts))
     model = find_model(config.model, config.home)
-    machine = _machine(config, backend)
+    machine = _machine(config, backend, model)
     expander = Expander(config, model, machine.precision)
     request = _request(config, prompts, expander, progress)
     run = _run(request, model, machine, expander, progress, backend)
@@ -243,13 +243,13 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
     )
 
 
-def _machine(config: GenerateConfig, backend: Backend) -> Machine:
+def _machine(config: GenerateConfig, backend: Backend, model: ModelInfo) -> Machine:
     """Device, precision, batch, workers and threads, where the config says auto. Raises ConfigError."""
     device = this_machine.device(config.device)
     on_gpu = device.startswith("cuda")
     precision: str = config.precision
     if precision == "auto":
-        precision = "fp16" if on_gpu else "fp32"
+        precision = model.gpu_precision if on_gpu else "fp32"
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
     if config.batch < 0 or config.shard < 0 or config.threads < 0:

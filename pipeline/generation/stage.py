@@ -73,8 +73,11 @@ def provenance(painter: Painter, key: str, picture: PictureRequest, given: Given
     """All that made a picture, as its PNG carries it. Holds no times, and nothing of the row that asked for it."""
     rendering, encoder = painter.rendering, painter.record(picture)
     notes = list(given.notes)
-    if len(given.records) < picture.k:
-        notes.append(f"only {len(given.records)} of {picture.k} neighbours: no more match the filter")
+    matched = len(given.records) + given.lost
+    if matched < picture.k:
+        notes.append(f"only {matched} of {picture.k} neighbours: no more match the filter")
+    if given.lost:
+        notes.append(f"{given.lost} neighbours were left out: their pictures are not stored")
     if encoder is not None and not encoder.trained:
         notes.append("the encoder is untrained: its neighbours mean nothing")
     table = picture.to_dict()

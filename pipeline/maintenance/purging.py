@@ -3,8 +3,9 @@
 Reads: the embedding shards of every version. Writes, under the database's lease: the block list, the shards that held such rows
 (maintenance/rewriting.py), the index, and a new version by compare-and-swap. Then it searches for every purged row, and removes
 the versions that still hold one, with all files that no remaining version needs. That includes files of an unfinished build.
-A purge that was killed finishes when it is run again; builds refuse to run until then. It does not reach generated pictures,
-exports, backups, or caches of other machines.
+Databases with other encoders' vectors of the same pictures (pipeline/catalog/companions.py) are purged with it. A purge that
+was killed finishes when it is run again; builds refuse to run until then. It does not reach generated pictures, exports,
+backups, or caches of other machines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.building import Contents, publish, shard_entries
-from pipeline.catalog import resolve_database
+from pipeline.catalog import Companion, companions, resolve_database
 from pipeline.database import (
     BLOCKED_KINDS,
     PURGE_BEGUN,
@@ -79,9 +80,13 @@ class PurgeSummary:
     look_alikes: tuple[int, ...] = ()  # keys of other rows with the same vector as a purged one
     unmatched: tuple[str, ...] = ()  # entries of the list that match no row; they are kept out of later builds too
     notes: tuple[str, ...] = ()
+    companions: tuple[PurgeSummary, ...] = ()  # of databases with other encoders' vectors of these pictures
 
     def text(self, dry_run: bool = False) -> str:
         """For people."""
+        return "\n".join([self._own(dry_run), *(one.text(dry_run) for one in self.companions)])
+
+    def _own(self, dry_run: bool) -> str:
         what = f"{self.rows:,} row(s), {self.in_current:,} of them in the current index, in {self.shards:,} shard(s)"
         if dry_run:
             return "\n".join([f"{self.name}: would purge {what}", *self._unmatched()])
@@ -142,19 +147,62 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
         blocked = BlockList(before.marks | wanted.blocked().marks | names.marks)
         held = _held(db, blocked)
         done = replace(_counted(db, current, held, tuple(notes)), unmatched=tuple(sorted(unmatched)))
+        more = companions(db.name, db.home)
         if request.dry_run:
-            return done
+            others = [_count_companion(one, blocked) for one in more if one.version is not None]
+            return replace(done, companions=tuple(others))
         db.storage.clear_scratch()
         write_block_list(db.storage, blocked)
         db.storage.write_text(PURGE_BEGUN, "{}\n")
-        if any(entry.artifact.path in held for entry in current.shards):
-            say(f"purging {done.rows:,} rows from {done.shards:,} shards")
-            current = _publish(db, current, blocked, held)
-        done = _searched(db, current, blocked, held, replace(done, version=current.id))
-        doomed = [v for v in map(db.version, db.versions()) if any(entry.artifact.path in held for entry in v.shards)]
-        removed, files = remove_versions(db, [version.id for version in doomed])
+        done = _remove(db, current, blocked, held, done, say)
+        others = [_purge_companion(one, blocked, request.wait_s, say) for one in more if one.version is not None]
+        notes += [_unfinished(one) for one in more if one.version is None]
+        db.storage.remove(PURGE_BEGUN)  # last: a killed purge goes on with the companions
+        return replace(done, notes=tuple(notes), companions=tuple(others))
+
+
+def _remove(
+    db: RetrievalDatabase,
+    current: Version,
+    blocked: BlockList,
+    held: dict[str, NDArray[np.int64]],
+    done: PurgeSummary,
+    say: Callable[[str], None],
+) -> PurgeSummary:
+    """Publish a version without the held rows, search for them, and remove the versions that have them."""
+    if any(entry.artifact.path in held for entry in current.shards):
+        say(f"purging {done.rows:,} rows from {done.shards:,} shards of {db.name}")
+        current = _publish(db, current, blocked, held)
+    done = _searched(db, current, blocked, held, replace(done, version=current.id))
+    doomed = [v for v in map(db.version, db.versions()) if any(entry.artifact.path in held for entry in v.shards)]
+    removed, files = remove_versions(db, [version.id for version in doomed])
+    return replace(done, versions_removed=removed, files_removed=files)
+
+
+def _count_companion(one: Companion, blocked: BlockList) -> PurgeSummary:
+    return _counted(one.database, one.database.version(), _held(one.database, blocked), ())
+
+
+def _purge_companion(one: Companion, blocked: BlockList, wait_s: float, say: Callable[[str], None]) -> PurgeSummary:
+    """Purge the same pictures from a database with another encoder's vectors of them."""
+    db = one.database
+    with lease(db.storage, f"purge {db.name}", wait_s, notify=say):
+        blocked = BlockList(blocked.marks | read_block_list(db.storage).marks)
+        held, current = _held(db, blocked), db.version()
+        done = _counted(db, current, held, ())
+        db.storage.clear_scratch()
+        write_block_list(db.storage, blocked)
+        db.storage.write_text(PURGE_BEGUN, "{}\n")
+        done = _remove(db, current, blocked, held, done, say)
         db.storage.remove(PURGE_BEGUN)
-        return replace(done, versions_removed=removed, files_removed=files)
+        return done
+
+
+def _unfinished(one: Companion) -> str:
+    return (
+        f"{one.database.name}, vectors of {one.encoder}, is not finished and may hold these pictures: remove its folder, "
+        f"{one.database.storage.url}"
+    )
 
 
 def _read_list(path: Path, hashes: bool) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.catalog import Selection, resolve_database
+from pipeline.catalog import Selection, difference, resolve_database, resolve_encoded
 from pipeline.errors import ConfigError, EncoderError, PictureError
 from pipeline.schema import metadata_columns
 
@@ -45,6 +45,7 @@ class QueryRequest:
     home: str | None = None
     sheet: Path | None = None  # where results will be written: the names are checked before any work
     out: Path | None = None
+    encoder: str = ""  # whose vectors are searched; empty: the database's own
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,10 @@ def run_query(request: QueryRequest) -> Found:
     ):
         if path is not None and path.suffix.lower() != suffix:
             raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {suffix}")
-    selection = resolve_database(request.database, request.home)
+    selection = resolve_encoded(request.database, request.encoder, request.home)
     warnings = []
+    if request.encoder and (said := difference(resolve_database(request.database, request.home), selection)):
+        warnings.append(said)
     if not selection.version.encoder.trained and request.key is None:
         warnings.append("this database was made by an untrained encoder (random weights): the results carry no meaning")
     with open_search(selection.database, selection.version, selection.where) as searcher:

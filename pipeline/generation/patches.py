@@ -1,0 +1,106 @@
+"""A vision tower that turns pictures into patches: what `plus` adapters and SD 3's take in place of one vector a picture.
+
+Reads: a folder in transformers' format, and encoded pictures as a database keeps them. Writes nothing. A database holds no
+patches (257 vectors a picture), so they are made of the neighbours' stored pictures while a run draws.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ModelError
+from pipeline.images import DRAFT_SIDE, decode
+
+if TYPE_CHECKING:
+    import torch
+
+TOWERS = {  # model_type in config.json: transformers' classes of the network and of its input
+    "clip_vision_model": ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),
+    "clip": ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),  # both towers; the vision tower is read
+    "siglip_vision_model": ("SiglipVisionModel", "SiglipImageProcessor"),
+    "siglip": ("SiglipVisionModel", "SiglipImageProcessor"),
+}
+
+
+@dataclass(frozen=True)
+class PatchTower:
+    """A loaded vision tower on its device."""
+
+    network: Any  # a transformers model, which has no types here
+    processor: Any
+
+    def patches(self, pictures: Sequence[bytes]) -> torch.Tensor:
+        """(m, P, D): the last hidden states but one of m encoded pictures, as the adapters were trained with."""
+        images = [decode(data, DRAFT_SIDE).image for data in pictures]
+        return self._hidden(self.processor(images, return_tensors="pt").pixel_values)
+
+    def blank(self) -> torch.Tensor:
+        """(P, D): what guidance leads away from. CLIP's adapters were trained with the patches of a picture of zeros, SigLIP's
+        with zeros."""
+        import torch
+
+        config = self.network.config
+        zeros = torch.zeros(1, 3, config.image_size, config.image_size)
+        hidden = self._hidden(zeros)[0]
+        return torch.zeros_like(hidden) if config.model_type == "siglip_vision_model" else hidden
+
+    def _hidden(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        weight = next(self.network.parameters())
+        with torch.inference_mode():
+            found: torch.Tensor = self.network(
+                pixels.to(weight.device, weight.dtype), output_hidden_states=True
+            ).hidden_states[-2]
+        return found
+
+
+def patch_width(folder: Path, name: str) -> int:
+    """Numbers in a patch of the tower in this folder. Raises ModelError."""
+    return _number(_config(folder, name), "hidden_size")
+
+
+def patch_count(folder: Path, name: str) -> int:
+    """Patches of a picture: those of its places, and CLIP's one for the whole. Raises ModelError."""
+    config = _config(folder, name)
+    places = (_number(config, "image_size") // _number(config, "patch_size")) ** 2
+    return places + str(config["model_type"]).startswith("clip")
+
+
+def _number(config: dict[str, object], key: str) -> int:
+    """A setting of the vision tower, which a config of both towers has in a table of its own."""
+    vision = config.get("vision_config", config)
+    assert isinstance(vision, dict)
+    return int(vision[key])
+
+
+def load_tower(folder: Path, precision: torch.dtype, device: torch.device, name: str) -> PatchTower:
+    """The tower in this folder. Raises ModelError."""
+    import transformers
+
+    network, processor = TOWERS[str(_config(folder, name)["model_type"])]
+    tower = getattr(transformers, network).from_pretrained(
+        folder, dtype=precision, use_safetensors=True, local_files_only=True
+    )
+    if (folder / "preprocessor_config.json").is_file():
+        inputs = getattr(transformers, processor).from_pretrained(folder, local_files_only=True)
+    else:  # as diffusers does where a tower comes without: h94's folder has none
+        side = tower.config.image_size
+        inputs = getattr(transformers, processor)(size=side, crop_size=side)
+    return PatchTower(tower.to(device).eval().requires_grad_(False), inputs)
+
+
+def _config(folder: Path, name: str) -> dict[str, object]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name!r}: {folder}/config.json cannot be read: {error}") from error
+    if not isinstance(found, dict) or found.get("model_type") not in TOWERS:
+        raise ModelError(
+            f"model {name!r}: {folder} is no vision tower that is known: model_type is one of {', '.join(TOWERS)}"
+        )
+    return found
