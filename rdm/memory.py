@@ -72,7 +72,9 @@ class _FusedAttention(TorchFunctionMode):
         self, func: Callable[..., object], types: object, args: tuple[torch.Tensor, ...] = (), kwargs: Keywords = None
     ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            query, value = args[0], args[2]
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            query, value = given["query"], given["value"]
+            assert isinstance(query, torch.Tensor) and isinstance(value, torch.Tensor)
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
         return func(*args, **(kwargs or {}))
 

@@ -21,7 +21,7 @@ from pipeline.generation import find_model, list_models, outline_model
 from pipeline.generation.models import check_memory
 from pipeline.generation.provenance import read_record
 from tests.adapters import small_adapter_model
-from tests.builds import REPO, quiet_build
+from tests.builds import REPO, folder_of, quiet_build
 from tests.encoders import RANDOM
 from tests.generations import pictures, quiet_generate, results, styles_database
 
@@ -146,10 +146,41 @@ def test_the_database_with_the_models_encoder_is_chosen_beside_the_named_one(wor
         assert {json.loads(one)["style"] for one in row["neighbour_details"]} == {row["db"].removeprefix("styles-")}
 
 
+def test_a_plus_adapter_sees_the_stored_pictures_of_the_neighbours(world: World, tmp_path: Path, shared: Path) -> None:
+    model = str(small_adapter_model(tmp_path / "plus", "sd15"))
+    run = world.run("a fox", model=model, out=str(tmp_path / "run"))
+    rows = results(run).to_pylist()
+    assert run.ok == 3 and len({path.read_bytes() for path in (tmp_path / "run" / "images").iterdir()}) == 3
+    assert [len(row["neighbour_keys"]) for row in rows] == [3, 3, 3]
+    with (tmp_path / "run" / rows[0]["file"]).open("rb") as handle:
+        record = read_record(handle)
+    assert record is not None and len(record["model_image_encoder_sha256"]) == 64
+    assert record["model_image_encoder"] == "tower" and record["encoder_name"] == RANDOM, "the search is the database's"
+    sketch = str(shared / "data" / "paintings" / "board1.jpg")
+    alone, shown = (
+        world.run("a fox", model=model, db=(), use="text", image=image, out=str(tmp_path / f"text{bool(image)}"))
+        for image in ("", sketch)
+    )
+    assert pictures(alone.out).values() != pictures(shown.out).values()
+    with pytest.raises(ConfigError, match="--weighting 'mean': expected one of equal, similarity"):
+        world.run("a fox", model=model, weighting="mean", out=str(tmp_path / "mean"))
+
+
+def test_a_plus_adapter_refuses_a_database_without_pictures_with_a_command(world: World, tmp_path: Path) -> None:
+    model = str(small_adapter_model(tmp_path / "plus", "sd15"))
+    quiet_build(folder_of(tmp_path / "few", 4), name="bare", home=str(world.home), images="drop")
+    with pytest.raises(
+        ModelError, match=r"keeps no pictures \(--images drop\).*--images thumbnail --name bare_pictures"
+    ):
+        world.run("a fox", model=model, db=("bare",), out=str(tmp_path / "run"))
+
+
 def test_models_are_listed_with_licence_and_terms_and_without_their_files(world: World) -> None:
     rows = {row.name: row for row in list_models(str(world.home))}
     assert {"small-sdxl", "sd15-ip-adapter", "sdxl-ip-adapter", "sdxl-ip-adapter-bigg", "rdm-mini"} <= rows.keys()
     assert (rows["sdxl-ip-adapter-bigg"].encoder, rows["sdxl-ip-adapter"].size) == ("vit-bigg-14", 1024)
+    assert (rows["flux-ip-adapter"].takes, rows["sd35-ip-adapter"].takes) == ("vit-l-14", "any: takes pictures")
+    assert all(row.licence for row in rows.values()), "each says its licence or its terms"
     told = dict(outline_model("sd15-ip-adapter", str(world.home)).lines())
     assert "Open RAIL" in str(told["licence"]) and "restricts uses" in str(told["terms"])
     assert "MIT" in str(dict(outline_model("rdm-mini", str(world.home)).lines())["licence"])

@@ -74,6 +74,9 @@ def test_the_job_of_todays_models_is_planned_without_its_databases_and_weights(h
     assert not home.exists(), "nothing is built, fetched or written"
     as_json = CliRunner().invoke(app, ["evaluate", str(JOBS / "today.toml"), "--plan", "--json"])
     assert json.loads(as_json.stdout)["pictures"] == planned.pictures
+    for command in ("run", "submit"):
+        refused = CliRunner().invoke(app, [command, str(JOBS / "today.toml")])
+        assert refused.exit_code and "is an evaluation's protocol, not a job file: `rdmpipe evaluate" in refused.output
     with pytest.raises(ConfigError, match=r"is not published.*build the database first: `rdmpipe build-index "):
         forecast(replace(read_evaluate_config(JOBS / "today.toml"), styles=()), str(home))
 

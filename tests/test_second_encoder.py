@@ -152,6 +152,10 @@ def test_a_refresh_names_the_other_vectors_and_the_command_brings_them_up_to_dat
     assert any("which has 12 rows where 'mine' has 14. Bring it up to date" in text for text in stale.warnings)
     assert CliRunner().invoke(app, words).exit_code == 0
     assert rows_of("mine", home, OTHER).keys() == rows_of("mine", home).keys()
+    (folder / "0005.png").unlink()
+    quiet_build(folder, name="mine", refresh=True)  # no new tar: the pictures that are kept stay as they are
+    add_vectors("mine")
+    assert rows_of("mine", home, OTHER).keys() == rows_of("mine", home).keys()
     assert not any("up to date" in text for text in run_query(QueryRequest("mine", "a fox", encoder=OTHER)).warnings)
 
 

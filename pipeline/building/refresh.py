@@ -47,8 +47,9 @@ def plan_refresh(
 
     Raises DatabaseError where the source lost a column.
     """
-    revision = source.revision()
-    if revision and revision == old.revision and not grown:
+    revision, blocked = source.revision(), read_block_list(db.storage)
+    same_source = bool(revision) and revision == old.revision and not grown
+    if same_source and not any(_holds_blocked(db, shard, blocked, gone_before) for shard in plan_shards(db, old.id)):
         return Refresh(old, (), 0, 0)
     columns = source.columns()
     _require_columns(db, old.columns, columns)
@@ -56,12 +57,11 @@ def plan_refresh(
     for shard in plan_shards(db, old.id):
         unread.setdefault(shard.fingerprint, []).append(shard)
     holed = {shard_of(key) for key in gone_before}
-    blocked = read_block_list(db.storage)
     kept: list[Shard] = []
     changed_specs: list[Row] = []
     for spec in listed(source, config.options):
         same = [shard for shard in unread.get(spec.fingerprint, []) if shard.id not in holed]
-        if same and not _holds_blocked(db, same[0], blocked):
+        if same and not _holds_blocked(db, same[0], blocked, gone_before):
             kept.append(same[0])
             unread[spec.fingerprint].remove(same[0])
         else:
@@ -96,9 +96,12 @@ def plan_refresh(
     return Refresh(plan, ordered, len(picked_rows) - changed, changed, _narrowed(old.columns, columns))
 
 
-def _holds_blocked(db: RetrievalDatabase, shard: Shard, blocked: BlockList) -> bool:
-    """Whether a published shard holds a row that was put on the block list since, and that is not purged from it."""
-    return bool(blocked.marks) and bool(blocked.mask(db.read_table(db.image_table(shard.id))).any())
+def _holds_blocked(db: RetrievalDatabase, shard: Shard, blocked: BlockList, gone: frozenset[int]) -> bool:
+    """Whether a published shard holds a living row that was put on the block list since it was made."""
+    if not blocked.marks:
+        return False
+    table = db.read_table(db.image_table(shard.id), ["key", "item_id", "error", "url", "sha256"])
+    return not gone.issuperset(table["key"].filter(blocked.mask(table)).to_pylist())
 
 
 def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping[str, str]) -> None:

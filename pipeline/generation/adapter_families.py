@@ -9,7 +9,8 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -179,3 +180,20 @@ def _sd3(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePromp
             features = torch.cat([prompts.blank.flatten(0, 1)[None], features])
         images = {"ip_adapter_image_embeds": features}
     return {"negative_prompt": [picture.negative], **images}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of diffusers and transformers: that no image encoder is loaded, of modules that keep a type, and of
+    weights that a tower leaves aside."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as other
+
+    before, theirs = logging.get_verbosity(), other.get_verbosity()
+    logging.set_verbosity_error()
+    other.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        other.set_verbosity(theirs)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pipeline.generation.adapter_families import quiet
 from pipeline.generation.adapter_files import Shapes, place_of
 from pipeline.generation.kinds import torch_dtype
 from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
     import torch
+
+Network: TypeAlias = Any  # one of diffusers' networks, which have no types
 
 TEXT_TOKENS = {"UNet2DConditionModel": 77, "FluxTransformer2DModel": 512, "SD3Transformer2DModel": 77 + 256}
 
@@ -59,7 +62,7 @@ def count_pipeline(what: Adapted, precision: str, batch: int, size: tuple[int, i
 
 
 def _inputs(
-    denoiser: Any, what: Adapted, dtype: torch.dtype, batch: int, latent: tuple[int, int, int]
+    denoiser: Network, what: Adapted, dtype: torch.dtype, batch: int, latent: tuple[int, int, int]
 ) -> dict[str, object]:
     """What the denoiser is called with for `batch` guided pictures; Flux and SD 3 draw one at a time."""
     import torch
@@ -107,7 +110,7 @@ def _taken(adapter: Shapes) -> int:
     return next(shape[1] for key, shape in adapter.items() if place_of(key) == ("image_proj", "proj.weight"))
 
 
-def meta_denoiser(base: Path, adapter: Shapes) -> Any:
+def meta_denoiser(base: Path, adapter: Shapes) -> Network:
     """A base's denoiser with an adapter of these shapes, on the meta device: diffusers' own loader checks names and shapes."""
     import torch
 
@@ -118,12 +121,12 @@ def meta_denoiser(base: Path, adapter: Shapes) -> Any:
     part = "unet" if (base / "unet").is_dir() else "transformer"
     denoiser = _meta(base / part)
     one = type(denoiser).__name__ == "SD3Transformer2DModel"  # takes a single adapter
-    with torch.device("meta"):
+    with torch.device("meta"), quiet():
         denoiser._load_ip_adapter_weights(state if one else [state], low_cpu_mem_usage=False)
     return denoiser
 
 
-def _meta(folder: Path) -> Any:
+def _meta(folder: Path) -> Network:
     """A network of diffusers on the meta device, of the class that its config names."""
     import torch
 

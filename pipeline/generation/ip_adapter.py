@@ -8,9 +8,8 @@ Does not run a safety checker and adds no watermark.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import BudgetError, ModelError
-from pipeline.generation.adapter_families import FAMILIES, Family, ImagePrompts, Pipeline, call
+from pipeline.generation.adapter_families import FAMILIES, Family, ImagePrompts, Pipeline, call, quiet
 from pipeline.generation.adapter_files import (
     AdapterModel,
     AdapterPlaces,
@@ -287,7 +286,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     options = {**family.options, **({"variant": model.variant} if model.variant else {})}
     tower = None
     try:
-        with _quiet():
+        with quiet():
             pipe = getattr(diffusers, family.pipeline).from_pretrained(
                 places.base, dtype=dtype, use_safetensors=True, local_files_only=True, **options
             )
@@ -312,23 +311,6 @@ def _load_adapter(pipe: Pipeline, model: AdapterModel, path: Path) -> None:
         pipe.load_ip_adapter(state, weight_name=path.name, image_encoder_folder=None)
     else:
         pipe.load_ip_adapter(state, subfolder="", weight_name=path.name, image_encoder_folder=None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of diffusers and transformers: that no image encoder is loaded, of modules that keep a type, and of
-    weights that a tower leaves aside."""
-    from diffusers.utils import logging
-    from transformers.utils import logging as other
-
-    before, theirs = logging.get_verbosity(), other.get_verbosity()
-    logging.set_verbosity_error()
-    other.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        other.set_verbosity(theirs)
 
 
 def _need(package: str, name: str) -> None:

@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ModelError
 from pipeline.images import DRAFT_SIDE, decode
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 TOWERS = {  # model_type in config.json: transformers' classes of the network and of its input
     "clip_vision_model": ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),
@@ -26,12 +27,22 @@ TOWERS = {  # model_type in config.json: transformers' classes of the network an
 }
 
 
+class _Batch(Protocol):
+    pixel_values: torch.Tensor
+
+
+class _Processor(Protocol):
+    """One of transformers' image processors, as far as it is used here."""
+
+    def __call__(self, images: Sequence[Image.Image], return_tensors: str) -> _Batch: ...
+
+
 @dataclass(frozen=True)
 class PatchTower:
     """A loaded vision tower on its device."""
 
-    network: Any  # a transformers model, which has no types here
-    processor: Any
+    network: Any  # one of transformers' models, which have no types here
+    processor: _Processor
 
     def patches(self, pictures: Sequence[bytes]) -> torch.Tensor:
         """(m, P, D): the last hidden states but one of m encoded pictures, as the adapters were trained with."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,9 @@ def shipped_jobs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(data_folder("jobs").glob("*.toml")) if "command" in read_toml(path)}
 
 
+_PROTOCOL = ("compare", "content_judge", "database", "style_judge", "tuning")  # keys of `rdmpipe evaluate`'s files
+
+
 def load_job(where: str) -> LoadedJob:
     """Read and check a job file. Raises ConfigError.
 
@@ -177,6 +181,11 @@ def load_job(where: str) -> LoadedJob:
             )
         path = known[where]
     table = read_toml(path)
+    if "command" not in table and not table.keys().isdisjoint(_PROTOCOL):
+        raise ConfigError(
+            f"{where} is an evaluation's protocol, not a job file: `rdmpipe evaluate {shlex.quote(str(path))} --plan` shows "
+            "what it would do, and without --plan it runs"
+        )
     job, text = _checked(path, table), path.read_text(encoding="utf-8")
     named = text if "name" in table else f'name = "{job.name}"\n{text}'  # the text is sent without the file's name
     return LoadedJob(job, named, path.resolve().parent, path.resolve())
