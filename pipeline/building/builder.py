@@ -19,7 +19,7 @@ from pipeline.building.embed import EmbedConfig, Images, embed_stage
 from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
 from pipeline.building.publishing import Contents, publish, shard_entries
 from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, settle
-from pipeline.catalog import command_that_adds, companions
+from pipeline.catalog import command_that_adds, companions, main_database
 from pipeline.config import canonical_json
 from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
@@ -237,6 +237,7 @@ class _Build:
             hosts=self._hosts(),
             seconds=round(time.monotonic() - self.start, 3),
             warnings=tuple(warnings),
+            vectors_for=main_database(self.database.name, self.manifest.encoder, self.database.home),
         )
 
     def _outdated(self, version: Version) -> list[str]:

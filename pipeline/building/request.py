@@ -6,6 +6,7 @@ Reads: manifests, and manifest.json of a database that was begun. Writes nothing
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +93,9 @@ class BuildSummary:
     seconds: float
     hosts: dict[str, HostCounts]  # of a list of addresses, by host
     warnings: tuple[str, ...] = ()
+    vectors_for: str = (
+        ""  # the database whose pictures these are, where this one holds another encoder's vectors of them
+    )
 
     def text(self) -> str:
         """For people: what there is now, and what to do next."""
@@ -125,8 +129,9 @@ class BuildSummary:
             lines.append(f"{what}: {found if any(self.changes.values()) else 'nothing new'}")
         lines += [f"note: {warning}" for warning in self.warnings]
         if self.version:
+            options = f"--encoder {shlex.quote(self.encoder)}" if self.vectors_for else "-k 5 --sheet sheet.png"
             lines.append(
-                f'version {self.version}; try: rdmpipe search {self.name} "a harbour at dawn" -k 5 --sheet sheet.png'
+                f'version {self.version}; try: rdmpipe search {self.vectors_for or self.name} "a harbour at dawn" {options}'
             )
         return "\n".join(lines)
 

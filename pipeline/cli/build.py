@@ -200,7 +200,7 @@ COMMANDS = {
     "download": (("download",), "Fetch the pictures of a collection into shards, without embedding them."),
     "embed": (
         ("download", "embed"),
-        "Fetch what is missing and embed it, without an index; or add another encoder's vectors, as NAME_ENCODER.",
+        "Fetch what is missing and embed it, without an index; or add another encoder's vectors to a database.",
     ),
     "index": (("index",), "Index what is embedded, and publish it."),
 }

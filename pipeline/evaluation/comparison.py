@@ -20,14 +20,15 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.pictures import Run
 from pipeline.evaluation.plan import SWAP
 from pipeline.evaluation.records import Json, Measured, Score, Summary, by_value
-from pipeline.evaluation.report import NAMES, measures, number, whole_page
+from pipeline.evaluation.report import NAMES, charted, measures, number, whole_page
 from pipeline.evaluation.run import evaluate_in, folder_of, set_up
-from pipeline.pages import html_table, picture_table
+from pipeline.pages import dots, html_table, picture_table
 from pipeline.storage import Storage
 from pipeline.training import decode_picture
 
 if TYPE_CHECKING:
     from pipeline.execution import Backend, Progress
+    from pipeline.generation import ModelRow
 
 GRID_ROWS, SIDE = 6, 128  # captions, and pixels of a picture in the page
 
@@ -62,6 +63,7 @@ def compare(
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Comparison]:  # fmt: skip
     """Evaluate every model of `config.compare`, or go on; the folder and the comparison. Raises RdmpipeError."""
+    from pipeline.generation import outline_model
     from pipeline.storage import lease
 
     if len(config.compare) < 2:
@@ -79,7 +81,8 @@ def compare(
             made[name], rows[name] = evaluate_in(run)
         comparison = Comparison(made)
         storage.write_text("summary.json", json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
-        storage.write_text("index.html", _page(comparison, rows, folder, _folders(config)))
+        models = {name: outline_model(name, home) for name in made}
+        storage.write_text("index.html", _page(comparison, rows, folder, _folders(config), models))
     return folder, comparison
 
 
@@ -95,19 +98,28 @@ def _folders(config: EvaluateConfig) -> dict[str, str]:
 # ---- the page
 
 
-def _page(comparison: Comparison, rows: Mapping[str, Sequence[Score]], folder: Path, folders: Mapping[str, str]) -> str:
-    first = next(iter(comparison.models.values()))
-    title = f"{len(comparison.models)} models on {first.setup.config.database}: swapping the database"
-    links = " · ".join(
-        f'<a href="{html.escape(folders[name])}/index.html">{html.escape(name)}</a>' for name in comparison.models
-    )
+def _page(
+    comparison: Comparison,
+    rows: Mapping[str, Sequence[Score]],
+    folder: Path,
+    folders: Mapping[str, str],
+    models: Mapping[str, ModelRow],
+) -> str:
+    """The page. Models are called by their folders' names, because a model may be named by a long path."""
+    found = {folders[name]: summary for name, summary in comparison.models.items()}
+    first = next(iter(found.values()))
+    title = f"{len(found)} models on {first.setup.config.database}: swapping the database"
+    links = " · ".join(f'<a href="{html.escape(name)}/index.html">{html.escape(name)}</a>' for name in found)
+    captions, styles = len(first.setup.test_captions), len(first.setup.styles)
     parts = [
-        f"<h1>{html.escape(title)}</h1><p>Each model by itself: {links}</p>",
-        _ceiling(comparison),
-        _swaps(comparison),
-        _postfixes(comparison),
-        _settings(comparison),
-        _grids(rows, folder, folders),
+        f"<h1>{html.escape(title)}</h1><p>{captions} captions in {styles} styles, the same for every model, the same seeds "
+        f"and the same judges. Each model by itself: {links}</p>",
+        _swaps(found),
+        _postfixes(found),
+        _ceiling(found),
+        _grids({folders[name]: some for name, some in rows.items()}, folder),
+        _settings(found),
+        _models({folders[name]: (row, comparison.models[name]) for name, row in models.items()}),
     ]
     return whole_page(title, parts)
 
@@ -116,48 +128,64 @@ def _table(found: Mapping[str, Measured | None]) -> str:
     return html_table(("model", *NAMES.values()), [(name, *measures(one)) for name, one in found.items()])
 
 
-def _ceiling(comparison: Comparison) -> str:
+def _ceiling(found: Mapping[str, Summary]) -> str:
     through = {
         name: summary.judges.references.get("the same, through the model's first stage")
-        for name, summary in comparison.models.items()
+        for name, summary in found.items()
     }
     return (
-        "<h2>What the judges allow</h2><p>The same two judges look at all pictures. Real pictures after each model’s own "
-        "encoder and decoder, which is the best that the model could score:</p>" + _table(through)
+        "<h2>What the judges allow</h2><p>Real pictures after each model’s own encoder and decoder: no picture of the model "
+        "can be expected to score better.</p>" + _table(through)
     )
 
 
-def _swaps(comparison: Comparison) -> str:
-    parts = ["<h2>Swapping the database</h2>", _table({n: s.swap.all for n, s in comparison.models.items()})]
-    unseen = {name: summary.swap.styles_never_seen for name, summary in comparison.models.items()}
+def _swaps(found: Mapping[str, Summary]) -> str:
+    swaps = {name: summary.swap.all for name, summary in found.items()}
+    drawn = dots({name: charted(one) for name, one in swaps.items() if one is not None}, "share of the pictures")
+    parts = [
+        "<h2>Swapping the database</h2><p>How often the style judge sees the style of the database, and how often the content "
+        "judge finds the caption among others. Means with 95 % intervals.</p>",
+        drawn,
+        _table(swaps),
+    ]
+    unseen = {name: summary.swap.styles_never_seen for name, summary in found.items()}
     if any(unseen.values()):
         parts.append("<p>Styles that neither encoder nor model was trained with:</p>" + _table(unseen))
     return "".join(parts)
 
 
-def _postfixes(comparison: Comparison) -> str:
+def _postfixes(found: Mapping[str, Summary]) -> str:
     rows = [
         (level, name, *measures(one.swap_minus.get("postfix")))
-        for name, summary in comparison.models.items()
+        for name, summary in found.items()
         for level, one in summary.postfix.items()
     ]
     return (
-        "<h2>Swap against “in the style of …”</h2><p>Swap minus postfix, each caption compared with itself; above zero is for "
-        "the swap:</p>" + html_table(("database holds", "model", *NAMES.values()), rows)
+        "<h2>Swap against “in the style of …”</h2><p>Swap minus postfix, each caption compared with itself: above zero, the "
+        "swap is better. The general database holds the style as it is (common), rarely, or not at all (unseen).</p>"
+        + html_table(("database holds", "model", *NAMES.values()), rows)
     )
 
 
-def _settings(comparison: Comparison) -> str:
+def _settings(found: Mapping[str, Summary]) -> str:
     rows = []
-    for name, summary in comparison.models.items():
+    for name, summary in found.items():
         chosen, settings = summary.tuning[SWAP], summary.setup.config.sampling
-        rows.append((name, chosen.k, f"{chosen.guidance:g}", settings.sampler, settings.steps,
-                     summary.setup.config.database, summary.setup.model.sha256[:12]))  # fmt: skip
-    heads = ("model", "k", "guidance", "sampler", "steps", "database", "sha256")
+        used = ", ".join(f"{database} {version}" for database, version in summary.setup.databases.items())
+        rows.append((name, chosen.k, f"{chosen.guidance:g}", settings.sampler, settings.steps, used))
+    heads = ("model", "k", "guidance", "sampler", "steps", "databases and versions")
     return "<h2>Settings</h2><p>k and guidance are chosen on the validation captions.</p>" + html_table(heads, rows)
 
 
-def _grids(rows: Mapping[str, Sequence[Score]], folder: Path, folders: Mapping[str, str]) -> str:
+def _models(found: Mapping[str, tuple[ModelRow, Summary]]) -> str:
+    rows = [
+        (name, row.takes, row.facts.get("base", row.where), row.licence, summary.setup.model.sha256[:12])
+        for name, (row, summary) in found.items()
+    ]
+    return "<h2>Models</h2>" + html_table(("model", "vectors of", "base", "licence or terms", "sha256"), rows)
+
+
+def _grids(rows: Mapping[str, Sequence[Score]], folder: Path) -> str:
     """The first captions in the first styles, a column a model: not chosen by their result."""
     swaps = {
         name: {(row.caption, row.style): row for row in found if row.phase == "swap" and row.condition == SWAP and row.style}
@@ -169,9 +197,9 @@ def _grids(rows: Mapping[str, Sequence[Score]], folder: Path, folders: Mapping[s
     for i, caption in enumerate(captions):
         style = styles[i % len(styles)]
         cells = [swaps[name].get((caption, style)) for name in swaps]
-        files = [folder / folders[name] / cell.file if cell else None for name, cell in zip(swaps, cells, strict=True)]
+        files = [folder / name / cell.file if cell else None for name, cell in zip(swaps, cells, strict=True)]
         grid.append((f"{caption} · {style}", [decode_picture(f.read_bytes(), SIDE) if f else None for f in files]))
     return (
-        f"<h2>The first {len(captions)} captions</h2><p>As they come, each in the next style.</p>"
+        f"<h2>The first {len(captions)} captions</h2><p>Not chosen by result: each caption is drawn in the next style.</p>"
         + picture_table(tuple(swaps), grid, side=SIDE)
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """What an evaluation would do: which databases it builds, which models it takes, how many pictures each of them makes.
 
 Reads: the protocol, published databases and models' descriptions. Writes nothing, builds nothing and fetches nothing. Where the
-labelled database is not published, pictures are counted from the protocol alone: it must name styles and a prompt list.
+labelled database is not published, pictures are counted from the protocol alone: it must name styles (or their sources) and a
+prompt list.
 """
 
 from __future__ import annotations
@@ -110,16 +111,17 @@ def _captions(config: EvaluateConfig, home: str | None) -> tuple[Place, tuple[Ca
     if RetrievalDatabase(base_of(name, home), home).exists():
         _, place, validation, test = open_captions(config, home)
         return place, validation, test
-    if not config.styles or not config.prompts.file:
+    styles = config.styles or tuple(config.sources)
+    if not styles or not config.prompts.file:
         command = next(
             (_command(entry) for entry in config.build if entry.database == name), f"rdmpipe build-index {name}"
         )
         raise ConfigError(
-            f"database {name!r} is not published, and the protocol names no `styles` or no [prompts] `file`: pictures cannot "
-            f"be counted yet. Name both, or build the database first: `{command}`"
+            f"database {name!r} is not published, and the protocol names no `styles` (or [sources]) or no [prompts] `file`: "
+            f"pictures cannot be counted yet. Name both, or build the database first: `{command}`"
         )
     validation, test = own_prompts(config.prompts.file, config.prompts)
-    return Place(config, config.styles), validation, test
+    return Place(config, styles), validation, test
 
 
 def _databases(

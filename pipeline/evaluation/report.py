@@ -82,7 +82,7 @@ def measures(found: Measured | None) -> list[str]:
     return [number(named.get(name)) for name in NAMES]
 
 
-def _chart(found: Measured, only: Sequence[str] = tuple(NAMES)) -> dict[str, dict[str, float]]:
+def charted(found: Measured, only: Sequence[str] = tuple(NAMES)) -> dict[str, dict[str, float]]:
     """Estimates as the charts take them, by the words of NAMES."""
     return {NAMES[name]: asdict(one) for name, one in found.named().items() if name in only}
 
@@ -150,7 +150,7 @@ def _judges(summary: Summary) -> str:
 def _swap(summary: Summary, rows: Sequence[Score], folder: Path, labelled: Labelled) -> str:
     swap, styles, chosen = summary.swap, summary.setup.styles, summary.tuning[SWAP]
     candidates = summary.setup.config.prompts.candidates
-    chart = dots({style: _chart(found) for style, found in swap.by_style.items()}, "by style swapped in")
+    chart = dots({style: charted(found) for style, found in swap.by_style.items()}, "by style swapped in")
     return (
         f"<h2>Swapping the database</h2><p>k = {chosen.k}, guidance {chosen.guidance:g}, chosen on the validation "
         f"captions. Chance: style {1 / len(styles):.2f}, content {1 / candidates:.2f}.</p>"
@@ -227,7 +227,7 @@ def _sweeps(summary: Summary) -> str:
              "share of the style's database": sweeps.size}  # fmt: skip
     charts, tables = [], ""
     for label, found in every.items():
-        drawn = {at: _chart(one, ("style_hit", "found")) for at, one in found.items()}
+        drawn = {at: charted(one, ("style_hit", "found")) for at, one in found.items()}
         names = dict.fromkeys(name for one in drawn.values() for name in one)
         series = {name: {at: one[name] for at, one in drawn.items() if name in one} for name in names}
         charts.append(lines(series, label))
