@@ -75,7 +75,9 @@ class _FusedAttention(TorchFunctionMode):
             given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
             query, value = given["query"], given["value"]
             assert isinstance(query, torch.Tensor) and isinstance(value, torch.Tensor)
-            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+            *batch, heads, places, _ = query.shape
+            # The layout of the fused kernels: a place's heads lie side by side.
+            return query.new_empty((*batch, places, heads, value.shape[-1])).transpose(-3, -2)
         return func(*args, **(kwargs or {}))
 
 
