@@ -1,6 +1,6 @@
 """A second encoder's vectors for the pictures of a database, without fetching the pictures again.
 
-The vectors get a database of their own, the companion NAME_ENCODER (pipeline/catalog/companions.py), whose source is the
+The vectors get a database of their own, the companion NAME_ENCODER (pipeline/catalog/vectors.py), whose source is the
 pictures that NAME keeps. Reads: the database's version, settings, rows and block list. Writes: the companion's manifest in
 <home>/manifests, and its block list. Builds nothing.
 """

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pipeline.catalog.companions import companions, main_database
 from pipeline.catalog.manifests import known_manifests, load_manifest
 from pipeline.catalog.names import base_of
+from pipeline.catalog.vectors import companions, main_database
 from pipeline.config import Table, checked, default_home
 from pipeline.database import RetrievalDatabase, VersionCounts, list_databases
 from pipeline.errors import ConfigError, DamagedError, DatabaseError, ManifestError, nearest

@@ -2,7 +2,7 @@
 
 Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder a model
 with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison goes on. A model of another
-encoder finds its vectors beside the database (pipeline/catalog/companions.py), or in databases that `[[compare]]` names.
+encoder finds its vectors beside the database (pipeline/catalog/vectors.py), or in databases that `[[compare]]` names.
 """
 
 from __future__ import annotations

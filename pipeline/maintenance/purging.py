@@ -3,7 +3,7 @@
 Reads: the embedding shards of every version. Writes, under the database's lease: the block list, the shards that held such rows
 (maintenance/rewriting.py), the index, and a new version by compare-and-swap. Then it searches for every purged row, and removes
 the versions that still hold one, with all files that no remaining version needs. That includes files of an unfinished build.
-Databases with other encoders' vectors of the same pictures (pipeline/catalog/companions.py) are purged with it. A purge that
+Databases with other encoders' vectors of the same pictures (pipeline/catalog/vectors.py) are purged with it. A purge that
 was killed finishes when it is run again; builds refuse to run until then. It does not reach generated pictures, exports,
 backups, or caches of other machines.
 """
