@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -10,12 +11,13 @@ import shutil
 import struct
 import subprocess
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +25,10 @@ import pytest
 from PIL import Image
 
 from pipeline.catalog.manifests import manifest_for_path
-from pipeline.errors import PictureError, SourceError
+from pipeline.errors import PictureError, PromptError, SourceError
+from pipeline.exchange import left_out
+from pipeline.exchange.npz import read_parts
+from pipeline.generation.prompts import read_prompts
 from pipeline.images import decode, upright_size
 from pipeline.sources import Manifest, Sample, Source, SourceOptions, SourceSpec, open_source, sniff
 from pipeline.sources.metadata import MetadataTable
@@ -519,6 +524,23 @@ def test_tars_by_any_name_are_read_and_concatenated_ones_whole(tmp_path: Path, h
 # ---- every reader, and files made by other programs
 
 
+# What else writes pictures, where it is installed: the command, and suffixes that it takes for formats.
+PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "magick": (
+        ["convert", "{input}", "{output}"],
+        ("jpg", "png", "tif", "gif", "bmp", "webp", "jp2", "psd", "tga", "pcx"),
+    ),
+    "gm": (["gm", "convert", "{input}", "{output}"], ("jpg", "png", "tif", "ppm", "bmp")),
+    "gdal": (["gdal_translate", "-of", "{form}", "{input}", "{output}"], ("jpeg", "png", "gtiff", "webp")),
+    "vips": (["vips", "copy", "{input}", "{output}"], ("jpg", "png", "tif", "webp", "jp2", "v")),
+}
+
+
+def is_imagemagick(program: str) -> bool:
+    """Some machines have a program `convert` that is not ImageMagick's."""
+    return b"Copyright" in subprocess.run([program, "-version"], capture_output=True, timeout=60).stdout
+
+
 def made_by_others(folder: Path) -> dict[str, bytes]:
     """Pictures of Pillow, OpenCV and what command-line programs are installed, and files that are none."""
     generator = np.random.default_rng(5)
@@ -536,13 +558,21 @@ def made_by_others(folder: Path) -> dict[str, bytes]:
         )
         if fine:
             files[f"opencv{suffix}"] = data.tobytes()
-    magick = shutil.which("convert") or shutil.which("magick")
-    known = magick and b"Copyright" in subprocess.run([magick, "-version"], capture_output=True, timeout=60).stdout
-    for suffix in ("jpg", "png", "tif", "psd", "tga") if known else ():
-        target = folder / f"magick.{suffix}"
-        subprocess.run([str(magick), "-size", "40x30", "gradient:red-blue", str(target)], check=True, timeout=60)
-        files[target.name] = target.read_bytes()
-        target.unlink()
+    Image.fromarray(pixels).save(folder / "input.png")
+    for name, (command, suffixes) in PROGRAMS.items():
+        program = shutil.which(command[0])
+        if program is None or (name == "magick" and not is_imagemagick(program)):
+            continue
+        for suffix in suffixes:
+            target = folder / f"{name}.{suffix}"
+            words = [
+                word.format(input=folder / "input.png", output=target, form=suffix.upper()) for word in command[1:]
+            ]
+            done = subprocess.run([program, *words], capture_output=True, timeout=60)
+            if done.returncode == 0:  # a format that this build of the program does not write
+                files[target.name] = target.read_bytes()
+    for left in folder.iterdir():
+        left.unlink()
     files |= {
         "no suffix": files["opencv.jpg"],
         "logo.svg": b"<svg/>",
@@ -560,18 +590,20 @@ def rows_and_left_out(source: Source) -> int:
 
 
 @pytest.mark.process
-def test_rows_in_are_files_in_for_every_reader(tmp_path: Path, home: Path) -> None:
-    files = made_by_others(tmp_path)
+def test_rows_in_are_files_in_for_every_reader_of_pictures(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "making").mkdir()
+    files = made_by_others(tmp_path / "making")
     folder = tmp_path / "in"
     for place, (name, data) in enumerate(files.items()):
         path = folder / f"{place % 3}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     assert rows_and_left_out(folder_source(folder)) == len(files)
-    programs: Mapping[str, list[str]] = {
-        "tar": ["tar", "-cf"], "gnu.tar.gz": ["tar", "-czf"], "bsd.tar": ["bsdtar", "-cf"]
+    archives: Mapping[str, list[str]] = {
+        "tar": ["tar", "-cf"], "gnu.tar.gz": ["tar", "-czf"], "pax.tar": ["tar", "--format=pax", "-cf"],
+        "gnu.tar.xz": ["tar", "-cJf"], "bsd.tar": ["bsdtar", "-cf"], "bsd.ustar.tar": ["bsdtar", "--format=ustar", "-cf"],
     }  # fmt: skip
-    for ending, program in programs.items():
+    for ending, program in archives.items():
         if shutil.which(program[0]) is None:
             continue
         path = tmp_path / f"a.{ending}"
@@ -579,21 +611,96 @@ def test_rows_in_are_files_in_for_every_reader(tmp_path: Path, home: Path) -> No
         subprocess.run([*program, str(path), "-C", str(folder), "."], check=True, env=environment, timeout=60)
         assert rows_and_left_out(source_of("tar", path=str(path))) == len(files)
     flat = {name.replace(" ", "_").replace(".", "_", name.count(".") - 1): data for name, data in files.items()}
-    path = tar_of(tmp_path / "flat.tar", list(flat.items()))
-    source = source_of("webdataset", path=str(path))
+    source = source_of("webdataset", path=str(tar_of(tmp_path / "flat.tar", list(flat.items()))))
     # A key without a picture is a failed row that names its members, so that they count once as a row and once by suffix.
     keyless = sum(1 for reason in outcomes(source).values() if reason == "missing_file")
     texts = sum(name.endswith(".txt") for name in flat)
     assert rows_and_left_out(source) == len(flat) + keyless - texts
-    parquet_of(tmp_path / "sets", "a.parquet", path=[str(i) for i in range(3)])
-    pq.write_table(pa.table({"image": list(files.values()), "path": list(files)}), tmp_path / "sets" / "b.parquet")
-    assert rows_and_left_out(source_of("parquet", path=str(tmp_path / "sets"))) == len(files) + 3
+    sets = tmp_path / "sets"
+    parquet_of(sets, "a.parquet", path=[str(i) for i in range(3)])
+    table = pa.table({"image": list(files.values()), "path": list(files)})
+    pq.write_table(table, sets / "b.parquet", row_group_size=7, compression="zstd")
+    connection = duckdb.connect()
+    connection.register("files", table)
+    connection.execute(f"COPY files TO '{sets / 'c.parquet'}' (FORMAT parquet)")
+    assert rows_and_left_out(source_of("parquet", path=str(sets))) == 2 * len(files) + 3
     readable = {name for name, data in files.items() if sniff(data)[1] is None}
     assert {"opencv.png", "opencv.tiff", "no suffix", "cut.jpg"} <= readable and "logo.svg" not in readable
+
+
+def spreadsheets(rows: Sequence[Sequence[str]]) -> dict[str, bytes]:
+    """A table as programs save it: the dialects of Python's csv module, pandas' and those of Excel in several countries."""
+    made: dict[str, bytes] = {}
+    dialects: dict[str, dict[str, Any]] = {
+        "excel": {"dialect": "excel"}, "tabs": {"dialect": "excel-tab"}, "unix": {"dialect": "unix"},
+        "semicolons": {"delimiter": ";"}, "pandas": {"lineterminator": "\n"},
+        "all quoted": {"quoting": csv.QUOTE_ALL, "lineterminator": "\n"},
+    }  # fmt: skip
+    for name, settings in dialects.items():
+        out = io.StringIO()
+        csv.writer(out, **settings).writerows(rows)
+        made[name] = out.getvalue().encode()
+    made["excel with a mark"] = b"\xef\xbb\xbf" + made["excel"]
+    made["excel in Windows-1252"] = made["semicolons"].decode().encode("cp1252")
+    made["blank lines at the end"] = made["excel"] + b"\r\n\r\n"
+    return made
+
+
+TITLES = [
+    "Plain",
+    "Müller, A.",
+    'a "quoted" word',
+    "two\nlines, one cell",
+    "semi; colon",
+    " spaces ",
+    "tab\there",
+    "1971.10",
+    "",
+]
+
+
+def test_rows_in_are_lines_in_for_every_reader_of_tables(tmp_path: Path, home: Path) -> None:
+    for name, data in spreadsheets(
+        [["file_name", "title"], *([f"{i}.jpg", title] for i, title in enumerate(TITLES))]
+    ).items():
+        (tmp_path / "metadata.csv").write_bytes(data)
+        table = MetadataTable([(tmp_path / "metadata.csv", "")])
+        read = [str(row["title"] or "").replace("\r\n", "\n") for row in table.rows(list(range(len(table.names))))]
+        assert (read, set(table.errors)) == (TITLES, {""}), name
+    urls = [f"https://h/{i},{i}.jpg?a=b;c" for i in range(len(TITLES))]
+    for name, data in spreadsheets([["url", "title"], *zip(urls, TITLES, strict=True)]).items():
+        (tmp_path / "list.csv").write_bytes(data)
+        source = source_of("urls", path=str(tmp_path / "list.csv"), image="url", options={"format": "csv"})
+        assert [sample.address for sample in samples(source).values()] == urls, name
+    prompts = [["prompt", "seed"], *([title or "a boat", str(i)] for i, title in enumerate(TITLES))]
+    for name, data in spreadsheets(prompts).items():
+        (tmp_path / "prompts.csv").write_bytes(data)
+        if name == "excel in Windows-1252":
+            with pytest.raises(PromptError, match="not UTF-8"):
+                read_prompts(str(tmp_path / "prompts.csv"))
+            continue
+        found = read_prompts(str(tmp_path / "prompts.csv"))
+        assert ([row.seed for row in found.rows], found.bad) == (list(range(len(TITLES))), ()), name
+
+
+def test_rows_in_are_vectors_in_for_every_file_of_embeddings(tmp_path: Path, home: Path) -> None:
+    vectors = np.random.default_rng(3).normal(size=(5, 16)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in" / "1.npz", embedding=vectors, img_id=np.arange(5))
+    np.savez_compressed(
+        tmp_path / "in" / "2.NPZ", embedding=vectors.astype(np.float16).astype(np.float32), img_id=np.arange(5)
+    )
+    for name in ("._1.npz", ".DS_Store", "readme.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert sum(len(part.vectors) for part in read_parts(tmp_path / "in")) == 10
+    assert left_out(tmp_path / "in") == {".txt": 1, "system files": 2}
 
 
 def test_compressed_tars_of_every_kind_hold_the_same_rows(tmp_path: Path, home: Path) -> None:
     plain = tar_of(tmp_path / "a.tar", [("a.jpg", jpeg(1)), ("b", jpeg(2))])
     (tmp_path / "b.tgz").write_bytes(gzip.compress(plain.read_bytes()))
-    for path in (plain, tmp_path / "b.tgz"):
+    halves = [tar_of(tmp_path / f"{i}.tar", [(name, jpeg(i))]).read_bytes() for i, name in ((1, "a.jpg"), (2, "b"))]
+    (tmp_path / "c.tar").write_bytes(b"".join(halves))
+    (tmp_path / "d.tar.gz").write_bytes(b"".join(map(gzip.compress, halves)))
+    for path in (plain, tmp_path / "b.tgz", tmp_path / "c.tar", tmp_path / "d.tar.gz"):
         assert [s.data for s in samples(source_of("tar", path=str(path))).values()] == [jpeg(1), jpeg(2)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.bench_fetch import museums
 from pipeline.sources import SourceOptions
 from pipeline.sources.web.addresses import Refused
 from pipeline.sources.web.hosts import HostFigures, PoliteFetcher, retry_after
@@ -200,6 +201,13 @@ def test_a_redirect_in_raw_utf8_is_followed(tmp_path: Path, home: Path) -> None:
         server.fail("/7.jpg", Fault("status", 302, (("Location", location),)))
         found, _ = fetch(tmp_path, [f"{server.url}/7.jpg"])
     assert list(found.values()) == ["ok"]
+
+
+@pytest.mark.long
+def test_two_thousand_pictures_of_three_museums_within_their_limits(tmp_path: Path, home: Path) -> None:
+    """Connections, pace and counts are checked against the museums' own logs by the benchmark itself."""
+    made = museums(2000, tmp_path)
+    assert made["pictures"] == 2000
 
 
 # ---- what sites write
