@@ -265,9 +265,9 @@ def test_a_column_is_a_number_only_where_every_text_comes_back(tmp_path: Path) -
 
 def test_a_text_far_down_a_column_is_seen(tmp_path: Path) -> None:
     table = table_of(
-        tmp_path / "a.csv", "name,year\n" + "".join(f"{i}.jpg,{i}\n" for i in range(50_000)) + "z.jpg,about 1900\n"
+        tmp_path / "a.csv", "name,year\n" + "".join(f"{i}.jpg,{i}\n" for i in range(5_000)) + "z.jpg,about 1900\n"
     )
-    assert [row["year"] for row in table.rows([50_000, 7])] == ["about 1900", "7"]
+    assert [row["year"] for row in table.rows([5_000, 7])] == ["about 1900", "7"]
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n1\n", b"\xff\xfen\0a\0", b"<html><body>log in</body></html>"])

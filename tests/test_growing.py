@@ -110,8 +110,8 @@ def test_the_command_that_continues_names_the_part_and_the_filter(tmp_path: Path
     assert expected.replace('\\"', '"') in str(told.value)
     _, request = settle(BuildRequest("mine"))
     assert (request.source.limit, request.where) == (12, "style = 'even'")
-    done = last_json(command("build-index", "mine", "--json", home=home))
-    assert (done["input"], done["ok"]) == (12, 6)
+    done = quiet_build("mine")
+    assert (done.input, done.ok) == (12, 6)
 
 
 def test_failures_are_listed_and_their_files_copied(tmp_path: Path, home: Path) -> None:

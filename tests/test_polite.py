@@ -47,7 +47,7 @@ def fetch(
 
 def test_a_collection_of_three_museums_is_fetched_within_their_limits(tmp_path: Path, home: Path) -> None:
     quick = Museum(HOSTS[0], work_s=0.002)
-    busy = Museum(HOSTS[1], slow_after=40)
+    busy = Museum(HOSTS[1], slow_after=30)
     careful = Museum(
         HOSTS[2],
         robots="User-agent: *\nCrawl-delay: 0.2\nDisallow: /closed/\n",
@@ -55,21 +55,21 @@ def test_a_collection_of_three_museums_is_fetched_within_their_limits(tmp_path: 
         headers={"/1.jpg": {"tdm-reservation": "1"}},
     )
     with open_museums(quick, busy, careful):
-        urls = [f"{museum.url}/{number}.jpg" for number in range(100) for museum in (quick, busy)]
+        urls = [f"{museum.url}/{number}.jpg" for number in range(50) for museum in (quick, busy)]
         asked = ["0.jpg", "1.jpg", "2.jpg", "closed/3.jpg", "reserved/4.jpg"]
         urls += [f"{careful.url}/{path}" for path in asked]
         found, figures = fetch(tmp_path, urls, contact="mailto:curator@example.org")
     assert [found[f"{careful.url}/{path}"] for path in asked] == ["ok", "tdm", "ok", "robots", "tdm"]
-    assert all(found[url] == "ok" for url in urls[:200])
+    assert all(found[url] == "ok" for url in urls[:100])
     assert max(quick.most_at_once, busy.most_at_once) <= 2 and careful.most_at_once == 1
     assert quick.connections <= 2 and busy.connections <= 3  # kept alive
     assert max(quick.most_open, busy.most_open) <= 2 and careful.most_open == 1
-    assert len(quick.pictures()) == len(busy.pictures()) == 100
+    assert len(quick.pictures()) == len(busy.pictures()) == 50
     pictures = [when for when, path, _ in careful.log if path.endswith(".jpg")]
     assert all(later - earlier >= 0.19 for earlier, later in itertools.pairwise(pictures))
     assert sorted(careful.pictures()) == ["/0.jpg", "/1.jpg", "/2.jpg"]
     slowed = [when for when, _, status in busy.log if status == 429]
-    assert figures[busy.url.removeprefix("http://")].slowed == len(slowed) >= 2
+    assert figures[busy.url.removeprefix("http://")].slowed == len(slowed) >= 1
     assert all(not (when < other < when + 0.9) for when in slowed for other, path, s in busy.log if s == 200)
     assert quick.agents == {"Mozilla/5.0 (compatible; rdmpipe/0.1; img2dataset; contact: mailto:curator@example.org)"}
 
@@ -166,9 +166,9 @@ def test_the_limit_of_a_host_holds_for_several_fetchers_together(tmp_path: Path,
 
 
 def test_after_the_time_is_up_the_rest_fails_and_nothing_hangs(tmp_path: Path, home: Path) -> None:
-    museum = Museum(HOSTS[0], robots="User-agent: *\nCrawl-delay: 1\n")
+    museum = Museum(HOSTS[0], robots="User-agent: *\nCrawl-delay: 0.4\n")
     with open_museums(museum):
-        found, _ = fetch(tmp_path, [f"{museum.url}/{number}.jpg" for number in range(20)], seconds=4.0)
+        found, _ = fetch(tmp_path, [f"{museum.url}/{number}.jpg" for number in range(20)], seconds=2.5)
     assert set(found.values()) == {"ok", "deadline"}
 
 
