@@ -182,11 +182,9 @@ async def databases(server: Server, request: Request) -> Response:
 
 def _facts(server: Server, name: str, base: str) -> DatabaseFacts:
     try:
-        where = resolve_database(name, server.options.home).where
-        with server.library.beside(base or name) as (opened, searcher):
-            matching = searcher.matching(where)
-            rows = len(searcher.keys) if matching is None else len(matching)
-            made, record = opened.version, opened.version.encoder
+        selection = resolve_database(name, server.options.home)
+        made, record = selection.version, selection.version.encoder
+        rows = server.library.count(selection)
     except RdmpipeError as error:  # a damaged database is listed with its problem and does not hide the others
         return DatabaseFacts(name, base, 0, "", "", "", False, False, "", "", "", str(error))
     told = made.manifest

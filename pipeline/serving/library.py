@@ -71,6 +71,7 @@ class Library:
         self._checked: dict[str, float] = {}
         self._listed: tuple[float, list[Listed]] = (-CHECK_S, [])
         self._rows: dict[str, tuple[str, MetadataRows]] = {}  # by database, with the version: its views share them
+        self._counts: dict[tuple[str, str, str], int] = {}
         self._copies = 0
 
     def close(self) -> None:
@@ -90,6 +91,17 @@ class Library:
             with self._lock:
                 self._listed = (now, known)
         return known
+
+    def count(self, selection: Selection) -> int:
+        """The rows of a database, or those that a view's filter lets through. Raises DatabaseError."""
+        if not selection.where:
+            return selection.version.index.rows
+        name = (selection.name, selection.version.id, selection.where)
+        if name not in self._counts:
+            with self.beside(selection.database.name) as (_, searcher):  # one for all views of a database
+                matching = searcher.matching(selection.where)
+                self._counts[name] = len(searcher.keys) if matching is None else len(matching)
+        return self._counts[name]
 
     def current(self, name: str) -> OpenDatabase:
         """The database at its current version. Raises DatabaseError for a name that nothing published has."""

@@ -63,7 +63,14 @@ export async function search() {
   }
 }
 
-export const forget = () => { asked = ""; };
+// Another view is shown: what is on its way must not replace it.
+export function forget() {
+  asked = "";
+  asking?.abort();
+  asking = null;
+  shown = [];
+  byId("count").classList.remove("busy");
+}
 
 function show(answers, milliseconds) {
   const several = answers.length > 1;
