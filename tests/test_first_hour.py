@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pipeline.catalog import status_of
 from pipeline.cli.app import app
 from pipeline.database import RetrievalDatabase, list_databases
+from pipeline.doctor import examine
 from pipeline.errors import BusyError, ConfigError, DatabaseError
 from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
@@ -88,3 +89,18 @@ def test_pictures_of_another_request_in_the_same_folder_are_told(built: Path, tm
     )
     second = quiet_generate("a harbour", db=("mine-odd",), **common)
     assert any("1 picture(s) of an earlier request" in warning for warning in second.warnings)
+
+
+def test_the_doctor_says_what_is_there_and_how_to_get_what_is_not(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("pipeline.doctor.examination.EXTRAS", {"serve": ("starlette",), "other": ("no_such_module",)})
+    found = {one.area: one for one in examine(str(built), load=False)}
+    assert found["home"].state == "ok" and "databases: mine" in found["home"].found
+    assert found["Hub"].state == "note" and "--encoder mini" in found["Hub"].fix
+    assert found["extra serve"].state == "ok" and found["extra other"].fix == "pip install 'rdmpipe[other]'"
+    assert found["faiss"].state == "ok"
+    (tmp_path / "file").write_text("no folder")
+    done = CliRunner().invoke(app, ["doctor", "--quick", "--home", str(tmp_path / "file")])
+    assert done.exit_code == 1 and "problem  home" in done.output and "--home FOLDER" in done.output

@@ -14,6 +14,7 @@ import typer
 from pipeline.cli.browse import register as register_browse
 from pipeline.cli.build import register as register_build
 from pipeline.cli.data import register as register_data
+from pipeline.cli.doctor import register as register_doctor
 from pipeline.cli.evaluate import register as register_evaluate
 from pipeline.cli.generate import register as register_generate
 from pipeline.cli.jobs import register as register_jobs
@@ -52,6 +53,7 @@ for register in (
     register_build,
     register_query,
     register_browse,
+    register_doctor,
     register_data,
     register_generate,
     register_jobs,

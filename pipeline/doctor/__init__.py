@@ -1,0 +1,8 @@
+"""What can be used and reached here: `rdmpipe doctor`.
+
+`__init__.pyi` lists what other packages may import; names load when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .examination import Finding as Finding
+from .examination import examine as examine
