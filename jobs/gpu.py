@@ -97,8 +97,12 @@ def tiny_description() -> dict[str, object]:
 
     config = read_config("rdm-768").to_dict()
     config["name"] = "rdm-768, narrow"
-    config["unet"] |= {"block_out_channels": [32, 64, 96, 128], "attention_head_dim": [1, 2, 3, 4]}
-    config["first_stage"]["block_out_channels"] = [32, 32, 64, 64, 128]
+    config["unet"] |= {
+        "block_out_channels": [32, 32, 32, 64],
+        "attention_head_dim": [1, 1, 1, 2],
+        "layers_per_block": 1,
+    }
+    config["first_stage"] |= {"block_out_channels": [32, 32, 32, 32, 32], "layers_per_block": 1}
     return config
 
 
@@ -111,7 +115,7 @@ def sampling(notes: Notes) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = RDM.from_config(tiny_description() if notes.tiny else "rdm-768", device=device)
-    size, batches, steps = (64, (1, 2), 3) if notes.tiny else (768, (1, 4, 8), 10)
+    size, batches, steps = (64, (1,), 2) if notes.tiny else (768, (1, 4, 8), 10)
     generator = torch.Generator().manual_seed(1)
     context = torch.nn.functional.normalize(
         torch.randn(max(batches), 20, model.config.context_dim, generator=generator), dim=-1
