@@ -168,7 +168,7 @@ def training(notes: Notes) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = RDM.from_config(tiny_description() if notes.tiny else "rdm-768", device=device)
-    size, rows, steps, accumulate = (64, 2, 2, 2) if notes.tiny else (768, 8, 4, 4)
+    size, rows, steps, accumulate = (256, 2, 2, 2) if notes.tiny else (768, 8, 4, 4)  # smaller maps have groups of one
     shape = (rows, model.config.latent_channels, *model.config.latent_size(size, size))
     network = model.unet.train()
     for checkpointing in (True, False):
@@ -187,7 +187,12 @@ def training(notes: Notes) -> None:
 
         def run(count: int) -> None:
             config = LoopConfig(
-                steps=count, accumulate=accumulate, precision="bf16", report_steps=count, save_seconds=1e9, ema=0.9999
+                steps=count,
+                learning_rate=1e-6,
+                accumulate=accumulate,
+                precision="bf16",
+                report_steps=count,
+                save_seconds=1e9,
             )
             with tempfile.TemporaryDirectory() as folder:
                 fit(network, loss, config, Path(folder), writes=False)
