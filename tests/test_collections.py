@@ -263,6 +263,20 @@ def test_a_column_is_a_number_only_where_every_text_comes_back(tmp_path: Path) -
     assert table.find(["b.jpg"]) == 1
 
 
+def test_a_number_of_one_file_is_written_as_it_was_where_another_file_makes_the_column_text(tmp_path: Path) -> None:
+    for folder, years in (("a", ["1900", "1900.5"]), ("b", ["about 1900", "TRUE"])):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            (tmp_path / folder / f"{number}.jpg").write_bytes(jpeg(number))
+        lines = [f"{number}.jpg,{year},{number == 0}".upper() for number, year in enumerate(years)]
+        (tmp_path / folder / "Metadata.CSV").write_text(
+            "file_name,year,public\n" + "\n".join(lines).replace("JPG", "jpg")
+        )
+    found = samples(folder_source(tmp_path)).values()
+    assert [sample.metadata["year"] for sample in found] == ["1900", "1900.5", "ABOUT 1900", "TRUE"]
+    assert [sample.metadata["public"] for sample in found] == [True, False, True, False]
+
+
 def test_a_text_far_down_a_column_is_seen(tmp_path: Path) -> None:
     table = table_of(
         tmp_path / "a.csv", "name,year\n" + "".join(f"{i}.jpg,{i}\n" for i in range(5_000)) + "z.jpg,about 1900\n"

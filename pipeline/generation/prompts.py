@@ -227,7 +227,7 @@ def _cell(name: str, value: object) -> object:
         return tuple(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
     if not isinstance(value, str) and (name == "prompt" or name in _TEXT[1:] or not isinstance(value, int | float)):
         raise ValueError("text")
-    text = str(value).strip().replace("\r\n", "\n")
+    text = str(value).removeprefix("\ufeff").strip().replace("\r\n", "\n")
     if "\0" in text:
         raise ValueError("text without NUL characters")
     if name == "sampler" and not is_scheduler(text) and (text := text.lower()) not in SAMPLERS:

@@ -100,15 +100,16 @@ class MetadataTable:
         """The rows at `indices`, in that order, with the column of the file names; an empty dictionary for None."""
         kinds = {**self._stored, **self._kinds}
         return [
-            {}
-            if index is None
-            else {name: plain_or_none(self._rows[index].get(name), kind) for name, kind in kinds.items()}
+            {} if index is None else {name: _stored(self._rows[index].get(name), kind) for name, kind in kinds.items()}
             for index in indices
         ]
 
 
-def plain_or_none(value: Value, kind: str | None) -> Value:
-    return None if kind is None else plain(value, kind)
+def _stored(value: Value, kind: str | None) -> Value:
+    """A value as its column's type. Texts of a CSV are read only now: another file may have made the column one of text."""
+    if kind is None:
+        return None
+    return value_of_text(value, kind) if isinstance(value, str) else plain(value, kind)
 
 
 def wider(one: str | None, other: str | None) -> str | None:
@@ -133,7 +134,7 @@ def _name_column(where: str, known: Mapping[str, object], asked: str) -> str:
 
 
 def _read_csv(path: Path, where: str) -> _Read:
-    """A CSV file, its columns typed by all their values. Raises SourceError where it is no CSV."""
+    """A CSV file: the types of its columns by all their values, and the values as texts. Raises SourceError."""
     try:
         with path.open("rb") as handle:
             header = read_header(handle, where)
@@ -146,8 +147,7 @@ def _read_csv(path: Path, where: str) -> _Read:
     for place, name in enumerate(names):
         texts = [row.cells[place] or None if place < len(row.cells) else None for row in found]
         good = [text for text, row in zip(texts, found, strict=True) if not row.error]
-        kind = "string" if place == key else kind_of_texts(good)
-        columns[name] = kind, [value_of_text(text, kind) for text in texts]
+        columns[name] = "string" if place == key else kind_of_texts(good), texts
     rows = [
         {
             name: values[number] if not row.error or place == key else None
@@ -196,7 +196,7 @@ def _is_exact(text: str) -> bool:
 def value_of_text(text: str | None, kind: str) -> Value:
     """A text as its column's type; None where it is not of that type."""
     if text is None or kind == "string":
-        return text
+        return plain(text, "string")
     try:
         return text.lower() == "true" if kind == "bool" else float(text) if kind == "float64" else int(text)
     except ValueError:
