@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.scheduling.report import run_report
-from pipeline.scheduling.traces import FailedItem, Traces
+from pipeline.scheduling.traces import FailedItem, Traces, read_traces
 
 SUMMARY: dict[str, Any] = {
     "job": "nightly-wikiart",
@@ -77,6 +82,19 @@ def test_the_page_shows_counts_stages_failures_and_attempts() -> None:
     assert "Failed rows: 52 The first 2 of 52. rdmpipe failures wikiart lists all of them." in text
     assert "wave/<b>1.jpg truncated half of it http://h/2.jpg http_404 gone" in text
     assert ".txt 3" in text and "art.example.org 40 12 28 8 9 told us" in text
+
+
+def test_failed_pictures_of_a_generation_are_listed_and_a_damaged_table_is_not(tmp_path: Path) -> None:
+    run = tmp_path / "generations" / "castles-1"
+    run.mkdir(parents=True)
+    (run / "progress.json").write_text(json.dumps(PROGRESS))
+    rows = [{"row": 2, "prompt": "a boat", "status": "ok", "error": None},
+            {"row": 3, "prompt": "a castle", "status": "failed", "error": "too_large: 9 GB"}]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), run / "results.parquet")
+    left = read_traces(str(tmp_path), {"run": "castles-1", "failed": 1}, ())
+    assert left.rows == (FailedItem("row 3: a castle", "too_large", "9 GB"),)
+    (run / "results.parquet").write_bytes(b"cut")
+    assert read_traces(str(tmp_path), {"run": "castles-1", "failed": 1}, ()) == Traces(PROGRESS, (), (), 1)
 
 
 def test_what_others_wrote_is_shown_as_text() -> None:

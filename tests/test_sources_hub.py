@@ -59,6 +59,18 @@ def test_class_labels_become_names_and_rows_keep_their_order(
     )
 
 
+def test_other_files_of_a_data_set_are_counted_and_those_of_an_operating_system_are_not_read(
+    server: Server, wikiart: Manifest, told: list[dict[str, str]]
+) -> None:
+    folder = server.folder / "hub" / "huggan" / "wikiart"
+    (folder / FIRST).rename(folder / FIRST.replace(".parquet", ".PARQUET"))
+    (folder / "data" / "._train-00001-of-00003.parquet").write_bytes(b"junk")
+    (folder / "README.md").write_text("about it")
+    source = open_source(wikiart, SourceOptions(base_url=server.url))
+    assert sum(spec.rows for spec in source.plan()) == len(told)
+    assert source.left_out() == {".md": 1, "system files": 1}
+
+
 def test_the_revision_is_pinned_when_planning_and_read_even_after_the_data_set_moved_on(
     server: Server, wikiart: Manifest, told: list[dict[str, str]]
 ) -> None:

@@ -20,7 +20,7 @@ from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.listing import matches_any
-from pipeline.sources.names import kind_of_name
+from pipeline.sources.names import is_junk, kind_of_name
 from pipeline.sources.web.retries import TRANSIENT_STATUS, Broken, Patience, patiently
 from pipeline.storage import disk_full_is_an_error
 
@@ -64,7 +64,7 @@ class HubDataset:
     def files(self, commit: str, patterns: tuple[str, ...], required: bool = True) -> list[HubFile]:
         """The files that match one of the glob patterns, sorted by path. None at all is an error where `required`."""
         every = self._listing(commit)
-        found = [file for file in every if matches_any(file.path, patterns)]
+        found = [file for file in every if _is_wanted(file.path, patterns)]
         if required and not found:
             known = [file.path for file in every]
             raise SourceError(
@@ -75,7 +75,7 @@ class HubDataset:
 
     def left_out(self, commit: str, patterns: tuple[str, ...]) -> dict[str, int]:
         """How many files match none of the patterns, by kind."""
-        others = (file.path for file in self._listing(commit) if not matches_any(file.path, patterns))
+        others = (file.path for file in self._listing(commit) if not _is_wanted(file.path, patterns))
         return dict(sorted(Counter(map(kind_of_name, others)).items()))
 
     def _listing(self, commit: str) -> list[HubFile]:
@@ -190,6 +190,10 @@ class HubDataset:
         if status is not None and 400 <= status < 500 and status not in TRANSIENT_STATUS:
             return f"{name}: HTTP {status}: {error}"
         return ""
+
+
+def _is_wanted(path: str, patterns: tuple[str, ...]) -> bool:
+    return matches_any(path, patterns) and not is_junk(path)
 
 
 def _write(path: Path, text: str) -> None:
