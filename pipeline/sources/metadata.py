@@ -148,7 +148,7 @@ def _read_csv(path: Path, where: str) -> _Read:
         texts = [row.cells[place] or None if place < len(row.cells) else None for row in found]
         good = [text for text, row in zip(texts, found, strict=True) if not row.error]
         columns[name] = "string" if place == key else kind_of_texts(good), texts
-    rows = [
+    rows: list[dict[str, Value]] = [
         {
             name: values[number] if not row.error or place == key else None
             for place, (name, (_, values)) in enumerate(columns.items())
