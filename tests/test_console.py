@@ -107,11 +107,11 @@ def test_names_of_result_files_are_checked_before_the_search(begun: Path, tmp_pa
     home = str(begun / "home")
     with pytest.raises(ConfigError, match=r"end its name in \.png"):
         run_query(QueryRequest("nothing_of_the_kind", text="x", sheet=tmp_path / "a.jpg", home=home))
-    with pytest.raises(ConfigError, match=r"end its name in \.parquet"):
-        run_query(QueryRequest("nothing_of_the_kind", text="x", out=tmp_path / "a.csv", home=home))
+    with pytest.raises(ConfigError, match=r"end its name in \.parquet or \.csv or \.html"):
+        run_query(QueryRequest("nothing_of_the_kind", text="x", out=tmp_path / "a.json", home=home))
     (tmp_path / "file").touch()
     found = run_query(QueryRequest("pictures", key=0, k=2, home=home))
-    for write in (found.write_sheet, found.write_parquet):
+    for write in (found.write_sheet, lambda path: found.write(path, "a title")):
         with pytest.raises(ConfigError, match="cannot be written"):
             write(tmp_path / "file" / "below")
 

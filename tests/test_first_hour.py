@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,6 +18,7 @@ from pipeline.doctor import examine
 from pipeline.errors import BusyError, ConfigError, DatabaseError
 from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
+from pipeline.retrieval.result_files import write_results
 from pipeline.storage import Storage, lease
 from tests.builds import folder_of, quiet_build
 from tests.generations import add_view, quiet_generate, save_model
@@ -104,3 +107,22 @@ def test_the_doctor_says_what_is_there_and_how_to_get_what_is_not(
     (tmp_path / "file").write_text("no folder")
     done = CliRunner().invoke(app, ["doctor", "--quick", "--home", str(tmp_path / "file")])
     assert done.exit_code == 1 and "problem  home" in done.output and "--home FOLDER" in done.output
+
+
+def test_results_are_written_as_a_table_or_as_a_page(built: Path, tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "key": [0, 1], "score": [0.5, 0.25], "title": ["=1+1", "<script>"], "caption": [None, "a, b"],
+            "licence": ["CC0-1.0", None], "source": ["here", "there"], "url": ["javascript:alert(1)", "https://example.org/1"],
+        }
+    )  # fmt: skip
+    database = RetrievalDatabase("mine", str(built))
+    write_results(tmp_path / "x.csv", rows, database, "a harbour")
+    lines = (tmp_path / "x.csv").read_text("utf-8").splitlines()
+    assert lines[1].startswith("0,0.5,'=1+1,,CC0-1.0") and '"a, b"' in lines[2]
+    write_results(tmp_path / "x.html", rows, database, "a <b>harbour</b>")
+    page = (tmp_path / "x.html").read_text("utf-8")
+    assert page.count("data:image/jpeg;base64,") == 2 and "<script>" not in page and "<b>" not in page
+    assert 'href="https://example.org/1"' in page and "javascript:" not in page
+    write_results(tmp_path / "x.parquet", rows, database, "")
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == 2

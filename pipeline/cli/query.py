@@ -51,7 +51,8 @@ def search(
         Path | None, typer.Option("--sheet", metavar="FILE", help="Write a contact sheet of the results, as PNG.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the results to a .parquet file.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the results to this .parquet, .csv or .html file."),
     ] = None,
     device: Device = "auto",
     plain_cells: PlainCells = False,
@@ -73,7 +74,7 @@ def search(
         if sheet is not None:
             found.write_sheet(sheet)
         if out is not None:
-            found.write_parquet(out)
+            found.write(out, query or str(image or f"more like row {key}"))
         if as_json:
             print_json(found.records())
         else:

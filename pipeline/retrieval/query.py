@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.catalog import Selection, difference, resolve_database, resolve_encoded
 from pipeline.errors import ConfigError, EncoderError, PictureError
+from pipeline.retrieval.result_files import FORMS, write_results
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -80,12 +81,13 @@ class Found:
             f"re-rank {1e3 * plan.rerank_s:.1f} ms"
         )
 
-    def write_parquet(self, path: Path) -> None:
-        """Write the results with all their columns. Raises ConfigError if the file cannot be written."""
-        import pyarrow.parquet as pq
+    def write(self, path: Path, title: str) -> None:
+        """Write the results with all their columns as Parquet or CSV, or as a page with the pictures, by the file's name.
 
+        Raises ConfigError if the file cannot be written.
+        """
         with _writing(path):
-            pq.write_table(self.rows, path)
+            write_results(path, self.rows, self.selection.database, title)
 
     def write_sheet(self, path: Path) -> None:
         """Write a contact sheet of the results: pictures in reading order, each with its score, title, artist and style.
@@ -134,12 +136,12 @@ def run_query(request: QueryRequest) -> Found:
         raise ConfigError(
             f"give exactly one of a text, --image and --key to look for; found {', '.join(asked) or 'none'}"
         )
-    for flag, path, suffix, kind in (
-        ("--sheet", request.sheet, ".png", "a PNG"),
-        ("--out", request.out, ".parquet", "Parquet"),
+    for flag, path, suffixes, kind in (
+        ("--sheet", request.sheet, (".png",), "a PNG"),
+        ("--out", request.out, FORMS, "Parquet, CSV or a page"),
     ):
-        if path is not None and path.suffix.lower() != suffix:
-            raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {suffix}")
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise ConfigError(f"{flag} {path}: the file will be {kind}; end its name in {' or '.join(suffixes)}")
     selection = resolve_encoded(request.database, request.encoder, request.home)
     warnings = []
     if request.encoder and (said := difference(resolve_database(request.database, request.home), selection)):
