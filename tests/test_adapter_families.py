@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import ConfigError, ModelError
 from pipeline.generation import Sampling, find_model
 from pipeline.generation.ip_adapter import LoadedAdapter, load
-from pipeline.generation.kinds import Given
+from pipeline.generation.kinds import Given, kind_named
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from tests.adapters import DIM, small_adapter_model
 from tests.builds import picture
@@ -203,6 +203,17 @@ def test_plus_draws_what_diffusers_draws_of_the_neighbours_pictures(plus: Path, 
     weighted = replace(wanted, prompting=ImagePrompting(IMAGE_SCALE, "similarity"))
     assert torch.isfinite(ours.images([weighted], [given])).all()
     assert torch.isfinite(ours.images([wanted], [vectors(0)])).all()
+
+
+def test_the_memory_of_a_vision_tower_is_counted_with_the_model(plus: Path, flux: Path) -> None:
+    for folder in (plus, flux):
+        ours, model = opened(folder), find_model(str(folder))
+        tower = sum(one.numel() * 4 for one in ours.tower.network.parameters()) if ours.tower else 0
+        counted = kind_named("ip-adapter").count_bytes(model, "fp32", 1, SIZE, SIZE)
+        own = (getattr(ours.pipe, name) for name in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+               if getattr(ours.pipe, name, None) is not None)  # fmt: skip
+        weights = sum(one.numel() * 4 for network in own for one in network.parameters())
+        assert weights + tower < counted < 3 * (weights + tower)
 
 
 # ---- what does not fit

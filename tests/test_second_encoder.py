@@ -33,7 +33,7 @@ from pipeline.execution import Progress
 from pipeline.generation import GenerateConfig, Sampling, find_model
 from pipeline.generation.expand import Expander
 from pipeline.generation.prompts import read_prompts
-from pipeline.maintenance import PurgeRequest, purge
+from pipeline.maintenance import PurgeRequest, plan_deletion, purge
 from pipeline.retrieval import QueryRequest, open_search, run_query
 from tests.adapters import small_adapter_model
 from tests.builds import folder_of, quiet_build
@@ -110,6 +110,7 @@ def test_search_takes_the_vectors_that_are_asked_for_and_status_and_list_show_th
     listed = {row.name: row.belongs_to for row in listing()}
     assert listed == {"mine": "", view: "view of mine", name: "vectors for mine"}
     assert main_database(name, OTHER) == "mine" and main_database("mine", RANDOM) == ""
+    assert f"`rdmpipe delete {name}` removes them" in plan_deletion("mine").text()
     noted = CliRunner().invoke(app, ["gc", "mine"])
     assert f"note: {name} has versions of its own: `rdmpipe gc {name}`" in noted.output
 

@@ -34,7 +34,7 @@ from pipeline.generation.adapter_files import (
 from pipeline.generation.adapter_memory import Adapted, count_pipeline
 from pipeline.generation.checksums import checksum, weights_of
 from pipeline.generation.kinds import DESCRIPTION, Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
-from pipeline.generation.patches import PatchTower, load_tower, patch_count, patch_width
+from pipeline.generation.patches import PatchTower, count_numbers, load_tower, patch_count, patch_width
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from pipeline.generation.sampling import known
 from pipeline.machine import prepare_torchvision
@@ -353,5 +353,5 @@ def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width:
     tower = places.image_encoder
     patches = (patch_count(tower, info.name), patch_width(tower, info.name)) if tower else None
     what = Adapted(places.base, shapes, info.max_neighbours, patches)
-    weights = sum(path.stat().st_size for path in tower.glob("*.safetensors")) if tower else 0
+    weights = count_numbers(tower, info.name) * torch_dtype(precision).itemsize if tower else 0
     return count_pipeline(what, precision, batch, (height, width)) + weights

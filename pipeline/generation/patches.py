@@ -82,6 +82,17 @@ def patch_count(folder: Path, name: str) -> int:
     return places + str(config["model_type"]).startswith("clip")
 
 
+def count_numbers(folder: Path, name: str) -> int:
+    """Numbers in the tower's weights, counted on the meta device. Raises ModelError."""
+    import torch
+    import transformers
+
+    kind = getattr(transformers, TOWERS[str(_config(folder, name)["model_type"])][0])
+    with torch.device("meta"):
+        tower = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    return sum(one.numel() for one in tower.parameters())
+
+
 def _number(config: dict[str, object], key: str) -> int:
     """A setting of the vision tower, which a config of both towers has in a table of its own."""
     vision = config.get("vision_config", config)

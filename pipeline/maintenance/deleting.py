@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.catalog import listing
+from pipeline.catalog import companions, listing
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, nearest
 from pipeline.storage import Storage, lease
@@ -17,13 +17,17 @@ from pipeline.storage import Storage, lease
 
 @dataclass(frozen=True)
 class Deletion:
-    """What a deletion removes: rows of the current version, versions, and the views that no longer work."""
+    """What a deletion removes: rows of the current version, versions, and the views that no longer work.
+
+    `companions` are databases with other encoders' vectors of the same pictures: they stay.
+    """
 
     name: str
     rows: int
     versions: int
     views: tuple[str, ...]
     has_block_list: bool
+    companions: tuple[str, ...] = ()
 
     def text(self) -> str:
         """For people, before it is done."""
@@ -32,6 +36,11 @@ class Deletion:
             parts.append(f"its view(s) {', '.join(self.views)} will not work")
         if self.has_block_list:
             parts.append("its list of purged rows is lost: a new build may fetch them again")
+        if self.companions:
+            commands = ", ".join(f"`rdmpipe delete {name}`" for name in self.companions)
+            parts.append(
+                f"other encoders' vectors of its pictures, and their thumbnails, stay: {commands} removes them"
+            )
         return f"{self.name}: " + "; ".join(parts)
 
 
@@ -46,7 +55,8 @@ def plan_deletion(name: str, home: str | None = None) -> Deletion:
         )
     rows = database.version().index.rows if database.exists() else 0
     views = tuple(line.name for line in listing(home) if line.base == name)
-    return Deletion(name, rows, len(database.versions()), views, database.storage.exists("blocked.txt"))
+    more = tuple(one.database.name for one in companions(name, home))
+    return Deletion(name, rows, len(database.versions()), views, database.storage.exists("blocked.txt"), more)
 
 
 def delete_database(name: str, home: str | None = None, wait_s: float = 0.0) -> Deletion:
