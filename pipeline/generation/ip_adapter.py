@@ -37,6 +37,7 @@ from pipeline.generation.kinds import DESCRIPTION, Given, ModelInfo, to_arrays, 
 from pipeline.generation.patches import PatchTower, count_numbers, load_tower, patch_count, patch_width
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from pipeline.generation.sampling import known
+from pipeline.installation import require
 from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def describe(folder: Path, name: str) -> ModelInfo:
     """What the model is, after its files are found and fit each other. Raises ModelError and ConfigError."""
     model = read_description(folder / DESCRIPTION)
     family = FAMILIES[model.family]
+    require("sd", f"model {name!r}")
     places = find_files(model, folder, name)
     check_base(model, places.base, name)
     check_adapter(model, read_shapes(places.adapter), _widths(family, places, name), name)
@@ -274,7 +276,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     """The pipeline on its device, LoRAs merged and the adapter loaded. Raises ModelError."""
     import torch
 
-    _need("transformers", info.name)
+    require("sd", f"model {info.name!r}")
     prepare_torchvision()
     import diffusers
 
@@ -290,7 +292,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
             pipe = getattr(diffusers, family.pipeline).from_pretrained(
                 places.base, dtype=dtype, use_safetensors=True, local_files_only=True, **options
             )
-            _merge_loras(pipe, model, places, info.name)
+            _merge_loras(pipe, model, places)
             _load_adapter(pipe, model, places.adapter)
             if places.image_encoder is not None:
                 tower = load_tower(places.image_encoder, dtype, where, info.name)
@@ -313,16 +315,7 @@ def _load_adapter(pipe: Pipeline, model: AdapterModel, path: Path) -> None:
         pipe.load_ip_adapter(state, subfolder="", weight_name=path.name, image_encoder_folder=None)
 
 
-def _need(package: str, name: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise ModelError(f"model {name!r} needs the package {package}: pip install 'rdmpipe[sd]'")
-
-
-def _merge_loras(pipe: Pipeline, model: AdapterModel, places: AdapterPlaces, name: str) -> None:
-    if model.lora:
-        _need("peft", name)
+def _merge_loras(pipe: Pipeline, model: AdapterModel, places: AdapterPlaces) -> None:
     for path, one in zip(places.lora, model.lora, strict=True):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
         pipe.fuse_lora(lora_scale=one.weight)
