@@ -189,10 +189,12 @@ def test_deep_grey_is_scaled_by_what_the_file_says(data: bytes) -> None:
     [
         grey_tiff((RAMP * 65535).astype("<f4"), 32, form=3),
         grey_tiff((RAMP * 200 - 100).astype("<i2"), 16, form=2),
+        grey_tiff((RAMP * 127).astype("i1"), 8, form=2),
         grey_tiff((RAMP * 2**30).astype("<u4"), 32),
+        grey_tiff(RAMP.astype("<f8"), 64, form=3),
         grey_tiff(np.rint((1 - RAMP) * 4095).astype("<u2"), 12, photometric=0),  # Pillow does not read it
     ],
-    ids=["floats to 65535", "negative", "32 bits", "12 white is zero"],
+    ids=["floats to 65535", "negative", "8 bits signed", "32 bits", "64-bit floats", "12 white is zero"],
 )
 def test_samples_without_a_known_white_are_failed_rows(data: bytes) -> None:
     with pytest.raises(PictureError, match=r"unsupported_samples|corrupt"):

@@ -26,39 +26,9 @@ STANDARD_INPUT = "-"
 
 # Suffixes of files that people mean when they write them, and that hold no list we can read.
 _OTHER_FILES = (
-    *(
-        ".xls",
-        ".xlsm",
-        ".ods",
-        ".numbers",
-        ".doc",
-        ".docx",
-        ".odt",
-        ".rtf",
-        ".pdf",
-        ".md",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".xml",
-    ),
-    *(
-        ".html",
-        ".htm",
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".zip",
-        ".gz",
-        ".py",
-        ".ndjson",
-        ".feather",
-    ),
-)
+    *(".xls", ".xlsm", ".ods", ".numbers", ".doc", ".docx", ".odt", ".rtf", ".pdf", ".md", ".yaml", ".yml", ".toml", ".xml"),
+    *(".html", ".htm", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".zip", ".gz", ".py", ".ndjson", ".feather"),
+)  # fmt: skip
 
 _PATH = re.compile(r"(\.{0,2}|~[\w-]*)[/\\]")  # how a text begins that is a path and no prompt
 

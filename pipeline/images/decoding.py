@@ -116,8 +116,8 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         if side and hasattr(image, "draft"):
             image.draft(None, (side, side))
         _check_cost(image, data, size)
-        if image.format == "TIFF" and int(getattr(image, "tag_v2", {}).get(_SUBFILE, 0)) & 1:
-            raise PictureError("unsupported_format", "a raw photograph: the picture that can be read is its thumbnail")
+        if image.format == "TIFF":
+            _check_tiff(image)
         reduced = image.size != size
         pixels = _plain_jpeg(image, data, reduced)
         if pixels is not None:
@@ -130,7 +130,9 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         raise
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES):
-            raise PictureError("corrupt", "the file's header cannot be read") from error
+            raise PictureError(
+                "corrupt", "the header cannot be read, or has samples that Pillow does not read"
+            ) from error
         raise PictureError("not_an_image", f"begins with {data[:16]!r}") from error
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("too_large", str(error)) from error
@@ -248,6 +250,15 @@ def _check_cost(image: Image, data: bytes, size: tuple[int, int]) -> None:
     if cost > MAX_BYTES:
         shown = f"{image.size[0]} x {image.size[1]} pixels of {image.format} {image.mode}"
         raise PictureError("too_large", f"{shown} take {cost >> 20} MB; at most {MAX_BYTES >> 20} MB are used")
+
+
+def _check_tiff(image: Image) -> None:
+    """Raise PictureError for a TIFF that Pillow reads, and that would come out as something else than the picture."""
+    tags = getattr(image, "tag_v2", {})
+    if int(tags.get(_SUBFILE, 0)) & 1:
+        raise PictureError("unsupported_format", "a raw photograph: the picture that can be read is its thumbnail")
+    if _SIGNED in (tags.get(_SAMPLE_FORMAT) or ()) and max(tags.get(_BITS) or (1,)) <= 8:
+        raise PictureError("unsupported_samples", "signed integers of 8 bits; expected unsigned ones")
 
 
 def _strips(image: Image) -> Iterator[tuple[int, int, Image]]:

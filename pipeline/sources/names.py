@@ -13,105 +13,21 @@ from pipeline.images import format_of, reads_format
 from pipeline.storage import is_litter
 
 # Names that end so are rows. Some name formats that are not decoded: those are failed rows that say so.
-IMAGE_SUFFIXES = frozenset(
-    "." + suffix
-    for suffix in (
-        *(
-            "jpg",
-            "jpeg",
-            "jpe",
-            "jfif",
-            "jif",
-            "pjpeg",
-            "pjp",
-            "png",
-            "apng",
-            "webp",
-            "gif",
-            "bmp",
-            "dib",
-            "tif",
-            "tiff",
-        ),
-        *("avif", "avifs", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jpm", "ppm", "pgm", "pbm", "pnm", "pfm"),
-        *(
-            "heic",
-            "heif",
-            "hif",
-            "jxl",
-            "svg",
-            "psd",
-            "tga",
-            "ico",
-            "eps",
-            "exr",
-            "hdr",
-            "jxr",
-            "cr2",
-            "nef",
-            "arw",
-            "dng",
-        ),
-    )
-)
+_DECODED = "jpg jpeg jpe jfif jif pjpeg pjp png apng webp gif bmp dib tif tiff avif avifs jp2 j2k j2c jpc jpf jpx jpm"
+_NETPBM = "ppm pgm pbm pnm pfm"
+_OTHER_PICTURES = "heic heif hif jxl svg psd tga ico eps exr hdr jxr cr2 nef arw dng"
+
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_DECODED} {_NETPBM} {_OTHER_PICTURES}".split())
 
 # Names that end so are never rows, and are not opened to find out. A file of any other name is a row if it begins as one.
-_OTHER_SUFFIXES = frozenset(
-    "." + suffix
-    for suffix in (
-        *("txt", "csv", "tsv", "json", "jsonl", "ndjson", "md", "html", "htm", "xml", "xmp", "pdf", "py", "sh", "log"),
-        *(
-            "yaml",
-            "yml",
-            "toml",
-            "ini",
-            "cfg",
-            "db",
-            "sqlite",
-            "zip",
-            "tar",
-            "tgz",
-            "gz",
-            "bz2",
-            "xz",
-            "zst",
-            "7z",
-            "rar",
-        ),
-        *(
-            "npy",
-            "npz",
-            "parquet",
-            "feather",
-            "arrow",
-            "doc",
-            "docx",
-            "xls",
-            "xlsx",
-            "ppt",
-            "pptx",
-            "mp3",
-            "wav",
-            "mp4",
-        ),
-        *(
-            "mov",
-            "avi",
-            "mkv",
-            "webm",
-            "cls",
-            "pth",
-            "pt",
-            "safetensors",
-            "pkl",
-            "pickle",
-            "index",
-            "md5",
-            "sha1",
-            "sha256",
-        ),
-    )
+_TEXTS = (
+    "txt csv tsv json jsonl ndjson md html htm xml xmp pdf py sh log yaml yml toml ini cfg doc docx xls xlsx ppt pptx"
 )
+_ARCHIVES = "zip tar tgz gz bz2 xz zst 7z rar"
+_TABLES = "db sqlite npy npz parquet feather arrow index md5 sha1 sha256 cls pth pt safetensors pkl pickle"
+_MEDIA = "mp3 wav mp4 mov avi mkv webm"
+
+_OTHER_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_TEXTS} {_ARCHIVES} {_TABLES} {_MEDIA}".split())
 
 HEAD_BYTES = 512  # of a file, to see whether it is a picture
 
@@ -185,6 +101,9 @@ _NOT_DECODED = {
     b"qoif": "QOI",
     b"DDS ": "DirectDraw (DDS)",
     b"%PDF": "a PDF document",
+    b"PF\n": "PFM in colour",
+    b"P7\n": "PAM",
+    b"\x59\xa6\x6a\x95": "Sun raster",
 }
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's name
