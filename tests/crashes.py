@@ -95,7 +95,7 @@ class Driver:
         children = psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else []
         self.process.kill()
         self.process.join()
-        _, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=5)
         for child in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()

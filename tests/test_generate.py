@@ -213,9 +213,9 @@ def wait_for_pictures(process: subprocess.Popen[str], out: Path, count: int) -> 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_pictures(
     world: World, prompts: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    whole = world.run(prompts, out=str(tmp_path / "whole"), steps=100, batch=2)
+    whole = world.run(prompts, out=str(tmp_path / "whole"), steps=30, batch=2)
     out = tmp_path / "stopped"
-    process = started(world, prompts, out, steps=100, batch=2)
+    process = started(world, prompts, out, steps=30, batch=2)
     wait_for_pictures(process, out, 3)
     os.killpg(process.pid, how)
     _, said = process.communicate(timeout=60)
@@ -223,7 +223,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_pictures(
     assert process.returncode != 0 and 3 <= len(there) < 9
     if how is signal.SIGINT:
         assert "of 9 pictures are finished" in said and "Run the same command again" in said
-    rest = world.run(prompts, out=str(out), steps=100, batch=2)
+    rest = world.run(prompts, out=str(out), steps=30, batch=2)
     assert rest.made == 9 - len(there) and rest.failed == 0
     assert pictures(out) == pictures(whole.out)
     assert there.items() <= pictures(out).items(), "what was finished was left alone"

@@ -195,7 +195,7 @@ def check_memory(
     import torch
 
     height, width = max(sizes, key=lambda size: size[0] * size[1])
-    need = kind_named(model.kind).count_bytes(model, precision, batch, height, width)
+    need = _count_bytes(model, precision, batch, height, width)
     if not workers:
         return need
     if torch.device(device).type == "cuda":
@@ -209,6 +209,18 @@ def check_memory(
             "fewer --workers, --precision fp16 on a GPU, or smaller pictures."
         )
     return need
+
+
+_counted: dict[
+    tuple[str, str, int, int, int], int
+] = {}  # the count takes seconds, and a model's hash names all it depends on
+
+
+def _count_bytes(model: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
+    key = (model.hash, precision, batch, height, width)
+    if key not in _counted:
+        _counted[key] = kind_named(model.kind).count_bytes(model, precision, batch, height, width)
+    return _counted[key]
 
 
 def _available() -> int:
