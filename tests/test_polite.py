@@ -165,6 +165,17 @@ def test_the_limit_of_a_host_holds_for_several_fetchers_together(tmp_path: Path,
     assert bodies == [jpeg(i) for i in range(60)] and museum.most_at_once <= 2
 
 
+def test_an_answer_that_nobody_foresaw_is_a_reason_and_nobody_waits_for_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def visit(opener: SafeOpener, url: str, deadline: float) -> Answer:
+        raise RuntimeError("what is this?")
+
+    monkeypatch.setattr(SafeOpener, "visit", visit)
+    found, _ = fetch(tmp_path, ["http://127.0.0.2:1/1.jpg"], robots=False, opt_out=False)
+    assert list(found.values()) == ["not_fetched"]
+
+
 def test_after_the_time_is_up_the_rest_fails_and_nothing_hangs(tmp_path: Path, home: Path) -> None:
     museum = Museum(HOSTS[0], robots="User-agent: *\nCrawl-delay: 0.4\n")
     with open_museums(museum):

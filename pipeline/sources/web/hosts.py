@@ -238,6 +238,8 @@ class PoliteFetcher:
             return self.opener.visit(task.now, min(time.monotonic() + self.rules.total_s, self.until))
         except Refused as refused:
             return refused
+        except Exception as error:  # an answer that nobody foresaw; without a reason its address would be waited for
+            return Refused(f"not_fetched: {type(error).__name__}: {error}")
 
     def _settle(self, host: _Host, task: _Task, outcome: Answer | Refused) -> None:
         """Note what came of a request, and put the address back where it has to be asked again."""
@@ -305,9 +307,13 @@ class PoliteFetcher:
         else:
             host.ready = max(host.ready, now + wait)
 
-    def _store(self, body: bytes) -> tuple[int, int]:
+    def _store(self, body: bytes) -> tuple[int, int] | Refused:
         place = self._written, len(body)
-        os.pwrite(self._spool.fileno(), body, place[0])
+        try:
+            if os.pwrite(self._spool.fileno(), body, place[0]) < len(body):
+                return Refused("not_stored: no space left on the disk")
+        except OSError as error:
+            return Refused(f"not_stored: {error}")
         self._written += len(body)
         return place
 
