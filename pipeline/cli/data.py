@@ -56,17 +56,20 @@ def import_command(
 def export(
     name: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="npz or clip-retrieval.")] = "npz",
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help="npz, clip-retrieval, datasets or imagefolder.")
+    ] = "npz",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Write a database's embeddings in a form that other tools read."""
+    """Write a database in a form that other tools read: embeddings, or pictures with metadata and embeddings."""
     with reported_errors():
         from pipeline.catalog import resolve_database
-        from pipeline.exchange import export_embeddings
+        from pipeline.exchange import PICTURE_FORMS, export_embeddings, export_pictures
 
         chosen = resolve_database(name, home)
-        files = export_embeddings(chosen.database, chosen.version, to, out, chosen.where)
+        write = export_pictures if to in PICTURE_FORMS else export_embeddings
+        files = write(chosen.database, chosen.version, to, out, chosen.where)
     if as_json:
         print_json([str(path) for path in files])
     else:

@@ -9,6 +9,7 @@ export that was interrupted leaves some of the files.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -46,17 +47,32 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
 
     Raises ConfigError where the form is unknown or the folder is not empty.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if form not in (NPZ, CLIP_RETRIEVAL):
         raise ConfigError(f"--to {form!r}: expected {NPZ} or {CLIP_RETRIEVAL}")
+    empty_folder(out)
+    waiting: list[pa.Table] = []
+    written: list[Path] = []
+    for table in kept_rows(db, version, where):
+        if waiting and (_file(table) is None or _file(table) != _file(waiting[0])):
+            written += _write(out, form, len(written), waiting, version)
+            waiting = []
+        waiting.append(table)
+    return written + _write(out, form, len(written), waiting, version)
+
+
+def empty_folder(out: Path) -> None:
+    """Make the folder of an export. Raises ConfigError where it is there and not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and is not an empty folder; name another")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def kept_rows(db: RetrievalDatabase, version: Version, where: str) -> Iterator[pa.Table]:
+    """The rows of each shard that are not gone, not purged, and match. Of a database that was built here: the ok ones."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     gone = pa.array(gone_keys(db, version.gone), pa.int64())
-    waiting: list[pa.Table] = []
-    written: list[Path] = []
     for shard in version.shards:
         table = db.read_table(shard.artifact.path)
         table = table.filter(pc.invert(pc.is_in(table["key"], gone)))
@@ -65,13 +81,8 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
             table = table.filter(pc.equal(table["status"], "ok"))
         if where:
             table = table.filter(pa.array(filter_mask(where, table)))
-        if not table.num_rows:
-            continue
-        if waiting and (_file(table) is None or _file(table) != _file(waiting[0])):
-            written += _write(out, form, len(written), waiting, version)
-            waiting = []
-        waiting.append(table)
-    return written + _write(out, form, len(written), waiting, version)
+        if table.num_rows:
+            yield table
 
 
 def _file(table: pa.Table) -> str | None:

@@ -1,0 +1,198 @@
+"""`rdmpipe export --to datasets` and `--to imagefolder`: a database with its pictures, for other tools.
+
+    datasets      README.md (a card), data/train-*.parquet: `image` (bytes inside), the metadata columns, `embedding`. The Hub's
+                  viewer and `datasets.load_dataset(FOLDER)` read it; `add_faiss_index("embedding", metric_type=0)` works on it
+    imagefolder   pictures/KEY.jpg and metadata.csv with the column file_name: what `datasets.load_dataset("imagefolder", ...)`
+                  and `rdmpipe build-index FOLDER` read
+
+Reads: a version's embedding shards and stored pictures (the originals where they were kept, else thumbnails). Writes into a new
+or empty folder. Rows that are not ok, that are gone or purged, and those that a view's filter leaves out are not exported. A
+row without a stored picture has a null image, and is left out of an imagefolder. Holds one shard in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pipeline.database import RetrievalDatabase, Version, picture_files
+from pipeline.errors import ConfigError
+from pipeline.exchange.exporting import empty_folder, kept_rows
+from pipeline.images import format_of
+from pipeline.schema import metadata_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATASETS, IMAGEFOLDER = "datasets", "imagefolder"
+
+PICTURE_FORMS = (DATASETS, IMAGEFOLDER)
+
+# Names of Pillow's formats as file suffixes.
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+
+# Licences by the names that the Hub's cards know; any other is `other` with its name beside it.
+_CARD_LICENCES = {
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "mit",
+    "apache-2.0",
+    "odc-by",
+}
+
+_DTYPES = {"string": "string", "int64": "int64", "float64": "float64", "bool": "bool"}
+
+Form = Literal["datasets", "imagefolder"]
+
+
+def export_pictures(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
+    """Write the files, of the rows that match a view's `where`; returns the tables and the card, without single pictures.
+
+    Raises ConfigError where the form is unknown or the folder is not empty.
+    """
+    if form not in PICTURE_FORMS:
+        raise ConfigError(f"--to {form!r}: expected {' or '.join(PICTURE_FORMS)}")
+    empty_folder(out)
+    return _datasets(db, version, out, where) if form == DATASETS else _image_folder(db, version, out, where)
+
+
+def _shards(db: RetrievalDatabase, version: Version, where: str) -> Iterator[pa.Table]:
+    import pyarrow.compute as pc
+
+    for table in kept_rows(db, version, where):
+        table = table.filter(pc.equal(table["status"], "ok"))
+        if table.num_rows:
+            yield table
+
+
+def _columns(table: pa.Table, version: Version) -> dict[str, str]:
+    """The metadata columns of a shard that others get, by type name."""
+    own = metadata_columns(version.columns)
+    return {name: kind for name, kind in own.items() if name in table.column_names}
+
+
+def _name(key: int, data: bytes) -> str:
+    kind = format_of(data)
+    return f"{key}.{_SUFFIXES.get(kind, kind.lower() or 'bin')}"
+
+
+# ---- datasets
+
+
+def _datasets(db: RetrievalDatabase, version: Version, out: Path, where: str) -> list[Path]:
+    import pyarrow.parquet as pq
+
+    (out / "data").mkdir()
+    written: list[Path] = []
+    licences: Counter[str] = Counter()
+    rows = pictures = 0
+    for number, table in enumerate(_shards(db, version, where)):
+        made, with_picture = _as_dataset(db, version, table)
+        path = out / "data" / f"train-{number:05d}.parquet"
+        pq.write_table(made, path, row_group_size=1000)  # the viewer reads one row group for a page
+        written.append(path)
+        rows, pictures = rows + table.num_rows, pictures + with_picture
+        licences.update(text or "not stated" for text in table["licence"].to_pylist())
+    card = out / "README.md"
+    card.write_text(_card(version, rows, pictures, licences, where), encoding="utf-8")
+    return [*written, card]
+
+
+def _as_dataset(db: RetrievalDatabase, version: Version, table: pa.Table) -> tuple[pa.Table, int]:
+    """A shard as the library `datasets` stores one, and how many rows have a picture."""
+    import pyarrow as pa
+
+    keys = table["key"].to_pylist()
+    files = picture_files(db, keys, originals=True)
+    images = [{"bytes": files[key], "path": _name(key, files[key])} if key in files else None for key in keys]
+    kinds = _columns(table, version)
+    dim = version.encoder.dim
+    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    columns: dict[str, pa.Array] = {
+        "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        **{name: table[name] for name in kinds},
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dim),
+    }
+    features = {
+        "image": {"_type": "Image"},
+        **{name: {"dtype": _feature(table, name, kind), "_type": "Value"} for name, kind in kinds.items()},
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": dim, "_type": "Sequence"},
+    }
+    made = pa.table(columns)
+    return made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), len(files)
+
+
+def _feature(table: pa.Table, name: str, kind: str) -> str:
+    """The name of a column's type as `datasets` writes it; width and height are stored as int32."""
+    stored = str(table.schema.field(name).type)
+    return stored if stored in ("int32", "float32") else _DTYPES[kind]
+
+
+def _card(version: Version, rows: int, pictures: int, licences: Mapping[str, int], where: str) -> str:
+    told = version.manifest
+    licence = str(told.get("licence") or "unknown")
+    known = licence.lower() in _CARD_LICENCES
+    head = {
+        "license": licence.lower() if known else "other",
+        **({} if known else {"license_name": licence}),
+        "pretty_name": str(told.get("title") or version.database),
+        "tags": ["rdmpipe", "image-retrieval", "embeddings"],
+        "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
+    }
+    recall = version.index.recall
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()),
+        "---",
+        "",
+        f"# {head['pretty_name']}",
+        "",
+        f"{rows:,} rows of the rdmpipe database `{version.database}`, version `{version.id}`"
+        + (f", where `{where}`" if where else "")
+        + f"; {pictures:,} have a picture.",
+        "",
+        f"- Source: {json.dumps(told.get('source') or {}, ensure_ascii=False, default=str)}",
+        f"- Licence of the collection: {licence}. {told.get('terms') or ''}".rstrip(),
+        f"- Licences of the rows: {'; '.join(f'{name}: {count:,}' for name, count in sorted(licences.items()))}",
+        f"- Opting out: {told.get('opt_out') or 'not stated'}",
+        f"- Encoder: `{version.encoder.name}`, {version.encoder.dim} numbers, weights `{version.encoder.weights[:12]}`"
+        + ("" if version.encoder.trained else " (untrained: similarity means nothing)"),
+        f"- Index when exported: {version.index.key}; recall: {json.dumps(recall, default=str)}",
+        "",
+        "`embedding` holds unit vectors: the inner product of two is their cosine. `image` is the original where it was kept, "
+        "else a thumbnail of at most 256 pixels.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ---- a folder
+
+
+def _image_folder(db: RetrievalDatabase, version: Version, out: Path, where: str) -> list[Path]:
+    (out / "pictures").mkdir()
+    path = out / "metadata.csv"
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer: csv.DictWriter[str] | None = None
+        for table in _shards(db, version, where):
+            names = [name for name in _columns(table, version) if name not in ("phash", "duplicate_of")]
+            if writer is None:
+                writer = csv.DictWriter(handle, ["file_name", *names], restval="", extrasaction="ignore")
+                writer.writeheader()
+            files = picture_files(db, table["key"].to_pylist(), originals=True)
+            for row in table.select(names).to_pylist():
+                data = files.get(row["key"])
+                if data is None:
+                    continue
+                name = f"pictures/{_name(row['key'], data)}"
+                (out / name).write_bytes(data)
+                writer.writerow({"file_name": name, **row})
+    return [path]
