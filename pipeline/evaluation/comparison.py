@@ -144,7 +144,7 @@ def _swaps(found: Mapping[str, Summary]) -> str:
     drawn = dots({name: charted(one) for name, one in swaps.items() if one is not None}, "share of the pictures")
     parts = [
         "<h2>Swapping the database</h2><p>How often the style judge sees the style of the database, and how often the content "
-        "judge finds the caption among others. Means with 95 % intervals.</p>",
+        "judge finds the caption among others. Means with 95 % intervals.</p>",
         drawn,
         _table(swaps),
     ]
@@ -155,10 +155,12 @@ def _swaps(found: Mapping[str, Summary]) -> str:
 
 
 def _postfixes(found: Mapping[str, Summary]) -> str:
+    levels = dict.fromkeys(level for summary in found.values() for level in summary.postfix)
     rows = [
-        (level, name, *measures(one.swap_minus.get("postfix")))
+        (level, name, *measures(summary.postfix[level].swap_minus.get("postfix")))
+        for level in levels  # the models side by side
         for name, summary in found.items()
-        for level, one in summary.postfix.items()
+        if level in summary.postfix
     ]
     return (
         "<h2>Swap against “in the style of …”</h2><p>Swap minus postfix, each caption compared with itself: above zero, the "

@@ -184,16 +184,22 @@ def _sd3(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePromp
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of diffusers and transformers: that no image encoder is loaded, of modules that keep a type, and of
-    weights that a tower leaves aside."""
+    """Without the warnings and progress bars of diffusers and transformers.
+
+    They warn that no image encoder is loaded, of modules that keep a type, and of weights that a tower leaves aside. A run has
+    a progress display of its own.
+    """
     from diffusers.utils import logging
     from transformers.utils import logging as other
 
     before, theirs = logging.get_verbosity(), other.get_verbosity()
-    logging.set_verbosity_error()
-    other.set_verbosity_error()
+    for one in (logging, other):
+        one.set_verbosity_error()
+        one.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
         other.set_verbosity(theirs)
+        for one in (logging, other):
+            one.enable_progress_bar()
