@@ -223,12 +223,24 @@ def marks(root: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.glob(pattern)}
 
 
+NEWER = ("hosts", "left_out", "vectors_for")  # fields of summaries that version 0.1 did not have
+
+
+def holds(found: Any, wanted: Any) -> bool:
+    """Whether a JSON value has all that an older one has; it may have more fields, and a value where that one had none."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(name in found and holds(found[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(holds, found, wanted))
+    return bool(wanted is None or found == wanted)
+
+
 def told(summary: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
     """What a build says of itself, but for its time and what hangs on computed numbers."""
     return {
         name: value
         for name, value in summary.items()
-        if name not in ("seconds", "version", "index", "hosts", "left_out", *left_out)  # the last two are newer
+        if name not in ("seconds", "version", "index", *NEWER, *left_out)
     }  # fmt: skip
 
 
@@ -237,7 +249,7 @@ def told(summary: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("line", LISTINGS, ids=" ".join)
 def test_what_is_there_is_told_as_before(line: tuple[str, ...], untouched: Path, expected: dict[str, Any]) -> None:
-    assert rdmpipe(untouched, *line).json() == expected["listings"][" ".join(line)]
+    assert holds(rdmpipe(untouched, *line).json(), expected["listings"][" ".join(line)])
 
 
 @pytest.mark.parametrize("line", SEARCHES, ids=" ".join)
