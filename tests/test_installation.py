@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -31,6 +32,23 @@ def test_all_takes_every_extra_that_lowers_no_other_package() -> None:
     extras = PROJECT["optional-dependencies"]
     wanted = set(extras) - {"all", "autofaiss", "dev", "docs"}
     assert extras["all"] == [f"rdmpipe[{','.join(sorted(wanted))}]"]
+
+
+def test_every_package_of_the_core_is_imported_somewhere() -> None:
+    modules = {
+        "faiss-cpu": "faiss",
+        "lazy-loader": "lazy_loader",
+        "open_clip_torch": "open_clip",
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+    }
+    text = "\n".join(
+        path.read_text("utf-8") for folder in ("pipeline", "rdm") for path in (REPO / folder).rglob("*.py")
+    )
+    imported = {name.split(".")[0] for name in re.findall(r"^ *(?:from|import) ([\w.]+)", text, re.M)}
+    named = {re.split(r"[\[<>=;, ]", dependency)[0] for dependency in PROJECT["dependencies"]}
+    data = {"tzdata"}  # time zones for systems without their own: zoneinfo reads it
+    assert {modules.get(name, name) for name in named - data} <= imported
 
 
 ABSENT = """
