@@ -62,6 +62,29 @@ def test_a_workbook_is_read(tmp_path: Path) -> None:
     assert [(row.line, row.prompt, row.k) for row in found.rows] == [(3, "a boat", 4), (4, "a tower", None)]
 
 
+def test_the_first_tab_that_is_shown_is_read_without_errors_and_pronunciations(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.xlsx"
+    row = '<row><c t="inlineStr"><is><t>prompt</t></is></c></row>'
+    sheets = {1: f'{row}<row><c t="inlineStr"><is><t>an older list</t></is></c></row>',
+              2: f'{row}<row><c t="inlineStr"><is><t>hidden</t></is></c></row>',
+              3: f'{row}<row><c t="s"><v>0</v></c></row><row><c t="e"><v>#N/A</v></c></row>'}  # fmt: skip
+    links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006/relationships"
+    tabs = '<sheet name="b" state="hidden" r:id="r2"/><sheet name="c" r:id="r3"/><sheet name="a" r:id="r1"/>'
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, rows in sheets.items():
+            written = f'<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
+            archive.writestr(f"xl/worksheets/sheet{number}.xml", written)
+        archive.writestr(
+            "xl/workbook.xml", f'<workbook xmlns="{MAIN}" xmlns:r="{links}"><sheets>{tabs}</sheets></workbook>'
+        )
+        found = "".join(f'<Relationship Id="r{n}" Target="worksheets/sheet{n}.xml"/>' for n in sheets)
+        archive.writestr("xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{package}">{found}</Relationships>')
+        text = "<si><t>東京</t><rPh sb='0' eb='2'><t>トウキョウ</t></rPh></si>"
+        archive.writestr("xl/sharedStrings.xml", f'<sst xmlns="{MAIN}">{text}</sst>')
+    assert prompts(str(path)) == ["東京"]
+
+
 def test_a_hostile_workbook_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.xlsx"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,8 +1,8 @@
 """Rows of an .xlsx file: the cells of its first sheet as texts.
 
-Reads: Office Open XML (ECMA-376) with the standard library. A cell of a formula has the value that was stored with it. Does
-not know formats: a date is its serial number. Bounded: an archive that unpacks to more than `MAX_BYTES`, or that declares
-entities, is refused.
+Reads: Office Open XML (ECMA-376) with the standard library. The first sheet is the first tab that is shown. A cell of a formula
+has the value that was stored with it; one that holds an error is empty. Does not know formats: a date is its serial number.
+Bounded: an archive that unpacks to more than `MAX_BYTES`, or that declares entities, is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ MAX_BYTES = 64 << 20  # of one part of the file, unpacked
 
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
+_LINKS = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+
+_TARGETS = "{http://schemas.openxmlformats.org/package/2006/relationships}"
+
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
 
 
@@ -31,8 +35,9 @@ def read_sheet(source: str, data: bytes) -> list[tuple[int, list[str]]]:
             shared = []
             if "xl/sharedStrings.xml" in archive.namelist():
                 root = _parse(source, archive, "xl/sharedStrings.xml")
-                shared = ["".join(part.text or "" for part in item.iter(f"{_MAIN}t")) for item in root]
-            sheet = _parse(source, archive, names[0])
+                shared = [_written(item) for item in root]
+            first = _first_tab(source, archive)
+            sheet = _parse(source, archive, first if first in names else names[0])
     except (zipfile.BadZipFile, ElementTree.ParseError, NotImplementedError, RuntimeError) as error:
         raise PromptError(f"{source}: not a readable .xlsx file: {error}; save it as .csv") from error
     rows = []
@@ -45,6 +50,28 @@ def read_sheet(source: str, data: bytes) -> list[tuple[int, list[str]]]:
         if any(cell.strip() for cell in cells):
             rows.append((int(row.get("r") or place), cells))
     return rows
+
+
+def _first_tab(source: str, archive: zipfile.ZipFile) -> str:
+    """The file of the first tab that is shown: tabs may be in another order than their files. Empty where none is named."""
+    book, links = "xl/workbook.xml", "xl/_rels/workbook.xml.rels"
+    if not {book, links} <= set(archive.namelist()):
+        return ""
+    shown = [
+        tab for tab in _parse(source, archive, book).iter(f"{_MAIN}sheet") if tab.get("state", "visible") == "visible"
+    ]
+    wanted = shown[0].get(f"{_LINKS}id") if shown else None
+    for link in _parse(source, archive, links).iter(f"{_TARGETS}Relationship"):
+        if link.get("Id") == wanted:
+            target = link.get("Target", "")
+            return target.lstrip("/") if target.startswith("/") else f"xl/{target}"
+    return ""
+
+
+def _written(item: ElementTree.Element) -> str:
+    """The text of a string: its own and that of its runs, without how East Asian words are pronounced."""
+    parts = [*item.findall(f"{_MAIN}t"), *item.findall(f"{_MAIN}r/{_MAIN}t")]
+    return "".join(part.text or "" for part in parts)
 
 
 def _number(name: str) -> int:
@@ -76,7 +103,9 @@ def _column(reference: str) -> int:
 def _text(cell: ElementTree.Element, shared: list[str]) -> str:
     kind = cell.get("t", "n")
     if kind == "inlineStr":
-        return "".join(part.text or "" for part in cell.iter(f"{_MAIN}t"))
+        return "".join(_written(part) for part in cell.findall(f"{_MAIN}is"))
+    if kind == "e":
+        return ""
     value = cell.findtext(f"{_MAIN}v") or ""
     if kind == "s":
         return shared[int(value)] if value.isdigit() and int(value) < len(shared) else ""
