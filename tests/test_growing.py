@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def test_a_build_starts_from_a_file_as_from_a_folder_of_them(tmp_path: Path, hom
     table = tmp_path / "in.PARQUET"
     pq.write_table(pa.table({"picture": [picture(1), picture(2)], "year": [1900, 1901]}), table)
     (tmp_path / "list.csv").write_text("URL;title\nhttp://127.0.0.1/a.jpg;A\n")
-    kinds = {folder / "0001.png": "folder", folder / "metadata.csv": "folder", folder: "folder", archive: "tar",
+    packed = tar_of(tmp_path / "PLAIN.TAR.GZ", [("a", picture(1))], "w:gz")
+    kinds = {folder / "0001.png": "folder", folder / "metadata.csv": "folder", folder: "folder", archive: "tar", packed: "tar",
              samples: "webdataset", table: "parquet", tmp_path / "list.csv": "urls"}  # fmt: skip
     for path, kind in kinds.items():
         assert resolve_target(str(path)).source.kind == kind, path
@@ -155,6 +157,14 @@ def test_a_build_starts_from_a_file_as_from_a_folder_of_them(tmp_path: Path, hom
     (tmp_path / "sets").mkdir()
     table.rename(tmp_path / "sets" / "1.parquet")
     assert resolve_target(str(tmp_path / "sets")).source.kind == "parquet"
+    for name, text, told in (
+        ("urls.txt", "\ufeffhttp://h/1.jpg\n", "(echo url; cat"),
+        ("notes.txt", "hello", "expected a picture"),
+        ("a.zip", "PK", "expected a picture"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SourceError, match=re.escape(told)):
+            resolve_target(str(tmp_path / name))
     np.savez(tmp_path / "vectors.npz", embedding=np.ones((2, 4), np.float32))
     with pytest.raises(SourceError, match="rdmpipe import"):
         resolve_target(str(tmp_path / "vectors.npz"))

@@ -6,16 +6,17 @@ Reads: names in a folder, the footer of a Parquet file, the header line of a CSV
 from __future__ import annotations
 
 import os
+import shlex
 import tarfile
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SourceError
-from pipeline.sources.csv_rows import read_header
+from pipeline.sources.csv_rows import decoded, read_header
 from pipeline.sources.manifest import SourceSpec
 from pipeline.sources.metadata import NAME_COLUMNS
-from pipeline.sources.names import is_junk, is_picture
+from pipeline.sources.names import HEAD_BYTES, is_junk, is_picture, looks_like_a_picture
 from pipeline.sources.webdataset import TAR_ENDINGS
 
 URL_COLUMNS = ("url", "image_url", "img_url", "link", "image_link", "image", "picture_url", "address")
@@ -74,7 +75,30 @@ def _of_files(path: Path, kind: str, first: Path) -> SourceSpec:
         raise SourceError(
             f"{path}: embeddings, not pictures; `rdmpipe import NAME {path} --encoder ENCODER` takes them"
         )
+    _require_picture(path)
     return SourceSpec(kind="folder", path=str(path.parent), files=(path.name,))
+
+
+def _require_picture(path: Path) -> None:
+    """Raise SourceError for a file that is no picture by its name or its first bytes."""
+    if is_picture(path.name):
+        return
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(HEAD_BYTES)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    if looks_like_a_picture(head):
+        return
+    if decoded(head).lstrip().lower().startswith(("http://", "https://")):
+        raise SourceError(
+            f"{path}: a list of addresses without a header line; give it one: (echo url; cat {shlex.quote(str(path))}) > "
+            "urls.csv, and build from urls.csv"
+        )
+    raise SourceError(
+        f"{path}: expected a picture, a folder, a Parquet file, a tar ({', '.join(TAR_ENDINGS)}) or a CSV list with a column "
+        f"of addresses; found a file that begins with {head[:16]!r}"
+    )
 
 
 def _of_parquet(path: Path, first: Path) -> SourceSpec:
