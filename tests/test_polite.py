@@ -19,7 +19,7 @@ from pipeline.sources.web.addresses import Refused
 from pipeline.sources.web.hosts import HostFigures, PoliteFetcher, retry_after
 from pipeline.sources.web.opener import AGENTS, Answer, FetchRules, SafeOpener, _request_path, _split, moved_to
 from pipeline.sources.web.robots import opts_out, parse_robots
-from pipeline.sources.web.tdm import parse_tdm
+from pipeline.sources.web.tdm import parse_tdm, reserved_by_header
 from tests.builds import quiet_build
 from tests.encoders import RANDOM
 from tests.museums import Museum, open_museums
@@ -251,6 +251,13 @@ def test_the_first_rule_of_a_tdmrep_that_matches_decides() -> None:
     found = parse_tdm(json.dumps(rules))
     assert [found.covers(path) for path in ("/open/a.jpg", "/a.jpg", "/a.png")] == [False, True, False]
     assert not parse_tdm("<html>").covers("/a.jpg")
+    assert [reserved_by_header(values) for values in ((), ("0",), (" 1 ",), ("0", "1"), ("0, 1",))] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

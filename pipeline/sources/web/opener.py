@@ -148,7 +148,7 @@ class SafeOpener:
             told = opts_out(answer.headers.get_all("X-Robots-Tag") or (), AGENTS)
             if told:
                 raise Refused(f"opt_out: X-Robots-Tag: {told}")
-            if reserved_by_header(answer.headers.get("tdm-reservation")):
+            if reserved_by_header(answer.headers.get_all("tdm-reservation") or ()):
                 raise Refused("tdm: the header tdm-reservation reserves it")
         return answer
 

@@ -7,6 +7,7 @@ rules with a `location`, whose patterns are those of robots.txt. The first rule 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.sources.web.robots import matches, normal
@@ -45,6 +46,6 @@ def parse_tdm(text: str) -> Reservations:
     )
 
 
-def reserved_by_header(value: str | None) -> bool:
-    """Whether a `tdm-reservation` header reserves the picture that came with it."""
-    return (value or "").strip() == "1"
+def reserved_by_header(values: Sequence[str]) -> bool:
+    """Whether any `tdm-reservation` header reserves the picture that came with it."""
+    return any(word.strip() == "1" for value in values for word in value.split(","))
