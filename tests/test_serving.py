@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.errors import ConfigError
 from pipeline.serving import ServeOptions, create_app
 from pipeline.serving.api import ENDPOINTS, Server
@@ -407,3 +410,28 @@ def test_every_answer_forbids_what_a_page_does_not_need(client: TestClient) -> N
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+# ---- the command
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_the_command_says_what_keeps_it_from_serving(built: Path, tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["browse", *arguments])
+        assert done.exit_code in (1, 2)
+        return done.output
+
+    port = str(free_port())
+    assert "rdmpipe build-index atelier" in said("--home", str(tmp_path), "--port", port)
+    assert "did you mean 'mine'" in said("mine_", "--home", str(built), "--port", port)
+    assert "every site" in said("--allow-origin", "*", "--home", str(built))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "--port" in said("--home", str(built), "--port", str(taken.getsockname()[1]))
