@@ -7,7 +7,6 @@ parameters and the weights are held once.
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -28,30 +27,29 @@ _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
-# The classes used, by module; and packages whose `__init__` imports every network of diffusers, or quantization.
-_CLASSES = {
-    "diffusers.models.unets.unet_2d_condition": "UNet2DConditionModel",
-    "diffusers.models.autoencoders.autoencoder_kl": "AutoencoderKL",
-    "diffusers.models.autoencoders.vq_model": "VQModel",
-    "diffusers.schedulers.scheduling_ddim": "DDIMScheduler",
-}
+# The networks' modules; and packages and modules that import every network, loader or quantizer of diffusers.
+_NETWORKS = (
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.autoencoders.vq_model",
+)
 _PLAIN = {
     "diffusers.models.transformers": (),
     "diffusers.models.unets": (),
     "diffusers.models.autoencoders": (),
     "diffusers.hooks": (),
+    "diffusers.loaders": ("FromOriginalModelMixin", "PeftAdapterMixin", "UNet2DConditionLoadersMixin"),
+    "diffusers.loaders.single_file_model": ("FromOriginalModelMixin",),
     "diffusers.quantizers": ("DiffusersAutoQuantizer", "DiffusersQuantizer"),
 }
-_UNUSED = ("accelerate", "peft", "scipy", "transformers")
+_UNUSED = ("accelerate", "peft", "transformers")
 
 
 @cache
 def diffusers() -> Diffusers:
-    """The classes of diffusers that a model is made of, without the rest of diffusers."""
+    """diffusers without what our networks do not use: the networks above, the schedulers, no pipelines."""
     declare_torchvision_ops()  # needed where the whole of diffusers is imported already
-    modules = import_apart(_CLASSES, _UNUSED, _PLAIN)
-    found = {name: getattr(module, name) for module, name in zip(modules, _CLASSES.values(), strict=True)}
-    return cast("Diffusers", SimpleNamespace(**found))
+    return cast("Diffusers", import_apart(("diffusers", *_NETWORKS), _UNUSED, _PLAIN)[0])
 
 
 # What diffusers raises for a description that makes no network.

@@ -10,7 +10,7 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 
-HEAVY = ("accelerate", "peft", "scipy", "timm", "torch._dynamo", "transformers")
+HEAVY = ("accelerate", "peft", "scipy.stats", "timm", "torch._dynamo", "transformers")
 
 CODE = f"""
 import sys

@@ -154,7 +154,10 @@ def _plain_jpeg(image: Image, data: bytes, reduced: bool) -> NDArray[np.uint8] |
     """
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
-    import simplejpeg
+    try:
+        import simplejpeg
+    except ImportError:  # no wheel for this platform
+        return None
 
     width, height = image.size
     least = {"min_width": width, "min_height": height} if reduced else {}
