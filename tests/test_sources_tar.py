@@ -245,9 +245,7 @@ def test_a_truncated_gz_archive_is_an_error(tmp_path: Path, home: Path) -> None:
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, home: Path) -> None:
     bomb = tmp_path / "bomb.tar.gz"
-    with gzip.open(bomb, "wb", compresslevel=9) as out:
-        for _ in range(200):
-            out.write(b"\0" * (1 << 20))
+    bomb.write_bytes(200 * gzip.compress(bytes(1 << 20)))
     with pytest.raises(SourceError, match="unpack to more than"):
         samples(local(bomb))
     assert not list((tmp_path / "cache").rglob("*.part"))
@@ -289,10 +287,10 @@ def test_an_unknown_option_is_an_error(tmp_path: Path, home: Path) -> None:
         open_source(local(tmp_path / "a.tar", options={"pth": "x"}))
 
 
-def test_ten_thousand_members_are_planned_and_read_in_order(tmp_path: Path, home: Path) -> None:
+def test_thousands_of_members_are_planned_and_read_in_order(tmp_path: Path, home: Path) -> None:
     archive = tar_of(
-        tmp_path / "a.tar", [(f"{i % 7}/{i:05d}.jpg", b"\xff\xd8\xff" + str(i).encode()) for i in range(10_500)]
+        tmp_path / "a.tar", [(f"{i % 7}/{i:05d}.jpg", b"\xff\xd8\xff" + str(i).encode()) for i in range(3_500)]
     )
     found = samples(local(archive, shard_rows=1000))
-    assert len(found) == 10_500
-    assert found[10_499].data == b"\xff\xd8\xff10499"
+    assert len(found) == 3_500
+    assert found[3_499].data == b"\xff\xd8\xff3499"
