@@ -3,9 +3,10 @@
     python jobs/fuzz.py --minutes 10 [--seed 0] [--only tar,npz] [--json]
 
 Inputs are made by hypothesis, from scratch and from sound examples that are changed; the same seed makes the same inputs. Each
-parser gets an equal share of the time. An input that ends in another exception, or that takes longer than `--slow` seconds,
-is a finding: it is printed with its parser, and the exit code is 1. Writes to a temporary folder only. Does not find crashes
-of the process itself: a crash ends the run, and the last line on standard error names the parser.
+parser gets an equal share of the time. An input that ends in another exception, or that is stopped after `--slow` seconds, is
+a finding: it is printed with its parser, and the exit code is 1. Writes to a temporary folder only. Does not find crashes of
+the process itself: a crash ends the run, and the last line on standard error names the parser. Nor does it stop a call into a
+library that never returns to Python.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -155,6 +157,34 @@ def pickles() -> SearchStrategy[bytes]:
     return st.lists(st.one_of(st.sampled_from(PICKLED), many), max_size=60).map(packed)
 
 
+def sound_version() -> bytes:
+    from pipeline.config import canonical_json
+
+    encoder = {"name": "mini", "dim": 4, "weights": "w", "preprocess": "openclip", "precision": "fp32", "trained": True,
+               "has_text": True}  # fmt: skip
+    file = {"path": "a", "bytes": 1, "sha256": "0" * 64}
+    index = {"id": "i", "kind": "exact", "key": "Flat", "rows": 1, "files": {"keys": file}, "params": {}, "recall": {},
+             "build": {}}  # fmt: skip
+    counts = {"input": 1, "ok": 1, "filtered": 0, "failed": 0, "reasons": {}, "duplicates": 0}
+    table = {"database": "x", "manifest": {}, "encoder": encoder, "columns": {"year": "int64"}, "index": index,
+             "shards": [{"id": 0, "ok": 1, "artifact": file}], "counts": counts, "images": "keep", "plan": "p",
+             "gone": None, "parent": ""}  # fmt: skip
+    return canonical_json(table).encode()
+
+
+def sound_pictures() -> list[bytes]:
+    from PIL import Image
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
+    made = []
+    for form, options in (("JPEG", {"progressive": True}), ("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}),
+                          ("GIF", {}), ("WEBP", {}), ("BMP", {})):  # fmt: skip
+        out = io.BytesIO()
+        image.save(out, form, **options)
+        made.append(out.getvalue())
+    return made
+
+
 RECEIPT = {
     "stage": "embed", "shard": 3, "config": "c", "input": "f", "ok": 5, "filtered": 0, "failed": 0, "reasons": {},
     "artifacts": [{"path": "a", "bytes": 1, "sha256": "0"}],
@@ -206,6 +236,11 @@ TOML = (
 SQL = ("(", ")", " AND ", " OR ", "NOT ", "year", "style", "caption", "'", '"', " = ", " > ", "1", "concat(", ",", "lower(",
        " LIKE ", "::", "[", "CASE WHEN ", " END", "--", ";", "/*", "SELECT ", " IN (")  # fmt: skip
 
+FILTERS = (
+    b"year > 1870 AND lower(style) LIKE '%a' OR caption IN ('x', 'y')",
+    b"coalesce(year, 0) BETWEEN 1 AND 3 AND NOT regexp_matches(caption, '^a+$')",
+    b"CASE WHEN year IS NULL THEN style = 'a' ELSE TRY_CAST(caption AS DATE) > DATE '1900-01-01' END",
+)
 
 # ---- parsers
 
@@ -215,11 +250,14 @@ def parsers(folder: Path) -> dict[str, tuple[SearchStrategy[bytes], Parser]]:
     import pyarrow as pa
 
     from pipeline.catalog import check_manifest
+    from pipeline.database import Version
     from pipeline.exchange.npz import read_parts
     from pipeline.execution import Receipt
     from pipeline.filters import filter_mask
     from pipeline.generation import read_prompts
+    from pipeline.images import decode
     from pipeline.scheduling import load_job
+    from pipeline.scheduling.cron import parse_cron
     from pipeline.sources import SourceOptions, open_source
     from pipeline.sources.archive import open_archive
     from pipeline.sources.manifest import Manifest, SourceSpec
@@ -256,7 +294,10 @@ def parsers(folder: Path) -> dict[str, tuple[SearchStrategy[bytes], Parser]]:
     tar = sound_tar()
     receipt = json.dumps(RECEIPT).encode()
     return {
-        "filter": (texts(SQL), lambda data: filter_mask(data.decode("utf-8", "replace"), table)),
+        "filter": (
+            st.one_of(texts(SQL), *map(changed, FILTERS)),
+            lambda data: filter_mask(data.decode("utf-8", "replace"), table),
+        ),
         "manifest": (
             st.one_of(changed(MANIFEST.encode()), texts(TOML)),
             lambda data: check_manifest(file("x.toml", data)),
@@ -279,18 +320,48 @@ def parsers(folder: Path) -> dict[str, tuple[SearchStrategy[bytes], Parser]]:
             st.one_of(changed(receipt), json_values()),
             lambda data: Receipt.from_json(data.decode("utf-8", "replace")),
         ),
+        "version": (
+            st.one_of(changed(sound_version()), json_values()),
+            lambda data: Version.from_json(data.decode("utf-8", "replace")),
+        ),
+        "cron": (
+            st.one_of(
+                texts(("*", "/", "-", ",", " ", "mon", "jan", "0", "59", "\n", "²", "L", "#")),
+                changed(b"15 2 * * mon-fri"),
+                changed(b"*/5 0-6,22 1,15 jan,feb 7"),
+            ),
+            lambda data: parse_cron(data.decode("utf-8", "replace")),
+        ),
+        "picture": (st.one_of(*map(changed, sound_pictures()), st.binary(max_size=300)), decode),
     }
 
 
-def fuzz(name: str, inputs: SearchStrategy[bytes], parse: Parser, seconds: float, start: int, slow: float) -> Figures:
-    """Give the parser inputs for so many seconds."""
+class _TooSlowError(BaseException):
+    """Raised inside a parser when its time is over. No Exception, so that no parser takes it for its own."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _TooSlowError
+
+
+def fuzz(
+    name: str,
+    inputs: SearchStrategy[bytes],
+    parse: Parser,
+    seconds: float,
+    start: int = 0,
+    slow: float = 10.0,
+    most: int = 0,
+) -> Figures:
+    """Give the parser inputs for so many seconds, and at most `most` where that is not 0. Runs in the main thread."""
     figures = Figures(name)
     deadline, round_ = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
+    before = signal.signal(signal.SIGALRM, _stop)
+    while time.monotonic() < deadline and not 0 < most <= figures.inputs:
 
         @seed(start + round_)
         @settings(
-            max_examples=200,
+            max_examples=min(200, most - figures.inputs) if most else 200,
             database=None,
             deadline=None,
             phases=[Phase.generate],
@@ -302,21 +373,34 @@ def fuzz(name: str, inputs: SearchStrategy[bytes], parse: Parser, seconds: float
                 return
             figures.inputs += 1
             began = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, slow)
             try:
                 parse(data)
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 figures.parsed += 1
             except (RdmpipeError, RDMError):
                 figures.refused += 1
+            except _TooSlowError:
+                figures.findings.append(f"stopped after {slow:g} s: {data[:300]!r}\n{traceback.format_exc(limit=-6)}")
             except Exception:  # a finding: it is listed, and the run goes on
-                figures.findings.append(f"{data[:300]!r}\n{traceback.format_exc(limit=-4)}")
-            took = time.monotonic() - began
-            figures.slowest_s = max(figures.slowest_s, round(took, 3))
-            if took > slow:
-                figures.findings.append(f"took {took:.1f} s: {data[:300]!r}")
+                figures.findings.append(f"{data[:300]!r}\n{traceback.format_exc(limit=-6)}")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            figures.slowest_s = max(figures.slowest_s, round(time.monotonic() - began, 3))
 
         one()
         round_ += 1
+    signal.signal(signal.SIGALRM, before)
     return figures
+
+
+def told(one: Figures) -> str:
+    """The figures of a parser and its first findings, for people."""
+    line = (
+        f"{one.parser:14s} {one.inputs:7,} inputs, {one.parsed:7,} parsed, {one.refused:7,} refused, slowest "
+        f"{one.slowest_s:.2f} s, findings {len(one.findings)}"
+    )
+    return "\n".join([line, *(f"  {finding}" for finding in one.findings[:3])])
 
 
 def main() -> int:
@@ -324,7 +408,7 @@ def main() -> int:
     wanted.add_argument("--minutes", type=float, default=10.0)
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--only", default="", help="names of parsers, separated by commas")
-    wanted.add_argument("--slow", type=float, default=30.0, help="seconds after which an input is a finding")
+    wanted.add_argument("--slow", type=float, default=10.0, help="seconds after which an input is stopped, a finding")
     wanted.add_argument("--json", action="store_true")
     args = wanted.parse_args()
     with tempfile.TemporaryDirectory(prefix="rdmpipe-fuzz-") as folder:
@@ -335,13 +419,8 @@ def main() -> int:
         for name in chosen:
             print(f"fuzzing {name}", file=sys.stderr, flush=True)
             found.append(fuzz(name, *known[name], args.minutes * 60 / len(chosen), args.seed, args.slow))
-    for one in found:
-        if not args.json:
-            print(
-                f"{one.parser:14s} {one.inputs:7,} inputs, {one.parsed:7,} parsed, {one.refused:7,} refused, slowest "
-                f"{one.slowest_s:.2f} s, findings {len(one.findings)}"
-            )
-            print("".join(f"  {finding}\n" for finding in one.findings[:3]), end="")
+            if not args.json:
+                print(told(found[-1]), flush=True)
     if args.json:
         print(json.dumps([{**asdict(one), "findings": one.findings[:3], "found": len(one.findings)} for one in found]))
     return 1 if any(one.findings for one in found) else 0

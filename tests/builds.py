@@ -86,5 +86,7 @@ def contents(home: Path, name: str = "mine") -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in left_out and not any(part.startswith(".") for part in path.parts[-3:])
+        if path.is_file()
+        and path.name not in left_out
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
     }

@@ -20,6 +20,7 @@ from pipeline.exchange.npz import read_parts
 from rdm.config import model_names, read_config
 from rdm.errors import CheckpointError, ConfigError
 from rdm.pickles import load_tensors
+from tests.attempts import tried
 
 DEEP = b"\x80\x02}X\x01\x00\x00\x00a" + b")" + b"\x85" * 2_000_000 + b"s."  # {"a": ((((...))))}
 
@@ -118,6 +119,7 @@ def test_checkpoints_changed_by_chance_are_tensors_or_an_error(tmp_path: Path) -
                 assert isinstance(load_tensors(path), dict)
             except CheckpointError as error:
                 assert str(path) in str(error)
+    tried(120)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,7 @@ def test_npz_files_of_every_method_and_changed_by_chance(tmp_path: Path) -> None
                 list(read_parts(path))
             except SourceError as error:
                 assert "x.npz" in str(error)
+    tried(160)
 
 
 def test_a_webdataset_row_whose_json_is_nested_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

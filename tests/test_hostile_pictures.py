@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.errors import PictureError
 from pipeline.images import decode, decoding
 from pipeline.sources.web.addresses import is_public
+from tests.attempts import tried
 
 
 def tiff(width: int, height: int, bits: int, kind: int, tile: int = 0) -> bytes:
@@ -136,6 +137,7 @@ def test_bytes_changed_by_chance_are_a_picture_or_a_picture_error() -> None:
                 decode(bytes(data[: chance.integers(1, len(data) + 1)]))
             except PictureError as error:
                 assert error.reason in ("not_an_image", "corrupt", "truncated", "too_large", "unsupported_samples")
+    tried(300)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@ from .builder import build as build
 from .download import read_spec as read_spec
 from .embed import EMBED_STAGE as EMBED_STAGE
 from .embed import EmbedConfig as EmbedConfig
+from .plan import plan_id as plan_id
 from .plan import plan_shards as plan_shards
 from .plan import read_plan as read_plan
 from .plan import save_plan as save_plan
+from .plan import write_plan as write_plan
 from .publishing import Contents as Contents
 from .publishing import publish as publish
 from .publishing import shard_entries as shard_entries
 from .request import BuildRequest as BuildRequest
 from .request import BuildSummary as BuildSummary
+from .request import begun as begun
 from .request import manifest_of as manifest_of
 from .request import settle as settle
 from .second import for_second_encoder as for_second_encoder

@@ -6,7 +6,6 @@ while a shard is missing: what is finished is kept, and the same command continu
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -20,10 +19,10 @@ from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
 from pipeline.building.publishing import Contents, publish, shard_entries
 from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, settle
 from pipeline.catalog import command_that_adds, companions, main_database
-from pipeline.config import canonical_json
-from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, require_purged, totals
+from pipeline.config import Table, canonical_json, from_mapping, parse_json
+from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, record_receipts, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
-from pipeline.errors import DatabaseError
+from pipeline.errors import ConfigError, DatabaseError
 from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
 from pipeline.filters import filter_mask
 from pipeline.index import IndexInput, check_index, text_queries
@@ -82,6 +81,8 @@ class _Build:
         if "index" not in self.request.stages:
             return self._summary(outcome, totals(self.database, self._receipts(stages[-1], plan)))
         version = self._index(plan, self._receipts(self._embed_stage(plan), plan))
+        if outcome.ran:
+            record_receipts(self.database, version)
         record_part(self.database, self.request, plan)
         return self._summary(outcome, version.counts, version)
 
@@ -137,7 +138,10 @@ class _Build:
         text = self.database.storage.read_text("encoder.json")
         wanted = (self.manifest.encoder, self.request.precision, self.request.preprocess)
         if text is not None:
-            record = EncoderRecord(**json.loads(text))
+            try:
+                record = from_mapping(EncoderRecord, cast("Table", parse_json(text)), "encoder.json")
+            except (ValueError, ConfigError) as error:
+                raise self.database.damaged("encoder.json", str(error)) from error
             if (record.name, record.precision, record.preprocess) == wanted:
                 return record
         record = self._encoder().record
@@ -256,7 +260,7 @@ class _Build:
         found: dict[str, Row] = {}
         for shard in plan_shards(self.database, self.plan.id):
             text = self.database.storage.read_text(hosts_file(shard.id))
-            for name, figures in json.loads(text or "{}").items():
+            for name, figures in _figures(text).items():
                 total = found.setdefault(name, dict.fromkeys(figures, 0) | {"set_aside": ""})
                 for key, value in figures.items():
                     if key != "set_aside":
@@ -267,3 +271,13 @@ class _Build:
                 )
         ordered = dict(sorted(found.items(), key=lambda item: (-item[1]["requests"], item[0])))
         return cast("dict[str, HostCounts]", ordered)
+
+
+def _figures(text: str | None) -> dict[str, Row]:
+    """A shard's figures by host; none where they are damaged: they are shown and decide nothing."""
+    try:
+        found = parse_json(text or "{}")
+    except ValueError:
+        return {}
+    rows = found.items() if isinstance(found, dict) else ()
+    return {str(name): figures for name, figures in rows if isinstance(figures, dict) and "requests" in figures}

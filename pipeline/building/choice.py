@@ -18,7 +18,7 @@ from pipeline.building.refresh import plan_refresh
 from pipeline.building.request import BuildRequest, begun
 from pipeline.building.retry import plan_filter, plan_retry
 from pipeline.config import canonical_json
-from pipeline.database import RetrievalDatabase, Version, gone_keys, write_gone
+from pipeline.database import RetrievalDatabase, Version, gone_keys, write_gone, write_recorded
 from pipeline.errors import BudgetError, DatabaseError
 from pipeline.execution import Progress
 from pipeline.filters import check_filter
@@ -89,7 +89,7 @@ def _first(database: RetrievalDatabase, manifest: Manifest, request: BuildReques
     _check_disk(database, source, plan, request.images)
     settings = {name: getattr(request, name) for name in ("encoder", "precision", "preprocess", "images", "where")}
     written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id, **_recorded(request.source)}}
-    database.storage.write_text("manifest.json", canonical_json(written) + "\n")
+    write_recorded(database.storage, "manifest.json", canonical_json(written) + "\n")
     return Chosen(plan, request)
 
 
@@ -128,7 +128,7 @@ def record_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildP
     kept = {name: value for name, value in written["settings"].items() if name not in ("limit", "shards", "filter")}
     now = {**kept, **_recorded(request.source), **({"filter": where} if where is not None else {})}
     if now != written["settings"]:
-        database.storage.write_text("manifest.json", canonical_json({**written, "settings": now}) + "\n")
+        write_recorded(database.storage, "manifest.json", canonical_json({**written, "settings": now}) + "\n")
 
 
 def _recorded(options: SourceOptions) -> dict[str, object]:

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from pipeline.config import canonical_json, checked
-from pipeline.database import RetrievalDatabase
+from pipeline.database import RetrievalDatabase, record_sum, sum_problem, write_recorded
 from pipeline.errors import ConfigError, DatabaseError, SourceError
 from pipeline.execution import Shard
 from pipeline.schema import SHARD_ROWS
 from pipeline.sources import Source, SourceOptions
+from pipeline.storage import sha256_file
 
 LEFT_OUT, WHERE = "left_out", "where"  # keys of a plan's options: files that are no rows by kind; the filter in force
 
@@ -80,7 +81,7 @@ def save_plan(
     schema = pa.schema(
         [("shard", pa.int64()), ("rows", pa.int64()), ("fingerprint", pa.string()), ("spec", pa.string())]
     )
-    hasher = hashlib.sha256(canonical_json(columns).encode())
+    hasher = _hasher(columns)
     count = rows = 0
     with db.storage.scratch() as scratch:
         part = scratch / "plan.parquet"
@@ -88,7 +89,7 @@ def save_plan(
             group: list[dict[str, object]] = []
             for shard in shards:
                 group.append(_line(shard))
-                hasher.update(f"{shard.id} {shard.rows} {shard.fingerprint}\n".encode())
+                hasher.update(_hashed(shard))
                 count, rows = count + 1, rows + shard.rows
                 if len(group) == _GROUP:
                     writer.write_table(pa.Table.from_pylist(group, schema))
@@ -102,9 +103,26 @@ def save_plan(
             options = {name: value for name, value in options.items() if name != LEFT_OUT}
             options |= {LEFT_OUT: dict(counted)} if counted else {}
         plan = BuildPlan(hasher.hexdigest()[:16], count, rows, columns, revision, options)
+        record_sum(db.storage, _table(plan.id), sha256_file(part))
         db.storage.publish(part, _table(plan.id))
-    db.storage.write_text(f"plan/{plan.id}.json", canonical_json(asdict(plan)) + "\n")
+    write_recorded(db.storage, f"plan/{plan.id}.json", canonical_json(asdict(plan)) + "\n")
     return plan
+
+
+def plan_id(columns: Mapping[str, str], shards: Iterable[Shard]) -> str:
+    """The id of a plan of these shards. It covers the shards' ids, rows and fingerprints; not what they read, nor options."""
+    hasher = _hasher(columns)
+    for shard in shards:
+        hasher.update(_hashed(shard))
+    return hasher.hexdigest()[:16]
+
+
+def _hasher(columns: Mapping[str, str]) -> hashlib._Hash:
+    return hashlib.sha256(canonical_json(columns).encode())
+
+
+def _hashed(shard: Shard) -> bytes:
+    return f"{shard.id} {shard.rows} {shard.fingerprint}\n".encode()
 
 
 def read_plan(db: RetrievalDatabase, plan_id: str) -> BuildPlan:
@@ -119,16 +137,20 @@ def read_plan(db: RetrievalDatabase, plan_id: str) -> BuildPlan:
 
 
 def plan_shards(db: RetrievalDatabase, plan_id: str) -> Iterator[Shard]:
-    """A plan's shards in order, a few hundred in memory at a time."""
+    """A plan's shards in order, a few hundred in memory at a time. Raises DamagedError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        # A store checks what it keeps, and reading the plan once more for each use would take its time.
+        checksum = db.storage.sha256(_table(plan_id)) if db.storage.is_local else None
+        if checksum and (problem := sum_problem(db.storage, _table(plan_id), checksum)):
+            raise db.damaged(_table(plan_id), problem)
         with db.storage.open(_table(plan_id)) as handle, pq.ParquetFile(handle) as file:
             for batch in file.iter_batches(batch_size=_GROUP):
                 for line in batch.to_pylist():
                     yield Shard(line["shard"], line["rows"], line["fingerprint"], json.loads(line["spec"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise db.damaged(_table(plan_id), f"it cannot be read as a plan: {error}") from error
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, rows_file, totals
+from pipeline.database import RetrievalDatabase, ShardEntry, Version, gone_keys, record_receipts, rows_file, totals
 from pipeline.encoders import EncoderRecord
 from pipeline.execution import Backend, Progress, Receipt
 from pipeline.index import IndexConfig, IndexInput, Queries, build_index
+from pipeline.schema import FAILED, FILTERED, OK
 from pipeline.storage import Artifact
 
 
@@ -54,6 +55,8 @@ def publish(
     another writer moved `current`.
     """
     shards = shard_entries(receipts)
+    for receipt in receipts:
+        _check_counts(db, contents.encoder, receipt)
     gone = gone_keys(db, contents.gone)
     rows = IndexInput(contents.encoder, contents.columns, shards, gone)
     index = build_index(db, config, rows, text, backend, progress, device)
@@ -70,7 +73,19 @@ def publish(
         gone=contents.gone,
         parent=before.id if before else "",
     )
+    record_receipts(db, version)
     if before and before.id == version.id:
         return before  # only files that were missing were made again
     db.publish(version, before.id if before else None)
     return version
+
+
+def _check_counts(db: RetrievalDatabase, encoder: EncoderRecord, receipt: Receipt) -> None:
+    """Compare a receipt's counts with its rows: the version's counts are their sum. Raises DamagedError."""
+    rows = db.read_table(rows_file(receipt).path, ["status"])["status"].value_counts().to_pylist()
+    found = {row["values"]: row["counts"] for row in rows}
+    expected = {OK: receipt.ok, FILTERED: receipt.filtered, FAILED: receipt.failed}
+    if {status: count for status, count in expected.items() if count} != found:
+        raise db.damaged(
+            db.embedding_receipt(encoder, receipt.shard), f"it counts {expected}, and its rows are {found}"
+        )

@@ -5,14 +5,15 @@ Reads: the embedding shards of the current version; of an unfinished build, what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.config import checked
 from pipeline.database import RetrievalDatabase, gone_keys
 from pipeline.encoders import EncoderRecord
-from pipeline.errors import DatabaseError
+from pipeline.errors import ConfigError, DatabaseError
 from pipeline.schema import FAILED
+from pipeline.storage import Artifact
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ def failed_rows(database: RetrievalDatabase) -> Iterator[FailedRow]:
     if database.exists():
         version = database.version()
         gone = set(gone_keys(database, version.gone))
-        tables = [entry.artifact.path for entry in version.shards]
+        tables: list[str | Artifact] = [entry.artifact for entry in version.shards]
     else:
-        tables = _unfinished(database)
+        tables = [*_unfinished(database)]
     for path in tables:
         names = ["key", "item_id", "url", "status", "error"]
         for row in database.read_table(path, names).to_pylist():
@@ -50,7 +51,10 @@ def _unfinished(database: RetrievalDatabase) -> list[str]:
         raise DatabaseError(
             f"no database {database.name!r} in {database.home}, and no build of it; `rdmpipe status` lists what there is"
         )
-    record = database.storage.read_text("encoder.json")
-    folder = database.embedding_folder(EncoderRecord(**json.loads(record))) if record else ""
+    try:
+        record = database.read_json("encoder.json")
+        folder = database.embedding_folder(checked(EncoderRecord, record, "encoder")) if record is not None else ""
+    except ConfigError as error:
+        raise database.damaged("encoder.json", str(error)) from error
     embedded = set(database.storage.list(folder, ".parquet")) if folder else set()
     return [f"{folder}/{name}" if name in embedded else f"images/{name}" for name in sorted(downloaded)]

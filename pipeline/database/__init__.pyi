@@ -7,6 +7,13 @@ from .blocklist import purged_mask as purged_mask
 from .blocklist import read_block_list as read_block_list
 from .blocklist import require_purged as require_purged
 from .blocklist import write_block_list as write_block_list
+from .checksums import list_path as list_path
+from .checksums import read_list as read_list
+from .checksums import record_sum as record_sum
+from .checksums import recorded_problem as recorded_problem
+from .checksums import remove_recorded as remove_recorded
+from .checksums import sum_problem as sum_problem
+from .checksums import write_recorded as write_recorded
 from .counts import rows_file as rows_file
 from .counts import totals as totals
 from .layout import RetrievalDatabase as RetrievalDatabase
@@ -15,6 +22,9 @@ from .pictures import SIDE as SIDE
 from .pictures import picture_files as picture_files
 from .pictures import picture_key as picture_key
 from .pictures import thumbnails as thumbnails
+from .receipts import receipt_sums as receipt_sums
+from .receipts import receipts_list as receipts_list
+from .receipts import record_receipts as record_receipts
 from .tombstones import Gone as Gone
 from .tombstones import gone_keys as gone_keys
 from .tombstones import has_rows_left as has_rows_left

@@ -1,8 +1,9 @@
 """The block list: what was purged from a database and must not come back, and what is kept of such a row.
 
 Reads and writes blocked.txt: one line for each picture (sha256), address (URL) or row of the source (item id). Each line is a
-hash of that value, so that the list does not publish what was purged. Everything that writes rows consults the list; it is not
-part of a stage's fingerprint. It does not recognise a picture that was encoded again.
+hash of that value, so that the list does not publish what was purged. Its checksum is recorded (database/checksums.py).
+Everything that writes rows consults the list; it is not part of a stage's fingerprint. It does not recognise a picture that was
+encoded again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from pipeline.database.checksums import list_path, recorded_problem, write_recorded
 from pipeline.errors import DamagedError, DatabaseError
 from pipeline.schema import FILTERED
 
@@ -79,20 +81,23 @@ def _mark(column: str, value: str) -> str:
 def read_block_list(storage: Storage) -> BlockList:
     """The database's block list; an empty one if nothing was ever purged. Raises DamagedError.
 
-    An unreadable line is an error, because ignoring it would let a purged picture come back.
+    An unreadable line or another checksum is an error, because ignoring it would let a purged picture come back.
     """
-    marks = (storage.read_text(FILE) or "").split()
+    text = storage.read_text(FILE)
+    marks = (text or "").split()
     bad = [mark for mark in marks if not _MARK.fullmatch(mark)]
-    if bad:
+    problem = f"expected lines of 32 hex digits, and found {bad[0][:40]!r}" if bad else ""
+    problem = problem or recorded_problem(storage, FILE, text)
+    if problem:
         raise DamagedError(
-            f"{storage.full(FILE)} is damaged: expected lines of 32 hex digits, and found {bad[0][:40]!r}. Restore the file "
-            "from a copy, or run `rdmpipe purge` again for everything that was purged"
+            f"{storage.full(FILE)} is damaged: {problem}. Restore it from a copy. Without one, remove it and "
+            f"{storage.full(list_path(FILE))}, and run `rdmpipe purge` again for everything that was purged"
         )
     return BlockList(frozenset(marks))
 
 
 def write_block_list(storage: Storage, blocked: BlockList) -> None:
-    storage.write_text(FILE, "".join(f"{mark}\n" for mark in sorted(blocked.marks)))
+    write_recorded(storage, FILE, "".join(f"{mark}\n" for mark in sorted(blocked.marks)))
 
 
 def purged_mask(table: pa.Table) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     versions/<id>.json, current                 what a version consists of; which version is current
     versions/<id>.purged                        a version that was removed because it held purged rows
     blocked.txt                                 what was purged and is kept out (see database/blocklist.py)
+    .checksums/                                 checksums of what no version names (see database/checksums.py)
 
 Files that only older versions use may disappear: `rdmpipe gc` removes them. A file that does not hold what it should is a
 DamagedError, which names the file and the command that repairs it.
@@ -19,13 +20,13 @@ DamagedError, which names the file and the command that repairs it.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import default_home
+from pipeline.database.checksums import recorded_problem, write_recorded
 from pipeline.database.version import Version
 from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, ConflictError, DamagedError, DatabaseError, nearest
@@ -89,7 +90,9 @@ class RetrievalDatabase:
         )
 
     def read_json(self, relative: str) -> object:
-        """The value in a JSON file; None if there is no file. Raises DamagedError."""
+        """The value in a JSON file; None if there is no file. Raises DamagedError, also for another checksum than recorded."""
+        if problem := recorded_problem(self.storage, relative, self.storage.read_text(relative)):
+            raise self.damaged(relative, problem)
         return self.storage.read_json(relative, self.damaged)
 
     def read_receipt(self, relative: str) -> Receipt:
@@ -188,6 +191,8 @@ class RetrievalDatabase:
             found = Version.from_json(text, version)
         except ConfigError as error:
             raise self.damaged(f"versions/{version}.json", str(error)) from error
+        if problem := recorded_problem(self.storage, f"versions/{version}.json", text):
+            raise self.damaged(f"versions/{version}.json", problem)
         return found
 
     def _unique(self, beginning: str) -> str:
@@ -208,15 +213,19 @@ class RetrievalDatabase:
 
     def build_command(self) -> str:
         """The command that continues an unfinished build, with the part of the source and the filter it was begun with."""
-        text = self.storage.read_text("manifest.json")
-        settings = json.loads(text).get("settings", {}) if text else {}
+        try:
+            written = self.read_json("manifest.json")
+        except DamagedError:
+            written = None
+        found = written.get("settings") if isinstance(written, dict) else None
+        settings = found if isinstance(found, dict) else {}
         words = ["rdmpipe", "build-index", self.name]
         if settings.get("limit"):
             words += ["--limit", str(settings["limit"])]
-        if settings.get("shards"):
+        if isinstance(settings.get("shards"), list):
             words += ["--shards", ":".join(map(str, settings["shards"]))]
         if settings.get("where"):
-            words += ["--where", settings["where"]]
+            words += ["--where", str(settings["where"])]
         return shlex.join(words)
 
     def versions(self) -> list[str]:
@@ -225,7 +234,7 @@ class RetrievalDatabase:
 
     def publish(self, version: Version, expected: str | None) -> None:
         """Write the version file and move `current` from `expected` to it. Raises ConflictError if `current` moved."""
-        self.storage.write_text(f"versions/{version.id}.json", version.to_json())
+        write_recorded(self.storage, f"versions/{version.id}.json", version.to_json())
         if expected == version.id == self.current_id():
             return
         if not self.storage.swap("current", expected, version.id):

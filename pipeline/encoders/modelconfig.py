@@ -110,7 +110,7 @@ _BLOCKS = dict.fromkeys(
     ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _FLAG
 ) | {
     "block_type": _WORD,
-    "act_kwargs": _table({"approximate": _WORD}),
+    "act_kwargs": _table({"approximate": _text("none|tanh", "none or tanh")}),
     "norm_kwargs": _table({"eps": _number(0.0, 1.0), "elementwise_affine": _FLAG, "bias": _FLAG}),
 }
 

@@ -7,7 +7,6 @@ encoder finds its vectors beside the database (pipeline/catalog/vectors.py), or 
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pipeline.evaluation.plan import SWAP
 from pipeline.evaluation.records import Json, Measured, Score, Summary, by_value
 from pipeline.evaluation.report import NAMES, charted, measures, number, whole_page
 from pipeline.evaluation.run import evaluate_in, folder_of, set_up
-from pipeline.pages import dots, html_table, picture_table
+from pipeline.pages import dots, html_table, html_text, picture_table
 from pipeline.storage import Storage
 from pipeline.training import decode_picture
 
@@ -109,10 +108,10 @@ def _page(
     found = {folders[name]: summary for name, summary in comparison.models.items()}
     first = next(iter(found.values()))
     title = f"{len(found)} models on {first.setup.config.database}: swapping the database"
-    links = " · ".join(f'<a href="{html.escape(name)}/index.html">{html.escape(name)}</a>' for name in found)
+    links = " · ".join(f'<a href="{html_text(name)}/index.html">{html_text(name)}</a>' for name in found)
     captions, styles = len(first.setup.test_captions), len(first.setup.styles)
     parts = [
-        f"<h1>{html.escape(title)}</h1><p>{captions} captions in {styles} styles, the same for every model, the same seeds "
+        f"<h1>{html_text(title)}</h1><p>{captions} captions in {styles} styles, the same for every model, the same seeds "
         f"and the same judges. Each model by itself: {links}</p>",
         _swaps(found),
         _postfixes(found),

@@ -5,7 +5,6 @@ Reads: the summary, the pictures' rows, the picture files below the evaluation's
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.evaluation.data import Labelled
 from pipeline.evaluation.plan import CONDITIONS, SWAP
 from pipeline.evaluation.records import Copies, Measured, Score, Setup, StyleDistances, Summary, SwapAnswer, by_value
 from pipeline.installation import version
-from pipeline.pages import STYLE, dots, heat, html_table, lines, picture_table
+from pipeline.pages import dots, heat, html_page, html_table, html_text, lines, picture_table
 from pipeline.training import decode_picture
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def report(summary: Summary, rows: Sequence[Score], folder: Path, labelled: Labe
     setup = summary.setup
     title = f"{setup.model.name} on {setup.config.database}: swapping the database"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{html_text(title)}</h1>",
         _in_short(summary),
         _set_up(summary),
         _judges(summary),
@@ -59,16 +58,10 @@ def report(summary: Summary, rows: Sequence[Score], folder: Path, labelled: Labe
 def whole_page(title: str, parts: Sequence[str]) -> str:
     """An HTML page with everything inside it."""
     made = (
-        f'<p class="soft">Made with rdmpipe {html.escape(version())}. All numbers: summary.json; every picture: '
+        f'<p class="soft">Made with rdmpipe {html_text(version())}. All numbers: summary.json; every picture: '
         "pictures.parquet.</p>"
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{_MORE}</style></head>\n<body>\n"
-        + "\n".join([*parts, made])
-        + "\n</body></html>\n"
-    )
+    return html_page(title, "\n".join([*parts, made]), _MORE)
 
 
 def number(one: Estimate | None) -> str:
@@ -136,7 +129,7 @@ def _judges(summary: Summary) -> str:
             note = f"<p>The first picture retrieved is of the content asked for: {right}.</p>"
     return (
         "<h2>The judges first</h2>"
-        f"<p>Style: {html.escape(config.style_judge.backbone) or 'a small network'} on pixels, tested on {style.pictures:,} "
+        f"<p>Style: {html_text(config.style_judge.backbone) or 'a small network'} on pixels, tested on {style.pictures:,} "
         "real pictures of contents that it never saw: "
         f"<b>{style.accuracy:.3f}</b> ({style.low:.3f} to {style.high:.3f}).</p>"
         + heat(style.confusion, style.styles, style.styles)
@@ -171,7 +164,7 @@ def _unstyled(swap: SwapAnswer) -> str:
     made = ""
     for name, found in swap.without_a_style.measured.items():
         shares = ", ".join(f"{style} {share:.2f}" for style, share in swap.without_a_style.guesses[name].items())
-        made += f"<p>{html.escape(name)}: content found {number(found.found)}; judged as {html.escape(shares)}</p>"
+        made += f"<p>{html_text(name)}: content found {number(found.found)}; judged as {html_text(shares)}</p>"
     return made
 
 
@@ -217,7 +210,7 @@ def _postfix(summary: Summary, rows: Sequence[Score], folder: Path) -> str:
             (f"{caption} · {style}", [_read(own.get((caption, style, level, c)), folder) for c in CONDITIONS])
             for style in by_value(first, "style") for caption in captions
         ]  # fmt: skip
-        parts.append(f"<h3>{html.escape(level)}</h3>" + picture_table(CONDITIONS, grid, side=64))
+        parts.append(f"<h3>{html_text(level)}</h3>" + picture_table(CONDITIONS, grid, side=64))
     return "".join(parts)
 
 
@@ -293,7 +286,7 @@ def _small(value: float | None) -> str:
 
 def _captions(setup: Setup) -> str:
     def listed(name: str, captions: Sequence[str]) -> str:
-        return f"<p><b>{name}</b>: {html.escape(' · '.join(captions))}</p>"
+        return f"<p><b>{name}</b>: {html_text(' · '.join(captions))}</p>"
 
     return (
         "<h2>Captions</h2><details><summary>all of them</summary>"

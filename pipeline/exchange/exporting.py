@@ -74,7 +74,7 @@ def kept_rows(db: RetrievalDatabase, version: Version, where: str) -> Iterator[p
 
     gone = pa.array(gone_keys(db, version.gone), pa.int64())
     for shard in version.shards:
-        table = db.read_table(shard.artifact.path)
+        table = db.read_table(shard.artifact)
         table = table.filter(pc.invert(pc.is_in(table["key"], gone)))
         table = table.filter(pa.array(~purged_mask(table)))
         if _file(table) is None:

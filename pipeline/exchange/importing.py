@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pipeline.building import EMBED_STAGE, Contents, EmbedConfig, publish, save_plan, shard_entries
+from pipeline.building import EMBED_STAGE, Contents, EmbedConfig, begun, publish, save_plan, shard_entries
 from pipeline.config import canonical_json, digest
-from pipeline.database import RetrievalDatabase, Version
+from pipeline.database import RetrievalDatabase, Version, write_recorded
 from pipeline.encoders import UNSTATED, EncoderRecord
 from pipeline.errors import DatabaseError, EncoderError, ManifestError, SourceError
 from pipeline.exchange.npz import Part, describe, form_of, left_out, read_parts
@@ -56,8 +56,8 @@ def import_embeddings(
 
 def _is_interrupted_import(db: RetrievalDatabase) -> bool:
     """Whether what lies under an unpublished name may be imported into: nothing, or an import that did not finish."""
-    text = db.storage.read_text("manifest.json")
-    return text is None or json.loads(text)["manifest"]["source"]["kind"] == "embeddings"
+    found = begun(db.name, db.home)
+    return found is None or found["manifest"].get("source", {}).get("kind") == "embeddings"
 
 
 def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: IndexConfig) -> Version:
@@ -82,7 +82,7 @@ def _import(db: RetrievalDatabase, path: Path, form: str, encoder: str, config: 
     plan = save_plan(db, shards, columns, "", {"limit": 0, "shards": None}, lambda: left_out(path))
     settings = {"encoder": encoder, "precision": "fp32", "preprocess": "openclip", "images": "drop", "where": ""}
     written = {"manifest": asdict(manifest), "settings": {**settings, "plan": plan.id}}
-    db.storage.write_text("manifest.json", canonical_json(written) + "\n")
+    write_recorded(db.storage, "manifest.json", canonical_json(written) + "\n")
     text = Queries(why)
     if loaded is not None:
         text = text_queries(loaded, db, IndexInput(record, columns, shard_entries(receipts)), config)

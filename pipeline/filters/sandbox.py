@@ -44,7 +44,11 @@ def sandbox(memory: int = MEMORY, threads: int = 0) -> Connection:
 
 
 def run_sql(connection: Connection, sql: str, expression: str, timeout_s: float) -> Column:
-    """The query's one column. DuckDB is interrupted after timeout_s, between two chunks of rows. Raises FilterError."""
+    """The query's one column. DuckDB is interrupted after timeout_s, between two chunks of rows. Raises FilterError.
+
+    The connection can be used again after an error, also after one that left a result unread, as a type without a counterpart
+    in NumPy does.
+    """
     import duckdb
 
     with _interrupted_after(connection, timeout_s):
@@ -52,6 +56,7 @@ def run_sql(connection: Connection, sql: str, expression: str, timeout_s: float)
             column: Column = next(iter(connection.execute(sql).fetchnumpy().values()))
             return column
         except duckdb.Error as error:
+            connection.abort()
             raise explained(type(error).__name__, str(error), expression, timeout_s) from None
 
 

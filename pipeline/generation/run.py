@@ -14,7 +14,6 @@ whatever the number of workers. A picture that another run of this home has made
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import machine as this_machine
 from pipeline.catalog import resolve_database
-from pipeline.config import canonical_json, default_home, digest
+from pipeline.config import canonical_json, default_home, digest, parse_json
 from pipeline.database import list_databases
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
@@ -38,7 +37,7 @@ from pipeline.generation.provenance import read_record
 from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
 from pipeline.generation.results import MadeWith, results_table
 from pipeline.generation.sampling import Sampling
-from pipeline.generation.stage import LogEntry, generate_stage
+from pipeline.generation.stage import LogEntry, generate_stage, read_log
 from pipeline.schema import read_parquet
 from pipeline.storage import Storage, lease
 
@@ -356,12 +355,24 @@ def _plan(
     plan_id = digest([RECIPE, list(pictures), batch], 16)
     text = storage.read_text(f"plan/{plan_id}.json")
     if text is not None:
-        plan: list[list[str]] = json.loads(text)
-        if not (pictures.keys() - finished) - {key for keys in plan for key in keys}:
+        plan = _read_plan(text)
+        if plan and not (pictures.keys() - finished) - {key for keys in plan for key in keys}:
             return plan_id, plan
     plan = batches({key: picture for key, picture in pictures.items() if key not in finished}, batch)
     storage.write_text(f"plan/{plan_id}.json", canonical_json(plan))
     return plan_id, plan
+
+
+def _read_plan(text: str) -> list[list[str]]:
+    """The batches of a plan; none where it is damaged: it is then made again."""
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return []
+    batches = found if isinstance(found, list) else []
+    return (
+        batches if all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in batches) else []
+    )
 
 
 def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
@@ -411,7 +422,7 @@ def _write_results(storage: Storage, request: Request, common: MadeWith) -> pa.T
     log: dict[str, LogEntry] = {}
     for plan in storage.list("shards"):
         for name in storage.list(f"shards/{plan}", ".log"):
-            log.update(json.loads(storage.read_bytes(f"shards/{plan}/{name}")))
+            log.update(read_log(storage, f"shards/{plan}/{name}"))
     table = results_table(request.copies, request.extra, made, log, common)
     with storage.scratch() as scratch:
         part = scratch / "results.parquet"

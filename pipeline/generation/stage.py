@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
-from typing import TypedDict
+from typing import TypedDict, cast
 
-from pipeline.config import canonical_json
+from pipeline.config import canonical_json, parse_json
 from pipeline.execution import Receipt, Resources, Shard, Stage
 from pipeline.generation.kinds import Given
 from pipeline.generation.painter import Painter, Rendering, set_up
@@ -31,6 +30,16 @@ class LogEntry(TypedDict, total=False):
     error: str
 
 
+def read_log(storage: Storage, file: str) -> dict[str, LogEntry]:
+    """A shard's log by key; nothing where it is absent or damaged: it holds times, and errors that are tried again."""
+    try:
+        found = parse_json(storage.read_text(file) or "{}")
+    except ValueError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {str(key): cast("LogEntry", entry) for key, entry in entries if isinstance(entry, dict)}
+
+
 def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) -> Receipt:
     """Make the shard's pictures that are not there yet.
 
@@ -44,7 +53,7 @@ def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) 
     todo = [batch for batch in planned if not present.issuperset(batch)]
     near = painter.near({key: picture for batch in todo for key, picture in batch.items()})
     log_file = f"shards/{plan}/{shard.name}.log"
-    log: dict[str, LogEntry] = json.loads(storage.read_text(log_file) or "{}")
+    log = read_log(storage, log_file)
     for batch in todo:
         start = time.monotonic()
         painted = painter.paint(list(batch.values()), [near[key] for key in batch])

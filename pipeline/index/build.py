@@ -13,20 +13,18 @@ not biased by the rows that came first, and an index depends on a version's rows
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import canonical_json, digest
-from pipeline.database import IndexEntry
-from pipeline.errors import BudgetError
+from pipeline.config import canonical_json, checked, digest
+from pipeline.database import IndexEntry, write_recorded
+from pipeline.errors import BudgetError, ConfigError, DamagedError
 from pipeline.index.config import IndexConfig
 from pipeline.index.npy import npy_shape
 from pipeline.index.records import BuiltIndex
 from pipeline.index.rows import FILES, write_rows
-from pipeline.storage import Artifact
 
 if TYPE_CHECKING:
     from pipeline.database import RetrievalDatabase
@@ -98,12 +96,13 @@ def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str
 
 def _finished(db: RetrievalDatabase, folder: str) -> IndexEntry | None:
     """The entry of an index that was finished before and whose files are all there."""
-    text = db.storage.read_text(f"{folder}/entry.json")
-    if text is None:
-        return None
-    table = json.loads(text)
-    table["files"] = {role: Artifact(**artifact) for role, artifact in table["files"].items()}
-    entry = IndexEntry(**table)
+    try:
+        table = db.read_json(f"{folder}/entry.json")
+        if table is None:
+            return None
+        entry = checked(IndexEntry, table, "index")
+    except (DamagedError, ConfigError):
+        return None  # the index is built again
     whole = all(db.storage.size(artifact.path) == artifact.bytes for artifact in entry.files.values())
     return entry if whole else None
 
@@ -134,7 +133,7 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
         recall=built.recall,
         build={**built.build, "duplicates": counts.duplicates, "config": asdict(config)},
     )
-    db.storage.write_text(f"{job.folder}/entry.json", canonical_json(entry) + "\n")
+    write_recorded(db.storage, f"{job.folder}/entry.json", canonical_json(entry) + "\n")
     return entry
 
 

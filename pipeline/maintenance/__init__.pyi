@@ -1,12 +1,13 @@
 from .checking import CheckReport as CheckReport
 from .checking import check_database as check_database
-from .checking import repair_database as repair_database
 from .copying import copy_failed as copy_failed
 from .copying import write_csv as write_csv
 from .deleting import Deletion as Deletion
 from .deleting import delete_database as delete_database
 from .deleting import plan_deletion as plan_deletion
 from .purging import PurgeRequest as PurgeRequest
+from .purging import PurgeSummary as PurgeSummary
 from .purging import purge as purge
+from .repairing import repair_database as repair_database
 from .versions import collect as collect
 from .versions import list_versions as list_versions

@@ -1,10 +1,11 @@
-"""`rdmpipe check`: whether every file of a database holds what it should, and `--repair`: making again what can be made again.
+"""`rdmpipe check`: whether every file of a database holds what it should.
 
-Reads every file of every version and compares it with its checksum, its receipt and the version's counts. Without repair it
-writes nothing. A repair runs under the lease. It points `current` at a version that can be read, sets unreadable version files
-aside in `damaged/`, removes damaged files with their receipts, and lets a build make them again, from the kept pictures or from
-the source. If the source has changed since, the shard is another one and a new version is published. A repair cannot restore
-the block list or tombstones: nothing else holds what they say.
+Reads every file of every version, and writes nothing. A file is compared with a checksum: of its version, of its receipt, or of
+the database's lists (database/checksums.py). What has no checksum is compared with what it can be derived from: a receipt with
+its rows, its files and the plan; a plan with its id, which is a hash; an index's entry, the manifest and the encoder with the
+version. In a database that an older rdmpipe wrote, only what a plan's shards read, a plan's options and a manifest's texts
+can be derived from nothing and are not compared. Not compared anywhere: progress.json, failures.json, nonce and the lease,
+which describe a run and not the data. Repairing is maintenance/repairing.py.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
+from pipeline.building import EMBED_STAGE, begun, plan_id, plan_shards, read_plan
 from pipeline.config import canonical_json
-from pipeline.database import RetrievalDatabase, Version, gone_keys, read_block_list
+from pipeline.database import (
+    IndexEntry,
+    RetrievalDatabase,
+    Version,
+    gone_keys,
+    list_path,
+    read_block_list,
+    read_list,
+    receipt_sums,
+    receipts_list,
+    rows_file,
+)
 from pipeline.errors import DatabaseError, RdmpipeError
-from pipeline.execution import Progress
+from pipeline.execution import Receipt, Shard, count_statuses
 from pipeline.schema import FAILED, FILTERED, OK
-from pipeline.storage import Artifact, lease
-
-if TYPE_CHECKING:
-    pass
-
-BLOCK = 1 << 20  # bytes read at a time
+from pipeline.storage import Artifact
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ REBUILT = "--repair makes it again"
 ASIDE = "--repair moves it to damaged/, and points `current` at the newest version that can be read"
 BY_HAND = "nothing else holds what it said: restore it from a copy"
 POINT = "--repair points it at the newest version that can be read"
+PLANNED = (
+    "search works without it. --repair lists the source again, which makes the same plan if the source is the same"
+)
 ODD = "the files have their checksums, so a build wrote this: please report it"
 
 
@@ -73,6 +84,15 @@ def check_database(db: RetrievalDatabase, say: Callable[[str], None] = lambda te
     if not db.storage.list():
         raise DatabaseError(f"no database {db.name!r} in {db.home}; `rdmpipe list` shows those that exist")
     return _Check(db, say).run()
+
+
+@dataclass
+class _Known:
+    """What the receipts of a version are compared with."""
+
+    sums: Mapping[str, str]  # by path; empty where there is no list
+    shards: Mapping[int, Shard]  # of the plan; empty where it is damaged
+    stages: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by folder: (receipt, its stage and config)
 
 
 class _Check:
@@ -86,13 +106,16 @@ class _Check:
 
     def run(self) -> CheckReport:
         self._pointers()
-        current = ""
+        current: Version | None = None
         with contextlib.suppress(DatabaseError):
-            current = self.db.current_id() or ""
+            current = self.db.version() if self.db.exists() else None
         for version in self._versions():
             self.say(f"checking version {version.id}")
-            self._version(version, version.id == current)
-        return CheckReport(self.db.name, current, self.files, self.bytes, self.rows, tuple(self.found.values()))
+            self._version(version, current is not None and version.id == current.id)
+        if current is not None:
+            self._settings(current)
+        name = current.id if current else ""
+        return CheckReport(self.db.name, name, self.files, self.bytes, self.rows, tuple(self.found.values()))
 
     def _damaged(self, file: str, problem: str, fix: str = REBUILT) -> None:
         self.found.setdefault(file, Damage(file, problem, fix))
@@ -103,21 +126,22 @@ class _Check:
         """The files that say what the database is, apart from its versions."""
         storage = self.db.storage
         text = storage.read_text("lease")
-        if text and text.strip() and not _is_table(text):
+        if text and text.strip() and not _is_json(text, dict):
             self._damaged("lease", "it is not a lease", "--repair removes it")
-        for name, kind in (
-            ("progress.json", dict),
-            ("failures.json", list),
-            ("encoder.json", dict),
-            ("manifest.json", dict),
-        ):
+        for name, kind in (("progress.json", dict), ("failures.json", list), ("encoder.json", dict)):
             text = storage.read_text(name)
             if text is not None and not _is_json(text, kind):
                 self._damaged(name, "it is not JSON of its kind")
         try:
+            begun(self.db.name, self.db.home)
+        except DatabaseError as error:
+            self._damaged("manifest.json", _short(error))
+        try:
             read_block_list(storage)
         except DatabaseError as error:
             self._damaged("blocked.txt", str(error), BY_HAND)
+        for name in ("manifest.json", "blocked.txt"):
+            self._list(name)
         try:
             current = self.db.current_id()
         except DatabaseError as error:
@@ -129,12 +153,43 @@ class _Check:
         elif current is not None and current not in known:
             self._damaged("current", f"it names version {current}, which is missing", POINT)
 
+    def _list(self, name: str) -> None:
+        """A list of checksums against its own."""
+        try:
+            read_list(self.db.storage, name)
+        except ValueError as error:
+            self._damaged(list_path(name), str(error), "--repair writes it again")
+
+    def _settings(self, current: Version) -> None:
+        """The encoder and the manifest against those of the current version."""
+        storage, record = self.db.storage, current.encoder
+        text = storage.read_text("encoder.json")
+        if text is not None and text != canonical_json(record) + "\n":
+            self._damaged("encoder.json", f"it is not the encoder of version {current.id}")
+        if "manifest.json" in self.found:
+            return
+        written = begun(self.db.name, self.db.home)
+        if written is None:
+            self._damaged("manifest.json", "it is missing")
+            return
+        settings = {"encoder": str(current.manifest["encoder"]), "precision": record.precision,
+                    "preprocess": record.preprocess, "images": current.images}  # fmt: skip
+        wrong = [name for name, value in settings.items() if written["settings"].get(name, value) != value]
+        if wrong or written["manifest"].get("name") != self.db.name:
+            self._damaged("manifest.json", f"it is not that of version {current.id}: {', '.join(wrong) or 'name'}")
+
     def _versions(self) -> Iterator[Version]:
         for name in self.db.versions():
             try:
-                yield self.db.version(name)
+                version = self.db.version(name)
             except DatabaseError as error:
                 self._damaged(f"versions/{name}.json", _short(error), ASIDE)
+                continue
+            self._list(f"versions/{name}.json")
+            yield version
+        for file in self.db.storage.list(list_path("versions"), ".json"):
+            if not self.db.storage.exists(f"versions/{file}"):
+                self._damaged(f"versions/{file}", "the file is missing", BY_HAND)
 
     # ---- a version's files
 
@@ -145,25 +200,20 @@ class _Check:
         self._index(version)
         if version.gone is not None:
             self._artifact(version.gone, BY_HAND, "gone")
-        self._plan(version)
-        counts = {OK: 0, FILTERED: 0, FAILED: 0}
+        known = _Known(self._receipt_sums(version, current), self._plan(version))
         gone = self._gone(version)
+        counts: Counter[str] = Counter()
         for entry in version.shards:
-            whole = self._artifact(entry.artifact, REBUILT, "rows")
-            self._receipt(self.db.embedding_receipt(version.encoder, entry.id), entry.artifact)
-            if whole:
+            if self._artifact(entry.artifact, REBUILT if current else old, "rows"):
                 self._shard(version, entry.artifact, entry.ok, gone, counts)
-            self._pictures(version, entry.id)
-        unreadable = [file.path for file in version.files() if file.path in self.found]
-        if current and not unreadable:
-            for status, count in counts.items():
-                expected = {
-                    OK: version.counts["ok"],
-                    FILTERED: version.counts["filtered"],
-                    FAILED: version.counts["failed"],
-                }
-                if count != expected[status]:
-                    problem = f"it counts {expected[status]:,} rows that are {status}; the shards hold {count:,}"
+            self._embedded(version, entry.id, entry.artifact, known)
+            self._pictures(version, entry.id, known)
+        self._configs(known)
+        expected = {OK: version.counts["ok"], FILTERED: version.counts["filtered"], FAILED: version.counts["failed"]}
+        if not any(file.path in self.found for file in version.files()):
+            for status, count in expected.items():
+                if counts[status] != count:
+                    problem = f"it counts {count:,} rows that are {status}; the shards hold {counts[status]:,}"
                     self._damaged(f"versions/{version.id}.json", problem, ODD)
 
     def _artifact(self, artifact: Artifact, fix: str, what: str) -> bool:
@@ -177,7 +227,7 @@ class _Check:
                 self._damaged(artifact.path, f"the file is missing ({what})", fix)
             elif size != artifact.bytes:
                 self._damaged(artifact.path, f"expected {artifact.bytes:,} bytes, found {size:,} ({what})", fix)
-            elif self._sha256(artifact.path) != artifact.sha256:
+            elif self.db.storage.sha256(artifact.path) != artifact.sha256:
                 self._damaged(artifact.path, f"its checksum is not {artifact.sha256[:12]}... ({what})", fix)
         except (OSError, RdmpipeError) as error:
             self._damaged(artifact.path, f"it cannot be read: {error}", fix)
@@ -185,33 +235,45 @@ class _Check:
         self.bytes += artifact.bytes
         return artifact.path not in self.found
 
-    def _sha256(self, path: str) -> str:
-        digest = hashlib.sha256()
-        with self.db.storage.open(path) as handle:
-            while block := handle.read(BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
-
     def _index(self, version: Version) -> None:
-        """The index's entry, and that its parts fit each other."""
-        folder = self.db.index_folder(version.encoder, version.index.id)
-        text = self.db.storage.read_text(f"{folder}/entry.json")
-        if text is not None and not _is_json(text, dict):
-            self._damaged(f"{folder}/entry.json", "it is not JSON")
+        """The index's entry against the version. What building took may differ: it was measured on another run."""
+        file = f"{self.db.index_folder(version.encoder, version.index.id)}/entry.json"
+        self._list(file)
+        try:
+            table = self.db.read_json(file)
+        except DatabaseError as error:
+            self._damaged(file, _short(error))
+            return
+        if table is None:
+            self._damaged(file, "the file is missing")
+        elif not isinstance(table, dict) or _lasting(table) != _lasting(asdict(version.index)):
+            self._damaged(file, f"it is not the index of version {version.id}")
 
-    def _plan(self, version: Version) -> None:
-        from pipeline.building import plan_shards, read_plan
-
-        file = f"plan/{version.plan}.json"
+    def _plan(self, version: Version) -> Mapping[int, Shard]:
+        """The plan's shards by id, after comparing both of its files with its id; none where one is damaged."""
+        header, table = f"plan/{version.plan}.json", f"plan/{version.plan}.parquet"
+        for file in (header, table):
+            self._list(file)
+        shards: dict[int, Shard] = {}
+        try:
+            for shard in plan_shards(self.db, version.plan):
+                shards[shard.id] = shard
+            if plan_id(version.columns, shards.values()) != version.plan:
+                self._damaged(table, "its shards do not hash to its id", PLANNED)
+        except DatabaseError as error:
+            self._damaged(table, _short(error), PLANNED)
         try:
             plan = read_plan(self.db, version.plan)
-            file = f"plan/{version.plan}.parquet"
-            shards = sum(1 for _ in plan_shards(self.db, version.plan))
         except DatabaseError as error:
-            self._damaged(file, _short(error), f"search works without it; a refresh needs it: {BY_HAND}")
-            return
-        if shards != plan.shards:
-            self._damaged(file, f"expected {plan.shards:,} shards, found {shards:,}", BY_HAND)
+            self._damaged(header, _short(error), PLANNED)
+            return {}
+        if table in self.found:
+            return {}
+        rows = sum(shard.rows for shard in shards.values())
+        found = (plan.id, plan.shards, plan.rows, dict(plan.columns))
+        if found != (version.plan, len(shards), rows, dict(version.columns)):
+            self._damaged(header, f"it is not the header of {len(shards):,} shards of {rows:,} rows", PLANNED)
+        return shards
 
     def _gone(self, version: Version) -> frozenset[int]:
         try:
@@ -219,18 +281,7 @@ class _Check:
         except DatabaseError:
             return frozenset()
 
-    def _receipt(self, path: str, rows: Artifact) -> None:
-        try:
-            receipt = self.db.read_receipt(path)
-        except DatabaseError as error:
-            self._damaged(path, _short(error))
-            return
-        if rows not in receipt.artifacts:
-            self._damaged(path, f"it does not name {rows.path} as the version does")
-
-    def _shard(
-        self, version: Version, artifact: Artifact, ok: int, gone: frozenset[int], counts: dict[str, int]
-    ) -> None:
+    def _shard(self, version: Version, artifact: Artifact, ok: int, gone: frozenset[int], counts: Counter[str]) -> None:
         """The rows of a shard against the version's counts."""
         try:
             table = self.db.read_table(artifact.path, ["key", "status"])
@@ -242,140 +293,106 @@ class _Check:
         if statuses.count(OK) != ok:
             problem = f"{artifact.path} holds {statuses.count(OK):,} ok rows, not {ok:,}"
             self._damaged(f"versions/{version.id}.json", problem, ODD)
-        for key, status in zip(table["key"].to_pylist(), statuses, strict=True):
-            if key not in gone and status in counts:
-                counts[status] += 1
+        counts.update(status for key, status in zip(table["key"].to_pylist(), statuses, strict=True) if key not in gone)
 
-    def _pictures(self, version: Version, shard: int) -> None:
-        """The tars and tables of the pictures, as far as the version keeps them."""
-        receipt_path = str(PurePosixPath(self.db.image_table(shard)).with_suffix(".json"))
-        if self.db.storage.exists(receipt_path):
-            try:
-                receipt = self.db.read_receipt(receipt_path)
-                known = {self.db.image_tar(shard), self.db.image_table(shard)}
-                if receipt.shard != shard or not {artifact.path for artifact in receipt.artifacts} <= known:
-                    self._damaged(receipt_path, "it names other files than its shard's")
-                    return
-                for artifact in receipt.artifacts:
-                    if version.images == "keep" or artifact.path.endswith(".parquet"):
-                        self._artifact(artifact, REBUILT, "pictures")
-            except DatabaseError as error:
-                self._damaged(receipt_path, _short(error))
-        with contextlib.suppress(DatabaseError):
-            embedded = self.db.read_receipt(self.db.embedding_receipt(version.encoder, shard))
-            for artifact in embedded.artifacts:
-                if artifact.path.startswith("thumbnails/"):
-                    self._artifact(artifact, REBUILT, "thumbnails")
+    # ---- receipts
 
+    def _receipt_sums(self, version: Version, current: bool) -> Mapping[str, str]:
+        """The list of a version's receipts. Those of an older version may have been made again since."""
+        name = receipts_list(version.id)
+        try:
+            sums = receipt_sums(self.db.storage, version.id)
+            return sums if current else {}
+        except ValueError as error:
+            self._damaged(list_path(name), str(error), "--repair writes it again")
+            return {}
 
-# ---- repairing
-
-
-def repair_database(db: RetrievalDatabase, progress: Progress, device: str = "auto") -> CheckReport:
-    """Check a database, and make again what can be made again. Returns a second check's report with what was done.
-
-    Raises BusyError while another process writes the database, and what a build raises, as where the source cannot be reached.
-    """
-    found = check_database(db, progress.say)
-    done: list[str] = []
-    if found.damages:
-        with lease(db.storage, f"check {db.name} --repair", notify=progress.say):
-            again = _Repair(db, found, done).run()
-        if again:
-            _build_again(db, progress, device)
-            done.append("the shards that were damaged, and the index over them")
-    return replace(check_database(db, progress.say), repaired=tuple(done))
-
-
-class _Repair:
-    """The part of a repair that needs no build."""
-
-    def __init__(self, db: RetrievalDatabase, found: CheckReport, done: list[str]) -> None:
-        self.db, self.damages, self.done = db, {each.file for each in found.damages}, done
-
-    def run(self) -> bool:
-        """Do what needs no build. Returns whether a build has to make something again."""
-        if "lease" in self.damages:
-            self.done.append("replaced the lease")  # by taking it
-        for name in ("progress.json", "failures.json", "encoder.json"):
-            if name in self.damages:
-                self.db.storage.remove(name)
-                self.done.append(f"removed {name}")
-        self._versions()
-        version = self._current()
-        if version is None:
-            return False
-        if "manifest.json" in self.damages:
-            self._manifest(version)
-        return self._shards(version) | self._index(version)
-
-    def _versions(self) -> None:
-        """Set version files aside that cannot be read."""
-        for path in sorted(path for path in self.damages if path.startswith("versions/")):
-            self.db.storage.write_bytes(f"damaged/{PurePosixPath(path).name}", self.db.storage.read_bytes(path))
-            self.db.storage.remove(path)
-            self.done.append(f"moved {path} to damaged/")
-
-    def _current(self) -> Version | None:
-        """The version that `current` names, after pointing it at one that can be read."""
-        with contextlib.suppress(DatabaseError):
-            return self.db.version() if self.db.exists() else self._point()
-        return self._point()
-
-    def _point(self) -> Version | None:
-        storage = self.db.storage
-        ages = {name: storage.age_s(f"versions/{name}.json") or 0.0 for name in self.db.versions()}
-        storage.remove("current")
-        if not ages:
-            self.done.append(f"removed current; run `rdmpipe build-index {self.db.name}` to publish again")
+    def _receipt(self, path: str, known: _Known) -> Receipt | None:
+        """A receipt whose checksum is the listed one; None where it is damaged."""
+        try:
+            receipt = self.db.read_receipt(path)
+        except DatabaseError as error:
+            self._damaged(path, _short(error))
             return None
-        newest = min(ages, key=lambda name: ages[name])
-        storage.write_text("current", newest)
-        self.done.append(f"pointed current at version {newest}")
-        return self.db.version()
+        text = receipt.to_json()
+        if text != self.db.storage.read_text(path):
+            self._damaged(path, "it is not as a build writes it")
+        elif path in known.sums and hashlib.sha256(text.encode()).hexdigest() != known.sums[path]:
+            self._damaged(path, f"its checksum is not {known.sums[path][:12]}..., which the version was published with")
+        return receipt if path not in self.found else None
 
-    def _manifest(self, version: Version) -> None:
-        record = version.encoder
-        settings = {"encoder": str(version.manifest["encoder"]), "precision": record.precision,
-                    "preprocess": record.preprocess, "images": version.images,
-                    "where": str(version.manifest.get("where", "")), "plan": version.plan}  # fmt: skip
-        written = {"manifest": version.manifest, "settings": settings}
-        self.db.storage.write_text("manifest.json", canonical_json(written) + "\n")
-        self.done.append(
-            "wrote manifest.json from the current version (a --where given to its first build is not in it)"
-        )
+    def _derived(self, path: str, receipt: Receipt, shard: int, table: str, known: _Known) -> None:
+        """A receipt's counts against its rows, and its input against the plan."""
+        try:
+            rows = self.db.read_table(table, ["status", "error"])
+        except DatabaseError as error:
+            self._damaged(table, _short(error))
+            return
+        counted = count_statuses(rows["status"].to_pylist(), rows["error"].to_pylist())
+        counts = {"ok": receipt.ok, "filtered": receipt.filtered, "failed": receipt.failed, "reasons": receipt.reasons}
+        if receipt.shard != shard or counts != counted:
+            self._damaged(path, f"it counts {counts}, and the rows are {counted}")
+        planned = known.shards.get(shard)
+        if planned is not None and planned.fingerprint != receipt.input:
+            self._damaged(path, "its input is not that of the plan's shard")
+        known.stages.setdefault(str(PurePosixPath(path).parent), []).append((path, f"{receipt.stage} {receipt.config}"))
 
-    def _shards(self, version: Version) -> bool:
-        """Remove damaged shards' receipts, so that a build makes the shards again."""
-        again = False
-        for entry in version.shards:
-            images = str(PurePosixPath(self.db.image_table(entry.id)).with_suffix(".json"))
-            receipt = self.db.embedding_receipt(version.encoder, entry.id)
-            pictures = [self.db.image_tar(entry.id), self.db.image_table(entry.id), images]
-            rows = [entry.artifact.path, receipt, self.db.thumbnail_tar(entry.id)]
-            if any(path in self.damages for path in pictures):
-                self.db.storage.remove(images)
-            if any(path in self.damages for path in (*pictures, *rows)):
-                self.db.storage.remove(receipt)
-                again = True
-        return again
+    def _embedded(self, version: Version, shard: int, rows: Artifact, known: _Known) -> None:
+        """The receipt of a shard's vectors, and the thumbnails that it names."""
+        path = self.db.embedding_receipt(version.encoder, shard)
+        receipt = self._receipt(path, known)
+        if receipt is None:
+            return
+        if rows not in receipt.artifacts or receipt.stage != EMBED_STAGE:
+            self._damaged(path, f"it does not name {rows.path} as the version does")
+            return
+        for artifact in receipt.artifacts:
+            if artifact == rows:
+                continue
+            if artifact.path != self.db.thumbnail_tar(shard):
+                self._damaged(path, f"it names {artifact.path}, which is no file of its shard")
+                continue
+            self._artifact(artifact, REBUILT, "thumbnails")
+        if rows.path not in self.found:
+            self._derived(path, receipt, shard, rows.path, known)
 
-    def _index(self, version: Version) -> bool:
-        folder = self.db.index_folder(version.encoder, version.index.id)
-        if not any(path.startswith(f"{folder}/") for path in self.damages):
-            return False
-        for name in self.db.storage.list(folder):
-            self.db.storage.remove(f"{folder}/{name}")
-        return True
+    def _pictures(self, version: Version, shard: int, known: _Known) -> None:
+        """The receipt of a shard's pictures, their table, and their tar as far as the version keeps it."""
+        path = str(PurePosixPath(self.db.image_table(shard)).with_suffix(".json"))
+        if not self.db.storage.exists(path):
+            if path in known.sums and version.images == "keep":
+                self._damaged(path, "the file is missing")
+            return
+        receipt = self._receipt(path, known)
+        if receipt is None:
+            return
+        files = {self.db.image_tar(shard), self.db.image_table(shard)}
+        if {artifact.path for artifact in receipt.artifacts} != files:
+            self._damaged(path, "it names other files than its shard's")
+            return
+        for artifact in receipt.artifacts:
+            if version.images == "keep" or artifact.path.endswith(".parquet"):
+                self._artifact(artifact, REBUILT, "pictures")
+        if rows_file(receipt).path not in self.found:
+            self._derived(path, receipt, shard, rows_file(receipt).path, known)
+
+    def _configs(self, known: _Known) -> None:
+        """All shards of a version went through a stage with one config. One that differs is damaged."""
+        for receipts in known.stages.values():
+            usual, _ = Counter(stage for _, stage in receipts).most_common(1)[0]
+            for path, stage in receipts:
+                if stage != usual:
+                    self._damaged(
+                        path, f"its stage and config are {stage[:40]!r}, and those of other shards {usual[:40]!r}"
+                    )
 
 
-def _build_again(db: RetrievalDatabase, progress: Progress, device: str) -> None:
-    """Run the build of the current version again: it makes what is missing, with the settings of before."""
-    from pipeline.building import BuildRequest, build
-    from pipeline.index import IndexConfig
-
-    config = IndexConfig(**db.version().index.build["config"])
-    build(BuildRequest(target=db.name, home=db.home, index=config, device=device), progress)
+def _lasting(entry: Mapping[str, object]) -> object:
+    """An index's entry without what building took, as plain JSON."""
+    known = {name: entry.get(name) for name in IndexEntry.__dataclass_fields__}
+    build = known["build"]
+    stays = {name: build.get(name) for name in ("config", "duplicates")} if isinstance(build, Mapping) else None
+    return json.loads(canonical_json({**known, "build": stays}))
 
 
 def _is_json(text: str, kind: type) -> bool:
@@ -383,10 +400,6 @@ def _is_json(text: str, kind: type) -> bool:
         return isinstance(json.loads(text), kind)
     except (ValueError, RecursionError):
         return False
-
-
-def _is_table(text: str) -> bool:
-    return _is_json(text, dict)
 
 
 def _short(error: Exception) -> str:

@@ -3,9 +3,10 @@
 Reads: the embedding shards of every version. Writes, under the database's lease: the block list, the shards that held such rows
 (maintenance/rewriting.py), the index, and a new version by compare-and-swap. Then it searches for every purged row, and removes
 the versions that still hold one, with all files that no remaining version needs. That includes files of an unfinished build.
-Databases with other encoders' vectors of the same pictures (pipeline/catalog/vectors.py) are purged with it. A purge that
-was killed finishes when it is run again; builds refuse to run until then. It does not reach generated pictures, exports,
-backups, or caches of other machines.
+Databases with other encoders' vectors of the same pictures (pipeline/catalog/vectors.py) are purged with it, and so are shards
+that were prepared for training (maintenance/derived.py). Other places of the home that may show a purged picture are named in
+the summary. A purge that was killed finishes when it is run again; builds refuse to run until then. It does not reach exports,
+backups, caches of other machines, or models that were trained on a picture.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pipeline.database import (
 from pipeline.errors import ConfigError, DatabaseError, EncoderError
 from pipeline.filters import conjunction, filter_mask
 from pipeline.index import IndexConfig, IndexInput, Queries, text_queries
+from pipeline.maintenance.derived import Purged, places_left, purge_prepared
 from pipeline.maintenance.rewriting import rewrite_shard
 from pipeline.maintenance.versions import remove_versions
 from pipeline.retrieval import open_search
@@ -78,6 +80,8 @@ class PurgeSummary:
     searched: int = 0  # purged vectors that were searched for
     found: int = 0  # of them, or their keys or pictures, still there: always 0, or an error is raised
     look_alikes: tuple[int, ...] = ()  # keys of other rows with the same vector as a purged one
+    prepared: int = 0  # rows that were removed from shards prepared for training
+    left: tuple[str, ...] = ()  # places of the home that may still show a purged picture, and what to do about each
     unmatched: tuple[str, ...] = ()  # entries of the list that match no row; they are kept out of later builds too
     notes: tuple[str, ...] = ()
     companions: tuple[PurgeSummary, ...] = ()  # of databases with other encoders' vectors of these pictures
@@ -100,6 +104,9 @@ class PurgeSummary:
         lines.append(
             f"versions removed: {', '.join(self.versions_removed) or 'none'}; {self.files_removed:,} files removed"
         )
+        if self.prepared:
+            lines.append(f"{self.prepared:,} row(s) removed from shards prepared for training")
+        lines += [f"left: {place}" for place in self.left]
         return "\n".join([*lines, *self._unmatched()])
 
     def _unmatched(self) -> list[str]:
@@ -108,6 +115,10 @@ class PurgeSummary:
         return [f"{len(self.unmatched):,} entries of the list match no row of {self.name}; check them:"] + [
             f"  {entry}" for entry in self.unmatched
         ]
+
+
+class AllRowsError(DatabaseError):
+    """A purge that would leave no row."""
 
 
 @dataclass(frozen=True)
@@ -145,56 +156,54 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
         names, unmatched = _names(db, wanted, where, list(columns))
         unmatched = frozenset(entry for entry in unmatched if not before.covers({wanted.column: entry}))
         blocked = BlockList(before.marks | wanted.blocked().marks | names.marks)
-        held = _held(db, blocked)
-        done = replace(_counted(db, current, held, tuple(notes)), unmatched=tuple(sorted(unmatched)))
         more = companions(db.name, db.home)
-        if request.dry_run:
-            others = [_count_companion(one, blocked) for one in more if one.version is not None]
-            return replace(done, companions=tuple(others))
-        db.storage.clear_scratch()
-        write_block_list(db.storage, blocked)
-        db.storage.write_text(PURGE_BEGUN, "{}\n")
-        done = _remove(db, current, blocked, held, done, say)
-        others = [_purge_companion(one, blocked, request.wait_s, say) for one in more if one.version is not None]
+        done = replace(_purge(db, current, blocked, request.dry_run, say), unmatched=tuple(sorted(unmatched)))
+        others = [_purge_companion(one, blocked, request, say) for one in more if one.version is not None]
         notes += [_unfinished(one) for one in more if one.version is None]
-        db.storage.remove(PURGE_BEGUN)  # last: a killed purge goes on with the companions
+        if not request.dry_run:
+            db.storage.remove(PURGE_BEGUN)  # last: a killed purge goes on with the companions
         return replace(done, notes=tuple(notes), companions=tuple(others))
 
 
-def _remove(
-    db: RetrievalDatabase,
-    current: Version,
-    blocked: BlockList,
-    held: dict[str, NDArray[np.int64]],
-    done: PurgeSummary,
-    say: Callable[[str], None],
+def _purge(
+    db: RetrievalDatabase, current: Version, blocked: BlockList, dry_run: bool, say: Callable[[str], None]
 ) -> PurgeSummary:
-    """Publish a version without the held rows, search for them, and remove the versions that have them."""
+    """Purge one database, whose lease the caller holds; it stays marked as begun. With dry_run only count."""
+    held, sums = _held(db, blocked)
+    done = _counted(db, current, held)
+    if dry_run:
+        return done
+    db.storage.clear_scratch()
+    write_block_list(db.storage, blocked)
+    db.storage.write_text(PURGE_BEGUN, "{}\n")
     if any(entry.artifact.path in held for entry in current.shards):
         say(f"purging {done.rows:,} rows from {done.shards:,} shards of {db.name}")
         current = _publish(db, current, blocked, held)
     done = _searched(db, current, blocked, held, replace(done, version=current.id))
+    keys = _purged_keys(db, current)
+    prepared = purge_prepared(db, keys)
+    versions = frozenset((*db.versions(), *(name.split(".")[0] for name in db.storage.list("versions", ".purged"))))
+    left = tuple(places_left(db, Purged(keys, sums, versions), say))
     doomed = [v for v in map(db.version, db.versions()) if any(entry.artifact.path in held for entry in v.shards)]
     removed, files = remove_versions(db, [version.id for version in doomed])
-    return replace(done, versions_removed=removed, files_removed=files)
+    return replace(done, versions_removed=removed, files_removed=files, prepared=prepared, left=left)
 
 
-def _count_companion(one: Companion, blocked: BlockList) -> PurgeSummary:
-    return _counted(one.database, one.database.version(), _held(one.database, blocked), ())
-
-
-def _purge_companion(one: Companion, blocked: BlockList, wait_s: float, say: Callable[[str], None]) -> PurgeSummary:
-    """Purge the same pictures from a database with another encoder's vectors of them."""
+def _purge_companion(
+    one: Companion, blocked: BlockList, request: PurgeRequest, say: Callable[[str], None]
+) -> PurgeSummary:
+    """Purge the same pictures from a database with another encoder's vectors of them. With dry_run only count."""
     db = one.database
-    with lease(db.storage, f"purge {db.name}", wait_s, notify=say):
-        blocked = BlockList(blocked.marks | read_block_list(db.storage).marks)
-        held, current = _held(db, blocked), db.version()
-        done = _counted(db, current, held, ())
-        db.storage.clear_scratch()
-        write_block_list(db.storage, blocked)
-        db.storage.write_text(PURGE_BEGUN, "{}\n")
-        done = _remove(db, current, blocked, held, done, say)
-        db.storage.remove(PURGE_BEGUN)
+    with lease(db.storage, f"purge {db.name}", request.wait_s, notify=say):
+        current = db.version()
+        marks = BlockList(blocked.marks | read_block_list(db.storage).marks)
+        try:
+            done = _purge(db, current, marks, request.dry_run, say)
+        except AllRowsError:
+            left = f"database {db.name} would have no row left; remove it: rm -r {db.storage.url}"
+            return PurgeSummary(db.name, current.id, 0, 0, 0, left=(left,))
+        if not request.dry_run:
+            db.storage.remove(PURGE_BEGUN)
         return done
 
 
@@ -261,9 +270,9 @@ def _entry(line: str, cells: list[str], names: list[str], hashes: bool) -> str:
 
 def _tables(db: RetrievalDatabase, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """Each embedding shard of any version, once, with some of its columns."""
-    paths = dict.fromkeys(entry.artifact.path for name in db.versions() for entry in db.version(name).shards)
-    for path in paths:
-        yield path, db.read_table(path, columns)
+    files = {entry.artifact.path: entry.artifact for name in db.versions() for entry in db.version(name).shards}
+    for path, file in files.items():
+        yield path, db.read_table(file, columns)
 
 
 def _names(db: RetrievalDatabase, wanted: Wanted, where: str, columns: list[str]) -> tuple[BlockList, frozenset[str]]:
@@ -283,31 +292,42 @@ def _names(db: RetrievalDatabase, wanted: Wanted, where: str, columns: list[str]
     return found, wanted.entries - seen
 
 
-def _held(db: RetrievalDatabase, blocked: BlockList) -> dict[str, NDArray[np.int64]]:
-    """The embedding shards that hold blocked rows, by path, and these rows' keys."""
+def _held(db: RetrievalDatabase, blocked: BlockList) -> tuple[dict[str, NDArray[np.int64]], frozenset[str]]:
+    """The embedding shards that hold blocked rows, by path, with these rows' keys; and the checksums of their pictures."""
     found = {}
+    sums: set[str] = set()
     for path, table in _tables(db, ["key", "item_id", "error", "url", "sha256"]):
         mask = blocked.mask(table)
         if mask.any():
             found[path] = table["key"].to_numpy()[mask]
-    return found
+            sums |= {checksum for checksum in table["sha256"].filter(mask).to_pylist() if checksum}
+    return found, frozenset(sums)
 
 
-def _counted(
-    db: RetrievalDatabase, current: Version, held: dict[str, NDArray[np.int64]], notes: tuple[str, ...]
-) -> PurgeSummary:
+def _purged_keys(db: RetrievalDatabase, current: Version) -> NDArray[np.int64]:
+    """The keys of all rows that were ever purged from the shards of a version."""
+    import numpy as np
+
+    found = [np.empty(0, np.int64)]
+    for entry in current.shards:
+        table = db.read_table(entry.artifact, ["key", "error"])
+        found.append(table["key"].to_numpy()[purged_mask(table)])
+    return np.concatenate(found)
+
+
+def _counted(db: RetrievalDatabase, current: Version, held: dict[str, NDArray[np.int64]]) -> PurgeSummary:
     import numpy as np
 
     keys = np.unique(np.concatenate([np.empty(0, np.int64), *held.values()]))
     with open_search(db, current) as searcher:
         living = int(np.isin(np.asarray(searcher.keys), keys).sum())
     if living == current.index.rows:
-        raise DatabaseError(
+        raise AllRowsError(
             f"all {living:,} rows of database {db.name!r} would be purged. A database has at least one row: "
             f"remove its folder instead, {db.storage.url}"
         )
     shards = sum(1 for entry in current.shards if entry.artifact.path in held)
-    return PurgeSummary(db.name, current.id, len(keys), living, shards, notes=notes)
+    return PurgeSummary(db.name, current.id, len(keys), living, shards)
 
 
 def _publish(

@@ -28,7 +28,7 @@ def rewrite_shard(db: RetrievalDatabase, encoder: EncoderRecord, entry: ShardEnt
 
     Returns its embedding receipt, which names the new files. The same block list gives the same bytes.
     """
-    table = _blanked(db.read_table(entry.artifact.path), blocked)
+    table = _blanked(db.read_table(entry.artifact), blocked)
     written = {}
     if db.storage.exists(db.image_table(entry.id)):
         rows = _blanked(db.read_table(db.image_table(entry.id)), blocked)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.building import plan_shards
-from pipeline.database import RetrievalDatabase, Version
+from pipeline.database import RetrievalDatabase, Version, list_path, receipts_list, remove_recorded
 from pipeline.errors import ConfigError, DatabaseError
 from pipeline.schema import shard_name
 from pipeline.storage import Storage, lease
@@ -85,11 +85,11 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
         removed = bytes_removed = 0
         # Version files first: from here on nobody can open what is being taken apart.
         for version in doomed:
-            database.storage.remove(f"versions/{version.id}.json")
+            _remove_version(database.storage, version.id)
         for path in sorted(paths_of(database, doomed) - needed):
             size = database.storage.size(path)
             if size is not None:
-                database.storage.remove(path)
+                _remove(database.storage, path)
                 removed, bytes_removed = removed + 1, bytes_removed + size
         return Collected(tuple(v.id for v in kept), tuple(v.id for v in doomed), removed, bytes_removed)
 
@@ -97,19 +97,34 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
 def remove_versions(database: RetrievalDatabase, doomed: list[str]) -> tuple[tuple[str, ...], int]:
     """Remove versions, and every file that no other version needs, including those of an unfinished build.
 
-    The caller holds the lease. Leaves a note for each version, so that opening it by id says why it is gone. Returns all
-    versions that were ever removed this way, and the number of files.
+    The caller holds the lease. Leaves a note for each version, so that opening it by id says why it is gone. Removes this
+    machine's copies of a store's files too. Returns all versions that were ever removed this way, and the number of files.
     """
     storage = database.storage
     for name in doomed:
         storage.write_text(f"versions/{name}.purged", "")
-        storage.remove(f"versions/{name}.json")
+        for file in database.version(name).files():
+            storage.forget(file)
+        _remove_version(storage, name)
     needed = paths_of(database, [database.version(name) for name in database.versions()])
     removed = 0
     for path in sorted(_files(storage, ("images", "thumbnails", "embeddings", "index", "plan", "gone")) - needed):
-        storage.remove(path)
+        _remove(storage, path)
         removed += 1
     return tuple(name.removesuffix(".purged") for name in storage.list("versions", ".purged")), removed
+
+
+def _remove_version(storage: Storage, version: str) -> None:
+    remove_recorded(storage, f"versions/{version}.json")
+    storage.remove(list_path(receipts_list(version)))
+
+
+def _remove(storage: Storage, path: str) -> None:
+    """Remove a file that no version needs, and its recorded checksum where it has one."""
+    if path.startswith("plan/") or path.endswith("/entry.json"):
+        remove_recorded(storage, path)
+    else:
+        storage.remove(path)
 
 
 def _files(storage: Storage, folders: tuple[str, ...]) -> set[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from pipeline.pages.html import html_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +28,13 @@ def dots(groups: Groups, label: str, width: int = 680) -> str:
     parts = [_axis(left, span, height, label)]
     top = 30
     for group, found in groups.items():
-        parts.append(f'<text x="4" y="{top + 12}" class="g">{html.escape(group)}</text>')
+        parts.append(f'<text x="4" y="{top + 12}" class="g">{html_text(group)}</text>')
         top += 22
         for name, one in found.items():
             y = top + line // 2
             low, high, value = (left + span * min(1.0, max(0.0, float(one[k]))) for k in ("low", "high", "value"))
             parts.append(
-                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>'
+                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{html_text(name)}</text>'
                 f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour[name]}" stroke-width="3"/>'
                 f'<circle cx="{value:.1f}" cy="{y}" r="5" fill="{colour[name]}"/>'
                 f'<text x="{left + span + 8}" y="{y + 4}">{float(one["value"]):.2f}</text>'
@@ -49,7 +50,7 @@ def _axis(left: int, span: int, height: int, label: str) -> str:
         f'<text x="{left + span * i / 4:.1f}" y="16" text-anchor="middle">{i / 4:g}</text>'
         for i in range(5)
     )
-    return f'<text x="4" y="16" class="s">{html.escape(label)}</text>{marks}'
+    return f'<text x="4" y="16" class="s">{html_text(label)}</text>{marks}'
 
 
 def lines(series: Groups, label: str, width: int = 330, height: int = 230) -> str:
@@ -68,7 +69,7 @@ def lines(series: Groups, label: str, width: int = 330, height: int = 230) -> st
         for i in range(5)
     ]
     parts += [
-        f'<text x="{left + 6 + step * i:.1f}" y="{height - bottom + 16}" text-anchor="middle">{html.escape(at)}</text>'
+        f'<text x="{left + 6 + step * i:.1f}" y="{height - bottom + 16}" text-anchor="middle">{html_text(at)}</text>'
         for i, at in enumerate(settings)
     ]
     for i, (name, found) in enumerate(series.items()):
@@ -81,17 +82,15 @@ def lines(series: Groups, label: str, width: int = 330, height: int = 230) -> st
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(float(one["low"])):.1f}" y2="{y(float(one["high"])):.1f}" '
                 f'stroke="{colour}"/><circle cx="{x:.1f}" cy="{y(float(one["value"])):.1f}" r="3.5" fill="{colour}"/>'
             )
-        parts.append(
-            f'<text x="{left + 6 + 150 * i}" y="{height - 6}" style="fill: {colour}">{html.escape(name)}</text>'
-        )
-    parts.append(f'<text x="4" y="14" class="s">{html.escape(label)}</text>')
+        parts.append(f'<text x="{left + 6 + 150 * i}" y="{height - 6}" style="fill: {colour}">{html_text(name)}</text>')
+    parts.append(f'<text x="4" y="14" class="s">{html_text(label)}</text>')
     return _svg(width, height, parts, label)
 
 
 def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+        f'aria-label="{html_text(label)}">{"".join(parts)}</svg>'
     )
 
 
@@ -99,14 +98,14 @@ def picture_table(
     columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]], side: int = 72, corner: str = ""
 ) -> str:
     """A grid: a head over each column, a text before each row, pictures (3, S, S) uint8 or None."""
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    heads = "".join(f"<th>{html_text(name)}</th>" for name in columns)
     body = "".join(
-        f'<tr><th class="c">{html.escape(name)}</th>'
+        f'<tr><th class="c">{html_text(name)}</th>'
         + "".join(f"<td>{_image(one, side)}</td>" for one in pictures)
         + "</tr>"
         for name, pictures in rows
     )
-    return f'<div class="scroll"><table class="grid"><tr><th>{html.escape(corner)}</th>{heads}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="grid"><tr><th>{html_text(corner)}</th>{heads}</tr>{body}</table></div>'
 
 
 def _image(picture: Tensor | None, side: int) -> str:
@@ -125,7 +124,7 @@ def _image(picture: Tensor | None, side: int) -> str:
 
 def heat(table: Sequence[Sequence[float]], names: Sequence[str], across: Sequence[str]) -> str:
     """A table of counts, rows made to sum to 1, darker for more."""
-    heads = "".join(f'<th class="n">{html.escape(name)}</th>' for name in across)
+    heads = "".join(f'<th class="n">{html_text(name)}</th>' for name in across)
     body = []
     for name, row in zip(names, table, strict=True):
         total = sum(row) or 1
@@ -133,5 +132,5 @@ def heat(table: Sequence[Sequence[float]], names: Sequence[str], across: Sequenc
             f'<td class="n" style="background:rgba(43,106,153,{0.75 * value / total:.2f})">{value / total:.2f}</td>'
             for value in row
         )
-        body.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+        body.append(f"<tr><th>{html_text(name)}</th>{cells}</tr>")
     return f'<div class="scroll"><table><tr><th>truth \\ judged</th>{heads}</tr>{"".join(body)}</table></div>'

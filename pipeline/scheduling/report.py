@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.pages import STYLE, html_table, html_text
+from pipeline.pages import html_page, html_table, html_text
 from pipeline.scheduling.traces import Traces
 from pipeline.scheduling.values import mapping, mappings, number, sequence, text
 
@@ -33,14 +33,7 @@ def run_report(summary: Mapping[str, object], left: Traces | None = None) -> str
         _attempts(summary),
         _notes(result),
     ]
-    title = html_text(f"{summary.get('job', 'run')} {summary.get('slot', '')}")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body></html>\n"
-    )
+    return html_page(f"{summary.get('job', 'run')} {summary.get('slot', '')}", "\n".join(filter(None, parts)))
 
 
 def _head(summary: Mapping[str, object]) -> str:

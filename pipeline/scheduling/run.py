@@ -204,7 +204,8 @@ def _reported(
     if hook:
         said = post_json(hook, {**asdict(made), "text": made.text()})
         made = replace(made, webhook=scrub(said, hidden))
-    text = json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n"
+    # A lone surrogate, which a command may print, has no encoding: it is written as the JSON escape that it is.
+    text = (json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace").decode()
     try:
         storage.write_text(f"runs/{made.slot}.json", text)
         left = read_traces(made.home, made.result, made.command, hidden)

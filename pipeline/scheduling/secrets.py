@@ -1,8 +1,8 @@
 """Keep secrets out of output: remove their values from text, and recognize values in a job file that look like secrets.
 
-Reads and writes nothing. `scrub` finds a value as it is, and as JSON, HTML, URLs, Python's repr, the shell and base64 write it,
-also with one of these forms inside another, and line by line. It does not promise to find a value that a program changes in
-another way.
+Reads and writes nothing. `scrub` finds a value as it is, and as JSON, HTML, URLs, Python's repr, the shell, hex and base64
+write it, also with one of these forms inside another, line by line, and in the middle of a longer text that was made base64
+(as in `Authorization: Basic`). It does not promise to find a value that a program changes in another way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ _FORMS: tuple[Callable[[str], str], ...] = (
     lambda text: shlex.quote(text)[1:-1] if shlex.quote(text) != text else text,
     lambda text: base64.b64encode(text.encode("utf-8", "surrogateescape")).decode(),
     lambda text: base64.urlsafe_b64encode(text.encode("utf-8", "surrogateescape")).decode(),
+    lambda text: text.encode("utf-8", "surrogateescape").hex(),
+    lambda text: text.encode("utf-8", "surrogateescape").hex().upper(),
 )
+
+_INSIDE = 6  # characters from which a secret is looked for inside other base64, where a part of it has to do
 
 # Words in a variable's name that mark its value as a secret. A word ends at an underscore or before a capital letter.
 _NAMES = re.compile(
@@ -84,7 +88,7 @@ def hidden_forms(secrets: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in secrets.items():
         for part in (value, *value.splitlines(), *(line.strip() for line in value.splitlines())):
-            for form in _forms(part):
+            for form in (*_forms(part), *_inside_base64(part)):
                 if len(form) >= SHORTEST:
                     found.setdefault(form, name)
     return dict(sorted(found.items(), key=lambda pair: -len(pair[0])))
@@ -97,6 +101,18 @@ def _forms(text: str) -> Iterator[str]:
         once = outer(text)
         yield once
         yield from (inner(once) for inner in _FORMS)
+
+
+def _inside_base64(text: str) -> Iterator[str]:
+    """The characters that the text gives in base64 of a longer text, whatever stands before and behind it."""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) < _INSIDE:
+        return
+    for before in range(3):  # three bytes give four characters: the place decides which bits a character holds
+        whole = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        sure = whole[-(-before * 4 // 3) : (before + len(data)) * 8 // 6]
+        yield sure
+        yield sure.replace("+", "-").replace("/", "_")
 
 
 def scrub(text: str, hidden: Mapping[str, str]) -> str:

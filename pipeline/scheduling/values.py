@@ -6,6 +6,7 @@ from other programs, so a wrong type in them must not end a run. Reads and write
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.config import parse_json
@@ -40,5 +41,5 @@ def text(value: object) -> str:
 
 
 def number(value: object) -> float:
-    """`value` if it is a number, otherwise 0."""
-    return value if isinstance(value, int | float) else 0.0
+    """`value` if it is a finite number, otherwise 0."""
+    return value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else 0.0

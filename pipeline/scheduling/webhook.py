@@ -5,8 +5,11 @@ Reads: RDMPIPE_WEBHOOK_ALLOW. Writes no file. Does not follow redirects, and doe
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -26,18 +29,46 @@ def check_webhook(address: str) -> str:
     """`address`, if the operator's environment allows it. Raises ConfigError otherwise; the error hides the path, a secret."""
     if not address:
         return ""
-    asked = urllib.parse.urlsplit(address)
-    if asked.scheme in ("http", "https") and asked.hostname and not asked.username:
+    asked = _parts(address)
+    if asked is not None:
         for text in os.environ.get(ALLOWED, "").split(","):
-            allowed = urllib.parse.urlsplit(text.strip())
-            same = (allowed.scheme, allowed.hostname, allowed.port) == (asked.scheme, asked.hostname, asked.port)
-            folder = allowed.path.rstrip("/") + "/"
-            if same and (asked.path + "/").startswith(folder) and ".." not in asked.path.split("/"):
+            allowed = _parts(text.strip())
+            if allowed is None or allowed[:3] != asked[:3]:
+                continue
+            if (asked[3] + "/").startswith(allowed[3].rstrip("/") + "/"):
                 return address
+    found = f"{asked[0]}://{asked[1]}" if asked else "(not an http or https address that can be used)"
     raise ConfigError(
-        f"webhook {asked.scheme}://{asked.hostname or '?'}: not an allowed address. Set {ALLOWED}=https://host/path in the "
-        "environment of the process that runs the job (separate several addresses by commas); a job file cannot allow one."
+        f"webhook {found}: not an allowed address. Set {ALLOWED}=https://host/path in the environment of the process that runs "
+        "the job (separate several addresses by commas); a job file cannot allow one."
     )
+
+
+def _parts(address: str) -> tuple[str, str, int, str] | None:
+    """Scheme, host, port and path of an address, decoded as a server may decode them; None for one that is not plain.
+
+    Not plain: another scheme, credentials, a path with `..` in any spelling, characters that a request line cannot hold.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        path = _decoded(parts.path)
+    except (ValueError, KeyError):
+        return None
+    plain = address.isascii() and address.isprintable() and not set(address) & set(" \\") and "@" not in parts.netloc
+    if not plain or not parts.hostname or ".." in re.split(r"[/\\;]", path):
+        return None
+    return parts.scheme, parts.hostname, port, path
+
+
+def _decoded(path: str) -> str:
+    """A path without percent-encoding, also where it was encoded several times. Raises ValueError for one that never ends."""
+    for _ in range(5):
+        once = urllib.parse.unquote(path, errors="strict")
+        if once == path:
+            return path
+        path = once
+    raise ValueError("encoded too many times")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -46,22 +77,43 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def post_json(address: str, value: Mapping[str, object], timeout_s: float = 10.0) -> str:
-    """POST `value` as JSON, in up to three attempts. Returns `sent`, or `not sent: ...` with the reason of the last failure."""
-    opener = urllib.request.build_opener(_NoRedirect)
-    request = urllib.request.Request(
-        address, json.dumps(value, ensure_ascii=False).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    """POST `value` as JSON, in up to three attempts. Returns `sent`, or `not sent: ...` with the reason of the last failure.
+
+    timeout_s: the longest that one attempt may take, whatever the server does. The answer's body is not read.
+    """
+    # A lone surrogate, which a command may print, has no encoding; backslashreplace makes it the JSON escape that it is.
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
     said = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2.0**attempt)
+        said, again = _attempt(request, timeout_s)
+        if not again:
+            break
+    return said
+
+
+def _attempt(request: urllib.request.Request, timeout_s: float) -> tuple[str, bool]:
+    """One attempt: what came of it, and whether another may help.
+
+    It runs in a thread that is left behind when its time is over: a socket's timeout starts again with every byte, so that a
+    server which sends one byte now and then would hold the run for ever.
+    """
+    found = [(f"not sent: no answer within {timeout_s:g} s", True)]
+
+    def post() -> None:
+        opener = urllib.request.build_opener(_NoRedirect)
         try:
             with opener.open(request, timeout=timeout_s):
-                return "sent"
+                found.append(("sent", False))
         except urllib.error.HTTPError as error:
-            said = f"not sent: HTTP {error.code}"
-            if error.code < 500:
-                return said
-        except OSError as error:
-            said = f"not sent: {getattr(error, 'reason', error)}"
-    return said
+            error.close()
+            found.append((f"not sent: HTTP {error.code}", error.code >= 500))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            found.append((f"not sent: {getattr(error, 'reason', error)}"[:300], True))
+
+    thread = threading.Thread(target=post, daemon=True, name="webhook")
+    thread.start()
+    thread.join(timeout_s)
+    return found[-1]

@@ -26,7 +26,7 @@ from pipeline.schema import read_parquet
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.names import HEAD_BYTES, MAX_PICTURE_BYTES, is_junk, printable, safe_path
 from pipeline.sources.web.download import fetch, locked
-from pipeline.storage import TarMember, disk_full_is_an_error, next_archive, tar_members
+from pipeline.storage import TarMember, behind_headers, disk_full_is_an_error, next_archive, tar_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -233,7 +233,8 @@ def _scan(path: Path, name: str) -> pa.Table:
                 if rows.pop(key, None) is not None:
                     left_out["replaced by a later member"] += 1
                 rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
-            start = next_archive(handle, end)
+            # An archive may have headers and no member: go on behind them, and not at them again.
+            start = next_archive(handle, behind_headers(handle, start) if end == start else end)
     return pa.table(
         {
             "name": pa.array(list(rows), pa.string()),

@@ -7,6 +7,7 @@ from .leases import holder_of as holder_of
 from .leases import lease as lease
 from .litter import is_litter as is_litter
 from .tars import TarMember as TarMember
+from .tars import behind_headers as behind_headers
 from .tars import next_archive as next_archive
 from .tars import read_member as read_member
 from .tars import tar_members as tar_members

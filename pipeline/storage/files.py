@@ -177,6 +177,14 @@ class Storage:
         with self._asking():
             return cast("BinaryIO", self.fs.open(self.full(relative), "rb"))
 
+    def sha256(self, relative: str) -> str:
+        """The hex sha256 of a file, read in blocks. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self.open(relative) as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
     def list(self, relative: str = "", suffix: str = "") -> list[str]:
         """Sorted file and directory names directly below `relative` that end in `suffix`; none of an operating system's."""
         fs = self.fs
@@ -212,6 +220,11 @@ class Storage:
             finally:
                 part.unlink(missing_ok=True)
         return target
+
+    def forget(self, artifact: Artifact) -> None:
+        """Remove this machine's copy of a store's file. Files on a disk have no copy."""
+        if not self.is_local:
+            (cache_dir() / "objects" / artifact.sha256[:2] / artifact.sha256).unlink(missing_ok=True)
 
     # ---- writing
 

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from pipeline.errors import BusyError
+from pipeline.errors import BusyError, RdmpipeError
 from pipeline.storage.files import Storage
 
 FILE = "lease"
@@ -147,7 +147,7 @@ def lease(
     finally:
         stop.set()
         thread.join(timeout=5)
-        with contextlib.suppress(OSError):  # the block's own error matters more, and the term frees the lease
+        with contextlib.suppress(OSError, RdmpipeError):  # the block's own error matters more; the term frees the lease
             _replace(storage, me, "")
 
 
@@ -190,7 +190,9 @@ def _renew(storage: Storage, me: Holder, stop: threading.Event) -> None:
     beat = 0
     while not stop.wait(me.term / 3):
         beat += 1
-        with contextlib.suppress(OSError):  # a store that does not answer: the next beat tries again
+        with contextlib.suppress(
+            OSError, RdmpipeError
+        ):  # a store that does not answer, a full disk: the next beat tries again
             if not _replace(storage, me, replace(me, beat=beat).to_json()):
                 return  # somebody took over; publishing will find that out
 

@@ -123,6 +123,16 @@ def next_archive(handle: IO[bytes], place: int) -> int | None:
     return None
 
 
+def behind_headers(handle: IO[bytes], place: int) -> int:
+    """The first block of zeros at or behind `place`, where an archive has headers and no member; else the file's end."""
+    handle.seek(place)
+    while block := handle.read(BLOCK):
+        if not block.strip(b"\0"):
+            break
+        place += len(block)
+    return place
+
+
 def _shown(name: str) -> str:
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -12,8 +12,9 @@ the database's folder,
     prepared/<id>/<shard>.json               receipt
 
 A shard is done when its receipt is written; a preparation that was killed continues with the same command. Rows that the
-version removed and rows that the filter does not match are counted as filtered. A purge does not remove prepared rows from
-the files: training leaves out what the current version no longer has, and a new version is prepared under another id.
+version removed and rows that the filter does not match are counted as filtered. A purge removes its rows from these files
+(pipeline/maintenance/derived.py). Training leaves out what the current version no longer has, and a new version is prepared
+under another id.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config import digest
+from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import ConfigError, EncoderError, ModelError, SourceError
 from pipeline.execution import Receipt, Resources, Shard, Stage, StageFailed, run_stages
 from pipeline.schema import FAILED, FILTERED, OK, shard_name
@@ -107,8 +108,17 @@ class Prepared:
 
     @staticmethod
     def from_json(text: str) -> Prepared:
-        table = json.loads(text)
-        return Prepared(**{**table, "latent": tuple(table["latent"]), "shards": tuple(table["shards"])})
+        """What prepared.json says. Raises ConfigError for another text."""
+        try:
+            found = parse_json(text)
+        except ValueError as error:
+            raise ConfigError(f"prepared.json: not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError("prepared.json: expected a table")
+        made = from_mapping(Prepared, found, "prepared.json")
+        if len(made.latent) != 3 or not made.shards:
+            raise ConfigError("prepared.json: expected three sizes of the latents, and at least one shard")
+        return made
 
 
 def prepare(request: PrepareRequest, progress: Progress, backend: Backend) -> Prepared:
@@ -208,13 +218,12 @@ def _describe_first_stage(request: PrepareRequest) -> tuple[str, tuple[int, int,
 
 
 def _shard(database: RetrievalDatabase, receipt_path: str, number: int) -> Shard:
-    text = database.storage.read_text(receipt_path)
-    if text is None:
+    if not database.storage.exists(receipt_path):
         raise SourceError(
             f"shard {shard_name(number)} of database {database.name!r} has no receipt: run `rdmpipe build-index "
             f"{database.name}`"
         )
-    receipt = Receipt.from_json(text)
+    receipt = database.read_receipt(receipt_path)
     return Shard(number, receipt.rows, digest([artifact.sha256 for artifact in receipt.artifacts]))
 
 

@@ -119,7 +119,12 @@ class PreparedRows:
         text = self._storage.read_text(path)
         if text is None:
             raise DatabaseError(f"{path} of database {self.prepared.database!r} is missing: prepare the database again")
-        return Receipt.from_json(text)
+        try:
+            return Receipt.from_json(text)
+        except ConfigError as error:
+            raise DatabaseError(
+                f"{self._storage.full(path)} is damaged: {error}. Prepare the database again"
+            ) from error
 
     def _rows(self, name: str, places: Tensor) -> NDArray[np.generic]:
         return np.stack([self._mapped(shard, name)[row] for shard, row in places.tolist()])
@@ -184,9 +189,13 @@ def open_prepared(name: str, held_out: float, home: str | None = None) -> Prepar
             f"[data] prepared = {name!r} names {len(chosen)} preparations{known}: name one, or make it with `rdmpipe train "
             f"prepare {base} --first-stage FOLDER`"
         )
-    text = database.storage.read_text(f"prepared/{chosen[0]}/prepared.json")
-    assert text is not None
-    prepared = Prepared.from_json(text)
+    path = f"prepared/{chosen[0]}/prepared.json"
+    try:
+        prepared = Prepared.from_json(database.storage.read_text(path) or "")
+    except ConfigError as error:
+        raise DatabaseError(
+            f"{database.storage.full(path)} is damaged: {error}. Prepare again: `rdmpipe train prepare {base}`"
+        ) from error
     try:
         other = resolve_database(prepared.neighbours_from, home)
     except DatabaseError:  # a purge removed that version: the current one lacks the purged rows alone

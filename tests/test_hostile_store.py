@@ -1,0 +1,91 @@
+"""An object store's compare-and-swap under two whole builds at once, and without the lease that normally keeps them apart."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.building import builder
+from pipeline.database import RetrievalDatabase
+from pipeline.errors import BusyError, ConflictError
+from pipeline.maintenance import check_database, list_versions
+from pipeline.retrieval import QueryRequest, run_query
+from tests.attempts import tried
+from tests.builds import folder_of, manifest_of, quiet_build
+from tests.s3server import BUCKET, KEYS, Proxy, s3_server
+
+pytestmark = [pytest.mark.process, pytest.mark.long]
+
+ROUNDS = 20
+
+Ended = dict[str, BaseException | str]  # by filter: the version that was published, or the error
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    with s3_server() as server:
+        made = Proxy(server)
+        for name, value in KEYS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
+        monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / "cache"))
+        yield made
+        made.close()
+
+
+@contextlib.contextmanager
+def no_lease(*_: object, **__: object) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("with_lease", [True, False], ids=["lease", "no lease"])
+def test_two_builds_at_once_publish_one_after_the_other(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_lease: bool
+) -> None:
+    """Both change the filter of the same published version. Neither may vanish without an error, nor mix with the other."""
+    manifest = manifest_of(tmp_path / "mine.toml", folder_of(tmp_path / "pictures", 8))
+    counts = {"won": 0, "conflict": 0, "busy": 0}
+    for round_ in range(ROUNDS):
+        home = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        first = quiet_build(manifest, home=home, threads=1).version
+        barrier, ended = threading.Barrier(2), Ended()
+        chance = random.Random(round_)
+        filters = [f"item_id < '000{chance.randrange(4, 8)}.png'", f"item_id > '000{chance.randrange(0, 3)}.png'"]
+
+        def work(where: str, home: str = home, barrier: threading.Barrier = barrier, ended: Ended = ended) -> None:
+            barrier.wait()
+            try:
+                ended[where] = quiet_build(manifest, home=home, threads=1, where=where, wait_s=0.0).version
+            except BaseException as raised:
+                ended[where] = raised
+
+        with monkeypatch.context() as patch:
+            if not with_lease:
+                patch.setattr(builder, "lease", no_lease)
+                patch.setattr("pipeline.storage.Storage.clear_scratch", lambda self: None)
+            threads = [threading.Thread(target=work, args=(where,)) for where in filters]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(120)
+        won = [value for value in ended.values() if isinstance(value, str)]
+        lost = [value for value in ended.values() if not isinstance(value, str)]
+        assert len(ended) == 2 and won, ended
+        assert all(isinstance(error, BusyError | ConflictError) for error in lost), lost
+        counts["won"] += len(won)
+        counts["conflict"] += sum(isinstance(error, ConflictError) for error in lost)
+        counts["busy"] += sum(type(error) is BusyError for error in lost)
+        database = RetrievalDatabase("mine", home)
+        assert database.current_id() in won
+        line = [version.version for version in list_versions(database)]
+        assert line[-1] == first or first in line
+        assert check_database(database).damages == ()
+        assert run_query(QueryRequest("mine", key=3, k=8, home=home)).records()
+    tried(ROUNDS)
+    print(f"{'with' if with_lease else 'without'} lease: {ROUNDS} rounds, {counts}")
