@@ -94,6 +94,10 @@ def test_search_takes_the_vectors_that_are_asked_for_and_status_and_list_show_th
         DatabaseError, match=r"holds no vectors of .*seed=1; it holds those of .*seed=0\. Add them: `rdm"
     ):
         run_query(QueryRequest("mine", "a fox", encoder=OTHER))
+    with pytest.raises(
+        DatabaseError, match=r"not mix with others.*or add the vectors of .*`rdmpipe embed mine --encoder"
+    ):
+        quiet_build(tmp_path / "pictures", name="mine", encoder=OTHER)
     add_vectors("mine")
     name = companion_name("mine", OTHER)
     own, other = run_query(QueryRequest(view, "a fox")), run_query(QueryRequest(view, "a fox", encoder=OTHER))

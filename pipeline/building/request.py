@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from pipeline.catalog import resolve_target
+from pipeline.catalog import command_that_adds, resolve_target
 from pipeline.config import Table, from_mapping
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import DatabaseError, ManifestError
@@ -188,9 +188,13 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
             chosen["where"] = settings["where"]
         for name, value in chosen.items():
             if name in settings and value != settings[name]:
+                advice = "build another database with --name"
+                if name == "encoder":
+                    command = command_that_adds(RetrievalDatabase(manifest.name, request.home), value)
+                    advice = f"add the vectors of {value} beside its own: {command}"
                 raise DatabaseError(
                     f"database {manifest.name!r} was built with {name} {settings[name] or 'nothing'}, not {value}: its rows do "
-                    f"not mix with others. Leave --{name} out to go on with it, or build another database with --name."
+                    f"not mix with others. Leave --{name} out to go on with it, or {advice}"
                 )
     manifest = replace(manifest, encoder=chosen["encoder"])
     return manifest, replace(request, **cast("Table", chosen))
