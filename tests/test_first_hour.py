@@ -20,7 +20,8 @@ from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
 from pipeline.retrieval.result_files import write_results
 from pipeline.storage import Storage, lease
-from tests.builds import folder_of, quiet_build
+from tests.builds import folder_of, picture, quiet_build
+from tests.gallery_demo import page_data
 from tests.generations import add_view, quiet_generate, save_model
 
 
@@ -126,3 +127,19 @@ def test_results_are_written_as_a_table_or_as_a_page(built: Path, tmp_path: Path
     assert 'href="https://example.org/1"' in page and "javascript:" not in page
     write_results(tmp_path / "x.parquet", rows, database, "")
     assert pq.read_table(tmp_path / "x.parquet").num_rows == 2
+
+
+def test_the_gallery_shows_the_picture_that_was_the_prompt(built: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "asked.png").write_bytes(picture(3))
+    summary = quiet_generate(
+        "ignored", db=("mine",), image=str(tmp_path / "asked.png"), model=str(tmp_path / "model"), home=str(built),
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    data = page_data(Path(summary.out))
+    prompt = data["prompts"][0]
+    assert prompt["by_image"] and data["urls"][prompt["image"]].startswith("data:image/webp")
+    plain = quiet_generate(
+        "a harbour", db=("mine",), model=str(tmp_path / "model"), home=str(built), out=str(tmp_path / "x")
+    )
+    assert page_data(Path(plain.out))["prompts"][0]["image"] == -1

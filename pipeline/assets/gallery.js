@@ -16,6 +16,13 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// The picture that took the prompt's place; null where there is none.
+function asked(prompt) {
+  return prompt.image >= 0 ? element("img", { class: "asked", src: data.urls[prompt.image], alt: "the picture that was the prompt" }) : null;
+}
+
+const titled = (prompt) => (prompt.by_image ? `A picture as prompt${prompt.text ? ` (${prompt.text})` : ""}` : prompt.text);
+
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 const describe = (picture) => {
   const prompt = data.prompts[picture.prompt], database = data.databases[picture.database];
@@ -90,7 +97,7 @@ function layOut() {
       const strip = element("div", { class: data.databases.length < 3 ? "strip few" : "strip" }, ...columns.map((made) => element("div", { class: `cell of-${made.length === 4 ? 2 : Math.min(made.length, 3)}` }, ...made)));
       const count = columns.flat().length;
       grid.append(element("section", { class: count === 1 ? "prompt lone" : "prompt", "aria-label": prompt.text || "picture prompt" },
-        element("div", { class: "words-part" }, element("h2", {}, prompt.text || "(a picture as prompt)"), line ? element("p", { class: "line" }, line) : null), strip));
+        element("div", { class: "words-part" }, element("h2", {}, titled(prompt)), asked(prompt), line ? element("p", { class: "line" }, line) : null), strip));
     }
     root.append(grid);
   }
@@ -215,7 +222,7 @@ function open(index) {
     shown.src = picture.file || data.urls[picture.thumb];
   }
   byId("detail-place").textContent = database.name || "text alone";
-  byId("detail-title").textContent = prompt.text || "(a picture as prompt)";
+  byId("detail-title").replaceChildren(titled(prompt), asked(prompt) ?? "");
   const facts = byId("detail-facts");
   facts.replaceChildren(`seed ${picture.seed} · ${picture.width} × ${picture.height}`);
   if (picture.file) facts.append(" · ", element("a", { href: picture.file, target: "_blank" }, "open the PNG"));
@@ -229,7 +236,7 @@ function open(index) {
     return button;
   }));
   byId("neighbours-part").hidden = !picture.neighbours.length;
-  byId("neighbours-note").textContent = picture.note || `The ${plural(picture.neighbours.length, "picture")} of ${database.name} nearest to the prompt, nearest first.`;
+  byId("neighbours-note").textContent = picture.note || `The ${plural(picture.neighbours.length, "picture")} of ${database.name} nearest to the ${prompt.by_image ? "picture that was the prompt" : "prompt"}, nearest first.`;
   byId("neighbours").replaceChildren(...picture.neighbours.map(neighbour));
   byId("settings").replaceChildren(...Object.entries({ ...data.settings[picture.settings], ...prompt.extra, key: picture.key }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]));
   const at = state.shown.indexOf(index);

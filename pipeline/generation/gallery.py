@@ -47,7 +47,7 @@ def write_gallery(
     pictures = {file: small.add(storage.read_bytes(file), PICTURE_SIDE) for file in _files(rows)}
     neighbours, places = _neighbours(rows, thumbnails, small)
     extra = [name for name in results.column_names if name not in COLUMNS]
-    data = _layout(rows, pictures, places, extra)
+    data = _layout(rows, pictures, places, extra, _image_prompts(storage, rows, small))
     data |= {
         "neighbours": neighbours,
         "urls": small.urls(),
@@ -143,6 +143,15 @@ def _files(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["file"] for row in rows if row["status"] == OK))
 
 
+def _image_prompts(storage: Storage, rows: Iterable[Row], small: _Small) -> dict[str, int]:
+    """The places of the pictures that took a prompt's place, by sha256; those of older runs may not be there."""
+    found = {}
+    for name in dict.fromkeys(row["image"] for row in rows if row["image"]):
+        if storage.exists(f"inputs/{name}"):
+            found[name] = small.add(storage.read_bytes(f"inputs/{name}"), NEIGHBOUR_SIDE)
+    return found
+
+
 def _neighbours(
     rows: list[Row], thumbnails: Thumbnails, small: _Small
 ) -> tuple[list[Data], dict[tuple[str, int], int]]:
@@ -176,7 +185,11 @@ def _neighbour(row: Row, i: int) -> Data:
 
 
 def _layout(
-    rows: list[Row], pictures: Mapping[str, int], places: Mapping[tuple[str, int], int], extra: list[str]
+    rows: list[Row],
+    pictures: Mapping[str, int],
+    places: Mapping[tuple[str, int], int],
+    extra: list[str],
+    image_prompts: Mapping[str, int],
 ) -> Data:
     """Pictures in order; prompts, databases and settings once each, pictures pointing at them by number."""
     prompts: dict[str, int] = {}
@@ -188,6 +201,8 @@ def _layout(
             "text": row["prompt"],
             "id": row["id"],
             "negative": row["negative"],
+            "image": image_prompts.get(row["image"], -1),
+            "by_image": bool(row["image"]),
             "extra": {name: str(row[name]) for name in extra if row[name] not in (None, "")},
         }
         made = {name: row[name] for name in SETTINGS if row.get(name) not in (None, "")}
