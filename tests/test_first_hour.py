@@ -87,10 +87,8 @@ def test_generate_without_a_database_says_what_to_add(built: Path) -> None:
 def test_pictures_of_another_request_in_the_same_folder_are_told(built: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     common = {"model": str(tmp_path / "model"), "home": str(built), "out": str(tmp_path / "run")}
-    assert (
-        quiet_generate("a harbour", db=("mine",), **common).warnings
-        == quiet_generate("a harbour", db=("mine",), **common).warnings
-    )
+    first = quiet_generate("a harbour", db=("mine",), **common)
+    assert not any("earlier request" in warning for warning in first.warnings)
     second = quiet_generate("a harbour", db=("mine-odd",), **common)
     assert any("1 picture(s) of an earlier request" in warning for warning in second.warnings)
 
