@@ -25,7 +25,8 @@ import pytest
 from PIL import Image
 
 from pipeline.catalog.manifests import manifest_for_path
-from pipeline.errors import PictureError, PromptError, SourceError
+from pipeline.cli.query import _is_picture_file
+from pipeline.errors import ConfigError, PictureError, PromptError, SourceError
 from pipeline.exchange import left_out
 from pipeline.exchange.npz import read_parts
 from pipeline.generation.prompts import read_prompts
@@ -86,6 +87,14 @@ def test_patterns_match_whatever_the_case_and_the_accents_and_the_rest_is_counte
     assert source.left_out() == {".png": 1, ".txt": 1, "system files": 1}
     single = source_of("folder", path=str(folder), files=("c.png",))
     assert (list(samples(single)), single.left_out()) == (["c.png"], {})
+
+
+def test_a_search_by_the_name_of_a_picture_is_one_by_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "a boat.JPG").write_bytes(jpeg(1))
+    assert _is_picture_file(str(tmp_path / "a boat.JPG"))
+    assert not any(map(_is_picture_file, ("a boat", "a boat.", "the file castle.png", "castle.txt")))
+    with pytest.raises(ConfigError, match="no such file"):
+        _is_picture_file("castle.png")
 
 
 def test_what_lies_in_a_hidden_folder_does_not_decide_what_a_folder_holds(tmp_path: Path) -> None:

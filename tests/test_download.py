@@ -227,6 +227,7 @@ class Endless:
     """A source with as many shards as asked for."""
 
     rereadable = True
+    revision_is_whole = True
 
     def __init__(self, shards: int) -> None:
         self.shards = shards

@@ -100,6 +100,23 @@ def test_a_new_filter_is_a_new_version_and_holds_for_what_comes_later(tmp_path: 
         quiet_build(target, where="style = 'odd'", refresh=True)
 
 
+def test_a_refresh_says_which_column_holds_more_than_its_type_can(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    (folder / "metadata.csv").write_text("file_name,year,size\n0.png,1900,1.5\n1.png,1901,2.5\n2.png,1902,3.5\n")
+    assert quiet_build(folder, name="mine").warnings[1:] == ()
+    (folder / "metadata.csv").write_text("file_name,year,size\n0.png,1900,1\n1.png,about 1901,2\n2.png,1902,3\n")
+    again = quiet_build("mine", refresh=True)
+    assert [warning.split(":")[0] for warning in again.warnings[:-1]] == [
+        "column 'year' is int64 in the database and string in the source now"
+    ]
+    assert sorted((row["item_id"], row["year"]) for row in rows_of("mine", "item_id", "year")) == [
+        ("0.png", 1900), ("1.png", None), ("2.png", 1902)
+    ]  # fmt: skip
+
+
 def test_the_command_that_continues_names_the_part_and_the_filter(tmp_path: Path, home: Path) -> None:
     folder = folder_of(tmp_path / "in", 30)
     target = manifest_of(tmp_path / "mine.toml", folder)

@@ -49,7 +49,11 @@ def plan_refresh(
     """
     revision, blocked = source.revision(), read_block_list(db.storage)
     same_source = bool(revision) and revision == old.revision and not grown
-    if same_source and not any(_holds_blocked(db, shard, blocked, gone_before) for shard in plan_shards(db, old.id)):
+    if (
+        same_source
+        and source.revision_is_whole
+        and not any(_holds_blocked(db, shard, blocked, gone_before) for shard in plan_shards(db, old.id))
+    ):
         return Refresh(old, (), 0, 0)
     columns = source.columns()
     _require_columns(db, old.columns, columns)
@@ -84,6 +88,8 @@ def plan_refresh(
         for item, entries in known.items()
         for entry in entries
     )
+    if same_source and not picked_rows and not gone:  # the metadata is the same too
+        return Refresh(old, (), 0, 0)
     before = gone_before | {entry.key for entry in gone}
     loose = [shard for shard in loose if has_rows_left(shard, before)]
     first = next_shard(db, old)

@@ -35,6 +35,7 @@ class AtelierOptions:
 
 class AtelierSource:
     rereadable = True
+    revision_is_whole = True
 
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
         self.own = from_mapping(AtelierOptions, manifest.source.options, f"{manifest.name} [source] options")

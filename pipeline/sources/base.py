@@ -61,6 +61,11 @@ class Source(Protocol):
 
     rereadable: bool  # the pictures can be had again (so a thumbnail suffices)
 
+    @property
+    def revision_is_whole(self) -> bool:
+        """Whether `revision` changes with all that rows are made of: that of pictures with a CSV beside them does not."""
+        ...
+
     def columns(self) -> dict[str, str]:
         """Own metadata columns by type name (`schema.TYPES`), in order, already renamed by `schema.column_name`."""
         ...

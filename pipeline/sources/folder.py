@@ -50,6 +50,10 @@ class FolderSource:
         if not self.spec.path or not self.root.is_dir():
             raise SourceError(f"{self.where}: no folder at {self.spec.path!r}; check `path`")
 
+    @property
+    def revision_is_whole(self) -> bool:
+        return not self._metadata_files
+
     def columns(self) -> dict[str, str]:
         return self._columns.stored()
 

@@ -415,6 +415,7 @@ class ParquetOptions:
 
 class ParquetSource:
     rereadable = True
+    revision_is_whole = True
 
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
         self.spec = manifest.source

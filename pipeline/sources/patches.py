@@ -63,6 +63,10 @@ class Patched:
         self.source, self.patches = source, patches
         self.rereadable = source.rereadable
 
+    @property
+    def revision_is_whole(self) -> bool:
+        return self.source.revision_is_whole
+
     def columns(self) -> dict[str, str]:
         own = self.source.columns()
         for name in (IMAGE_KEY, PATCH_COORDS):

@@ -70,6 +70,10 @@ class TarSource:
 
     # ---- the Source protocol
 
+    @property
+    def revision_is_whole(self) -> bool:
+        return not self.spec.csv
+
     def columns(self) -> dict[str, str]:
         return self._columns.stored()
 

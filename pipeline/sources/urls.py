@@ -49,6 +49,7 @@ class UrlOptions:
 
 class UrlSource:
     rereadable = True
+    revision_is_whole = True
 
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
         require("urls", f"{manifest.name}: fetching pictures by their addresses")

@@ -64,6 +64,7 @@ class _Group:
 
 class WebdatasetSource:
     rereadable = True
+    revision_is_whole = True
 
     def __init__(self, manifest: Manifest, options: SourceOptions) -> None:
         self.spec = manifest.source
