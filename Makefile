@@ -37,7 +37,7 @@ test-crash: $(STAMP)
 	$(PYTEST) -m long tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
 
 test-scale: $(STAMP)
-	$(PYTEST) -m long tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
+	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
 
 # The newest release of everything, uncapped, in an environment of its own: tells which release will break what. It is not the gate. TORCH may name a
 # CPU build where `torch` alone would bring gigabytes of CUDA, and PYTHON the newest Python: make test-newest PYTHON=python3.13 TORCH=torch==2.13.0

@@ -91,7 +91,14 @@ def test_every_published_adapter_has_a_description_that_says_its_base_and_what_i
         assert model.licence and model.terms
 
 
-@pytest.mark.parametrize("file", [file for file in PUBLISHED if "light" not in file])  # its shapes are those of sd15
+# SDXL's other adapters, and the light one, differ from these in single shapes.
+OFTEN = ("ip-adapter_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors", "ip-adapter-plus_sd15.safetensors",
+         "ip_adapter.safetensors", "ip-adapter_diffusers.safetensors")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=() if file in OFTEN else pytest.mark.long) for file in PUBLISHED]
+)
 def test_published_names_and_shapes_load_into_the_real_networks(file: str) -> None:
     published = PUBLISHED[file]
     numbers = sum(map(prod, published.shapes.values()))
@@ -113,15 +120,20 @@ def test_an_adapter_of_the_other_base_is_refused() -> None:
         check_adapter(described()["ip-adapter_sd15.safetensors"], sdxl, Widths(768), "sd15")
 
 
-def test_memory_is_counted_and_grows_with_pictures_and_pixels() -> None:
-    def gib(file: str, batch: int, side: int, precision: str = "fp16") -> float:
-        return count_pipeline(PUBLISHED[file].adapted, precision, batch, (side, side)) / 2**30
+def gib(file: str, batch: int, side: int, precision: str = "fp16") -> float:
+    return count_pipeline(PUBLISHED[file].adapted, precision, batch, (side, side)) / 2**30
 
+
+def test_memory_is_counted_and_grows_with_pictures_and_pixels() -> None:
     sizes = ((512, 1), (512, 4), (1024, 4))
     counted = {(side, batch): gib("ip-adapter_sd15.safetensors", batch, side) for side, batch in sizes}
     assert 2.0 < counted[512, 1] < 4.0, "weights of 2.0 GiB, and what is alive beside them"
     assert counted[512, 1] < counted[512, 4] < counted[1024, 4]
-    assert 7.0 < gib("ip-adapter_sdxl_vit-h.safetensors", 1, 1024) < 16.0
-    assert gib("ip-adapter-plus_sd15.safetensors", 1, 512) > counted[512, 1]
-    assert 30 < gib("ip_adapter.safetensors", 1, 1024, "bf16") < 45, "22 GiB of Flux, 9 of T5, and the adapter"
-    assert 25 < gib("ip-adapter_diffusers.safetensors", 1, 1024, "bf16") < 40
+
+
+@pytest.mark.long
+def test_memory_of_the_large_models() -> None:
+    assert gib("ip-adapter_sdxl_vit-h.safetensors", 1, 1024) == pytest.approx(10.3, abs=0.1)
+    assert gib("ip-adapter-plus_sdxl_vit-h.safetensors", 1, 1024) == pytest.approx(10.4, abs=0.1)
+    assert gib("ip_adapter.safetensors", 1, 1024, "bf16") == pytest.approx(35.5, abs=0.1)
+    assert gib("ip-adapter_diffusers.safetensors", 1, 1024, "bf16") == pytest.approx(30.2, abs=0.1)
