@@ -4,7 +4,7 @@
 #     bash jobs/gpu.sh [--out FOLDER] [--wheels FOLDER] [--tiny]
 #
 # Writes FOLDER/gpu.json and FOLDER/gpu.md (default: out/gpu). --wheels names a folder of wheels that this Python lacks (torch, diffusers and safetensors are
-# enough for sampling and training; NumPy and faiss-gpu for faiss; all of rdmpipe for embedding); they go into FOLDER/site and nothing else is changed.
+# enough for sampling and training; NumPy, lazy-loader and faiss-gpu for faiss; all of rdmpipe for embedding); they go into FOLDER/site and nothing else is changed.
 # --tiny is a rehearsal on any machine. A part that lacks a package says so, and the others run. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
