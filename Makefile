@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests run on WORKERS processes: one a core of a small machine. Where there is room, more are faster, because many tests wait.
-WORKERS ?= 2
+# Tests run on WORKERS processes: more than the two cores of a small machine, because many tests wait. With more cores, give more.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test quick check docs test-cluster test-crash test-scale test-newest install clean

@@ -75,9 +75,13 @@ def changed(sound: bytes) -> SearchStrategy[bytes]:
     return st.lists(edit, min_size=1, max_size=6).map(apply)
 
 
+# Subnormal numbers are zero in a process with a library that was built with -ffast-math, and hypothesis refuses to draw them there.
+FLOATS = st.floats(allow_subnormal=False)
+
+
 def texts(pieces: tuple[str, ...]) -> SearchStrategy[bytes]:
     """Text of the pieces of a language, of numbers and of anything."""
-    piece = st.one_of(st.sampled_from(pieces), st.text(max_size=8), st.integers().map(str), st.floats().map(str))
+    piece = st.one_of(st.sampled_from(pieces), st.text(max_size=8), st.integers().map(str), FLOATS.map(str))
     deep = st.sampled_from(pieces).flatmap(lambda one: st.integers(1, 4000).map(lambda count: one * count))
     return st.one_of(st.lists(piece, max_size=40), st.lists(deep, max_size=3)).map(
         lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
@@ -85,7 +89,7 @@ def texts(pieces: tuple[str, ...]) -> SearchStrategy[bytes]:
 
 
 def json_values() -> SearchStrategy[bytes]:
-    leaf = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12))
+    leaf = st.one_of(st.none(), st.booleans(), st.integers(), FLOATS, st.text(max_size=12))
     tree = st.recursive(
         leaf, lambda below: st.one_of(st.lists(below), st.dictionaries(st.text(max_size=8), below)), max_leaves=20
     )
