@@ -75,7 +75,7 @@ def changed(sound: bytes) -> SearchStrategy[bytes]:
     return st.lists(edit, min_size=1, max_size=6).map(apply)
 
 
-# Subnormal numbers are zero in a process with a library that was built with -ffast-math, and hypothesis refuses to draw them there.
+# Subnormal numbers are zero beside a library that was built with -ffast-math, and hypothesis refuses to draw them there.
 FLOATS = st.floats(allow_subnormal=False)
 
 
