@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.database import IndexEntry, RetrievalDatabase, Version, VersionCounts
-from pipeline.encoders import EncoderRecord
+from pipeline.database import RetrievalDatabase
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
 from pipeline.maintenance import PurgeRequest, collect, purge
 from pipeline.retrieval import QueryRequest, run_query
-from pipeline.storage import Artifact, Storage, lease
+from pipeline.storage import Storage, lease
 from tests.builds import folder_of, manifest_of, quiet_build
 from tests.generations import quiet_generate, save_model
 from tests.s3server import BUCKET, KEYS, Proxy, s3_server
 from tests.stages import shards, stage
+from tests.writers import count_up, hold, publish_late, small_version
 
 pytestmark = pytest.mark.process
 
@@ -165,18 +165,9 @@ def test_a_killed_writer_leaves_the_file_that_was_there_or_its_own_and_no_mixtur
 # ---- compare-and-swap, leases, versions
 
 
-def _count_up(root: str, times: int) -> None:
-    storage = Storage(root)
-    for _ in range(times):
-        while True:
-            text = storage.read_text("counter")
-            if storage.swap("counter", text, str(int(text or 0) + 1)):
-                break
-
-
 def test_compare_and_swap_loses_no_update_between_processes(root: str) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_count_up, args=(root, 6)) for _ in range(3)]
+    workers = [context.Process(target=count_up, args=(root, 6)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -233,20 +224,9 @@ def test_a_second_writer_is_told_who_holds_the_lease(root: str) -> None:
         pass
 
 
-def _hold(root: str, name: str) -> None:
-    storage = Storage(root)
-    try:
-        with lease(storage, name, term_s=30.0):
-            storage.write_text(f"held/{name}", "")
-            while len(storage.list("busy")) + len(storage.list("held")) < 3:  # until the others have tried
-                time.sleep(0.1)
-    except BusyError:
-        storage.write_text(f"busy/{name}", "")
-
-
 def test_of_writers_that_start_together_exactly_one_works(root: str) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_hold, args=(root, f"w{i}")) for i in range(3)]
+    workers = [context.Process(target=hold, args=(root, f"w{i}")) for i in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -268,33 +248,11 @@ def test_a_lease_outlives_a_store_that_fails_while_it_is_renewed(root: str, prox
     assert storage.read_text("lease") == ""
 
 
-def _publish_late(root: str) -> None:
-    """A holder that is stopped in the middle of its work and comes back after its term."""
-    database = RetrievalDatabase("db", root)
-    with lease(database.storage, "slow", term_s=1.0):
-        before = database.current_id()
-        database.storage.write_text("working", "")
-        time.sleep(2.0)
-        try:
-            database.publish(_version("slow"), before)
-            said = "published"
-        except ConflictError as error:
-            said = str(error)
-    database.storage.write_text("said", said)
-
-
-def _version(note: str) -> Version:
-    encoder = EncoderRecord("tiny", 4, "0" * 64, "openclip")
-    index = IndexEntry("i", "exact", "Flat", 1, {"keys": Artifact("k", "0" * 64, 8)})
-    counts = VersionCounts(input=1, ok=1, filtered=0, failed=0, reasons={}, duplicates=0)
-    return Version("db", {"note": note}, encoder, {}, (), index, counts, "drop", "p")
-
-
 @pytest.mark.parametrize("kind", ["disk", "s3"])
 def test_a_holder_that_comes_back_late_can_no_longer_publish(kind: str, root: str, tmp_path: Path) -> None:
     home = root if kind == "s3" else str(tmp_path)
     database = RetrievalDatabase("db", home)
-    process = multiprocessing.get_context("spawn").Process(target=_publish_late, args=(home,))
+    process = multiprocessing.get_context("spawn").Process(target=publish_late, args=(home,))
     process.start()
     while not database.storage.exists("working"):
         time.sleep(0.05)
@@ -304,7 +262,7 @@ def test_a_holder_that_comes_back_late_can_no_longer_publish(kind: str, root: st
     text = json.loads(database.storage.read_text("lease") or "")
     database.storage.write_text("lease", json.dumps({**text, "host": "elsewhere"}))
     with lease(database.storage, "next", wait_s=20, term_s=1.0):
-        database.publish(_version("next"), database.current_id())
+        database.publish(small_version("next"), database.current_id())
         os.kill(process.pid, signal.SIGCONT)
         process.join(60)
     assert "another build published" in (database.storage.read_text("said") or "")
@@ -313,7 +271,7 @@ def test_a_holder_that_comes_back_late_can_no_longer_publish(kind: str, root: st
 
 def test_versions_are_published_read_and_pinned(root: str, proxy: Proxy) -> None:
     database = RetrievalDatabase("db", root)
-    first, second = _version("first"), _version("second")
+    first, second = small_version("first"), small_version("second")
     proxy.order("PUT", "lost", "lost")
     database.publish(first, None)
     database.publish(second, first.id)
@@ -321,7 +279,7 @@ def test_versions_are_published_read_and_pinned(root: str, proxy: Proxy) -> None
     assert database.version(first.id) == first
     assert database.versions() == sorted([first.id, second.id])
     with pytest.raises(ConflictError, match=second.id):
-        database.publish(_version("third"), first.id)
+        database.publish(small_version("third"), first.id)
     assert database.current_id() == second.id
 
 

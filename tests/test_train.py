@@ -174,7 +174,6 @@ def test_texture_wants_an_encoder_of_convolutions(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.process
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     whole, killed = (write_run(tmp_path, name, steps=14, save=0.0) for name in ("whole", "killed"))
     command = [sys.executable, "-c", "from pipeline.cli.train import train_app; train_app()", "autoencoder"]
