@@ -23,6 +23,7 @@ STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty")
 ASKS = ("lscpu", "ldconfig", "uname")  # what libraries ask the machine when they are imported
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray starts no workers that wait for plain tasks
 os.environ.setdefault("RDMPIPE_START_TIMEOUT_S", "600")  # several clusters may start at once on two cores
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -305,7 +305,7 @@ def _on_loopback() -> Iterator[None]:
     from ray._private import ray_constants
 
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    with _variables({name: "0"}):
+    with _variables({name: "0", "RAY_prestart_worker_first_driver": "0"}):  # no workers that wait for plain tasks
         before = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
