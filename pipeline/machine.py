@@ -59,3 +59,11 @@ def import_without(library: str, *absent: str) -> ModuleType:
 
     prepare_torchvision()
     return import_apart((library,), absent)[0]
+
+
+def import_whole(*libraries: str) -> None:
+    """Import the installed ones of these libraries, safe beside `import_without` in another thread (see rdm/imports.py)."""
+    from rdm import imports
+
+    prepare_torchvision()
+    imports.import_whole(*libraries)

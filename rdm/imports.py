@@ -50,6 +50,17 @@ def import_apart(
             return tuple(importlib.import_module(copy + name.removeprefix(library)) for name in names)
 
 
+def import_whole(*libraries: str) -> None:
+    """Import those of the libraries that are installed, before `import` statements that would run beside `import_apart`.
+
+    It waits while another thread hides packages: an import that began meanwhile would find them absent.
+    """
+    with _lock:
+        for library in libraries:
+            if importlib.util.find_spec(library) is not None:
+                importlib.import_module(library)
+
+
 def _installed(library: str) -> str:
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
@@ -91,7 +102,7 @@ def _absent(names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -15,6 +15,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the server's process needs no pytest
+    import pytest
 
 BUCKET = "homes"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -168,6 +172,20 @@ class Proxy:
                 pass
 
         return Handler
+
+
+@contextlib.contextmanager
+def proxied(server: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Proxy]:
+    """A proxy in front of the server, which this process's stores use, with a cache of its own."""
+    made = Proxy(server)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
+    monkeypatch.setenv("RDMPIPE_CACHE", str(cache))
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 if __name__ == "__main__":

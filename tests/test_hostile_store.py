@@ -16,7 +16,7 @@ from pipeline.maintenance import check_database, list_versions
 from pipeline.retrieval import QueryRequest, run_query
 from tests.attempts import tried
 from tests.builds import folder_of, manifest_of, quiet_build
-from tests.s3server import BUCKET, KEYS, Proxy, s3_server
+from tests.s3server import BUCKET, Proxy, proxied, s3_server
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -27,14 +27,8 @@ Ended = dict[str, BaseException | str]  # by filter: the version that was publis
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    with s3_server() as server:
-        made = Proxy(server)
-        for name, value in KEYS.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
-        monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / "cache"))
+    with s3_server() as server, proxied(server, monkeypatch, tmp_path / "cache") as made:
         yield made
-        made.close()
 
 
 def test_two_builds_at_once_publish_one_after_the_other(proxy: Proxy, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+
+from rdm.imports import import_apart, import_whole
 
 REPO = Path(__file__).parent.parent
 
@@ -40,3 +44,28 @@ def test_encoder_and_model_load_nothing_that_they_do_not_use_and_leave_whole_lib
         "cpu torch.float32",
         "True True diffusers.models.unets.unet_2d_condition",
     ]
+
+
+def test_a_copy_finds_packages_absent_and_another_thread_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_library").mkdir()
+    (tmp_path / "slow_library" / "__init__.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "time.sleep(0.2)\n"
+        "try:\n    import slow_companion\n    found = True\nexcept ImportError:\n    found = False\n"
+    )
+    (tmp_path / "slow_companion.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    copies = []
+    thread = threading.Thread(target=lambda: copies.extend(import_apart(["slow_library"], ["slow_companion"])))
+    thread.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.001)
+    import_whole("slow_companion")  # waits for the copy
+    thread.join()
+    assert copies[0].__name__ == "apart_slow_library" and not copies[0].found
+    assert "slow_companion" in sys.modules and "slow_library" not in sys.modules
+    for name in ("slow_companion", "apart_slow_library"):
+        del sys.modules[name]

@@ -24,7 +24,7 @@ from pipeline.retrieval import QueryRequest, run_query
 from pipeline.storage import Storage, lease
 from tests.builds import folder_of, manifest_of, quiet_build
 from tests.generations import quiet_generate, save_model
-from tests.s3server import BUCKET, KEYS, Proxy, s3_server
+from tests.s3server import BUCKET, Proxy, proxied, s3_server
 from tests.stages import shards, stage
 from tests.writers import count_up, hold, publish_late, small_version
 
@@ -39,13 +39,8 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    made = Proxy(server)
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
-    monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / "cache"))
-    yield made
-    made.close()
+    with proxied(server, monkeypatch, tmp_path / "cache") as made:
+        yield made
 
 
 @pytest.fixture

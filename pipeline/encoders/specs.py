@@ -183,11 +183,12 @@ def import_open_clip(whole: bool = False) -> Any:
 
     whole: with timm and transformers, which some architectures need and which take seconds to import.
     """
-    from pipeline.machine import import_without, prepare_torchvision
+    from pipeline.machine import import_whole, import_without
 
+    optional = ("timm", "transformers")
     if not whole:
-        return import_without("open_clip", "timm", "transformers")
-    prepare_torchvision()
+        return import_without("open_clip", *optional)
+    import_whole(*optional, "open_clip")
     import open_clip
 
     return open_clip

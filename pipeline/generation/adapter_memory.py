@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pipeline.generation.adapter_families import quiet
 from pipeline.generation.adapter_files import Shapes, place_of
 from pipeline.generation.kinds import torch_dtype
-from pipeline.machine import prepare_torchvision
+from pipeline.machine import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ def _meta(folder: Path) -> Network:
     """A network of diffusers on the meta device, of the class that its config names."""
     import torch
 
-    prepare_torchvision()
+    import_whole("accelerate", "peft", "transformers", "diffusers")
     import diffusers
 
     named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
@@ -146,6 +146,8 @@ def _bytes(network: torch.nn.Module) -> int:
 def _text_parameters(base: Path) -> list[int]:
     """Numbers in each text encoder."""
     import torch
+
+    import_whole("transformers")
     import transformers
 
     counts = []

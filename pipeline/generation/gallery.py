@@ -72,6 +72,7 @@ def page(title: str, data: Data) -> str:
         "style_hash": _policy_hash(style),
         "script": script,
         "script_hash": _policy_hash(script),
+        "detail": (assets / "detail.html").read_text("utf-8"),
         "data": text,
     }
     template = (assets / "gallery.html").read_text("utf-8")

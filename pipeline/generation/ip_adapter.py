@@ -38,7 +38,7 @@ from pipeline.generation.patches import PatchTower, count_numbers, load_tower, p
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from pipeline.generation.sampling import known
 from pipeline.installation import require
-from pipeline.machine import prepare_torchvision
+from pipeline.machine import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -277,7 +277,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     import torch
 
     require("sd", f"model {info.name!r}")
-    prepare_torchvision()
+    import_whole("accelerate", "peft", "transformers", "diffusers")
     import diffusers
 
     folder = Path(info.folder)

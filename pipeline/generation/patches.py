@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ModelError
 from pipeline.images import DRAFT_SIDE, decode
+from pipeline.machine import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,8 @@ def patch_count(folder: Path, name: str) -> int:
 def count_numbers(folder: Path, name: str) -> int:
     """Numbers in the tower's weights, counted on the meta device. Raises ModelError."""
     import torch
+
+    import_whole("transformers")
     import transformers
 
     kind = getattr(transformers, TOWERS[str(_config(folder, name)["model_type"])][0])
@@ -102,6 +105,7 @@ def _number(config: dict[str, object], key: str) -> int:
 
 def load_tower(folder: Path, precision: torch.dtype, device: torch.device, name: str) -> PatchTower:
     """The tower in this folder. Raises ModelError."""
+    import_whole("transformers")
     import transformers
 
     network, processor = TOWERS[str(_config(folder, name)["model_type"])]

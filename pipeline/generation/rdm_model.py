@@ -19,7 +19,6 @@ from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_me
 from pipeline.generation.previews import current_watcher
 from pipeline.generation.requests import NEIGHBOURS, PictureRequest
 from pipeline.generation.sampling import Sampling, known
-from pipeline.machine import prepare_torchvision
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,6 @@ def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInf
 
 def check_scheduler(name: str, dashes: str) -> None:
     """Raise ModelError for a diffusers scheduler, or a spacing of its times, that the installed diffusers does not have."""
-    prepare_torchvision()
     from rdm.errors import RDMError
     from rdm.schedule import Schedule
     from rdm.schedulers import make_scheduler

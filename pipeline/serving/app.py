@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from pipeline.errors import ConfigError, RdmpipeError
+from pipeline.errors import ConfigError
 from pipeline.installation import asset, version
 from pipeline.serving import openapi
 from pipeline.serving.api import ENDPOINTS, Server, answer_json, bound, not_found
@@ -59,6 +59,7 @@ def create_app(options: ServeOptions, server: Server | None = None) -> Starlette
 
     async def index(_: Request) -> Response:
         page = asset("browse", "index.html").read_text("utf-8")
+        page = page.replace("{{detail}}", asset("detail.html").read_text("utf-8"))
         page = page.replace("{{session}}", html.escape(running.session)).replace("{{version}}", html.escape(version()))
         return HTMLResponse(page, headers={"cache-control": "no-store"})
 
@@ -154,5 +155,4 @@ def _prepare(server: Server) -> None:
             "pictures and needs no network"
         )
     opened = server.library.current(name or listed[0])
-    with contextlib.suppress(RdmpipeError):
-        server.encoders.get(opened.version.encoder)
+    server.encoders.get(opened.version.encoder)
