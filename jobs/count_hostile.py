@@ -42,7 +42,7 @@ CLASSES = {
     "kills": ("test_hostile_kills",),
     "two builds on one store": ("test_hostile_store",),
     "sockets of a Ray cluster": ("test_ray_sockets",),
-    "relatives of all of these": ("test_hostile_siblings",),
+    "variants of all of these": ("test_hostile_siblings",),
     "parsers, seeded slice": ("test_fuzz",),
 }
 
