@@ -10,13 +10,13 @@
     run = rdmpipe.generate("a castle by the sea", db="atelier-ukiyo_e", steps=12, sampler="unipc")
     run.table, run.folder, run.show()
 
-Each function does what the command of the same purpose does, with the same defaults, files and errors: `build` is `rdmpipe
-build-index`, `open(...).search` is `rdmpipe search`. All databases, runs and models live in one folder, the home: the argument
+Each function corresponds to a command, with the same defaults, files and errors: `build` to `rdmpipe
+build-index`, `open(...).search` to `rdmpipe search`. All databases, runs and models are in one folder, the home: the argument
 `home`, else the environment variable RDMPIPE_HOME, else ~/.local/share/rdmpipe.
 
 Importing this module loads neither torch nor any other large library: a function loads what it needs when it is called. Every
-error that is raised on purpose is an `RdmpipeError`. Reads and writes the home; does not promise that an open `Database` may be
-used from several threads at once.
+error that is raised on purpose is an `RdmpipeError`. Reads and writes the home. Does not promise that an open `Database` can be
+used by several threads at once.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ _LAZY: dict[str, str] = {name: "pipeline.errors" for name in __all__ if name.end
 
 
 def _require_own_pipeline() -> None:
-    """Raise ImportError where `import pipeline` would find another module than the package beside this file."""
+    """Raise ImportError if `import pipeline` would find another module than the package beside this file."""
     own = Path(__file__).resolve().with_name("pipeline")
     found = importlib.util.find_spec("pipeline")
     if found is None:
@@ -165,33 +165,33 @@ def build(
     home: str | Path | None = None,
     progress: bool = True,
 ) -> BuildResult:
-    """Build a retrieval database, or go on building it; a finished one is left as it is.
+    """Build a retrieval database, or continue an unfinished build. A finished database is not changed.
 
     Args:
         target: A data set's name (`wikiart`), a manifest (a .toml file), or a folder of pictures.
-        name: What to call the database; empty: the data set's or the folder's name.
+        name: The database's name; empty: the data set's or the folder's name.
         encoder: `mini`, `vit-b-32`, `vit-l-14`, `open_clip:ARCH/TAG`, ...; empty: the manifest's (a folder: `vit-l-14`).
-        images: What is kept of the pictures once they are embedded; empty: a 256-pixel thumbnail where the source can be
+        images: What is kept of the pictures after embedding; empty: a 256-pixel thumbnail if the source can be
             read again, else the pictures.
         where: A SQL expression over the source's columns. Other rows are counted as filtered and neither fetched nor embedded.
-        limit: At most so many rows; 0: all.
+        limit: The largest number of rows to read; 0: all.
         shards: A half-open range of shards, as (0, 200); None: all.
-        refresh: Read the source again; add what is new, remove what is gone, and publish a new version.
-        memory: Bytes, or a size as "4GB": what an approximate index may take while it is built and searched.
-        min_recall: The least recall@19 the index must reach.
+        refresh: Read the source again, add new rows, remove rows that are gone, and publish a new version.
+        memory: Memory limit for building and searching an approximate index: bytes, or a size such as "4GB".
+        min_recall: The lowest recall@19 that is accepted.
         device: auto, cpu, cuda or cuda:N.
         backend: Where the work runs; None: in this process.
-        home: Where databases live; None: RDMPIPE_HOME or the default.
+        home: The folder of databases; None: RDMPIPE_HOME or the default.
         progress: Whether to show progress on standard error or in the notebook.
 
     Returns:
-        How the build ended. `rows in = ok + filtered + failed` always holds.
+        The counts and the published version. `rows in = ok + filtered + failed` always holds.
 
     Raises:
         ManifestError: The target is unknown, or its manifest is wrong.
         SourceError: The source cannot be read.
-        EncoderError: The encoder's weights cannot be had.
-        BudgetError: Memory or disk does not suffice; found out before work starts.
+        EncoderError: The encoder's weights cannot be loaded or downloaded.
+        BudgetError: There is too little memory or disk; raised before work starts.
         StageFailed: Shards failed after their retries. Finished shards are kept: call `build` again.
         IndexBuildError: The index cannot be built, or its recall is below `min_recall`.
     """
@@ -249,10 +249,10 @@ def open(
 
     Args:
         name: A database (`wikiart`), one version of it (`wikiart@3f0c`), or a view (`artbench-baroque`).
-        encoder: Whose vectors are searched, where the database has those of several encoders; empty: its own.
+        encoder: The encoder whose vectors are searched, if the database has vectors of several; empty: its own.
         device: Where the encoder runs: auto, cpu, cuda or cuda:N.
         threads: Threads of a search; 0: all cores of this process.
-        home: Where databases live; None: RDMPIPE_HOME or the default.
+        home: The folder of databases; None: RDMPIPE_HOME or the default.
 
     Returns:
         An open database. Use it as a context manager, or call `close`.
@@ -269,7 +269,7 @@ def open(
 
 
 class Database:
-    """An open database at one version: memory-mapped vectors, and the encoder once a text or a picture was searched for.
+    """An open database at one version: memory-mapped vectors, and the encoder after the first search for a text or a picture.
 
     Made by `open`. The encoder stays in memory, so that a second search takes milliseconds.
     """
@@ -301,11 +301,11 @@ class Database:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The metadata columns by type name: what `where` and `search(...).table` know."""
+        """The metadata columns and their type names: the columns that `where` can use and `search(...).table` has."""
         return dict(self._searcher.columns)
 
     def __len__(self) -> int:
-        """Rows that can be found: with a view, those that its filter lets through."""
+        """The number of rows that a search can find; in a view, the rows that match its filter."""
         rows = self._searcher.matching()
         return len(self._searcher.keys) if rows is None else len(rows)
 
@@ -327,10 +327,10 @@ class Database:
         Args:
             query: A text; a Path of a picture file; the key (int) of a row, which is then left out of the result; or vectors
                 of unit length made by the database's encoder, (D,) for one query or (Q, D) for several.
-            k: How many results for each query. There are min(k, matching rows) of them, always.
-            where: A SQL expression over `columns`, as "year > 1870 AND style = 'Realism'".
-            distinct: Show a picture that occurs several times, byte for byte, once.
-            exact: Scan all matching rows even where the index would be used.
+            k: The number of results for each query. There are always exactly min(k, matching rows).
+            where: A SQL expression over `columns`, such as "year > 1870 AND style = 'Realism'".
+            distinct: Return files that are equal byte for byte only once.
+            exact: Scan all matching rows instead of using an approximate index.
 
         Returns:
             The results, best first.
@@ -373,7 +373,7 @@ class Database:
         return self._encoder().encode_texts(texts)
 
     def picture(self, key: int) -> Image | None:
-        """The stored picture of a row (RGB; the original where it was kept, else the thumbnail); None where it was dropped."""
+        """The stored picture of a row (RGB; the original if it was kept, else the thumbnail); None if it was dropped."""
         from pipeline.database import picture_files
         from pipeline.images import decode
 
@@ -390,7 +390,7 @@ class Database:
 
 @dataclass(frozen=True, repr=False)
 class SearchResult:
-    """What a search found, best first. A notebook renders it as a sheet of pictures."""
+    """The results of a search, best first. A notebook renders them as a contact sheet."""
 
     table: pa.Table
     """One row a result: `key`, `score` (inner product of unit vectors) and the metadata columns. Where several vectors were
@@ -423,7 +423,7 @@ class SearchResult:
         return [found.get(key) for key in keys]
 
     def show(self) -> Image:
-        """A contact sheet: the pictures in reading order, each with its score and what it is. `.save(path)` writes it."""
+        """A contact sheet: the pictures in reading order, each with its score and its metadata. `.save(path)` writes it."""
         from pipeline.retrieval import result_sheet
 
         return result_sheet(self._selection.database, self.table)
@@ -464,33 +464,34 @@ def generate(
     home: str | Path | None = None,
     progress: bool = True,
 ) -> Run:
-    """Make a picture for every prompt, database and copy. Pictures that exist are not made again.
+    """Draw `n` pictures for every prompt and database. Pictures that exist are not drawn again.
 
     Args:
-        prompts: One prompt; a prompt list's path (.csv, .tsv, .parquet, .jsonl, .txt); prompts; or rows as mappings with the
-            columns of a prompt list (`prompt`, `seed`, `k`, `db`, `where`, ...). A row's value comes before an argument's.
-        db: Databases or views that give the neighbours: every prompt with each.
+        prompts: One prompt; the path of a prompt list (.csv, .tsv, .parquet, .json, .jsonl, .xlsx, .txt); several prompts; or
+            rows as mappings with the columns of a prompt list (`prompt`, `seed`, `k`, `db`, `where`, ...). A value in a row
+            overrides the argument.
+        db: Databases or views that give the neighbours; every prompt is used with each.
         model: A model's name or folder; empty: the first that takes the first database's encoder.
         where: A SQL expression: only neighbours that match it.
-        k: Neighbours a picture; None: the model's own number.
+        k: Neighbours of each prompt; None: the model's own number.
         steps: Sampler steps; None: the model's own number (50 for RDMs).
         scale: Guidance scale; None: the model's own.
         sampler: `ddim`, `plms`, `dpmpp_2m` or `unipc`; None: the model's own (`ddim` for RDMs).
         n: Pictures for each prompt and database, with seeds `seed`, `seed + 1`, ...
         seed: Seed of the first picture.
         width, height: Pixels; None: the model's own.
-        negative: A prompt to lead away from.
+        negative: A prompt to avoid.
         image: A picture file to use in place of the prompt's text.
         use: What the picture is conditioned on.
         image_scale: Strength of the neighbours as image prompts; None: the model's own. This and the next two are for models of
             the kind ip-adapter.
-        weighting: How several image prompts count; empty: the model's own.
+        weighting: Weights of the image prompts: `equal`, `similarity` or `mean`; empty: the model's own.
         blocks: Which attention blocks see the image prompts: `all`, or a set of the model's description; empty: its own.
         batch: Pictures at a time; 0: 1 on a CPU, 4 on a GPU.
         device: auto, cpu, cuda or cuda:N.
         out: The run's folder; empty: one in the home, named by prompts and settings.
         backend: Where the work runs; None: in this process.
-        home: Where databases and runs live; None: RDMPIPE_HOME or the default.
+        home: The folder of databases and runs; None: RDMPIPE_HOME or the default.
         progress: Whether to show progress on standard error or in the notebook.
 
     Returns:
@@ -498,11 +499,11 @@ def generate(
 
     Raises:
         PromptError: Rows of the list cannot be used; the message has their line numbers.
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is outside its range.
         ModelError: The model is unknown, or does not take the database's vectors.
         DatabaseError: A database is unknown.
         FilterError: `where` is wrong, or nothing matches it.
-        BudgetError: The memory does not suffice; found out before work starts.
+        BudgetError: There is too little memory; raised before work starts.
         StageFailed: Pictures failed. Finished ones are kept: call `generate` again.
     """
     from pipeline.generation import GenerateConfig, Sampling, prompt_rows
@@ -532,7 +533,7 @@ class Run:
 
     @property
     def table(self) -> pa.Table:
-        """One row a picture: its file, status, prompt, settings and neighbours (keys, scores, captions, licences)."""
+        """One row for each picture: its file, status, prompt, settings and neighbours (keys, scores, captions, licences)."""
         import pyarrow.parquet as pq
 
         return pq.read_table(self.folder / "results.parquet")
@@ -548,7 +549,7 @@ class Run:
         ]
 
     def show(self) -> Image:
-        """The run's contact sheet: a block a prompt, a picture a database and copy."""
+        """The run's contact sheet: a block for each prompt, with its pictures from each database."""
         from PIL import Image as images
 
         return images.open(self.folder / "contact.png")
@@ -568,7 +569,7 @@ def load_model(name: str, *, home: str | Path | None = None) -> RDM:
 
     Args:
         name: A model's name (`rdm-mini`, `rdm-768`), a folder that `save_pretrained` or `rdmpipe convert` wrote, or a Hub id.
-        home: Whose models/ is looked in; None: RDMPIPE_HOME or the default.
+        home: The home whose folder models/ is searched; None: RDMPIPE_HOME or the default.
 
     Raises:
         ModelError: There is no such model, it cannot be read, or it is not an RDM.
@@ -599,7 +600,7 @@ def evaluate(
     home: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure whether swapping the database swaps the style. Takes hours on a CPU; a killed evaluation goes on.
+    """Measure whether swapping the database swaps the style. Takes hours on a CPU; the same call continues a killed evaluation.
 
     Args:
         job: The protocol, a TOML file such as jobs/evaluate-mini.toml; None: the default protocol.
@@ -607,7 +608,7 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         threads: torch threads of the judges.
         backend: Where pictures are made; None: in this process.
-        home: Where databases and evaluations live; None: RDMPIPE_HOME or the default.
+        home: The folder of databases and evaluations; None: RDMPIPE_HOME or the default.
         progress: Whether to show progress on standard error or in the notebook.
 
     Raises:
@@ -643,7 +644,7 @@ class Evaluation:
 
     @property
     def table(self) -> pa.Table:
-        """One row a picture: its aim, its setting and what the judges said."""
+        """One row for each picture: the wanted style and content, the settings and the judges' answers."""
         import pyarrow.parquet as pq
 
         return pq.read_table(self.folder / "pictures.parquet")
@@ -670,7 +671,7 @@ def train(
     Args:
         part: What to train. `rdm`, the denoiser, needs the encoder and the autoencoder of the same run.
         job: The run's TOML file, such as jobs/train-mini.toml.
-        resume: Go on from the last save.
+        resume: Continue from the last save.
         workers: Workers that share each batch, on Ray; 1: this process.
         address: The Ray cluster to use; empty: none.
         progress: Whether to show progress on standard error or in the notebook.

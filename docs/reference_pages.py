@@ -49,8 +49,9 @@ def cli_page() -> str:
         "# Commands",
         "",
         "Results go to standard output, everything else to standard error. With `--json` the last line of standard",
-        "output is one JSON document. Exit codes: 0 done; 1 an error; 2 a wrong option, argument or file; 75 somebody",
-        "else is at work, try again later; 130 interrupted.",
+        "output is one JSON document. Exit codes: 0 done; 1 an error; 2 a wrong option, argument or file; 3 a purge list",
+        "with entries that match no row; 75 another process is writing the same database or run, try again later; 130",
+        "interrupted.",
         "",
     ]
     for path, command in _commands(root, ("rdmpipe",)):

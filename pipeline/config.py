@@ -1,4 +1,4 @@
-"""Strict configuration: TOML tables to frozen dataclasses, and the canonical JSON that every fingerprint is a hash of.
+"""Strict configuration: TOML tables to frozen dataclasses, and the canonical JSON that fingerprints hash.
 
 Errors name the key and the nearest known spelling. Reads TOML files and the environment variables RDMPIPE_HOME and
 RDMPIPE_CACHE. Writes nothing.
@@ -40,13 +40,13 @@ def read_toml(path: Path) -> Table:
     """The table in a TOML file. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # of tomllib: also nesting and numbers of many digits
+    except (OSError, ValueError, RecursionError) as error:  # tomllib raises the last two for nesting and long numbers
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
 
 
 def parse_json(text: str | bytes) -> object:
-    """The JSON value in `text`. Raises ValueError for what is not JSON, and for nesting that Python cannot follow: text of
-    others must not end a process with a RecursionError."""
+    """The JSON value in `text`. Raises ValueError if it is not JSON, or nested too deeply for Python: foreign text
+    must not end a process with a RecursionError."""
     try:
         value: object = json.loads(text)
     except RecursionError:
@@ -58,7 +58,7 @@ def from_mapping(cls: type[T], table: Mapping[str, object], where: str) -> T:
     """Build the frozen dataclass `cls` from a TOML table. Raises one ConfigError that lists every unknown, missing and mistyped
     key.
 
-    `where` names the table in messages, as in `wikiart.toml [source]`.
+    `where` names the table in messages, such as `wikiart.toml [source]`.
     """
     problems: list[str] = []
     made = _table(cls, table, where, problems)
@@ -67,7 +67,8 @@ def from_mapping(cls: type[T], table: Mapping[str, object], where: str) -> T:
 
 
 def checked(hint: type[T], value: object, where: str) -> T:
-    """`value` (as JSON and TOML give it) as the type `hint`: a dataclass, a TypedDict, a tuple of these. Raises ConfigError."""
+    """`value` (as read from JSON or TOML) converted to the type `hint`: a dataclass, a TypedDict, a tuple of these.
+    Raises ConfigError."""
     problems: list[str] = []
     made = _convert(hint, value, where, problems)
     _raise(problems)
@@ -95,7 +96,7 @@ def is_required(field: dataclasses.Field[object]) -> bool:
 
 
 def _table(cls: type, table: object, where: str, problems: list[str]) -> object:
-    """The dataclass `cls` of a table. What is wrong is appended to `problems`; then the value is of no use."""
+    """The dataclass `cls` made from a table. Faults are appended to `problems`; the returned value must then not be used."""
     if not isinstance(table, Mapping):
         problems.append(f"{where}: expected a table, found {type(table).__name__}")
         return None
@@ -118,7 +119,7 @@ def _table(cls: type, table: object, where: str, problems: list[str]) -> object:
 
 
 def _convert(hint: object, value: object, where: str, problems: list[str]) -> object:
-    """`value` as the annotated type; what is wrong goes to `problems`. The only coercions: int to float, list to tuple."""
+    """`value` as the annotated type; faults are appended to `problems`. It only converts int to float and list to tuple."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is typing.Any or hint is object:
         return value
@@ -150,7 +151,7 @@ def _convert(hint: object, value: object, where: str, problems: list[str]) -> ob
 
 
 def _is_looser(hint: type, value: object) -> bool:
-    """Whether Python takes the value for the type but TOML has another type for it: true is no integer, a time is no date."""
+    """Whether the value is of the Python type but not of the TOML type: `true` is not an integer, a time is not a date."""
     return (hint is int and isinstance(value, bool)) or (hint is datetime.date and isinstance(value, datetime.datetime))
 
 
@@ -193,7 +194,7 @@ def _mistyped(where: str, hint: object, value: object) -> str:
 
 
 def canonical_json(value: object) -> str:
-    """Deterministic JSON of plain values and dataclasses. Every hash in a database is a hash of such a text."""
+    """Deterministic JSON of plain values and dataclasses. Every fingerprint in a database is a hash of such a text."""
 
     def plain(item: object) -> object:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
@@ -234,8 +235,8 @@ def parse_size(text: str, where: str = "") -> int:
 def json_schema(*classes: type, given: Sequence[str] = ()) -> dict[str, object]:
     """The JSON Schema (draft 2020-12) of the TOML files that these dataclasses read, for editors that complete and check.
 
-    It has keys, types, choices and defaults. It lacks what a class checks beyond these, such as the range of a number. `given`
-    are required keys that a file may leave out, because its reader fills them in.
+    It has keys, types, choices and defaults. It lacks further checks of a class, such as the range of a number. `given`
+    names required keys that a file may leave out, because its reader sets them.
     """
     definitions: dict[str, Table] = {}
     parts = [_schema_of(cls, definitions) for cls in classes]
@@ -265,7 +266,7 @@ def _schema_of(hint: object, definitions: dict[str, Table]) -> Table:
     if dataclasses.is_dataclass(hint):
         cls = typing.cast("type", hint)
         if cls.__name__ not in definitions:
-            definitions[cls.__name__] = {}  # for classes that name themselves
+            definitions[cls.__name__] = {}  # for classes that contain themselves
             definitions[cls.__name__] = _schema_of_table(cls, definitions)
         return {"$ref": f"#/$defs/{cls.__name__}"}
     if origin is tuple:

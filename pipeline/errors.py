@@ -1,4 +1,4 @@
-"""The exceptions of rdmpipe. Every message says what was expected, what was found, and what to do.
+"""The exceptions of rdmpipe. Every message states what was expected, what was found, and what to do.
 
 RdmpipeError                  every error that rdmpipe raises on purpose; the CLI prints its text and exits with `exit_code`
 |- ConfigError                a TOML file, flag or environment variable that cannot be used
@@ -9,7 +9,7 @@ RdmpipeError                  every error that rdmpipe raises on purpose; the CL
 |- EncoderError               weights that cannot be reached, or an encoder that does not match the database
 |- ModelError                 an RDM that cannot be loaded, or that does not fit the database or the request
 |- DatabaseError              a database that is missing, or that does not fit the request
-|  |- DamagedError            a file of a home that does not hold what it should
+|  |- DamagedError            a file of a home whose content is not what was written
 |  |- BusyError               another process is writing the database
 |  '- ConflictError           another process published first
 |- FilterError                a WHERE expression that is wrong, too large, or not allowed

@@ -1,7 +1,7 @@
-"""This installation: its version, its optional packages, the files that ship with it, and the PYTHONPATH that leads another
-process to the same code.
+"""This installation: its version, its optional packages, the files that ship with it, and the PYTHONPATH with which another
+process imports the same code.
 
-Every path to the project's own files is made here, so that modules can move. Reads package metadata; writes nothing.
+Every path to the project's own files is computed here, so that modules can move. Reads package metadata; writes nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def version() -> str:
 
 
 def require(extra: str, purpose: str) -> None:
-    """Raise ConfigError where a module of an extra is not installed; the message names the pip command.
+    """Raise ConfigError if a module of an extra is not installed; the message gives the pip command.
 
-    `purpose` begins the message, as in `fetching a list of URLs`. Nothing is imported, so this is cheap enough to call before
-    any work starts.
+    `purpose` begins the message, for example `fetching a list of URLs`. Nothing is imported, so this is fast enough to
+    call before any work starts.
     """
     missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
@@ -64,5 +64,5 @@ def data_folder(kind: Literal["manifests", "jobs"]) -> Path:
 
 
 def python_path() -> str:
-    """PYTHONPATH for a process of ours: the folder that holds this `pipeline`, then what PYTHONPATH says now."""
+    """PYTHONPATH for a child process: the folder that holds this `pipeline`, then the present PYTHONPATH."""
     return os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))

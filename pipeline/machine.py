@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def device(name: str = "auto") -> str:
-    """The torch device for a `--device` value: `auto` is the GPU where there is one, else the CPU.
+    """The torch device for a `--device` value: `auto` is the GPU if there is one, else the CPU.
 
     Raises ConfigError for a name that torch does not know and for a GPU that this machine does not have.
     """
@@ -45,7 +45,7 @@ def device(name: str = "auto") -> str:
 
 
 def prepare_torchvision() -> None:
-    """Make `import torchvision` work beside a CPU-only torch. Does nothing where torchvision is imported already."""
+    """Make `import torchvision` work beside a CPU-only torch. Does nothing if torchvision is already imported."""
     if "torchvision" in sys.modules:
         return
     from rdm.torchvision_ops import declare_torchvision_ops
@@ -54,7 +54,7 @@ def prepare_torchvision() -> None:
 
 
 def import_without(library: str, *absent: str) -> ModuleType:
-    """A copy of a library, imported as though the packages `absent` were not installed (see rdm/imports.py)."""
+    """A copy of a library, imported as if the packages `absent` were not installed (see rdm/imports.py)."""
     from rdm.imports import import_apart
 
     prepare_torchvision()
@@ -62,7 +62,8 @@ def import_without(library: str, *absent: str) -> ModuleType:
 
 
 def import_whole(*libraries: str) -> None:
-    """Import the installed ones of these libraries, safe beside `import_without` in another thread (see rdm/imports.py)."""
+    """Import those of these libraries that are installed; safe while another thread runs `import_without` (see
+    rdm/imports.py)."""
     from rdm import imports
 
     prepare_torchvision()

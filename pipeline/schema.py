@@ -21,7 +21,7 @@ OK, FILTERED, FAILED = "ok", "filtered", "failed"
 # Column types that a manifest or a source may use, by their names in manifests and plans.
 TYPES = ("string", "int64", "float64", "bool")
 
-# Columns that every row has, whatever its source. A source's column of the same name becomes source_<name>.
+# Columns that every row has, from any source. A source's column of the same name becomes source_<name>.
 RESERVED = (
     "key",
     "item_id",
@@ -41,7 +41,7 @@ RESERVED = (
     "score",
 )
 
-# The reserved columns that a source may fill in itself, under their own names.
+# The reserved columns that a source may set itself.
 FROM_SOURCE = ("url", "licence", "caption")
 
 # Columns that a manifest's `patches` adds: the key of the picture's first row in its shard, and the crop's x0, y0, x1, y1.
@@ -50,7 +50,7 @@ IMAGE_KEY, PATCH_COORDS = "image_key", "patch_coords"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*")
 
-LONGEST_NAME = 200  # characters; a file name may have 255 bytes, and some are made of a name and more
+LONGEST_NAME = 200  # characters; a file name may have 255 bytes, and some file names append to a name
 
 
 def is_name(text: str) -> bool:
@@ -59,7 +59,7 @@ def is_name(text: str) -> bool:
 
 
 def check_name(text: str) -> str:
-    """`text`, if it can be a name. Every look-up of a database passes here, so that no name leads out of the home.
+    """`text`, if it can be a name. Every look-up of a database calls this, so that no name leads out of the home.
 
     Raises DatabaseError.
     """
@@ -126,7 +126,7 @@ def embedding_schema(columns: Mapping[str, str], dim: int) -> pa.Schema:
     """The schema of embeddings/<encoder>/<shard>.parquet: the image rows, what decoding found, and the unit vector.
 
     phash is the 64-bit perceptual hash as 16 hex digits. width and height are in pixels, after EXIF orientation. norm is the L2
-    norm before normalising. Where status is not ok, vector is all zeros and norm is null: pyarrow 25 writes a null in a
+    norm before normalising. If status is not ok, vector is all zeros and norm is null: pyarrow 25 writes a null in a
     fixed-size list to Parquet but cannot read it back.
     """
     return with_vectors(image_schema(columns), dim)
@@ -168,9 +168,9 @@ def metadata_columns(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_parquet(file: object, columns: Sequence[str] | None = None) -> pa.Table:
-    """One Parquet file (a path or an open file), or these columns of it in their order.
+    """One Parquet file (a path or an open file), or these of its columns in the given order.
 
-    Unlike pyarrow's `read_table`, which imports pandas where it is installed, and takes a folder named `a=b` for a column.
+    pyarrow's `read_table` is not used: it imports pandas if that is installed, and reads a folder named `a=b` as a column.
     Raises pyarrow.ArrowInvalid for a column that is not there.
     """
     import pyarrow as pa

@@ -1,7 +1,7 @@
 """Text from outside (captions, names, errors) made safe to print on a terminal and to open in a spreadsheet.
 
 Reads and writes nothing. A caption can hold escape sequences that clear the screen, write to the clipboard or reorder the
-text around them. `printable` shows such characters as escapes, also when the output is piped, because a pipe often ends on a
+text around them. `printable` shows such characters as escapes, also when the output is piped, because a pipe often ends at a
 terminal.
 """
 
@@ -22,7 +22,7 @@ _UNSAFE = re.compile(
     "\U000e0000-\U000e007f]"
 )
 
-# A cell that begins with one of these is a formula to a spreadsheet; tab and carriage return are skipped by some of them first.
+# Spreadsheets run a cell that begins with one of these as a formula; some of them first skip tabs and carriage returns.
 _FORMULA = re.compile(r"[\t\r\n ]*[=+\-@\uff0b\uff0d\uff1d\uff20]")
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -43,7 +43,7 @@ def _escape(character: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """A JSON document with the same characters as JSON escapes: what a parser reads stays the same."""
+    """A JSON document with the same characters as JSON escapes: a parser reads the same values."""
     return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1] if found[0] not in "\n\t" else found[0], text)
 
 
@@ -82,7 +82,8 @@ class _Escaping(io.TextIOBase):
 def escaped_output() -> Iterator[None]:
     """Escape everything that is printed to standard output and standard error during the block, warnings and logs included.
 
-    What draws on the terminal itself, as a progress bar does, writes to `raw(stream)` and escapes the texts in its drawing.
+    Code that draws on the terminal, such as a progress bar, writes to `raw(stream)` and escapes the texts in its drawing
+    itself.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _Escaping(raw(stream))) for stream in before)

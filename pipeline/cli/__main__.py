@@ -1,4 +1,4 @@
-"""`python -m pipeline.cli`: what units, crontabs and submitted jobs call."""
+"""`python -m pipeline.cli`: systemd units, crontabs and submitted jobs call this."""
 
 from pipeline.cli.app import main
 

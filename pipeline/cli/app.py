@@ -1,4 +1,4 @@
-"""The console script `rdmpipe`. No logic here. Commands import what they need when they run, so `--help` is fast."""
+"""The console script `rdmpipe`. It holds no logic. Commands import what they need when they run, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ for register in (
 
 def main() -> None:
     """Run the command line and end the process."""
-    # OpenMP threads that wait sleep instead of spinning: the decoding pool and other processes need the cores.
+    # Waiting OpenMP threads sleep instead of spinning, because the decoding pool and other processes need the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (
         sys.stdout,
         sys.stderr,
-    ):  # a letter that the terminal's encoding lacks is shown as \\u..., not a traceback
+    ):  # a character that the terminal's encoding lacks is printed as \\u..., without a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -83,7 +83,8 @@ def main() -> None:
 def _leave(code: str | int | None) -> NoReturn:
     """Run Python's exit functions and end the process without the destructors of native libraries.
 
-    Threads of those libraries that still run have aborted finished commands ("terminate called without an active exception").
+    Threads of those libraries that were still running aborted finished commands ("terminate called without an active
+    exception").
     """
     if isinstance(code, str):
         print(code, file=sys.stderr)

@@ -29,7 +29,7 @@ def browse(
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="Address to listen on. Other than this machine's own, every request needs the token.",
+            help="Address to listen on. If it is not a loopback address, every request needs the token.",
             rich_help_panel=SHARING,
         ),
     ] = "127.0.0.1",
@@ -38,7 +38,7 @@ def browse(
         typer.Option(
             "--token",
             metavar="TEXT",
-            help="The token, 16 characters at least (env: RDMPIPE_TOKEN; default: one is made).",
+            help="The token, at least 16 characters (env: RDMPIPE_TOKEN; default: a random one).",
             rich_help_panel=SHARING,
         ),
     ] = "",
@@ -47,7 +47,7 @@ def browse(
         typer.Option(
             "--allow-origin",
             metavar="URL",
-            help="A site whose scripts may use the API, as https://example.org; may be given several times.",
+            help="A site whose scripts may use the API, such as https://example.org; may be repeated.",
             rich_help_panel=SHARING,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def browse(
         bool, typer.Option("--json", help="Print the address as one JSON document.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Look through databases in the browser: search as you type, filter, compare, and see how they were built."""
+    """Browse databases in the web browser: search as you type, filter, compare, and see how they were built."""
     with command():
         from pipeline.installation import require
 

@@ -1,4 +1,4 @@
-"""`rdmpipe build-index`, its stages one by one, and `retry`: parse, configure, call, print.
+"""`rdmpipe build-index`, its stages as separate commands, and `retry`: parse, configure, call, print.
 
 `build-index`, `download`, `embed` and `index` are one function under four names. Each shows only the options that its stages
 use: `_STAGE_OPTIONS` says which stage uses which.
@@ -66,7 +66,7 @@ Images = Annotated[
     typer.Option(
         "--images",
         metavar="WHAT",
-        help="What stays of the pictures: keep, thumbnail (256 pixels) or drop. Default: thumbnail where the source can be "
+        help="What is kept of the pictures: keep, thumbnail (256 pixels) or drop. Default: thumbnail if the source can be "
         "read again, else keep.",
         rich_help_panel=ENCODER,
     ),
@@ -78,13 +78,13 @@ Limit = Annotated[
         "--limit",
         metavar="N",
         parser=whole(0),
-        help="Most rows to read; 0: all. A published database grows to a larger limit.",
+        help="Largest number of rows to read; 0: all. A published database grows to a larger limit.",
         rich_help_panel=SOURCE,
     ),
 ]
 
 Shards = Annotated[
-    str, typer.Option("--shards", metavar="FROM:TO", help="A range of shards, as 0:200.", rich_help_panel=SOURCE)
+    str, typer.Option("--shards", metavar="FROM:TO", help="A range of shards, such as 0:200.", rich_help_panel=SOURCE)
 ]
 
 BaseUrl = Annotated[
@@ -102,7 +102,7 @@ AllowPrivate = Annotated[
     typer.Option(
         "--allow-private",
         metavar="NETWORKS",
-        help="Networks that are not public and may be fetched from, as 10.1.0.0/16.",
+        help="Private networks that may be fetched from, such as 10.1.0.0/16.",
         rich_help_panel=SOURCE,
     ),
 ]
@@ -140,7 +140,10 @@ Batch = Annotated[
 Memory = Annotated[
     str,
     typer.Option(
-        "--memory", metavar="SIZE", help="Memory for building and searching the index, as 4GB.", rich_help_panel=INDEX
+        "--memory",
+        metavar="SIZE",
+        help="Memory for building and searching the index, such as 4GB.",
+        rich_help_panel=INDEX,
     ),
 ]
 
@@ -149,7 +152,7 @@ IndexKey = Annotated[
     typer.Option(
         "--index-key",
         metavar="KEY",
-        help="A faiss index key, as IVF1024,Flat (default: chosen by size and --memory).",
+        help="A faiss index key, such as IVF1024,Flat (default: chosen by size and --memory).",
         rich_help_panel=INDEX,
     ),
 ]
@@ -339,7 +342,7 @@ def _range(text: str) -> tuple[int, int] | None:
     first, colon, last = text.partition(":")
     digits = first.isascii() and last.isascii() and first.isdigit() and last.isdigit() and len(text) < 40
     if not (colon and digits and int(first) < int(last)):
-        raise ConfigError(f"--shards {text!r}: expected a range such as 0:200, the end not included")
+        raise ConfigError(f"--shards {text!r}: expected a range such as 0:200, without its end")
     return int(first), int(last)
 
 

@@ -91,7 +91,7 @@ def purge_command(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove rows for good from all versions and keep them out. Without a list: finish an interrupted purge.
+    """Remove rows permanently from all versions and keep them out. Without a list: finish an interrupted purge.
 
     Entries of a list that match no row are listed, and the exit code is then 3.
     """
@@ -116,14 +116,14 @@ def delete(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a database with all its versions. Runs that were drawn from it stay."""
+    """Remove a database with all its versions. Runs that used it are kept."""
     with command():
         from pipeline.maintenance import delete_database, plan_deletion
 
         planned = plan_deletion(name, home)
         if not yes:
             print(planned.text())
-            typer.confirm("Delete it for good?", abort=True)
+            typer.confirm("Delete it permanently?", abort=True)
         done = delete_database(name, home, wait)
     if as_json:
         print_json(asdict(done))

@@ -20,7 +20,7 @@ def doctor(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Say what can be used and reached here, with the command that adds what is missing. Exit code 1 for a problem."""
+    """Check what can be used and reached here, and print the command that adds what is missing. Exit code 1 for a problem."""
     with command():
         from pipeline.doctor import examine
 

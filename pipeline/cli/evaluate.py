@@ -59,7 +59,7 @@ def evaluate(
         str, typer.Option("--out", metavar="FOLDER", help="Folder of the evaluation (default: in the home).")
     ] = "",
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print its databases, models and numbers of pictures, and stop.")
+        bool, typer.Option("--plan", help="Print the databases, models and numbers of pictures, and stop.")
     ] = False,
     device: Device = "auto",
     threads: Annotated[

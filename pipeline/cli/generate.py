@@ -58,7 +58,12 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    prompts: Annotated[str, typer.Argument(help="A .csv, .parquet, .jsonl or .txt list of prompts, or one prompt.")],
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            help="A list of prompts (.csv, .tsv, .parquet, .json, .jsonl, .xlsx, .txt, or - for standard input), or one prompt."
+        ),
+    ],
     db: Databases = "",
     model: Model = "",
     where: Annotated[

@@ -25,7 +25,7 @@ Dashboard = Annotated[
         "--address",
         metavar="URL",
         envvar="RAY_API_SERVER_ADDRESS",
-        help="Dashboard of the Ray cluster, as http://head:8265.",
+        help="Dashboard of the Ray cluster, such as http://head:8265.",
     ),
 ]
 
@@ -173,7 +173,7 @@ def follow_rayjob(
     slot: Slot = "",
     job: Annotated[str, typer.Option("--job", help="Job file whose schedule gives the slot.")] = "",
 ) -> None:
-    """Create a RayJob from inside a Kubernetes pod and wait for its end; one of the same name is followed."""
+    """Create a RayJob from inside a Kubernetes pod and wait for its end; follow it if one of that name exists."""
     with reported_errors():
         from pipeline.scheduling import create_and_wait
 
@@ -182,7 +182,7 @@ def follow_rayjob(
 
 
 def _load(context: typer.Context, job: str, home: str | None) -> LoadedJob:
-    """The job. Raises ConfigError where its command does not exist, before anything is sent or written."""
+    """The job. Raises ConfigError if its command does not exist, before anything is sent or written."""
     from pipeline.scheduling import load_job, with_home
 
     loaded = with_home(load_job(job), home)

@@ -1,4 +1,4 @@
-"""What every command shares: options, error handling, and how results are printed.
+"""Options that commands share, error handling, and the printing of results.
 
 Results go to standard output, everything else to standard error. With --json the last line of standard output is one
 JSON document.
@@ -85,7 +85,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="inline (this process), ray, or auto (ray where an address is given).",
+        help="inline (this process), ray, or auto (ray if an address is given).",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -101,7 +101,8 @@ Address = Annotated[
 ]
 
 Where = Annotated[
-    str, typer.Option("--where", metavar="SQL", help="One SQL expression over the metadata columns, as 'year > 1870'.")
+    str,
+    typer.Option("--where", metavar="SQL", help="One SQL expression over the metadata columns, such as 'year > 1870'."),
 ]
 
 Device = Annotated[
@@ -136,7 +137,7 @@ Wait = Annotated[
         "--wait",
         metavar="SECONDS",
         parser=decimal(0.0),
-        help="How long to wait while another process writes the same thing.",
+        help="How long to wait while another process writes the same database or run.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -225,14 +226,14 @@ def print_table(
 
 
 def one_of(flag: str, value: str, allowed: Sequence[str]) -> str:
-    """`value`. Raises ConfigError, which names the flag and the words it takes."""
+    """`value`, if it is allowed. Raises ConfigError with the flag and the allowed words."""
     if value not in allowed:
         raise ConfigError(f"{flag} {value!r}: use one of {', '.join(word for word in allowed if word)}")
     return value
 
 
 def which_backend(value: str, address: str) -> Literal["inline", "ray"]:
-    """ray or inline; auto is ray where an address is given or RAY_ADDRESS is set."""
+    """ray or inline; auto is ray if an address is given or RAY_ADDRESS is set."""
     one_of("--backend", value, ("auto", "inline", "ray"))
     if value == "inline" and address:
         raise ConfigError("--backend inline does not use --address; leave one of them out")

@@ -82,7 +82,8 @@ def search(
 
 
 def _is_picture_file(query: str) -> bool:
-    """Whether a query names a picture file: its name is not searched for as words. Raises ConfigError where there is none."""
+    """Whether a query names a picture file, which must not be searched for as words. Raises ConfigError if that file is
+    missing."""
     from pipeline.errors import ConfigError
     from pipeline.sources import is_picture
 
@@ -90,7 +91,7 @@ def _is_picture_file(query: str) -> bool:
         return False
     try:
         is_there = Path(query).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a text that no path can be
+    except (OSError, ValueError, RuntimeError):  # the text cannot be a path
         return False
     if not is_there and " " not in query.strip():
         raise ConfigError(f"{query}: no such file; give the path of a picture, or words that are not the name of one")
@@ -107,7 +108,7 @@ def show(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show one row: all that is known of it, where it comes from, and the rows nearest to it."""
+    """Show one row: its metadata, its source, and the rows nearest to it."""
     with command():
         from pipeline.errors import ConfigError, DatabaseError
         from pipeline.retrieval import show_row
@@ -160,7 +161,7 @@ def status(
 
 
 def list_command(home: Home = None, as_json: Json = False) -> None:
-    """List the databases in the home with their versions, and the views of them."""
+    """List the databases in the home with their versions and views."""
     with command():
         from dataclasses import replace
 
@@ -219,7 +220,7 @@ def manifests(
 
 
 def encoders(as_json: Json = False) -> None:
-    """List the encoders that have a name, and the forms a name can have."""
+    """List the encoders that have a short name, and the other forms of a name."""
     with command():
         from pipeline.encoders import describe_encoders
 
@@ -276,12 +277,12 @@ def gc(
 
 def check(
     name: Annotated[str, typer.Argument(help="A database, or a view of one.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Make again what can be made again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild what can be rebuilt.")] = False,
     device: Device = "auto",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a database with its checksum and counts. The exit code is 1 if a damaged file is left."""
+    """Compare every file of a database with its checksum and counts. The exit code is 1 if a damaged file remains."""
     with command() as progress:
         from pipeline.catalog import base_of
         from pipeline.database import RetrievalDatabase

@@ -70,11 +70,15 @@ def prepare(
     ],
     neighbours_from: Annotated[
         str,
-        typer.Option("--neighbours-from", metavar="DB", help="Where neighbours come from. Empty: the same database."),
+        typer.Option(
+            "--neighbours-from", metavar="DB", help="Database in which neighbours are searched; empty: the same one."
+        ),
     ] = "",
     where: Where = "",
     size: Annotated[int, typer.Option("--size", metavar="N", parser=whole(8), help="Pixels a side.")] = 768,
-    neighbours: Annotated[int, typer.Option("--neighbours", metavar="N", parser=whole(1), help="Of a picture.")] = 20,
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", metavar="N", parser=whole(1), help="Neighbours of each picture.")
+    ] = 20,
     device: Device = "auto",
     home: Home = None,
     backend: BackendOption = "auto",
