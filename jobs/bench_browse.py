@@ -126,7 +126,7 @@ def served(home: Path, name: str) -> Iterator[int]:
 def ask(
     port: int, name: str, text: str, k: int = 60, where: str = "", connection: Connection | None = None
 ) -> dict[str, object]:
-    """One search. Raises OSError where the server does not answer."""
+    """One search. Raises OSError if the server does not answer."""
     own = connection or Connection("127.0.0.1", port, timeout=120)
     body = json.dumps({"databases": [name], "parts": [{"text": text}], "k": k, "where": where})
     own.request("POST", "/api/search", body, {"content-type": "application/json"})

@@ -169,7 +169,7 @@ def log_of(museum: Museum) -> dict[str, object]:
 
 
 def museums(pictures: int, folder: Path) -> dict[str, object]:
-    """Both runs, each against museums of its own. Raises AssertionError where a limit or a count was not kept."""
+    """Both runs, each against museums of its own. Raises AssertionError if a limit or a count was not kept."""
     ours = collection(pictures)
     with served(ours.museums) as urls:
         found, hosts, seconds = polite(ours.addresses(urls), folder)

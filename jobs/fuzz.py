@@ -1,4 +1,4 @@
-"""Fuzz the parsers of what others write: does any input end in anything but a result or an error of ours?
+"""Fuzz the parsers of what others write: does any input end in anything but a result or an RdmpipeError?
 
     python jobs/fuzz.py --minutes 10 [--seed 0] [--only tar,npz] [--json]
 
@@ -44,7 +44,7 @@ class Figures:
     parser: str
     inputs: int = 0
     parsed: int = 0
-    refused: int = 0  # an error of ours
+    refused: int = 0  # an RdmpipeError
     slowest_s: float = 0.0
     findings: list[str] = field(default_factory=list)
 
@@ -386,7 +386,7 @@ def fuzz(
                 figures.refused += 1
             except _TooSlowError:
                 figures.findings.append(f"stopped after {slow:g} s: {data[:300]!r}\n{traceback.format_exc(limit=-6)}")
-            except Exception:  # a finding: it is listed, and the run goes on
+            except Exception:  # a finding: it is listed, and the run continues
                 figures.findings.append(f"{data[:300]!r}\n{traceback.format_exc(limit=-6)}")
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)

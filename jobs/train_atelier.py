@@ -1,4 +1,5 @@
-"""Train a small denoiser on pictures that the atelier draws meanwhile: one process draws, one trains, both go on after a stop.
+"""Train a small denoiser on pictures that the atelier draws meanwhile: one process draws, one trains, both continue
+after a stop.
 
     python jobs/train_atelier.py draw DATA named --chunks 8        # the ten styles; also: random (styles without a name)
     python jobs/train_atelier.py real DATA '../shared/data/styles/*.parquet' --held-out openmoji,unifont
@@ -9,7 +10,7 @@
 more every three minutes. The loss is the error of v, whatever the network predicts, over times with a normal logit. A
 picture's neighbours are those of its caption's vector among other pictures of its style, as retrieval finds them; text,
 neighbours or both are dropped with 0.1 each. RUN holds state.pt (weights, average, optimizer, step), constant.pt (the same
-before the rate began to fall: go on from there with `start=`) and log.csv with the held-out error at six noise levels.
+before the rate began to fall: continue from there with `start=`) and log.csv with the held-out error at six noise levels.
 
 Why it is not `rdmpipe train rdm`: that keeps all pictures in memory, finds neighbours once by image vectors, and has no
 held-out loss. What it shares with it is the model folder at the end.
@@ -63,7 +64,7 @@ class Options:
     until           the hour (18:30) at which the rate has fallen to zero, over decay_minutes
     seconds, steps  in its place: of processor time, falling over the share decay; so many steps at a constant rate
     own             share of the groups whose neighbours are of one style
-    start           a state to go on from in a new run
+    start           a state to continue from in a new run
     """
 
     prediction: str = "v_prediction"

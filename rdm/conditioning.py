@@ -20,7 +20,7 @@ from rdm.errors import RequestError
 
 
 class Context(NamedTuple):
-    """tokens (B, T, D), and mask (B, T) of weights, or None where every token has weight 1."""
+    """tokens (B, T, D), and mask (B, T) of weights, or None if every token has weight 1."""
 
     tokens: Tensor
     mask: Tensor | None
@@ -39,7 +39,7 @@ def assemble(
     prompt      (B, D): text or image vectors, which share one space; or None for neighbours alone
     neighbours  (B, k, D), or B tensors (k_i, D) of unequal k_i (None: no neighbours), or None for prompts alone
     norms       the neighbours' norms, (B, k) or B tensors (k_i,), where `neighbours` are unit vectors and the model takes
-                vectors as the encoder gave them (context_norm "raw"); None where they already have those norms
+                vectors as the encoder gave them (context_norm "raw"); None if they already have those norms
     prompt_weight   the weight of the prompt's token; a neighbour's is 1
 
     context_norm "unit" normalises every token; "raw" leaves the prompt's token as given. Raises RequestError.
@@ -117,7 +117,7 @@ def without_masked(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def mask_bias(tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask's addition to the logits of attention: the log of the weights, (B, T), or None where all weights are 1."""
+    """The mask's addition to the logits of attention: the log of the weights, (B, T), or None if all weights are 1."""
     if mask is None:
         return None
     if mask.shape != tokens.shape[:2]:

@@ -38,7 +38,7 @@ class RDMConfig:
     context_norm        "unit": context tokens are unit vectors; "raw": as the CLIP encoder gave them
     null_context        what stands for "no condition": "zeros"
     encoder             name of the CLIP encoder whose vectors the model takes
-    max_neighbours      most neighbours it takes beside the prompt's token; default_k: how many when nobody says
+    max_neighbours      most neighbours it takes beside the prompt's token; default_k: how many by default
     """
 
     name: str

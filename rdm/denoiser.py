@@ -80,7 +80,7 @@ def prepare(
 
 
 def pool(context: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(R, 2 D): the first token that counts (the prompt's, where there is one) and the mean of all.
+    """(R, 2 D): the first token that counts (the prompt's, if there is one) and the mean of all.
 
     context (R, T, D), bias (R, T) on the tokens' logits as rdm.conditioning.mask_bias gives it, or None.
     """

@@ -194,7 +194,7 @@ def _read_weights(part: Path) -> dict[str, Tensor]:
 def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstStage) -> None:
     """Write the model. Existing files of the same names are replaced one by one; mapped ones stay readable.
 
-    Raises CheckpointError where `folder` is a file.
+    Raises CheckpointError if `folder` is a file.
     """
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; a model is a folder: name another, or remove the file")

@@ -98,7 +98,7 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
 
 def require_bounded(path: Path) -> None:
-    """Raise CheckpointError where the file is no checkpoint, or its pickle is too large or too deep to be read safely."""
+    """Raise CheckpointError if the file is no checkpoint, or its pickle is too large or too deep to be read safely."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

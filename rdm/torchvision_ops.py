@@ -18,7 +18,7 @@ _libraries: list[torch.library.Library] = []  # the operators exist as long as t
 
 @cache
 def declare_torchvision_ops() -> None:
-    """Declare `torchvision::nms` and `torchvision::qnms` where they are missing and cannot be loaded."""
+    """Declare `torchvision::nms` and `torchvision::qnms` if they are missing and cannot be loaded."""
     if torch.version.cuda is not None or torch.version.hip is not None or hasattr(torch.ops.torchvision, "nms"):
         return
     spec = importlib.util.find_spec("torchvision")

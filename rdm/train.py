@@ -234,7 +234,7 @@ class _Ledger:
         self.bad = torch.where((seen == 0) & ~fine, step + 1, seen)
 
     def check(self) -> None:
-        """Raise DivergedError where a step since the start was not finite."""
+        """Raise DivergedError if a step since the start was not finite."""
         if self.bad is None or not (bad := int(self.bad)):
             return
         kept = f"{self.folder / STATE} holds step {self.saved}" if self.saved else "nothing was saved before it"
@@ -292,7 +292,7 @@ def _load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, sm
 
 
 def read_average(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """The step and the averaged weights of the last save. Raises CheckpointError where there is none."""
+    """The step and the averaged weights of the last save. Raises CheckpointError if there is none."""
     path = folder / STATE
     if not path.exists():
         raise CheckpointError(f"{path} is missing: train this part first")
@@ -301,7 +301,7 @@ def read_average(folder: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The rows of a curve.csv: `step`, means, `rate` and `seconds` by name. An empty list where there is no file."""
+    """The rows of a curve.csv: `step`, means, `rate` and `seconds` by name. An empty list if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as handle:

@@ -34,7 +34,7 @@ AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
 
 @dataclass(frozen=True)
 class Target:
-    """A manifest, how many shards and rows it has, and what an undisturbed build of it gives."""
+    """A manifest, how many shards and rows it has, and what an uninterrupted build of it gives."""
 
     manifest: str
     shards: int

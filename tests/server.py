@@ -43,7 +43,7 @@ class Fault:
 @dataclass
 class Server:
     folder: Path
-    token: str = ""  # data sets need it where it is set
+    token: str = ""  # data sets need it if it is set
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     faults: dict[str, list[Fault]] = field(default_factory=dict)

@@ -69,7 +69,7 @@ def test_a_foreign_pipeline_is_named_with_a_fix_that_works(tmp_path: Path, forei
 
 
 def test_a_notebook_without_ipywidgets_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """rich draws in notebooks through ipywidgets; where it is absent, progress falls back to plain lines."""
+    """rich draws in notebooks through ipywidgets; if it is absent, progress falls back to plain lines."""
     from pipeline.execution import progress
 
     shell = type("ZMQInteractiveShell", (), {})

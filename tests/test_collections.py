@@ -549,7 +549,7 @@ def test_tars_by_any_name_are_read_and_concatenated_ones_whole(tmp_path: Path, h
 # ---- every reader, and files made by other programs
 
 
-# What else writes pictures, where it is installed: the command, and suffixes that it takes for formats.
+# What else writes pictures, if it is installed: the command, and suffixes that it takes for formats.
 PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "magick": (
         ["convert", "{input}", "{output}"],

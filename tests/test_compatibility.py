@@ -1,4 +1,4 @@
-"""A home that version 0.1 wrote opens, searches and goes on as before: tests/fixtures/v0_1, by the command line alone.
+"""A home that version 0.1 wrote opens, searches and continues as before: tests/fixtures/v0_1, by the command line alone.
 
 Names, keys, counts, plans, metadata and files that have to stay are compared exactly everywhere. Numbers that a processor
 computes (vectors, pixels, weights) are compared exactly where processor and libraries are those of the recording, and with

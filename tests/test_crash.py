@@ -36,7 +36,7 @@ def _cases(count: int) -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
-    """A manifest, and what an undisturbed build of it gives."""
+    """A manifest, and what an uninterrupted build of it gives."""
     root = tmp_path_factory.mktemp("crash")
     manifest = manifest_of(root / "mine.toml", folder_of(root / "pictures", SHARDS * SHARD_ROWS), shard_rows=SHARD_ROWS)
     quiet_build(manifest, home=str(root / "undisturbed"), threads=1)

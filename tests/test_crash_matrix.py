@@ -1,7 +1,7 @@
 """The crash matrix, `make test-crash`: blows at ten seeded points a stage to driver, worker and actor.
 
-Whatever is visible in between is whole, nothing finished is done again, and the result is that of an undisturbed build.
-The blows of a stage fall on one build in succession, each on the run that goes on after the one before.
+Whatever is visible in between is whole, nothing finished is done again, and the result is that of an uninterrupted build.
+The blows of a stage fall on one build in succession, each on the run that continues after the one before.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def line(tmp_path: Path, home: Path) -> Iterator[Wire]:
 
 
 def test_a_cut_network_at_many_points(line: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Down for a second, the build rides it out; down for longer than it waits, it says so and goes on when run again."""
+    """Down for a second, the build rides it out; down for longer than it waits, it says so and continues when run again."""
 
     def run(place: str, backend: Backend | None = None) -> Path:
         monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / place / "cache"))  # or nothing would be asked for again

@@ -1,4 +1,4 @@
-"""A whole evaluation of a tiny model: what it leaves, that its numbers are those of its rows, that a killed one goes on."""
+"""A whole evaluation of a tiny model: what it leaves, that its numbers are those of its rows, that a killed one continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small seeded slice of jobs/fuzz.py: no input ends in anything but a result or an error of ours."""
+"""A small seeded slice of jobs/fuzz.py: no input ends in anything but a result or an RdmpipeError."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Homes that cannot be written, are reached through links, run out of disk or belong to another user.
 
-Every command ends with its work done or with an error of ours; what it leaves is whole; the same command then does its work.
+Every command ends with its work done or with an RdmpipeError; what it leaves is whole; the same command then does its work.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def filled(disk: Path, free: int) -> None:
 
 
 def full_disks(base: Path, disk: Path, tmp_path: Path, command: str, seeds: range) -> tuple[int, int]:
-    """(tried, ended with an error) over seeded amounts of free space. Raises AssertionError where one did not hold."""
+    """(tried, ended with an error) over seeded amounts of free space. Raises AssertionError if one did not hold."""
     failed = 0
     begins = base / "home" if command != "build" else None
     whole = tmp_path / f"whole {command}"

@@ -158,7 +158,7 @@ def look(home: Path, command: str) -> None:
 
 
 def blows(root: Path, tmp_path: Path, command: str, points: range) -> tuple[int, int]:
-    """(blows that fell before the end, points tried), each on a home of its own; every one ends as an undisturbed run."""
+    """(blows that fell before the end, points tried), each on a home of its own; every one ends as an uninterrupted run."""
     whole, warm = tmp_path / "whole", tmp_path / "warm"
     begin(root, warm, command)
     killed(command, root, warm, 300.0)  # the first process of the server takes longer than the others

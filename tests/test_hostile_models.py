@@ -1,4 +1,4 @@
-"""Checkpoints, model descriptions and .npz files that others wrote: an error of ours, or tensors; no crash, no bomb."""
+"""Checkpoints, model descriptions and .npz files that others wrote: an RdmpipeError, or tensors; no crash, no bomb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers: exact solutions where they are known, diffusers' schedulers as independent references, odd step counts."""
+"""Samplers: exact solutions if they are known, diffusers' schedulers as independent references, odd step counts."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _SHIFT = 4  # fractional bits of cv2's integer coordinates
 
 
 def rasterise(shapes: list[Shape], side: int) -> tuple[Array, Array]:
-    """The topmost paint at each pixel, (side, side) uint8, 0 where there is none; and the boxes of the shapes.
+    """The topmost paint at each pixel, (side, side) uint8, 0 if there is none; and the boxes of the shapes.
 
     A box is a row of (n, 4) float64: centre x, centre y, half width, half height.
     """
@@ -186,7 +186,7 @@ class Plate:
 
     @cached_property
     def run(self) -> Array:
-        """(size, size) float32 radians: the direction of a brush, along the edge where there is one, else the surface."""
+        """(size, size) float32 radians: the direction of a brush, along the edge if there is one, else the surface."""
         soft = cv2.GaussianBlur(self.grey, (0, 0), max(0.8, self.size / 60))
         gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
         gain = self.size / 64

@@ -26,7 +26,7 @@ class View:
 class Ground:
     """The strip that subjects stand on.
 
-    `far` and `near` are heights in the picture. `shadow` is the colour of a cast shadow, None where nothing casts one (on
+    `far` and `near` are heights in the picture. `shadow` is the colour of a cast shadow, None if nothing casts one (on
     water, in the air). `water` is the colour of the water that a subject floats in.
     """
 

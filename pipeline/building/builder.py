@@ -31,7 +31,7 @@ from pipeline.storage import Artifact, lease
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildSummary:
-    """Build a database, or go on building it. Raises RdmpipeError; what is finished is kept in any case."""
+    """Build a database, or continue building it. Raises RdmpipeError; what is finished is kept in any case."""
     start = time.monotonic()
     manifest, request = settle(request)
     if "embed" in request.stages or "index" in request.stages:

@@ -63,7 +63,7 @@ def choose_plan(
             return _refreshed(database, manifest, request, published, plan, grown)
         return Chosen(plan, request, published.gone)
     if request.retry:
-        database.version()  # says how to build it, or to go on
+        database.version()  # says how to build it, or to continue
     if request.stages == ("index",):
         before = begun(database.name, request.home)
         if before is None:

@@ -120,7 +120,7 @@ def download_shard(
 ) -> Receipt:
     """Read one shard and write its files. Holds a batch of pictures at a time.
 
-    Raises SourceError where the shard cannot be read or is not what was planned, DiskFullError.
+    Raises SourceError if the shard cannot be read or is not what was planned, DiskFullError.
     """
     import pyarrow as pa
 
@@ -227,10 +227,10 @@ def read_spec(source: Source, spec: Spec) -> Iterator[Sample]:
 
 
 def read_images(db: RetrievalDatabase, shard: int, patches: bool = False) -> Iterator[tuple[Row, bytes | None]]:
-    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None where status is not ok. With
+    """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None if status is not ok. With
     `patches`, rows of one image_key share a picture.
 
-    Reads the tar once, front to back. Raises DatabaseError where it is absent or does not hold what the rows say.
+    Reads the tar once, front to back. Raises DatabaseError if it is absent or does not hold what the rows say.
     """
     name = db.image_tar(shard)
     rows = db.read_table(db.image_table(shard)).to_pylist()
@@ -256,7 +256,7 @@ def read_images(db: RetrievalDatabase, shard: int, patches: bool = False) -> Ite
 
 
 def _pictures(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
-    """(key, picture file) of a shard's tar, in order. Raises DatabaseError where it is damaged."""
+    """(key, picture file) of a shard's tar, in order. Raises DatabaseError if it is damaged."""
     for member in tar_members(handle, where, DatabaseError):
         key = picture_key(member)
         if key >= 0:

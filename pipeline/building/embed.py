@@ -210,7 +210,7 @@ def embed_shard(
     shard: Shard,
     on_timing: Callable[[Timing], None] | None = None,
 ) -> Receipt:
-    """Embed one shard and write its files. Raises DatabaseError where its pictures are absent or damaged, DiskFullError."""
+    """Embed one shard and write its files. Raises DatabaseError if its pictures are absent or damaged, DiskFullError."""
     import torch
 
     config = config.for_machine()
@@ -250,7 +250,7 @@ def embed_shard(
 class _Batches:
     """Batches on their way through the model. A GPU works on one while the next is gathered.
 
-    `takes_turns`: decoding waits while the model runs, where there is no core for it: one stalled thread of the model stalls
+    `takes_turns`: decoding waits while the model runs, if there is no core for it: one stalled thread of the model stalls
     all.
     """
 

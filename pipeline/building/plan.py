@@ -42,7 +42,7 @@ class BuildPlan:
 
 
 def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) -> BuildPlan:
-    """List the source's shards into the database. Raises SourceError where the source is empty or cannot be listed."""
+    """List the source's shards into the database. Raises SourceError if the source is empty or cannot be listed."""
     return save_plan(
         db, listed(source, options), source.columns(), source.revision(), part_of(options), source.left_out
     )
@@ -71,7 +71,7 @@ def save_plan(
     options: PlanOptions,
     left_out: Callable[[], Mapping[str, int]] | None = None,
 ) -> BuildPlan:
-    """Write a plan, streaming, its header last. Raises SourceError where there are no shards.
+    """Write a plan, streaming, its header last. Raises SourceError if there are no shards.
 
     `left_out` is called when the shards are listed: it counts the files of the source that are no rows.
     """

@@ -45,7 +45,7 @@ def plan_refresh(
 ) -> Refresh:
     """Compare the source with the published plan. `grown`: a larger part of the source is wanted than the plan has.
 
-    Raises DatabaseError where the source lost a column.
+    Raises DatabaseError if the source lost a column.
     """
     revision, blocked = source.revision(), read_block_list(db.storage)
     same_source = bool(revision) and revision == old.revision and not grown
@@ -111,7 +111,7 @@ def _holds_blocked(db: RetrievalDatabase, shard: Shard, blocked: BlockList, gone
 
 
 def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise DatabaseError where the source lost a column that the database has.
+    """Raise DatabaseError if the source lost a column that the database has.
 
     A database keeps the columns and the types that it was built with: new columns of the source are left out, and values are
     stored as the old type where they fit it.

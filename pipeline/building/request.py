@@ -62,7 +62,7 @@ class IndexSummary(TypedDict, total=False):
 
 
 class HostCounts(TypedDict):
-    """What one host was asked and what came of it. `set_aside`: why it was given up; empty where it was not."""
+    """What one host was asked and what came of it. `set_aside`: why it was given up; empty if it was not."""
 
     requests: int
     ok: int
@@ -77,7 +77,7 @@ class BuildSummary:
     """How a build ended: input = ok + filtered + failed, `reasons` counts filtered and failed rows by reason."""
 
     name: str
-    version: str  # empty where the build was to stop before the index
+    version: str  # empty if the build was to stop before the index
     input: int
     ok: int
     filtered: int
@@ -158,7 +158,7 @@ def _recall_words(kind: str, k: int, measured: Mapping[str, object]) -> str:
 def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
     """The manifest, and the request with all that was left open filled in: from the database's beginning, else defaults.
 
-    Raises DatabaseError where a published database was built otherwise: its rows cannot be mixed with others.
+    Raises DatabaseError if a published database was built otherwise: its rows cannot be mixed with others.
     """
     before = begun(request.name or request.target, request.home)
     try:
@@ -231,7 +231,7 @@ def _place(source: Mapping[str, object]) -> str:
 
 
 def begun(name: str, home: str | None) -> Table | None:
-    """What a database's first build wrote down, or None where there is no such database."""
+    """What a database's first build wrote down, or None if there is no such database."""
     if not NAME.match(name):
         return None
     database = RetrievalDatabase(name, home)
@@ -244,7 +244,7 @@ def begun(name: str, home: str | None) -> Table | None:
 
 
 def manifest_of(database: RetrievalDatabase) -> Manifest:
-    """The manifest that a database was built from. Raises DatabaseError where there is none."""
+    """The manifest that a database was built from. Raises DatabaseError if there is none."""
     before = begun(database.name, database.home)
     if before is None:
         raise DatabaseError(f"database {database.name!r} has no manifest.json; build it with `rdmpipe build-index`")

@@ -40,7 +40,7 @@ def plan_retry(
     gone_before: frozenset[int],
     shard_rows: int,
 ) -> Retry:
-    """Plan another attempt at the version's failed rows. Raises ConfigError where the source is not a list of URLs."""
+    """Plan another attempt at the version's failed rows. Raises ConfigError if the source is not a list of URLs."""
     if not isinstance(source, FetchingSource):
         raise ConfigError(
             f"database {db.name!r} is not made from a list of URLs: a failed row fails again until its source is fixed. Fix "

@@ -24,7 +24,7 @@ def for_second_encoder(request: BuildRequest) -> BuildRequest:
     """The request that builds NAME_ENCODER from the pictures of a published NAME, or brings it up to date; any other request as
     it is.
 
-    Raises DatabaseError where NAME does not keep its pictures.
+    Raises DatabaseError if NAME does not keep its pictures.
     """
     if not request.encoder or request.name:
         return request
@@ -55,7 +55,7 @@ def for_second_encoder(request: BuildRequest) -> BuildRequest:
 def _left_out(database: RetrievalDatabase, version: Version, encoder: str) -> BlockList:
     """What of the kept pictures is no part of the database: purged rows, and pictures of rows that were removed since.
 
-    Raises DatabaseError where only the metadata of a row changed: its old picture cannot be told from the new one.
+    Raises DatabaseError if only the metadata of a row changed: its old picture cannot be told from the new one.
     """
     blocked = read_block_list(database.storage)
     gone = set(gone_keys(database, version.gone))

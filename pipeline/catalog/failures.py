@@ -28,7 +28,7 @@ class FailedRow:
 
 
 def failed_rows(database: RetrievalDatabase) -> Iterator[FailedRow]:
-    """The failed rows in order of key. Holds one shard at a time. Raises DatabaseError where there is no such database."""
+    """The failed rows in order of key. Holds one shard at a time. Raises DatabaseError if there is no such database."""
     gone: set[int] = set()
     if database.exists():
         version = database.version()

@@ -83,7 +83,7 @@ def manifest_for_path(path: Path, name: str = "", encoder: str = "vit-l-14") -> 
 
     A .parquet file has them in a column `image`; a .tar is a webdataset where its members have captions or metadata of their
     own, else a plain archive; a .csv is a list of addresses; any other file is one picture. A folder of such files alone is
-    read as they are. Raises ManifestError where the name cannot be a database's, SourceError where a file cannot be read.
+    read as they are. Raises ManifestError if the name cannot be a database's, SourceError where a file cannot be read.
     """
     slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.split(".")[0].lower()).strip("_") or "pictures"
     if path.is_dir():

@@ -42,7 +42,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
     names = [*published, *(other for other in known_manifests(home) if other not in published)]
     begun = RetrievalDatabase(base, home).storage.exists("plan")
     if base in names or begun:
-        RetrievalDatabase(base, home).version(pinned)  # raises the error that says how to build it or go on
+        RetrievalDatabase(base, home).version(pinned)  # raises the error that says how to build it or continue
     raise DatabaseError(
         f"no database {base!r} in {database.home}{nearest(base, names)}. Published: {', '.join(published) or 'none yet'}; "
         f"build one with `rdmpipe build-index NAME`"

@@ -22,7 +22,7 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True)
 class Companion:
-    """A database with another encoder's vectors. `version` is None where its first build is not finished."""
+    """A database with another encoder's vectors. `version` is None if its first build is not finished."""
 
     database: RetrievalDatabase
     version: Version | None
@@ -51,7 +51,7 @@ def companions(base: str, home: str | None = None) -> list[Companion]:
 
 
 def main_database(name: str, encoder: str, home: str | None = None) -> str:
-    """The database whose companion `name` is, empty where it is none. `encoder`: whose vectors `name` holds."""
+    """The database whose companion `name` is, empty if it is none. `encoder`: whose vectors `name` holds."""
     base = name.removesuffix(companion_name("", encoder))
     return base if base != name and is_name(base) and RetrievalDatabase(base, home).exists() else ""
 
@@ -59,7 +59,7 @@ def main_database(name: str, encoder: str, home: str | None = None) -> str:
 def with_encoder(selection: Selection, encoder: str) -> Selection | None:
     """The same pictures with the vectors of `encoder`: the selection itself, or its companion's current version.
 
-    None where there is no such database, and where the selection is pinned to a version of another encoder.
+    None if there is no such database, and where the selection is pinned to a version of another encoder.
     """
     if same_encoder(selection.version.encoder.name, encoder):
         return selection
@@ -89,7 +89,7 @@ def resolve_encoded(name: str, encoder: str, home: str | None = None) -> Selecti
 
 
 def difference(asked: Selection, used: Selection) -> str:
-    """What to tell where a companion is used in place of the named database; empty where it is not."""
+    """What to tell where a companion is used in place of the named database; empty if it is not."""
     if asked.database.name == used.database.name:
         return ""
     text = (

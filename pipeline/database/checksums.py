@@ -32,7 +32,7 @@ def list_path(name: str) -> str:
 
 
 def read_list(storage: Storage, name: str) -> list[tuple[str, str]]:
-    """The (sha256, path) pairs of a list; none where there is no list. Raises ValueError for a list that is damaged."""
+    """The (sha256, path) pairs of a list; none if there is no list. Raises ValueError for a list that is damaged."""
     text = storage.read_text(list_path(name))
     if text is None:
         return []
@@ -78,7 +78,7 @@ def write_recorded(storage: Storage, name: str, text: str) -> None:
 
 
 def recorded_problem(storage: Storage, name: str, text: str | None) -> str:
-    """What is wrong with a file that is recorded, given its text; empty where nothing is, or where it is not recorded."""
+    """What is wrong with a file that is recorded, given its text; empty if nothing is, or where it is not recorded."""
     return sum_problem(storage, name, None if text is None else text_sum(text))
 
 

@@ -34,5 +34,5 @@ def record_receipts(db: RetrievalDatabase, version: Version) -> None:
 
 
 def receipt_sums(storage: Storage, version: str) -> Mapping[str, str]:
-    """The checksums of a version's receipts by path; none where there is no list. Raises ValueError."""
+    """The checksums of a version's receipts by path; none if there is no list. Raises ValueError."""
     return {path: checksum for checksum, path in read_list(storage, receipts_list(version))}

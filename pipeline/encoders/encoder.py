@@ -144,7 +144,7 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (B, dim) float32 of unit norm. A text longer than the context is cut off, with a warning.
 
-        Raises EncoderError where the encoder has no text tower.
+        Raises EncoderError if the encoder has no text tower.
         """
         return self.text_vectors(texts)[0]
 
@@ -206,9 +206,9 @@ def _say_untrained(name: str) -> None:
 
 
 def load_encoder(name: str, device: str = "auto", precision: str = "fp32", preprocess: str = "openclip") -> Encoder:
-    """Load the encoder that `name` stands for, for inference. device: auto (cuda where there is one, else cpu), cpu, cuda:1.
+    """Load the encoder that `name` stands for, for inference. device: auto (cuda if there is one, else cpu), cpu, cuda:1.
 
-    Raises EncoderError where the name stands for nothing, where weights cannot be had or do not fit the config, and where a
+    Raises EncoderError if the name stands for nothing, where weights cannot be had or do not fit the config, and where a
     file would need code to be run. Weights are looked for before the network is built.
     """
     import torch
@@ -244,7 +244,7 @@ def load_encoder(name: str, device: str = "auto", precision: str = "fp32", prepr
 def load_recorded(record: EncoderRecord, device: str = "auto") -> Encoder:
     """Load the encoder that made a database's vectors: the way to get one for a database that exists.
 
-    Raises EncoderError where it cannot be had, or where what is found now is another encoder.
+    Raises EncoderError if it cannot be had, or where what is found now is another encoder.
     """
     encoder = load_encoder(record.name, device, record.precision, record.preprocess)
     require_match(record, encoder)
@@ -252,7 +252,7 @@ def load_recorded(record: EncoderRecord, device: str = "auto") -> Encoder:
 
 
 def require_match(record: EncoderRecord, encoder: Encoder) -> None:
-    """Raise EncoderError where vectors of `encoder` and of `record` cannot be compared. Precision may differ."""
+    """Raise EncoderError if vectors of `encoder` and of `record` cannot be compared. Precision may differ."""
     found = encoder.record
     differing = [
         f"{what} {theirs} in the database, {ours} now"

@@ -144,7 +144,7 @@ def _files(name: str, config: str, weights: str) -> EncoderSpec:
 
 
 def check_encoder(name: str) -> None:
-    """Raise EncoderError, before any work, where the encoder's weights or config cannot be had. Downloads no weights."""
+    """Raise EncoderError, before any work, if the encoder's weights or config cannot be had. Downloads no weights."""
     spec = resolve_encoder(name)
     if spec.kind == "hub":
         check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
@@ -159,7 +159,7 @@ def check_encoder(name: str) -> None:
 
 
 def weights_path(spec: EncoderSpec) -> Path | None:
-    """The weights on this disk, downloaded if need be; None: random. Raises EncoderError where they cannot be had."""
+    """The weights on this disk, downloaded if need be; None: random. Raises EncoderError if they cannot be had."""
     if spec.kind == "random":
         return None
     if spec.weights is not None:
@@ -248,7 +248,7 @@ def needs_whole(config: ModelConfig) -> bool:
 def _no_remote_code(config: ModelConfig) -> Iterator[None]:
     """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error.
 
-    Raises ConfigError where the model's text tower or tokenizer is one of transformers', which is optional.
+    Raises ConfigError if the model's text tower or tokenizer is one of transformers', which is optional.
     """
     if {"hf_model_name", "hf_tokenizer_name"} & set(config.text or {}):
         require("hf", "an encoder with a text tower or tokenizer from the Hub")
@@ -348,7 +348,7 @@ def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
 
 
 def _merges(spec: EncoderSpec, name: str) -> Path:
-    """The model's own merges, a gzipped text beside its config. Raises EncoderError where it unpacks to too much."""
+    """The model's own merges, a gzipped text beside its config. Raises EncoderError if it unpacks to too much."""
     if spec.config is None:
         check_hub(spec.name, spec.repo, (name,), spec.revision)
         path = fetch(spec.name, spec.repo, name, spec.revision)

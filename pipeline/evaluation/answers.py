@@ -32,7 +32,7 @@ def pick(rows: Iterable[Score], **wanted: object) -> list[Score]:
 
 
 def measured(rows: Sequence[Score]) -> Measured | None:
-    """Each measure over the rows with its interval; None where there are no rows."""
+    """Each measure over the rows with its interval; None if there are no rows."""
     if not rows:
         return None
     styled = all(row.style_hit is not None for row in rows)

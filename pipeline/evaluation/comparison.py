@@ -1,8 +1,9 @@
 """Several models by one protocol, side by side: the same databases, captions, styles, seeds and judges.
 
 Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder a model
-with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison goes on. A model of another
-encoder finds its vectors beside the database (pipeline/catalog/vectors.py), or in databases that `[[compare]]` names.
+with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison continues. A model
+of another encoder finds its vectors beside the database (pipeline/catalog/vectors.py), or in databases that
+`[[compare]]` names.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def compare(
     config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Comparison]:  # fmt: skip
-    """Evaluate every model of `config.compare`, or go on; the folder and the comparison. Raises RdmpipeError."""
+    """Evaluate every model of `config.compare`, or continue; the folder and the comparison. Raises RdmpipeError."""
     from pipeline.generation import outline_model
     from pipeline.storage import lease
 

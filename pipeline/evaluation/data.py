@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Labelled:
     """N real pictures: pixels (N, 3, S, S) uint8 and texts in `pictures`, keys, and the checksums of their files.
 
-    column and values say how a filter names a content: column = value; empty where every picture is its own.
+    column and values say how a filter names a content: column = value; empty if every picture is its own.
     """
 
     keys: tuple[int, ...]
@@ -41,7 +41,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is asked for. `content` is empty where it is a prompt of the user's own."""
+    """What is asked for. `content` is empty if it is a prompt of the user's own."""
 
     text: str
     content: str = ""
@@ -50,7 +50,7 @@ class Caption:
 def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labelled:
     """The pictures of a database or view that have a picture stored; `most_pictures` of them, by hash of the key.
 
-    Style and caption are empty where the database has no such column. Raises DatabaseError where no picture is stored.
+    Style and caption are empty if the database has no such column. Raises DatabaseError if no picture is stored.
     """
     import torch
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedDatabase:
-    """A database of the evaluation. `rows` is None where it is not published; `command` builds it then."""
+    """A database of the evaluation. `rows` is None if it is not published; `command` builds it then."""
 
     name: str
     encoder: str
@@ -83,7 +83,7 @@ class Forecast:
 
 
 def forecast(config: EvaluateConfig, home: str | None = None) -> Forecast:
-    """The plan of an evaluation. Raises ConfigError where pictures cannot be counted yet, ModelError for an unknown model."""
+    """The plan of an evaluation. Raises ConfigError if pictures cannot be counted yet, ModelError for an unknown model."""
     from pipeline.generation import outline_model
 
     singles = [config.of(one) for one in config.compare] or [config]

@@ -1,9 +1,10 @@
 """Two networks that judge pictures and have no part in making them: one names the style, one finds the caption.
 
-Reads: labelled real pictures. Writes, in a folder each, rdm.train.fit's state and curve: a killed training goes on, a finished
-one is read. Neither shares a weight, a text tower or a seed with the encoder that retrieves, or with the other. The style judge
-is split by content: it is tested on contents that it never saw. The content judge is tested on pictures that it never saw, of
-contents that it may have seen in another style, because it has to know what a caption means before it can judge.
+Reads: labelled real pictures. Writes, in a folder each, rdm.train.fit's state and curve: a killed training continues, a
+finished one is read. Neither shares a weight, a text tower or a seed with the encoder that retrieves, or with the other.
+The style judge is split by content: it is tested on contents that it never saw. The content judge is tested on pictures
+that it never saw, of contents that it may have seen in another style, because it has to know what a caption means before
+it can judge.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def style_reference(panel: Panel, labelled: Labelled, held_out: Sequence[int]) -
 
 @dataclass(frozen=True)
 class Reference:
-    """Pictures with the captions that they are compared with; `styles` as aims, empty where style is not judged."""
+    """Pictures with the captions that they are compared with; `styles` as aims, empty if style is not judged."""
 
     name: str
     pixels: Tensor
@@ -157,7 +157,7 @@ def _distance(mine: Floats, target: Floats, same: Floats | None, others: Sequenc
 
 
 def seed_diversity(groups: Mapping[tuple[str, ...], Floats]) -> float | None:
-    """Mean diversity of the pictures of one prompt and style over the seeds; None where there is one seed."""
+    """Mean diversity of the pictures of one prompt and style over the seeds; None if there is one seed."""
     found = [diversity(features) for features in groups.values() if len(features) > 1]
     return float(np.mean(found)) if found else None
 
@@ -225,7 +225,7 @@ def _take(judged: Judged, rows: Sequence[int]) -> Judged:
 
 
 def _retrieved(study: Study, panel: Panel, swap: Sequence[Score]) -> Retrieved | None:
-    """What the judges say of the first picture of each search; None where none of them is among the labelled ones."""
+    """What the judges say of the first picture of each search; None if none of them is among the labelled ones."""
     place, pictures = study.labelled.rows(), study.labelled.pictures
     firsts = [(row, place.get(row.neighbour_pictures[0])) for row in swap if row.neighbour_pictures]
     found = [(row, at) for row, at in firsts if at is not None]

@@ -120,7 +120,7 @@ def both(one: str, other: str) -> str:
 
 
 def share_filter(share: float) -> str:
-    """A filter that keeps a share of the database; empty where it keeps all."""
+    """A filter that keeps a share of the database; empty if it keeps all."""
     return "" if share >= 1 else f"key * {MULTIPLIER} % {PRIME} < {max(1, round(share * PRIME))}"
 
 

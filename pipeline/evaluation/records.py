@@ -62,7 +62,7 @@ def _record(record: DataclassInstance) -> dict[str, Json]:
 class Score:
     """One wanted picture with its verdicts: a row of pictures.parquet.
 
-    style_hit, style_probability    of the style aimed at; None where none was
+    style_hit, style_probability    of the style aimed at; None if none was
     rank                            of the right caption among the candidates, from 1; `found`: first, `nearly`: among TOP
     nearest*                        the real picture that is most like it, and how far it is
     """
@@ -99,7 +99,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares of pictures with their intervals. style_hit: None where not every picture aimed at a style."""
+    """Shares of pictures with their intervals. style_hit: None if not every picture aimed at a style."""
 
     style_hit: Estimate | None = field(metadata=_called("style_hit") | _OMITTED)
     found: Estimate

@@ -7,7 +7,7 @@ Reads: a labelled database and those it is compared with, a model. Writes, in <h
     pictures*/           the pictures
     pictures.parquet     one row a picture: aim, setting, verdicts;  summary.json: every number;  index.html: the report
 
-A killed evaluation goes on: judges from their last save, pictures by their keys. Another protocol needs another folder. The
+A killed evaluation continues: judges from their last save, pictures by their keys. Another protocol needs another folder. The
 report holds every result: nothing is left out because of what it says.
 """
 
@@ -53,7 +53,7 @@ def evaluate(
     config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Summary]:  # fmt: skip
-    """Run the evaluation, or go on with it; its folder and summary. Raises RdmpipeError for what cannot be run."""
+    """Run the evaluation, or continue it; its folder and summary. Raises RdmpipeError for what cannot be run."""
     from pipeline.storage import lease
 
     folder = folder_of(config, home, out)
@@ -153,7 +153,7 @@ def _build_missing(run: Run) -> None:
 
 
 def _write_protocol(run: Run, study: Study) -> None:
-    """Write the protocol, or find the same one. Raises ConfigError where the folder holds another."""
+    """Write the protocol, or find the same one. Raises ConfigError if the folder holds another."""
     storage = Storage(str(run.folder))
     setup = json.loads(canonical_json(to_json(setup_of(run.config, study, run.home))))  # keys in order
     text = json.dumps(setup, indent=1, ensure_ascii=False) + "\n"

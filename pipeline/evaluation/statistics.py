@@ -106,7 +106,7 @@ def _kernel(one: Floats, other: Floats) -> Floats:
 
 
 def diversity(features: Floats) -> float:
-    """Mean of 1 - cosine over all pairs of rows of features (n, D): 0 where all pictures are alike."""
+    """Mean of 1 - cosine over all pairs of rows of features (n, D): 0 if all pictures are alike."""
     if len(features) < 2:
         raise ValueError("diversity needs two pictures")
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)

@@ -45,7 +45,7 @@ class _Published(TypedDict):
 def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
     """Write the files, of the rows that match a view's `where`; returns their paths.
 
-    Raises ConfigError where the form is unknown or the folder is not empty.
+    Raises ConfigError if the form is unknown or the folder is not empty.
     """
     if form not in (NPZ, CLIP_RETRIEVAL):
         raise ConfigError(f"--to {form!r}: expected {NPZ} or {CLIP_RETRIEVAL}")
@@ -61,7 +61,7 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
 
 
 def empty_folder(out: Path) -> None:
-    """Make the folder of an export. Raises ConfigError where it is there and not empty."""
+    """Make the folder of an export. Raises ConfigError if it is there and not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and is not an empty folder; name another")
     out.mkdir(parents=True, exist_ok=True)

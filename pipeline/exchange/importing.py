@@ -114,7 +114,7 @@ def _store(
 
 
 def _reach(name: str, dim: int) -> tuple[Encoder | None, str]:
-    """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError where it cannot fit."""
+    """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError if it cannot fit."""
     from pipeline.encoders import load_encoder, model_config, resolve_encoder
 
     spec = resolve_encoder(name)

@@ -49,7 +49,7 @@ def natural(path: Path) -> list[object]:
 
 
 def form_of(path: Path) -> str:
-    """npz or clip-retrieval. Raises SourceError where it is neither."""
+    """npz or clip-retrieval. Raises SourceError if it is neither."""
     if path.is_file() and path.suffix.lower() == ".npz":
         return NPZ
     if (path / "img_emb").is_dir():
@@ -255,7 +255,7 @@ def _read_npz(path: Path) -> Part:
 
 
 def _check_members(path: Path) -> None:
-    """Raise SourceError where a member of an .npz is not an array, or where the file unpacks to far more than it has."""
+    """Raise SourceError if a member of an .npz is not an array, or where the file unpacks to far more than it has."""
     size, total = path.stat().st_size, 0
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()

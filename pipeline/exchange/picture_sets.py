@@ -57,7 +57,7 @@ Form = Literal["datasets", "imagefolder"]
 def export_pictures(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
     """Write the files, of the rows that match a view's `where`; returns the tables and the card, without single pictures.
 
-    Raises ConfigError where the form is unknown or the folder is not empty.
+    Raises ConfigError if the form is unknown or the folder is not empty.
     """
     if form not in PICTURE_FORMS:
         raise ConfigError(f"--to {form!r}: expected {' or '.join(PICTURE_FORMS)}")

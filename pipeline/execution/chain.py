@@ -1,7 +1,7 @@
 """Run a chain of stages over shards, in this process or on Ray.
 
 Both backends use `run_shard_once`. A shard is skipped if its receipt is valid, retried if it fails, and reported as a `Failure`
-if it keeps failing; the other shards go on. Reads receipts; writes nothing itself. Promises no order between shards. In this
+if it keeps failing; the other shards continue. Reads receipts; writes nothing itself. Promises no order between shards. In this
 process a shard has no time limit.
 """
 

@@ -178,7 +178,7 @@ class RayRun:
 
     def _died(self, call: _Call, error: Exception) -> None:
         """Replace an actor that died in a call, or that cannot be reached any more."""
-        self._kill(call.actor)  # an actor that only cannot be reached must not go on beside its replacement
+        self._kill(call.actor)  # an actor that only cannot be reached must not continue beside its replacement
         if call.shard is None:
             self.setup_failures += 1
             if self.setup_failures > 3 + sum(self.wanted):

@@ -102,8 +102,8 @@ class ImagePrompts:
 
     features    (B, m, D) vectors, or (B, m, P, D) patches
     blank       the same shape without B: what guidance leads away from
-    weights     (m,), or None where all count alike
-    scale       strength beside the text; 0 where there are no image prompts
+    weights     (m,), or None if all count alike
+    scale       strength beside the text; 0 if there are no image prompts
     """
 
     features: torch.Tensor

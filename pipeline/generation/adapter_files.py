@@ -44,8 +44,8 @@ class AdapterModel:
     image_encoder   for adapters that take a picture's patches: the vision tower that makes them of the neighbours' pictures, a
                     folder in transformers' format (relative to the description), or `owner/repo[/folder]` on the Hub
     negative_scale  Flux: strength of the guidance away from a negative prompt
-    k               neighbours when nobody says
-    image_scale, weighting, blocks_used     as --image-scale, --weighting and --blocks when nobody says
+    k               neighbours by default
+    image_scale, weighting, blocks_used     as --image-scale, --weighting and --blocks by default
     blocks          sets of attention blocks that --blocks may name, beside `all`
     """
 
@@ -209,7 +209,7 @@ def read_shapes(path: Path) -> Shapes:
 
 
 def check_base(model: AdapterModel, base: Path, name: str) -> None:
-    """Raise ModelError where the base is another pipeline than the description says, or has no safetensors."""
+    """Raise ModelError if the base is another pipeline than the description says, or has no safetensors."""
     try:
         index = parse_json((base / "model_index.json").read_bytes())
     except (OSError, ValueError) as error:

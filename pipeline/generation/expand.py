@@ -277,7 +277,7 @@ class Expander:
             )
 
     def _text_record(self, image: str) -> EncoderRecord | None:
-        """The encoder for pictures that use no database: the first --db's, else the model's own; None where none is needed."""
+        """The encoder for pictures that use no database: the first --db's, else the model's own; None if none is needed."""
         if self.model.prompt == "text" and (not image or self.model.takes == "pictures"):
             return None
         if self.text_encoder is None and self.config.db:
@@ -330,7 +330,7 @@ class Expander:
         return key
 
     def image_bytes(self, key: str) -> bytes:
-        """An image prompt as it was when the rows were looked at. Raises ConfigError where it is another one now."""
+        """An image prompt as it was when the rows were looked at. Raises ConfigError if it is another one now."""
         data = _bytes_at(self.images[key])
         if hashlib.sha256(data).hexdigest() != key:
             raise ConfigError(f"image {self.images[key]!r} changed while the run began; run the same command again")

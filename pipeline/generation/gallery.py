@@ -87,7 +87,7 @@ def _policy_hash(text: str) -> str:
 
 
 def shrink(data: bytes, side: int) -> bytes | None:
-    """A WebP of at most side x side pixels; None where the bytes are no picture."""
+    """A WebP of at most side x side pixels; None if the bytes are no picture."""
     from PIL import Image, ImageOps
 
     try:

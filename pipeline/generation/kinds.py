@@ -45,12 +45,12 @@ class ModelInfo:
     prompt          vector: it is given the prompt's vector; text: it encodes the prompt itself
     sampling        its own settings, all of them; `samplers`: those it takes
     side            pictures' sides are multiples of so many pixels
-    prompting       how neighbours act when nobody says; None: they are not image prompts
+    prompting       how neighbours act by default; None: they are not image prompts
     blocks          names of sets of attention blocks that `prompting` may choose
     facts           what else a person wants to know: base, adapter, revision, licence, terms
     weightings      those that `prompting` may choose
     takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
-    gpu_precision   what it is computed in on a GPU when nobody says
+    gpu_precision   what it is computed in on a GPU by default
     """
 
     name: str
@@ -75,7 +75,7 @@ class ModelInfo:
 
     @property
     def default_size(self) -> int:
-        """Pixels of the longer side of a picture when nobody says."""
+        """Pixels of the longer side of a picture by default."""
         return max(self.sampling.size)
 
     def check_size(self, height: int, width: int, dashes: str = "") -> None:
@@ -95,7 +95,7 @@ class Given:
     Vectors are unit rows with their norms apart, as a database stores them. `prompt` and `negative` are None for a model that
     encodes texts itself, unless a picture takes the text's place.
 
-    `pictures` are encoded pictures for a model that takes them: the picture prompt where there is one, then the neighbours'.
+    `pictures` are encoded pictures for a model that takes them: the picture prompt if there is one, then the neighbours'.
     """
 
     prompt: NDArray[np.float32] | None  # (D,)
@@ -125,7 +125,7 @@ class LoadedModel(Protocol):
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
         """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite. Noise is drawn on the
-        CPU from each picture's own seed. Raises ModelError, and BudgetError where the GPU's memory does not suffice."""
+        CPU from each picture's own seed. Raises ModelError, and BudgetError if the GPU's memory does not suffice."""
         ...
 
     def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ def torch_dtype(precision: str) -> torch.dtype:
 
 
 def to_arrays(images: torch.Tensor) -> list[NDArray[np.uint8] | None]:
-    """uint8 (H, W, 3) of pictures (B, 3, H, W) in -1..1, clamped and rounded; None where a number is not finite."""
+    """uint8 (H, W, 3) of pictures (B, 3, H, W) in -1..1, clamped and rounded; None if a number is not finite."""
     import torch
 
     finite = torch.isfinite(images).flatten(1).all(dim=1)

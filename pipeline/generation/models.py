@@ -100,7 +100,7 @@ def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model in a list: what it needs, and where it is. None where its folder cannot be read; `where` says why.
+    """A model in a list: what it needs, and where it is. None if its folder cannot be read; `where` says why.
 
     `encoder` is empty for a model that takes the neighbours' pictures in place of vectors.
     """
@@ -168,7 +168,7 @@ def _row(name: str, info: ModelInfo, where: str) -> ModelRow:
 
 
 def default_model(encoder: str, home: str | None = None) -> str:
-    """The first RDM of `list_models` that was trained with this encoder. Raises ModelError where there is none."""
+    """The first RDM of `list_models` that was trained with this encoder. Raises ModelError if there is none."""
     from pipeline.encoders import same_encoder
 
     rows = list_models(home)
@@ -188,7 +188,7 @@ def default_model(encoder: str, home: str | None = None) -> str:
 def check_memory(
     model: ModelInfo, precision: str, device: str, batch: int, sizes: set[tuple[int, int]], workers: int
 ) -> int:
-    """Bytes that one worker needs for its largest batch, (height, width) in `sizes`. Raises BudgetError where there are fewer.
+    """Bytes that one worker needs for its largest batch, (height, width) in `sizes`. Raises BudgetError if there are fewer.
 
     Looks at this machine; for a cluster elsewhere (workers = 0) it gives the number alone.
     """
@@ -224,7 +224,7 @@ def _count_bytes(model: ModelInfo, precision: str, batch: int, height: int, widt
 
 
 def _available() -> int:
-    """Bytes that this machine can still give, or 0 where it does not say."""
+    """Bytes that this machine can still give, or 0 if it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -87,7 +87,7 @@ class Painter:
     # ---- prompts
 
     def record(self, picture: PictureRequest) -> EncoderRecord | None:
-        """The encoder of the picture's database, or the one for pictures without; None where none is needed."""
+        """The encoder of the picture's database, or the one for pictures without; None if none is needed."""
         if picture.source is not None:
             return self._version(picture.source).encoder
         return self.rendering.text_encoder
@@ -99,7 +99,7 @@ class Painter:
         return self._versions[where]
 
     def vector(self, record: EncoderRecord, text: str, image: str = "") -> Encoded:
-        """The vector of an image prompt where there is one, else of a text."""
+        """The vector of an image prompt if there is one, else of a text."""
         key = (record.id, text, image)
         if key not in self._prompts:
             encoder = self._encoder(record)

@@ -235,7 +235,7 @@ def _csv_rows(lines: Sequence[str], begin: int, names: Sequence[str], delimiter:
 def _whole_row(
     lines: Sequence[str], first: int, behind: int, names: Sequence[str], delimiter: str, *, is_open: bool
 ) -> int:
-    """The first of the lines that continue a quoted cell which is a row of its own; 0 where none is.
+    """The first of the lines that continue a quoted cell which is a row of its own; 0 if none is.
 
     In prose a comma is followed by a space, so that a line of a prompt is not taken for a row; nor is one that closes the
     quote. In a list of one column every line may be a row: that counts only where the quote `is_open` to the end of the file.

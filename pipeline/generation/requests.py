@@ -35,7 +35,7 @@ class Maker:
     """What all pictures of a run have in common: model, encoder and arithmetic."""
 
     model: str  # sha256 over the model's files
-    encoder: str  # EncoderRecord.id; empty where no encoder is used
+    encoder: str  # EncoderRecord.id; empty if no encoder is used
     precision: str  # fp32 | fp16 | bf16
 
 
@@ -72,7 +72,7 @@ class PictureRequest:
     use: str
     text_weight: float
     seed: int
-    source: Neighbourhood | None  # None where no neighbours are used
+    source: Neighbourhood | None  # None if no neighbours are used
     k: int
     sampling: Sampling  # with all settings
     prompting: ImagePrompting | None = None  # None for models without image prompts

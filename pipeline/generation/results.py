@@ -34,7 +34,7 @@ COLUMNS = {
     "prompt": "string",
     "negative": "string",
     "image": "string",
-    "db": "string",  # as the user named it; empty where no neighbours are used
+    "db": "string",  # as the user named it; empty if no neighbours are used
     "db_version": "string",
     "where": "string",
     "copy": "int64",

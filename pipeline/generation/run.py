@@ -7,8 +7,8 @@ Reads: a prompt list or rows, databases, a model's folder. Writes below the run'
     plan/<id>.json, shards/<id>/        which keys are made together, receipts, seconds and errors
     results.parquet, index.html, contact.png
 
-The plan is a function of the request: after a kill the same request goes on with the same batches, and so gives the same bytes
-whatever the number of workers. A picture that another run of this home has made is copied, not made again.
+The plan is a function of the request: after a kill the same request continues with the same batches, and so gives the
+same bytes whatever the number of workers. A picture that another run of this home has made is copied, not made again.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def generate(
     """Make every requested picture that is not there yet, then results, gallery and contact sheet.
 
     Raises PromptError with all bad rows, and any RdmpipeError for a bad flag, before work starts; StageFailed where shards
-    kept failing (results are written even then). After a kill or Ctrl-C the same call goes on.
+    kept failing (results are written even then). After a kill or Ctrl-C the same call continues.
     """
     start, backend = time.monotonic(), backend or Backend()
     prompts = read_prompts(config.prompts)
@@ -173,7 +173,7 @@ def generate(
 def _run(
     request: Request, model: ModelInfo, machine: Machine, expander: Expander, progress: Progress, backend: Backend
 ) -> Run:
-    """Where the pictures go and what a worker is set up with. Raises BudgetError where memory will not suffice."""
+    """Where the pictures go and what a worker is set up with. Raises BudgetError if memory will not suffice."""
     config = expander.config
     sizes = {picture.sampling.size for picture in request.pictures.values()}
     here = 0 if backend.address else machine.workers
@@ -205,7 +205,7 @@ def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, pr
 
 
 def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
-    """Make the pictures that are not finished `before`; what failed. Says how to go on where it is interrupted."""
+    """Make the pictures that are not finished `before`; what failed. Says how to continue where it is interrupted."""
     if len(before) >= len(request.pictures):
         return ()
     storage, batch = run.storage, run.machine.batch
@@ -225,7 +225,7 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
 
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
-    """By the encoder of the first database that flags or rows name. Raises ConfigError where none is named."""
+    """By the encoder of the first database that flags or rows name. Raises ConfigError if none is named."""
     if config.db:
         return default_model(resolve_database(config.db[0], config.home).version.encoder.name, config.home)
     for name in dict.fromkeys(name for row in prompts.rows for name in row.db):
@@ -281,7 +281,7 @@ _NAMED_WITH = Sampling("ddim", 50, None, 0.0)
 
 
 def run_name(config: GenerateConfig) -> str:
-    """The prompts' name and a mark of the flags: an edited list goes on in its run, other flags make another run."""
+    """The prompts' name and a mark of the flags: an edited list continues in its run, other flags make another run."""
     prompts = config.prompts
     if isinstance(prompts, str):
         is_list = prompts.lower().endswith(SUFFIXES)

@@ -53,7 +53,7 @@ def read_sheet(source: str, data: bytes) -> list[tuple[int, list[str]]]:
 
 
 def _first_tab(source: str, archive: zipfile.ZipFile) -> str:
-    """The file of the first tab that is shown: tabs may be in another order than their files. Empty where none is named."""
+    """The file of the first tab that is shown: tabs may be in another order than their files. Empty if none is named."""
     book, links = "xl/workbook.xml", "xl/_rels/workbook.xml.rels"
     if not {book, links} <= set(archive.namelist()):
         return ""

@@ -31,7 +31,7 @@ class LogEntry(TypedDict, total=False):
 
 
 def read_log(storage: Storage, file: str) -> dict[str, LogEntry]:
-    """A shard's log by key; nothing where it is absent or damaged: it holds times, and errors that are tried again."""
+    """A shard's log by key; nothing if it is absent or damaged: it holds times, and errors that are tried again."""
     try:
         found = parse_json(storage.read_text(file) or "{}")
     except ValueError:

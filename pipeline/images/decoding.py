@@ -183,7 +183,7 @@ def _formats() -> list[str]:
 
 
 def decoded_pixels(data: bytes, side: int = 0) -> int:
-    """How many pixels `decode` with the same `side` would hold, from the header alone; 0 where that cannot be read."""
+    """How many pixels `decode` with the same `side` would hold, from the header alone; 0 if that cannot be read."""
     from PIL import Image
 
     try:
@@ -196,7 +196,7 @@ def decoded_pixels(data: bytes, side: int = 0) -> int:
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format that `decode` would read, from the header alone; empty where it reads none."""
+    """Pillow's name of the format that `decode` would read, from the header alone; empty if it reads none."""
     from PIL import Image
 
     try:
@@ -211,7 +211,7 @@ def reads_format(name: str) -> bool:
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) after EXIF orientation, from the header alone; None where that cannot be read."""
+    """(width, height) after EXIF orientation, from the header alone; None if that cannot be read."""
     from PIL import Image
 
     try:
@@ -226,7 +226,7 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _orientation(image: Image) -> int:
-    """EXIF orientation, 1 where there is none. An EXIF block that cannot be parsed says nothing about orientation."""
+    """EXIF orientation, 1 if there is none. An EXIF block that cannot be parsed says nothing about orientation."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
@@ -234,7 +234,7 @@ def _orientation(image: Image) -> int:
 
 
 def _check_cost(image: Image, data: bytes, size: tuple[int, int]) -> None:
-    """Raise PictureError where decoding would take more bytes or more passes than allowed. size: before any reduction."""
+    """Raise PictureError if decoding would take more bytes or more passes than allowed. size: before any reduction."""
     pixels, whole = image.size[0] * image.size[1], size[0] * size[1]
     each = _MODE_BYTES.get(image.mode, 4) + _DECODER_BYTES.get(image.format or "", 0)
     each += 3 + (0 if image.mode == "RGB" else 4)  # the array of pixels, and the RGB image where it is another
@@ -304,7 +304,7 @@ def _white(image: Image) -> tuple[float, bool]:
     """(the sample that is white, whether zero is white instead of black) of a grey image of more than 8 bits.
 
     A TIFF states the bits of a sample, whether it is signed or a float, and whether zero is white (TIFF 6.0, tags 258, 339
-    and 262); Pillow scales the samples of other formats to 16 bits. Raises PictureError where the file does not say which
+    and 262); Pillow scales the samples of other formats to 16 bits. Raises PictureError if the file does not say which
     value is white: such a picture would come out black, white or washed out without a notice.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}

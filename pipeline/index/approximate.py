@@ -73,7 +73,7 @@ class ApproximateIndex:
 
     @functools.cached_property
     def _on_gpu(self) -> faiss.Index | None:
-        """The inverted file on the GPU, for searches of many queries without a filter; None where that cannot be."""
+        """The inverted file on the GPU, for searches of many queries without a filter; None if that cannot be."""
         if self.family != "ivf" or self._transformed or self.params.get("mapped"):  # mapped: may be larger than memory
             return None
         gpu = open_gpu(self._device)
@@ -94,7 +94,7 @@ class ApproximateIndex:
         """Ordinals (Q, count) among `rows` (None: all), -1 where nothing was found; the k best of them are wanted (0: all).
 
         A filter that passes a share of the rows leaves that share of every list or neighbourhood. The search is therefore
-        widened by a power of the share, WIDER (jobs/bench_search.py measures the recall), or goes on list by list until more
+        widened by a power of the share, WIDER (jobs/bench_search.py measures the recall), or continues list by list until more
         lists bring nothing; `effort` multiplies that.
         """
         import faiss

@@ -39,7 +39,7 @@ FORMAT = 1  # part of an index's id: raise it whenever the same inputs would giv
 def check_index(config: IndexConfig, rows: int, dim: int) -> None:
     """Refuse an index that cannot be built, before any work: an unknown faiss key, or a budget too small for `rows` rows.
 
-    `rows` is 0 where the number is not known. Raises IndexBuildError, or BudgetError that names the smallest budget.
+    `rows` is 0 if the number is not known. Raises IndexBuildError, or BudgetError that names the smallest budget.
     """
     if not config.key and rows <= config.exact_rows:
         return
@@ -63,7 +63,7 @@ def build_index(
 ) -> IndexEntry:
     """Build and publish the index over `rows`, or return the finished one with the same inputs.
 
-    `text` holds the text queries that recall is measured with (see text_queries), None where there are none. `backend` runs
+    `text` holds the text queries that recall is measured with (see text_queries), None if there are none. `backend` runs
     the partitions of an index that is built in several. `device` (auto, cpu, cuda) says whether a GPU may help, where faiss has
     one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).

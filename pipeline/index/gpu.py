@@ -41,7 +41,7 @@ class Gpu(Protocol):
         ...
 
     def copy(self, index: faiss.Index) -> faiss.Index | None:
-        """The index on the GPU; None where faiss has no GPU form of it, or where it does not fit into memory."""
+        """The index on the GPU; None if faiss has no GPU form of it, or where it does not fit into memory."""
         ...
 
 
@@ -90,7 +90,7 @@ def check_installation() -> None:
 def open_gpu(device: str = "auto") -> Gpu | None:
     """The GPU for a `--device` value (auto, cpu, cuda or cuda:1); None for cpu, and where faiss sees no such GPU.
 
-    Raises IndexBuildError where faiss-cpu and faiss-gpu are both installed: whichever was imported cannot be trusted.
+    Raises IndexBuildError if faiss-cpu and faiss-gpu are both installed: whichever was imported cannot be trusted.
     """
     if device == "cpu":
         return None

@@ -5,7 +5,7 @@ which no index fits is refused before any work, with the smallest budget that wo
 used is measured (VmHWM) and recorded.
 
 Where memory suffices, the index is HNSW, as autofaiss chooses it (index/autofaiss.py says why its other choices are not taken).
-autofaiss is asked where it is installed; `graph_key` is the same rule without it. With less memory, the index is an
+autofaiss is asked if it is installed; `graph_key` is the same rule without it. With less memory, the index is an
 inverted file over 8-bit codes, else one over 4-bit product codes for fast scans. With candidates re-ranked by the stored
 vectors, these product codes found what uncompressed inverted files find, in a few milliseconds a query (100,000 x 768);
 RaBitQ codes of the same size took twenty times as long. Training uses a seeded sample of all rows, at most TRAINING_ROWS of
@@ -80,7 +80,7 @@ def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
 
 
 def graph_key(rows: int, dim: int, index_bytes: int) -> str:
-    """The key of an uncompressed graph for `rows` rows within `index_bytes`; empty where a compressed index has to do.
+    """The key of an uncompressed graph for `rows` rows within `index_bytes`; empty if a compressed index has to do.
 
     The rule is autofaiss's (2.18, get_optimal_index_keys_v2): no graph below 1,000 rows, 15 links a row below 10,000, above
     as many links as the memory allows, at least 8 and at most 32. It counts 4 bytes for each of a row's `dim` numbers and

@@ -3,7 +3,7 @@
 Reads: embedding shards; vectors.npy for training and recall. Writes, while it works, below `<index folder>/parts/`:
 trained.faiss, gone.npy, and for each partition <number>.faiss, its receipt, and its measurements (.log). Then it writes
 index.faiss into the scratch folder; search maps that file, so it need not fit into memory. A partition is a stage's shard: it
-is retried, its worker is replaced, and a build that was killed goes on with the partitions that are finished.
+is retried, its worker is replaced, and a build that was killed continues with the partitions that are finished.
 
 By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has one partition for every PARTITION_ROWS of
 them, or smaller partitions if the memory is smaller. The memory budget holds for each process that builds: training, or one

@@ -81,7 +81,7 @@ def _choose(job: ChooseJob) -> Chosen:
     try:
         return {"key": autofaiss_key(job["rows"], job["dim"], job["index_bytes"])}
     except BudgetError:
-        return {"key": ""}  # autofaiss's smallest index is larger than ours: the caller goes on with compressed keys
+        return {"key": ""}  # autofaiss's smallest index is larger than ours: the caller continues with compressed keys
 
 
 def _build(job: BuildJob) -> Built:

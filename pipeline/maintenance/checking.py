@@ -90,8 +90,8 @@ def check_database(db: RetrievalDatabase, say: Callable[[str], None] = lambda te
 class _Known:
     """What the receipts of a version are compared with."""
 
-    sums: Mapping[str, str]  # by path; empty where there is no list
-    shards: Mapping[int, Shard]  # of the plan; empty where it is damaged
+    sums: Mapping[str, str]  # by path; empty if there is no list
+    shards: Mapping[int, Shard]  # of the plan; empty if it is damaged
     stages: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by folder: (receipt, its stage and config)
 
 
@@ -308,7 +308,7 @@ class _Check:
             return {}
 
     def _receipt(self, path: str, known: _Known) -> Receipt | None:
-        """A receipt whose checksum is the listed one; None where it is damaged."""
+        """A receipt whose checksum is the listed one; None if it is damaged."""
         try:
             receipt = self.db.read_receipt(path)
         except DatabaseError as error:

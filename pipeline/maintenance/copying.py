@@ -21,7 +21,7 @@ from pipeline.sources import SourceOptions, open_source
 
 
 def copy_failed(database: RetrievalDatabase, rows: Sequence[FailedRow], folder: Path) -> int:
-    """Copy the files of failed rows; returns how many. Raises ConfigError where the folder is not empty, SourceError."""
+    """Copy the files of failed rows; returns how many. Raises ConfigError if the folder is not empty, SourceError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already and is not an empty folder; name another")
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ class Deletion:
 
 
 def plan_deletion(name: str, home: str | None = None) -> Deletion:
-    """What deleting would remove. Raises DatabaseError where there is no such database, or only a view of that name."""
+    """What deleting would remove. Raises DatabaseError if there is no such database, or only a view of that name."""
     database = RetrievalDatabase(name, home)
     known = Storage(database.home).list("databases")
     if name not in known:

@@ -43,8 +43,8 @@ class Purged:
 def purge_prepared(db: RetrievalDatabase, keys: NDArray[np.int64]) -> int:
     """Remove the rows with these keys from everything that `rdmpipe train prepare` wrote. Returns how many there were.
 
-    A row's number among the neighbours of other rows stays; training passes over it. Killed at any point, it goes on when it is
-    called again. Raises DamagedError.
+    A row's number among the neighbours of other rows stays; training passes over it. Killed at any point, it continues
+    when it is called again. Raises DamagedError.
     """
     removed = 0
     for name in db.storage.list("prepared"):

@@ -68,7 +68,7 @@ class PurgeRequest:
 
 @dataclass(frozen=True)
 class PurgeSummary:
-    """What was purged. A purge that goes on after an interruption counts what is still left in the files it finds."""
+    """What was purged. A purge that continues after an interruption counts what is still left in the files it finds."""
 
     name: str
     version: str
@@ -161,7 +161,7 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
         others = [_purge_companion(one, blocked, request, say) for one in more if one.version is not None]
         notes += [_unfinished(one) for one in more if one.version is None]
         if not request.dry_run:
-            db.storage.remove(PURGE_BEGUN)  # last: a killed purge goes on with the companions
+            db.storage.remove(PURGE_BEGUN)  # last: a killed purge continues with the companions
         return replace(done, notes=tuple(notes), companions=tuple(others))
 
 
@@ -254,7 +254,7 @@ def _read_list(path: Path, hashes: bool) -> list[str]:
 
 
 def _entry(line: str, cells: list[str], names: list[str], hashes: bool) -> str:
-    """The entry in a line, empty where there is none. In a list of one column, commas belong to the address."""
+    """The entry in a line, empty if there is none. In a list of one column, commas belong to the address."""
     if len(names) > 1:
         if len(cells) != len(names):
             return ""
@@ -346,7 +346,7 @@ def _publish(
 
 
 def _texts(db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
-    """Text queries to measure recall with. None where the encoder cannot be reached: a purge must not depend on it."""
+    """Text queries to measure recall with. None if the encoder cannot be reached: a purge must not depend on it."""
     from pipeline.encoders import load_recorded
 
     try:

@@ -183,7 +183,7 @@ class _Repair:
                 self.done.append(f"removed {path}, which nothing needs")
 
     def _config(self, receipts: list[str]) -> tuple[str, str] | None:
-        """The stage and config that most of the receipts have. None where none can be read."""
+        """The stage and config that most of the receipts have. None if none can be read."""
         found: Counter[tuple[str, str]] = Counter()
         for path in receipts:
             with contextlib.suppress(DatabaseError):

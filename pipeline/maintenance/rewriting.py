@@ -51,7 +51,7 @@ def _blanked(table: pa.Table, blocked: BlockList) -> pa.Table:
 
 
 def _update(db: RetrievalDatabase, path: str, table: pa.Table, written: dict[str, Artifact]) -> Receipt | None:
-    """Write the receipt at `path` again with the table's counts and the new files; None where there is no receipt."""
+    """Write the receipt at `path` again with the table's counts and the new files; None if there is no receipt."""
     if not db.storage.exists(path):
         return None
     old = db.read_receipt(path)
@@ -69,7 +69,7 @@ def _place(path: str) -> tuple[str, str]:
 
 
 def _rewrite_tar(db: RetrievalDatabase, path: str, rows: pa.Table, form: int) -> Artifact | None:
-    """Rewrite an archive without the pictures that only purged rows use; None where there is no archive."""
+    """Rewrite an archive without the pictures that only purged rows use; None if there is no archive."""
     if not db.storage.exists(path):
         return None
     name = IMAGE_KEY if IMAGE_KEY in rows.column_names else "key"

@@ -10,11 +10,11 @@ MAKERS = ("artist", "artist_name", "author", "creator", "photographer")
 
 
 def title_of(row: Mapping[str, object]) -> str:
-    """The work's title; empty where no column has one."""
+    """The work's title; empty if no column has one."""
     return next((str(row[name]) for name in TITLES if row.get(name)), "")
 
 
 def maker_of(row: Mapping[str, object]) -> str:
-    """Who made it and when, as `Hokusai, 1831`; empty where no column says."""
+    """Who made it and when, as `Hokusai, 1831`; empty if no column says."""
     maker = next((str(row[name]) for name in MAKERS if row.get(name)), "")
     return ", ".join(str(part) for part in (maker, row.get("date") or row.get("year")) if part)

@@ -98,7 +98,7 @@ def _attempt(request: urllib.request.Request, timeout_s: float) -> tuple[str, bo
     """One attempt: what came of it, and whether another may help.
 
     It runs in a thread that is left behind when its time is over: a socket's timeout starts again with every byte, so that a
-    server which sends one byte now and then would hold the run for ever.
+    server which sends one byte now and then would hold the run forever.
     """
     found = [(f"not sent: no answer within {timeout_s:g} s", True)]
 

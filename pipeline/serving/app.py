@@ -110,7 +110,7 @@ async def static_file(request: Request) -> Response:
 def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     """Serve until Ctrl-C. `started` is told the address once connections are accepted.
 
-    Raises ConfigError where the port is taken, DatabaseError where the named database is not published.
+    Raises ConfigError if the port is taken, DatabaseError where the named database is not published.
     """
     import uvicorn
 

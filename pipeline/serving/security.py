@@ -84,7 +84,7 @@ class Guard:
             await too_large(scope, receive, guarded_send)
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str, allowed: bool) -> Response | None:
-        """What to answer in place of the application; None where the request may pass."""
+        """What to answer in place of the application; None if the request may pass."""
         method = scope["method"]
         host = headers.get("host", "")
         if not self.options.is_own_host(host):

@@ -46,7 +46,7 @@ class StoredPictures:
         self._making = threading.Semaphore(2)  # a picture that is decoded may take up to 2 GiB
 
     def picture(self, database: RetrievalDatabase, key: int, original: bool) -> tuple[bytes, str] | None:
-        """The file's bytes and media type; None where no picture of the row is stored. Raises DamagedError, PictureError.
+        """The file's bytes and media type; None if no picture of the row is stored. Raises DamagedError, PictureError.
 
         original: the file as it was kept, else the stored thumbnail. Without it: a picture small enough for a card.
         """

@@ -52,7 +52,7 @@ class Uploads:
         return name
 
     def add_stored(self, database: RetrievalDatabase, key: int) -> str:
-        """The id of a row's stored picture. Raises DatabaseError where none was kept."""
+        """The id of a row's stored picture. Raises DatabaseError if none was kept."""
         name = hashlib.sha256(f"{database.home}/{database.name}/{key}".encode()).hexdigest()[:32]
         if self.get(name) is not None:
             return name
@@ -68,7 +68,7 @@ class Uploads:
         return name
 
     def get(self, name: str) -> Image | None:
-        """The picture; None where it is not known, or no longer."""
+        """The picture; None if it is not known, or no longer."""
         with self._lock:
             found = self._pictures.get(name)
             if found is not None:

@@ -233,7 +233,7 @@ def _scan(path: Path, name: str) -> pa.Table:
                 if rows.pop(key, None) is not None:
                     left_out["replaced by a later member"] += 1
                 rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
-            # An archive may have headers and no member: go on behind them, and not at them again.
+            # An archive may have headers and no member: continue behind them, and not at them again.
             start = next_archive(handle, behind_headers(handle, start) if end == start else end)
     return pa.table(
         {

@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
     def estimate(self) -> tuple[int, int]:
-        """(rows, bytes) of all pictures, for the disk check before work; 0 where not known."""
+        """(rows, bytes) of all pictures, for the disk check before work; 0 if not known."""
         ...
 
     def revision(self) -> str:

@@ -67,7 +67,7 @@ class Columns:
 
 
 def choose_columns(spec: SourceSpec, available: Mapping[str, str | None], where: str) -> Columns:
-    """Give each available column its part. `available` is by type name; None where a column holds no plain values.
+    """Give each available column its part. `available` is by type name; None if a column holds no plain values.
 
     Where the manifest does not say, `caption`, `licence` and `url` columns take those parts. Names that every row
     already has (width, key, ...) become source_<name>. Raises SourceError naming the nearest column.
@@ -116,7 +116,7 @@ def _stored_name(name: str, taken: set[str]) -> str:
 
 
 def plain(value: object, kind: str) -> Value:
-    """`value` as the column's type; None where it does not fit (and for NaN, which is how tables write a gap)."""
+    """`value` as the column's type; None if it does not fit (and for NaN, which is how tables write a gap)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     try:

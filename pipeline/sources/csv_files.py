@@ -25,7 +25,7 @@ from pipeline.sources.web.download import Cached, fetch
 
 @dataclass(frozen=True)
 class ListedRow:
-    """A row of a list: `file#row`, its values by column (None where there is none), and why it cannot be used."""
+    """A row of a list: `file#row`, its values by column (None if there is none), and why it cannot be used."""
 
     name: str
     values: dict[str, Value]
@@ -103,7 +103,7 @@ class CsvFiles:
                     left -= row - start if left > 0 else 0
 
     def rows(self, spec: Mapping[str, object]) -> Iterator[ListedRow]:
-        """The rows of one range. Raises SourceError where the file changed since the plan was made."""
+        """The rows of one range. Raises SourceError if the file changed since the plan was made."""
         name, start, stop = str(spec["file"]), int(str(spec["start"])), int(str(spec["stop"]))
         cached = self._file(name, str(spec["identity"]))
         if cached.identity != spec["identity"]:

@@ -2,7 +2,7 @@
 
 Reads: a file with a header line; comma, semicolon or tab between cells; UTF-8 with or without a mark; a line that is not
 UTF-8 is taken for Windows-1252. A row with too many or too few cells, or with a quote that is not closed, is a `Row` with an
-error and its line number; reading goes on with the next line, so that one bad quote affects one row. Memory: one row.
+error and its line number; reading continues with the next line, so that one bad quote affects one row. Memory: one row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from pipeline.errors import SourceError
 from pipeline.sources.names import is_picture
 
-_ROW_LINES = 1000  # a quoted cell that goes on for more lines is taken for one whose quote was never closed
+_ROW_LINES = 1000  # a quoted cell that continues for more lines is taken for one whose quote was never closed
 
 _ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
 
@@ -42,7 +42,7 @@ class Header:
 
 
 def read_header(handle: BinaryIO, name: str) -> Header:
-    """The header of an open file. Raises SourceError where the file is empty, is no CSV, or is text in UTF-16."""
+    """The header of an open file. Raises SourceError if the file is empty, is no CSV, or is text in UTF-16."""
     position = line = 0
     for raw in handle:
         position, line = position + len(raw), line + 1
@@ -117,7 +117,7 @@ def decoded(raw: bytes) -> str:
 
 
 def _parsed(texts: list[str], delimiter: str) -> list[str] | None:
-    """The cells of one row; None where the lines are not one whole row."""
+    """The cells of one row; None if the lines are not one whole row."""
     if len(texts) == 1 and '"' not in texts[0]:
         return texts[0].rstrip("\r\n").split(delimiter)
     try:

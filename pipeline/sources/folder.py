@@ -165,7 +165,7 @@ class FolderSource:
         return int(name[1:]) if name.startswith(_LINE) else self._metadata.find([name, f"./{name}"])
 
     def _lines(self, names: list[str]) -> list[dict[str, Value]]:
-        """The metadata of each row; empty where there is none."""
+        """The metadata of each row; empty if there is none."""
         if self._metadata is None:
             return [{} for _ in names]
         return self._metadata.rows([self._line_of(name) for name in names])
@@ -183,7 +183,7 @@ class FolderSource:
         return self._columns.sample(line, printable(name), data, error)
 
     def _head(self, name: str) -> bytes:
-        """The first bytes of a file; empty where it is no file that can be read."""
+        """The first bytes of a file; empty if it is no file that can be read."""
         try:
             path = self.root / name
             if not path.resolve(strict=True).is_relative_to(self.root.resolve()) or not stat.S_ISREG(

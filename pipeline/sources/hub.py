@@ -116,7 +116,7 @@ class HubDataset:
 
     @contextlib.contextmanager
     def stream(self, path: str, commit: str, size: int) -> Iterator[BinaryIO]:
-        """The file as a seekable stream of range requests. Nothing is kept. Raises SourceError where the connection breaks and
+        """The file as a seekable stream of range requests. Nothing is kept. Raises SourceError if the connection breaks and
         the client cannot continue."""
         from huggingface_hub import HfFileSystem
         from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client under it, by whatever name

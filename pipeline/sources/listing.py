@@ -26,7 +26,7 @@ class Listing:
 
 
 def list_files(root: Path, wanted: Callable[[str], bool]) -> Listing:
-    """List a folder with its subfolders. Raises SourceError where a folder cannot be listed."""
+    """List a folder with its subfolders. Raises SourceError if a folder cannot be listed."""
     names: list[str] = []
     left_out: Counter[str] = Counter()
     for name, is_linked_folder in _walk(root, ""):

@@ -27,7 +27,7 @@ _LOOK_AT = 200  # members of a tar
 
 
 def source_of_path(path: Path) -> SourceSpec:
-    """The [source] table for a folder or a file. Raises SourceError where a file cannot be read as its name says."""
+    """The [source] table for a folder or a file. Raises SourceError if a file cannot be read as its name says."""
     if path.is_dir():
         kinds = _kinds_in(path)
         for kind in ("parquet", "tar", "list"):

@@ -58,7 +58,7 @@ class Manifest:
     name: str
     title: str
     source: SourceSpec
-    licence: str  # SPDX where there is one, else words
+    licence: str  # SPDX if there is one, else words
     terms: str  # what a user has to know before using the pictures
     opt_out: str  # how a right holder's wish reaches this database
     encoder: str = "vit-l-14"

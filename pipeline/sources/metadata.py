@@ -49,8 +49,8 @@ class MetadataTable:
         A file of a subfolder that has no column with file names is skipped: it may be about something else.
         """
         self.skipped = 0
-        self.names: list[str] = []  # the file that each row describes, empty where the row does not say
-        self.errors: list[str] = []  # why a row cannot be used, empty where it can
+        self.names: list[str] = []  # the file that each row describes, empty if the row does not say
+        self.errors: list[str] = []  # why a row cannot be used, empty if it can
         self.places: list[str] = []  # `metadata.csv line 12`
         self._rows: list[dict[str, Value]] = []
         self._kinds: dict[str, str | None] = {}
@@ -194,7 +194,7 @@ def _is_exact(text: str) -> bool:
 
 
 def value_of_text(text: str | None, kind: str) -> Value:
-    """A text as its column's type; None where it is not of that type."""
+    """A text as its column's type; None if it is not of that type."""
     if text is None or kind == "string":
         return plain(text, "string")
     try:

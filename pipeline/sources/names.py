@@ -42,7 +42,7 @@ def is_junk(path: str) -> bool:
 
 
 def is_picture(path: str) -> bool:
-    """True where the name's suffix is one of `IMAGE_SUFFIXES`."""
+    """True if the name's suffix is one of `IMAGE_SUFFIXES`."""
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -67,7 +67,7 @@ def same_name(name: str) -> str:
 
 
 def safe_path(path: str) -> str | None:
-    """The path normalised (`./a//b` is `a/b`), or None where it is absolute or climbs out with `..`."""
+    """The path normalised (`./a//b` is `a/b`), or None if it is absolute or climbs out with `..`."""
     pure = PurePosixPath(path)
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in path:
         return None
@@ -139,7 +139,7 @@ def looks_like_a_picture(head: bytes) -> bool:
 
 
 def _known(data: bytes) -> str:
-    """The extension that the first bytes stand for; empty where they are unknown."""
+    """The extension that the first bytes stand for; empty if they are unknown."""
     head = data[:HEAD_BYTES]
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"

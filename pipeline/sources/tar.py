@@ -1,4 +1,4 @@
-"""A tar archive of pictures with, where there is one, a CSV (or JSON lines) that describes them.
+"""A tar archive of pictures with, if there is one, a CSV (or JSON lines) that describes them.
 
 [source] keys: url (with md5 or sha256) or path; csv (with csv_md5), a URL or a path; columns, caption, licence, source_url,
 item_id, shard_rows. options:

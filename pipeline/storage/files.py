@@ -114,7 +114,7 @@ class Storage:
             return bool(self.fs.exists(self.full(relative)))
 
     def size(self, relative: str) -> int | None:
-        """Bytes in the file, or None where there is none."""
+        """Bytes in the file, or None if there is none."""
         try:
             with self._asking():
                 return int(self.fs.info(self.full(relative))["size"])
@@ -122,7 +122,7 @@ class Storage:
             return None
 
     def age_s(self, relative: str) -> float | None:
-        """Seconds since the file was written, by the clock of the disk or store; None where there is no file."""
+        """Seconds since the file was written, by the clock of the disk or store; None if there is no file."""
         try:
             with self._asking():
                 self.fs.invalidate_cache()
@@ -137,7 +137,7 @@ class Storage:
             return bytes(self.fs.cat_file(self.full(relative)))
 
     def read_text(self, relative: str) -> str | None:
-        """The whole file as text, or None where there is none.
+        """The whole file as text, or None if there is none.
 
         Bytes that are not UTF-8 become backslash escapes, so that the loader of a damaged file can say what is wrong with it.
         """
@@ -147,7 +147,7 @@ class Storage:
             return None
 
     def read_json(self, relative: str, damaged: Callable[[str, str], DatabaseError]) -> object:
-        """The value in a JSON file, or None where there is none. Raises what `damaged(path, problem)` makes for other text."""
+        """The value in a JSON file, or None if there is none. Raises what `damaged(path, problem)` makes for other text."""
         text = self.read_text(relative)
         if text is None:
             return None

@@ -72,7 +72,7 @@ def _this_process(purpose: str, term_s: float) -> Holder:
 
 
 def _alive_here(holder: Holder) -> bool | None:
-    """Whether the holder's process is alive; None where that is unknown, as for a process on another machine."""
+    """Whether the holder's process is alive; None if that is unknown, as for a process on another machine."""
     if (holder.host, holder.pids) != (socket.gethostname(), _process_ids()):
         return None
     try:

@@ -81,7 +81,7 @@ def explained(url: str) -> Iterator[None]:
 
 
 def swap_object(fs: FileSystem, path: str, expected: str | None, new: str) -> bool:
-    """Compare-and-swap by conditional PUT (S3's If-Match / If-None-Match). Raises ConfigError where the store has none.
+    """Compare-and-swap by conditional PUT (S3's If-Match / If-None-Match). Raises ConfigError if the store has none.
 
     If the answer to a PUT is lost, the library sends it again and finds the object it wrote itself. A random token in the
     object's metadata tells. (A swap that succeeded is reported as failed only if another writer swapped in between.)

@@ -109,7 +109,7 @@ def read_member(handle: IO[bytes], member: TarMember, where: str, error: type[Rd
 def next_archive(handle: IO[bytes], place: int) -> int | None:
     """Where another archive begins behind `place`, the end of an archive's last member, as `cat a.tar b.tar` leaves it.
 
-    None where zeros follow, or what is no header.
+    None if zeros follow, or what is no header.
     """
     place = handle.seek(_padded(place))
     while chunk := handle.read(BLOCK << 11):

@@ -178,7 +178,7 @@ def recipe(config: TrainConfig, part: Part) -> dict[str, dict[str, object]]:
 def check_resumed(
     before: Mapping[str, Mapping[str, object]], now: Mapping[str, Mapping[str, object]], part: Part
 ) -> None:
-    """Raise ConfigError where a recipe does not fit the weights that an earlier form of it made."""
+    """Raise ConfigError if a recipe does not fit the weights that an earlier form of it made."""
     pairs = [(f"[{part}] {key}", before[part].get(key), now[part].get(key)) for key in _FIXED]
     pairs.append(("[data] size", before["data"].get("size"), now["data"].get("size")))
     for name, old, new in pairs:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crew:
-    """Worker `rank` of `size`. device "auto" is the GPU where there is one; threads 0 leaves the number of threads as it is."""
+    """Worker `rank` of `size`. device "auto" is the GPU if there is one; threads 0 leaves the number of threads as it is."""
 
     device: str = "auto"
     threads: int = 0

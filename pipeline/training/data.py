@@ -85,7 +85,7 @@ class LabelledPictures:
         return len(self.captions)
 
     def require_captions(self, for_what: str) -> None:
-        """Raise SourceError where a picture has no caption."""
+        """Raise SourceError if a picture has no caption."""
         lacking = sum(not caption.strip() for caption in self.captions)
         if lacking:
             raise SourceError(

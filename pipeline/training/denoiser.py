@@ -256,7 +256,7 @@ def _check_predicts_noise(config: RDMConfig) -> None:
 
 
 def check_fit(model: RDM, examples: Examples, size: int) -> None:
-    """Raise ConfigError where the encoder or the first stage does not fit the denoiser."""
+    """Raise ConfigError if the encoder or the first stage does not fit the denoiser."""
     wanted = (model.config.latent_channels, *model.config.latent_size(size, size))
     if examples.shape != wanted:
         raise ConfigError(
@@ -381,7 +381,7 @@ def prepared_batch(
 
 
 def check_prepared(prepared: Prepared, part: DenoiserConfig, size: int) -> None:
-    """Raise ConfigError where a recipe asks for what was not prepared."""
+    """Raise ConfigError if a recipe asks for what was not prepared."""
     from pipeline.encoders import same_encoder
 
     for name, wanted, found, fits in (
@@ -407,7 +407,7 @@ class Batch(NamedTuple):
 
 
 def start_model(run: PartRun, examples: Examples, scale: float) -> RDM:
-    """The model to train, its denoiser on the run's device. Raises ConfigError where the examples do not fit it."""
+    """The model to train, its denoiser on the run's device. Raises ConfigError if the examples do not fit it."""
     import torch
 
     from rdm.objectives import scale_context_weights

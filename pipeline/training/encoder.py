@@ -63,7 +63,7 @@ class Names:
 
 
 def draw_rows(names: Names, batch: int, generator: torch.Generator) -> Tensor:
-    """(batch,) rows: half of them at random, each followed by another picture of its content where there is one."""
+    """(batch,) rows: half of them at random, each followed by another picture of its content if there is one."""
     import torch
 
     first = torch.randint(len(names.contents), (batch // 2,), generator=generator)

@@ -88,7 +88,7 @@ class NamedEmbedder:
 def choose_embedder(config: TrainConfig, name: str, device: torch.device) -> Embedder:
     """The run's own encoder where it was trained, else the encoder called `name`.
 
-    Raises ConfigError where the run's TOML has a table [encoder] that was not trained, EncoderError for an unknown name.
+    Raises ConfigError if the run's TOML has a table [encoder] that was not trained, EncoderError for an unknown name.
     """
     folder = config.folder() / "encoder" / "model"
     weights = folder / "open_clip_model.safetensors"
@@ -106,7 +106,7 @@ def choose_embedder(config: TrainConfig, name: str, device: torch.device) -> Emb
 def choose_first_stage(config: TrainConfig, part: DenoiserConfig) -> str:
     """The folder or Hub id of the first stage: the one named, else the run's own, else that of a saved `base`.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if there is none.
     """
     own = config.folder() / "autoencoder" / "model"
     if part.first_stage:

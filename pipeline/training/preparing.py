@@ -7,7 +7,7 @@ the database's folder,
     prepared/<id>/<shard>.keys.npy           (n,) int64 keys of the rows
     prepared/<id>/<shard>.order.npy          (n,) uint64 hash of each row's content, which decides what is held out
     prepared/<id>/<shard>.latents.npy        (n, C, h, w) float16, unscaled
-    prepared/<id>/<shard>.texts.npy          (n, D) float16 unit vectors of the captions, zeros where there is none
+    prepared/<id>/<shard>.texts.npy          (n, D) float16 unit vectors of the captions, zeros if there is none
     prepared/<id>/<shard>.neighbours.npy     (n, k) int64 keys in the other database, nearest first
     prepared/<id>/<shard>.json               receipt
 

@@ -95,7 +95,7 @@ class PreparedRows:
         return torch.from_numpy(self._rows("latents", places).astype(np.float32))
 
     def captions(self, places: Tensor, which: Tensor) -> Tensor:
-        """(B, D) vectors of the captions, zeros where there is none. `which` is not used: a row has one caption."""
+        """(B, D) vectors of the captions, zeros if there is none. `which` is not used: a row has one caption."""
         import torch
 
         return torch.from_numpy(self._rows("texts", places).astype(np.float32))
@@ -161,7 +161,7 @@ def _contains(ascending: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[
 def nearest_present(keys: NDArray[np.int64], present: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """The first `count` present keys of each row of (B, k), in their order; fewer are repeated.
 
-    Raises DatabaseError where a row has none left.
+    Raises DatabaseError if a row has none left.
     """
     left = present.sum(axis=1)
     if not left.all():

@@ -45,7 +45,7 @@ def size_of(path: Path) -> int:
 
 
 def read_note(path: Path) -> dict[str, str]:
-    """The JSON beside a file, values as text; empty where it is absent or torn."""
+    """The JSON beside a file, values as text; empty if it is absent or torn."""
     try:
         return {str(key): str(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):
@@ -181,7 +181,7 @@ class Cached:
 
 
 def rebase(url: str, base_url: str) -> str:
-    """`url` with scheme and host (and a path in front) from `base_url`, where that is given."""
+    """`url` with scheme and host (and a path in front) from `base_url`, if that is given."""
     if not base_url:
         return url
     base, parts = urlsplit(base_url), urlsplit(url)
@@ -234,7 +234,7 @@ def fetch(
 
 
 def remote_size(url: str, base_url: str = "", patience: Patience | None = None) -> int:
-    """Bytes of the file at `url` as the server announces them; 0 where it does not say."""
+    """Bytes of the file at `url` as the server announces them; 0 if it does not say."""
     import requests
 
     patience = patience or Patience()

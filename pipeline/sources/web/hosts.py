@@ -319,7 +319,7 @@ class PoliteFetcher:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date; None where it says nothing."""
+    """Seconds that a Retry-After header asks for, as a number or a date; None if it says nothing."""
     if not value:
         return None
     if value.strip().isdigit():

@@ -166,7 +166,7 @@ class SafeOpener:
         raise Refused(f"too_many_redirects: more than {self.rules.redirects}")
 
     def _ask_site(self, parts: SplitResult) -> None:
-        """Raise Refused where the site's robots.txt or tdmrep.json keeps a path from us."""
+        """Raise Refused if the site's robots.txt or tdmrep.json keeps a path from us."""
         if not (self.rules.robots or self.rules.opt_out):
             return
         site = self._site(parts)
@@ -228,7 +228,7 @@ class SafeOpener:
         return parse_tdm(answer.body.decode("utf-8", "replace"))
 
     def _read_small(self, url: str, deadline: float, most: int) -> Answer | None:
-        """A file about the site, after at most five redirects; None where there are more."""
+        """A file about the site, after at most five redirects; None if there are more."""
         for _ in range(6):
             answer = self._get(_split(url), deadline, most, cut=True)
             moved = moved_to(answer)
@@ -264,7 +264,7 @@ class SafeOpener:
         return Refused(f"timeout: {f'not done after {self.rules.total_s:g} s' if over else 'silence'}")
 
     def _exchange(self, parts: SplitResult, path: str, deadline: float, most: int, cut: bool) -> Answer:
-        """One request and its answer, over an idle connection where there is one."""
+        """One request and its answer, over an idle connection if there is one."""
         place = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         connection = self._idle_connection(place)
         is_used = connection is not None

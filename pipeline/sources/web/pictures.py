@@ -63,7 +63,7 @@ def fetch_urls(
 ) -> Fetched:
     """Fetch the URLs into `scratch`; `seconds` are for the fetching alone, START_S for starting come before them.
 
-    Raises SourceError where the process failed as a whole, with the last lines it said.
+    Raises SourceError if the process failed as a whole, with the last lines it said.
     """
     import pyarrow as pa
 

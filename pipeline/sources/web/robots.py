@@ -69,7 +69,7 @@ def parse_robots(text: str, agents: Sequence[str]) -> Rules:
 
 
 def _seconds(value: str) -> float:
-    """A Crawl-delay's value; 0 where it is not a number of seconds."""
+    """A Crawl-delay's value; 0 if it is not a number of seconds."""
     return float(value) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) else 0.0
 
 
@@ -115,7 +115,7 @@ def _decoded(encoded: re.Match[str]) -> str:
 
 
 def opts_out(headers: Iterable[str], agents: Sequence[str], now: datetime.datetime | None = None) -> str:
-    """The directive among X-Robots-Tag headers that tells us to leave a picture alone; empty where there is none.
+    """The directive among X-Robots-Tag headers that tells us to leave a picture alone; empty if there is none.
 
     `noai, noindex` is meant for everybody, `name: noai` for that name and all that follow in the header. A date behind
     `unavailable_after` may hold commas and colons of its own; a date that has passed counts as `noindex` does.
