@@ -1,4 +1,4 @@
-"""A loaded encoder: pictures and texts into vectors. What a name stands for is in pipeline/encoders/specs.py.
+"""A loaded encoder: pictures and texts into vectors. pipeline/encoders/specs.py resolves names of encoders.
 
 Reads: weights. Writes: huggingface_hub's cache. Vectors of the same picture agree to float16 rounding between batch sizes and
 threads. They are bit-identical for the same batch on the same machine; between CPU and GPU they agree to about 1e-3.
@@ -54,7 +54,7 @@ class _Tower(Protocol):
 
 
 class _Towers(Protocol):
-    """What an open_clip model is used for here."""
+    """The part of an open_clip model that is used here."""
 
     visual: _Tower
 
@@ -62,7 +62,7 @@ class _Towers(Protocol):
 
 
 class Encoder:
-    """A model on a device. `record` says which encoder it is; `notes` holds what every result must say about it."""
+    """A model on a device. `record` identifies the encoder; `notes` holds what every result must state about it."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Encoder:
                 values = values / 255.0
             values = ((values - self._mean) / self._std).to(self._dtype)
             made = self._towers.visual(values)
-            return made[0] if isinstance(made, tuple) else made  # CoCa's tower gives tokens too
+            return made[0] if isinstance(made, tuple) else made  # CoCa's tower also returns tokens
 
     def encode_images(self, batch: Pixels) -> NDArray[np.float32]:
         """Vectors (B, dim) float32 of prepared pictures, (B, size, size, 3). The vectors are not normalised."""
@@ -135,7 +135,7 @@ class Encoder:
     def picture_vectors(
         self, pictures: Sequence[Image | NDArray[np.uint8]]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(vectors (B, dim) float32 of unit norm, their lengths (B,) before) of RGB pictures, in one batch."""
+        """(vectors (B, dim) float32 of unit norm, their lengths (B,) before normalising) of RGB pictures, in one batch."""
         if not pictures:
             return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
         batch = cast("Pixels", np.stack([self.prepare(picture) for picture in pictures]))
@@ -149,7 +149,8 @@ class Encoder:
         return self.text_vectors(texts)[0]
 
     def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(vectors as of `encode_texts`, their lengths (B,) before): some models are conditioned on the unscaled vectors."""
+        """(vectors as from `encode_texts`, their lengths (B,) before normalising): some models are conditioned on
+        unscaled vectors."""
         import torch
 
         tokenizer = self._tokenizer
@@ -191,7 +192,7 @@ def to_numpy(vectors: torch.Tensor) -> NDArray[np.float32]:
 
 
 def unit_rows(vectors: NDArray[np.float32] | NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(B, D) float32 rows scaled to length 1, and their lengths (B,) before. Zero or non-finite rows give NaN."""
+    """(B, D) float32 rows scaled to length 1, and their former lengths (B,). Zero or non-finite rows give NaN."""
     wide = vectors.astype(np.float64)
     norms = np.sqrt((wide * wide).sum(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -201,15 +202,15 @@ def unit_rows(vectors: NDArray[np.float32] | NDArray[np.float64]) -> tuple[NDArr
 
 @cache
 def _say_untrained(name: str) -> None:
-    """Warn once per process: a run loads its encoder for each of its stages."""
+    """Warn once per process, because a run loads its encoder for each of its stages."""
     log.warning("%s: %s", name, UNTRAINED)
 
 
 def load_encoder(name: str, device: str = "auto", precision: str = "fp32", preprocess: str = "openclip") -> Encoder:
     """Load the encoder that `name` stands for, for inference. device: auto (cuda if there is one, else cpu), cpu, cuda:1.
 
-    Raises EncoderError if the name stands for nothing, where weights cannot be had or do not fit the config, and where a
-    file would need code to be run. Weights are looked for before the network is built.
+    Raises EncoderError if the name is unknown, if the weights cannot be reached or do not fit the config, or if a
+    file would need code to be run. Weights are located before the network is built.
     """
     import torch
 
@@ -242,9 +243,9 @@ def load_encoder(name: str, device: str = "auto", precision: str = "fp32", prepr
 
 
 def load_recorded(record: EncoderRecord, device: str = "auto") -> Encoder:
-    """Load the encoder that made a database's vectors: the way to get one for a database that exists.
+    """Load the encoder that made a database's vectors. Use this for every database that exists.
 
-    Raises EncoderError if it cannot be had, or where what is found now is another encoder.
+    Raises EncoderError if it cannot be loaded, or if another encoder is found under its name.
     """
     encoder = load_encoder(record.name, device, record.precision, record.preprocess)
     require_match(record, encoder)
@@ -280,7 +281,7 @@ def _load_state(name: str, model: torch.nn.Module, path: Path) -> None:
     own = model.state_dict()
     if "text.transformer.embeddings.position_ids" not in own:
         state.pop("text.transformer.embeddings.position_ids", None)
-    for extra in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
+    for extra in ("input_resolution", "context_length", "vocab_size"):  # in OpenAI's archives
         state.pop(extra, None)
     try:
         for scalar in ("logit_scale", "logit_bias"):  # a scalar or one element

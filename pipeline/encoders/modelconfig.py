@@ -1,11 +1,11 @@
-"""open_clip model configs: read, checked field by field, and made into keyword arguments.
+"""open_clip model configs: read them, check them field by field, and turn them into keyword arguments.
 
 Reads: a JSON file as open_clip writes it (`open_clip_config.json`, or the model config alone). Writes nothing.
 
-A config may come from anybody, and open_clip hands its fields to constructors, some of them of other libraries. Therefore each
-field must be in the tables below with a value in its range; every other field is an EncoderError that names it. In particular
-no config can ask for code of its author to be run (`trust_remote_code`), for a file outside its folder, or for more weights
-than `MOST_WEIGHTS`. Does not promise that open_clip can build every config that passes.
+A config may come from an unknown author, and open_clip passes its fields to constructors, some of them in other libraries. Each
+field must therefore be in the tables below with a value in its range; any other field is an EncoderError that names it. In
+particular, no config can cause its author's code to run (`trust_remote_code`), name a file outside its folder, or need more
+weights than `MOST_WEIGHTS`. Does not promise that open_clip can build every config that passes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_WEIGHTS = 10_000_000_000  # open_clip's largest model has 2.5e9
 
 Fields = dict[str, object]
 
-Rule = tuple[Callable[[object], bool], str]  # whether a value is allowed, and what is expected in words
+Rule = tuple[Callable[[object], bool], str]  # whether a value is allowed, and the expected value in words
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """open_clip's preprocess config, as far as it matters here. mean and std: RGB, of values in 0..1."""
+    """The used fields of open_clip's preprocess config. mean and std: RGB, of values in 0..1."""
 
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
@@ -78,7 +78,7 @@ def _number(least: float, most: float) -> Rule:
 
 
 def _numbers(count: int, least: int, most: int, alone: bool = False) -> Rule:
-    """A list of `count` whole numbers; alone: or one number."""
+    """A list of `count` whole numbers; with `alone`, also a single number."""
     one, _ = _whole(least, most)
 
     def allowed(value: object) -> bool:
@@ -141,7 +141,7 @@ _VISION: dict[str, Rule] = {
     "timm_drop_path": _number(0.0, 1.0),
 }
 
-# What a tokenizer may be told. Code of its author (trust_remote_code), other classes and other folders are not in it.
+# Allowed settings of a tokenizer. Code of its author (trust_remote_code), other classes and other folders are excluded.
 _TOKENIZER: dict[str, Rule] = {
     "clean": _text("whitespace|lower|canonicalize", "whitespace, lower or canonicalize"),
     "strip_sep_token": _FLAG,
@@ -251,7 +251,8 @@ def check_model_config(name: str, model: Mapping[str, object], preprocess: objec
 
 
 def _check_fields(start: str, prefix: str, table: Mapping[str, object], rules: Mapping[str, Rule]) -> None:
-    """None stands for a field's default. Tables inside are checked with their own rules, so that errors name their fields."""
+    """Check fields by rules; None stands for a field's default. Nested tables have their own rules, so that errors name
+    their fields."""
     for key, value in table.items():
         if key not in rules:
             raise EncoderError(
@@ -265,7 +266,7 @@ def _check_fields(start: str, prefix: str, table: Mapping[str, object], rules: M
 
 
 def _weights(parts: Mapping[str, Fields]) -> float:
-    """About how many weights the towers have: 12 width^2 a layer, and the vocabulary."""
+    """The approximate number of weights of the towers: 12 width^2 for each layer, plus the vocabulary."""
 
     def number(fields: Fields, name: str, default: int) -> float:
         value = fields.get(name)
@@ -282,7 +283,7 @@ def _weights(parts: Mapping[str, Fields]) -> float:
 
 
 def _preprocess(start: str, table: object) -> PreprocessConfig:
-    """Mean, standard deviation and the two words that matter; what else open_clip writes there is not used."""
+    """Mean, standard deviation, interpolation and resize mode; open_clip's other fields are not used."""
     if not isinstance(table, Mapping):
         raise EncoderError(f"{start}preprocess_cfg: expected a table, found {type(table).__name__}")
     made: dict[str, tuple[float, float, float]] = {}

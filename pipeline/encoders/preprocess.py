@@ -1,12 +1,12 @@
-"""From an RGB picture to the pixels that an encoder takes. The way is part of a database's identity, so each way has a name.
+"""From an RGB picture to the pixels that an encoder takes. The method is part of a database's identity, so each has a name.
 
     openclip   open_clip's own transform for the model: resize the shorter side (bicubic with antialias) and crop the centre;
-               where the model's config says `squash`, resize both sides
-    compvis    the way of CompVis's RDM databases: bicubic straight to the model's size, align_corners, no antialias, no crop
+               if the model's config says `squash`, resize both sides
+    compvis    the method of CompVis's RDM databases: bicubic directly to the model's size, align_corners, no antialias, no crop
                (retrieval-augmented-diffusion-models, FrozenClipImageEmbedder)
 
 Reads and writes nothing; runs in threads beside a model. `openclip` differs from open_clip's own pixels by at most 2 steps
-of 255, in fewer than one value of 100: torch's resize of 8-bit pictures is four times as fast as Pillow's and rounds
+of 255, in fewer than 1 % of the values: torch's resize of 8-bit pictures is four times as fast as Pillow's and rounds
 differently. The encoder applies mean and standard deviation.
 """
 
@@ -26,35 +26,36 @@ from pipeline.images import resize
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Pixels = NDArray[np.uint8] | NDArray[np.float32]  # of `openclip` | of `compvis`
+Pixels = NDArray[np.uint8] | NDArray[np.float32]  # `openclip` | `compvis`
 
 Kind = Literal["openclip", "compvis"]
 
 KINDS: tuple[Kind, ...] = ("openclip", "compvis")
 
-_LONGEST = 8  # of `openclip`: of a picture that is longer than this many widths, only the crop is resized
+_LONGEST = 8  # `openclip`: if a picture is longer than this many widths, only the crop is resized
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """One way of preparing pictures. size: pixels a side of the model's input; mean and std: RGB, of values in 0..1."""
+    """One method of preparing pictures. size: pixels a side of the model's input; mean and std: RGB, of values in 0..1."""
 
     kind: Kind
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"  # of `openclip`: bicubic | bilinear
-    resize_mode: str = "shortest"  # of `openclip`: shortest | squash
+    interpolation: str = "bicubic"  # `openclip`: bicubic | bilinear
+    resize_mode: str = "shortest"  # `openclip`: shortest | squash
 
     @property
     def side(self) -> int:
-        """Pixels of the shorter side that are needed; 0: all of them (without antialias no reduction is allowed before)."""
+        """Pixels of the shorter side that are needed; 0: all of them (without antialias, the picture must not be reduced
+        before)."""
         return 0 if self.kind == "compvis" else self.size
 
     def __call__(self, picture: Image | NDArray[np.uint8]) -> Pixels:
         """An RGB picture, Pillow's or (H, W, 3) uint8, as (size, size, 3).
 
-        uint8; for compvis float32 where 0..1 is black to white (not clipped).
+        The result is uint8; for compvis it is float32, 0 black and 1 white, not clipped.
         """
         pixels = picture if isinstance(picture, np.ndarray) else np.array(picture)
         if self.kind == "compvis":
@@ -79,7 +80,7 @@ def preprocess_of_model(kind: str, size: int | tuple[int, int], config: Preproce
 def _openclip(pixels: NDArray[np.uint8], size: int, interpolation: str, mode: str) -> NDArray[np.uint8]:
     """open_clip's inference transform up to uint8: torchvision's Resize(size) and CenterCrop(size), rounded as they do."""
     height, width = pixels.shape[:2]
-    if mode == "squash":  # Pillow picks the order of the two passes by the shape, so only Pillow gives the same pixels
+    if mode == "squash":  # Pillow orders the two passes by the shape, so only Pillow gives the same pixels
         return _pillow(pixels, size, interpolation, (0.0, 0.0, width, height))
     short, long = min(width, height), max(width, height)
     resized = int(size * long / short)
@@ -117,7 +118,7 @@ def _taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32
 
 
 def _align_corners(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (size, size, 3) float32 in 0..1, overshoot kept, as torch's bicubic with align_corners."""
+    """(H, W, 3) uint8 -> (size, size, 3) float32 in 0..1 with overshoot, as torch's bicubic with align_corners."""
     rows, row_weights = _taps(pixels.shape[0], size)
     columns, column_weights = _taps(pixels.shape[1], size)
     tall = sum(pixels[rows[:, i]] * row_weights[:, i, None, None] for i in range(4))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config import digest
 
-UNSTATED = "unstated"  # weights are not known: somebody else made the vectors, and the encoder was named by hand
+UNSTATED = "unstated"  # unknown weights: the vectors were imported, and the user named the encoder
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class EncoderRecord:
     weights: str  # sha256 of the weights, or UNSTATED
     preprocess: str  # openclip | compvis
     precision: str = "fp32"  # fp32 | fp16 | bf16
-    trained: bool = True  # False: random weights; results carry no meaning
+    trained: bool = True  # False: random weights; results are meaningless
     has_text: bool = True
 
     @property
     def id(self) -> str:
-        """Folder name: readable, and different whenever the vectors would differ."""
+        """Folder name: readable, and different for encoders whose vectors would differ."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[-40:].strip("-")
         return f"{slug}-{digest([self.weights, self.preprocess, self.precision], 8)}"

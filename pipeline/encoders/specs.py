@@ -1,4 +1,4 @@
-"""Encoders by name: what a name stands for, whether its weights can be had, its config, network and tokenizer.
+"""Encoders by name: resolve a name, check that its weights can be reached, and get its config, network and tokenizer.
 
     vit-l-14, vit-b-32             OpenAI's weights, with QuickGELU
     vit-h-14, siglip2-base, ...    others of SHORT_NAMES: open_clip's architecture and weights
@@ -6,12 +6,12 @@
     hf-hub:<owner>/<repo>[@rev]    a Hub repository in open_clip's layout
     local:<folder>                 open_clip_config.json and open_clip_model.safetensors, open_clip's own layout
     local:<model.json>:<weights>   an open_clip model config and a checkpoint
-    random:<arch or model.json>[?seed=0]   random weights; every result says that it carries no meaning
+    random:<arch or model.json>[?seed=0]   random weights; every result is marked as meaningless
     <name>                         an encoder shipped with the package, in pipeline/assets/encoders/<name>
 
-Reads: model configs (pipeline/encoders/modelconfig.py), and through pipeline/encoders/weights.py what the Hub has. Writes
-huggingface_hub's cache. Weights that cannot be reached are an EncoderError; there is no fallback. A config without text_cfg is
-an encoder without a text tower. No code of an encoder's author is run.
+Reads: model configs (pipeline/encoders/modelconfig.py), and the Hub through pipeline/encoders/weights.py. Writes
+huggingface_hub's cache. Weights that cannot be reached are an EncoderError; there is no fallback. A config without
+text_cfg gives an encoder without a text tower. Code of an encoder's author is never run.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ _FORMS = "open_clip:ARCH/TAG, hf-hub:OWNER/REPO, local:FOLDER, local:MODEL.json:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What a name stands for. Which fields are set depends on the kind."""
+    """A resolved name. Which fields are set depends on the kind."""
 
     name: str
     kind: Literal["tag", "hub", "local", "random"]
-    arch: str = ""  # open_clip architecture, of a tag or of random weights
+    arch: str = ""  # open_clip architecture, for a tag or for random weights
     tag: str = ""
     repo: str = ""
     revision: str = ""
-    config: Path | None = None  # model config, of a local encoder or of random weights
+    config: Path | None = None  # model config, for a local encoder or for random weights
     weights: Path | None = None
     seed: int = 0
 
@@ -76,7 +76,7 @@ class EncoderSpec:
 
 
 def resolve_encoder(name: str) -> EncoderSpec:
-    """What `name` stands for. Looks at the name alone; `check_encoder` looks at the weights. Raises EncoderError."""
+    """Resolve a name. Looks only at the name; `check_encoder` checks the weights. Raises EncoderError."""
     scheme, _, rest = name.partition(":")
     if name in SHORT_NAMES:
         arch, tag = SHORT_NAMES[name]
@@ -106,13 +106,13 @@ def resolve_encoder(name: str) -> EncoderSpec:
 
 
 def list_encoders() -> list[str]:
-    """The plain names: OpenAI's by short name, and those shipped with the package."""
+    """The plain names: short names, and encoders that ship with the package."""
     shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_FILE}"))
     return [*shipped, *SHORT_NAMES]
 
 
 def describe_encoders() -> list[dict[str, str]]:
-    """The plain names and the forms a name can have, each with what it stands for."""
+    """The plain names and the other forms of a name, each with a description."""
     plain = {
         name: f"{arch} with OpenAI's weights, QuickGELU"
         if tag == "openai"
@@ -144,7 +144,7 @@ def _files(name: str, config: str, weights: str) -> EncoderSpec:
 
 
 def check_encoder(name: str) -> None:
-    """Raise EncoderError, before any work, if the encoder's weights or config cannot be had. Downloads no weights."""
+    """Raise EncoderError, before any work, if the encoder's weights or config cannot be reached. Downloads no weights."""
     spec = resolve_encoder(name)
     if spec.kind == "hub":
         check_hub(spec.name, spec.repo, (CONFIG_FILE,), spec.revision)
@@ -159,7 +159,7 @@ def check_encoder(name: str) -> None:
 
 
 def weights_path(spec: EncoderSpec) -> Path | None:
-    """The weights on this disk, downloaded if need be; None: random. Raises EncoderError if they cannot be had."""
+    """The weights on this disk, downloaded if necessary; None: random. Raises EncoderError if they cannot be reached."""
     if spec.kind == "random":
         return None
     if spec.weights is not None:
@@ -179,7 +179,7 @@ def check_file(name: str, path: Path) -> None:
 
 @cache
 def import_open_clip(whole: bool = False) -> Any:
-    """open_clip, with torchvision made to import beside a CPU-only torch.
+    """open_clip, imported so that torchvision works beside a CPU-only torch.
 
     whole: with timm and transformers, which some architectures need and which take seconds to import.
     """
@@ -233,7 +233,7 @@ def model_config(spec: EncoderSpec) -> ModelConfig:
     _known_arch(spec)
     model = import_open_clip().get_model_config(spec.arch)
     settings = tag_settings(spec) if spec.kind == "tag" else {}
-    if settings.get("quick_gelu"):  # the weights' own activation, whatever the architecture's file says
+    if settings.get("quick_gelu"):  # the activation of these weights, which overrides the architecture's file
         model["quick_gelu"] = True
     return check_model_config(spec.name, model, settings, f"open_clip's {spec.arch}")
 
@@ -246,7 +246,7 @@ def needs_whole(config: ModelConfig) -> bool:
 
 @contextlib.contextmanager
 def _no_remote_code(config: ModelConfig) -> Iterator[None]:
-    """transformers asks on the terminal whether to run a repository's code where it is not told; here it is an error.
+    """Make foreign code an error: by default, transformers asks on the terminal whether to run a repository's code.
 
     Raises ConfigError if the model's text tower or tokenizer is one of transformers', which is optional.
     """
@@ -266,9 +266,9 @@ def _no_remote_code(config: ModelConfig) -> Iterator[None]:
 
 
 def build_network(name: str, config: ModelConfig, precision: str) -> torch.nn.Module:
-    """The model with random weights. Never loads weights of its own for a tower, as open_clip's factory may.
+    """The model with random weights. Unlike open_clip's factory, it never loads weights for a tower.
 
-    Raises EncoderError, also where the weights do not fit into memory.
+    Raises EncoderError, also if the weights do not fit into memory.
     """
     import torch
 
@@ -310,7 +310,7 @@ def _image_tower(open_clip: Any, settings: Fields) -> torch.nn.Module:
 
 
 class Tokenizer(Protocol):
-    """open_clip's tokenizers. Some have an `encode(text)` that gives a text's tokens, without begin and end."""
+    """open_clip's tokenizers. Some have an `encode(text)` that gives a text's tokens, without the start and end tokens."""
 
     context_length: int
 
@@ -348,7 +348,7 @@ def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
 
 
 def _merges(spec: EncoderSpec, name: str) -> Path:
-    """The model's own merges, a gzipped text beside its config. Raises EncoderError if it unpacks to too much."""
+    """The model's own BPE merges, a gzipped text beside its config. Raises EncoderError if it unpacks to too much."""
     if spec.config is None:
         check_hub(spec.name, spec.repo, (name,), spec.revision)
         path = fetch(spec.name, spec.repo, name, spec.revision)
@@ -365,7 +365,7 @@ def _merges(spec: EncoderSpec, name: str) -> Path:
 
 
 def same_encoder(one: str, other: str) -> bool:
-    """Whether two names stand for the same weights, as far as names tell."""
+    """Whether two names mean the same weights, judged by the names only."""
     if one == other:
         return True
 

@@ -1,4 +1,4 @@
-"""Encoder weights: where they are, whether they can be reached, and reading them without running anything.
+"""Encoder weights: find them, check that they can be reached, and read them without running code.
 
 Reads: local files, and the Hub through huggingface_hub (HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are
 honoured). Writes: huggingface_hub's cache. Takes safetensors, and torch files that load with weights_only=True; a TorchScript
@@ -24,7 +24,7 @@ _TIMEOUT_S = 10.0
 
 
 def candidates(filename: str) -> tuple[str, ...]:
-    """Names to try for a weights file of a Hub repository: safetensors before pickled ones."""
+    """File names to try for the weights in a Hub repository: safetensors before pickled files."""
     if not filename:
         return HUB_WEIGHTS
     path = Path(filename)
@@ -32,7 +32,7 @@ def candidates(filename: str) -> tuple[str, ...]:
 
 
 def check_hub(name: str, repo: str, filenames: tuple[str, ...], revision: str = "") -> str:
-    """The first of `filenames` that the repository (or the cache) has. Asks for headers only. Raises EncoderError."""
+    """The first of `filenames` that the repository (or the cache) has. Requests only headers. Raises EncoderError."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -60,13 +60,13 @@ def check_hub(name: str, repo: str, filenames: tuple[str, ...], revision: str = 
             raise unreachable(name, repo, filenames, "no such repository (or it is private: set HF_TOKEN)") from error
         except EntryNotFoundError:
             continue
-        except Exception as error:  # whatever the transport raises: name resolution, refused, TLS, proxy, status
+        except Exception as error:  # any error of the transport: name resolution, refused, TLS, proxy, status
             raise unreachable(name, repo, filenames, f"{type(error).__name__}: {error}"[:300]) from error
     raise unreachable(name, repo, filenames, "the repository has none of these files")
 
 
 def fetch(name: str, repo: str, filename: str, revision: str = "") -> Path:
-    """The file on this disk, downloaded into huggingface_hub's cache if need be. Raises EncoderError."""
+    """The file on this disk, downloaded into huggingface_hub's cache if necessary. Raises EncoderError."""
     from huggingface_hub import hf_hub_download
 
     try:

@@ -1,4 +1,4 @@
-"""Where a chain of stages runs (Backend), what a run did (Outcome), and the errors that stop a run at once (FATAL).
+"""Where a chain of stages runs (Backend), the result of a run (Outcome), and the errors that stop a run at once (FATAL).
 
 Reads the environment variable RDMPIPE_START_TIMEOUT_S. Writes nothing.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.errors import ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError
 from pipeline.execution.stage import Failure, Finished, Ready, Stage
 
-# Errors that every other shard would meet too. They stop the run at once.
+# Errors that would fail every other shard too. They stop the run at once.
 FATAL = (ConfigError, DatabaseError, DiskFullError, EncoderError, ModelError)
 
 
@@ -22,7 +22,7 @@ def _start_timeout_s() -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"RDMPIPE_START_TIMEOUT_S is {text!r}; expected a number of seconds, as in 180") from None
+        raise ConfigError(f"RDMPIPE_START_TIMEOUT_S is {text!r}; expected a number of seconds, such as 180") from None
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Backend:
     """Where the work runs. `workers` is per stage; 0 leaves the number to each stage and the cluster."""
 
     kind: Literal["inline", "ray"] = "inline"
-    address: str = ""  # Ray cluster; empty: RAY_ADDRESS, else a cluster of our own on this machine
+    address: str = ""  # Ray cluster; empty: RAY_ADDRESS, else a local cluster that the run starts
     workers: int = 0
     retries: int = 2  # further attempts for a failed shard
     max_failures: int = 100  # give up after so many failed shards
@@ -39,7 +39,7 @@ class Backend:
 
 @dataclass
 class Outcome:
-    """What a run did. `ran` and `skipped` count shards per stage; `failures` are the shards that are left to do."""
+    """The result of a run. `ran` and `skipped` count shards per stage; `failures` are the shards that remain to be done."""
 
     ran: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
 
     def count(self, stage: Stage, finished: Finished) -> None:
-        """Count a shard that is through a stage."""
+        """Count a shard that has passed a stage."""
         if not finished.ran:
             self.skip(stage)
             return
@@ -61,7 +61,7 @@ class Outcome:
 
 
 class SetUp:
-    """A worker's set-up: runs when the first shard needs it, and keeps the result."""
+    """A worker's set-up: it runs when the first shard needs it, and its result is kept."""
 
     def __init__(self, setup: Callable[[], Ready]) -> None:
         self._setup = setup

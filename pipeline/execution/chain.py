@@ -2,7 +2,7 @@
 
 Both backends use `run_shard_once`. A shard is skipped if its receipt is valid, retried if it fails, and reported as a `Failure`
 if it keeps failing; the other shards continue. Reads receipts; writes nothing itself. Promises no order between shards. In this
-process a shard has no time limit.
+process, a shard has no time limit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def run_stages(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Outcome:
-    """Take every shard through `chain`. A shard that is done in the last stage is skipped in all of them.
+    """Run every shard through `chain`. A shard that is done in the last stage is skipped in all stages.
 
-    total: the number of shards, for the progress display. Returns the outcome with its failures. Raises FATAL errors at once.
+    total: the number of shards, for the progress display. Returns the outcome, including failures. Raises FATAL errors at once.
     """
     backend, progress = backend or Backend(), progress or Progress()
     outcome = Outcome()
@@ -40,7 +40,7 @@ def run_stages(
 def _unfinished(
     chain: tuple[Stage, ...], shards: Iterable[Shard], outcome: Outcome, progress: Progress, total: int
 ) -> Iterator[Shard]:
-    """The shards that are not done in the last stage. One listing, then one receipt per shard that has one."""
+    """The shards that are not done in the last stage. Reads one listing, then one receipt for each shard that has one."""
     last = chain[-1]
     written = set(last.storage.list(last.folder, ".json"))
     for stage in chain:

@@ -1,4 +1,4 @@
-"""Work done ahead of a consumer, in order and in bounded memory: pictures are decoded while the model runs.
+"""Work done ahead of a consumer, in order and in bounded memory: for example, pictures are decoded while the model runs.
 
 Reads and writes nothing itself.
 """
@@ -25,13 +25,13 @@ class _Waiting(Generic[T, R]):
 
 
 class _Queue(Generic[T, R]):
-    """Items that wait for the consumer: at most `depth`, and (unless it is a single item) at most `most` bytes."""
+    """Items that wait for the consumer: at most `depth` items and at most `most` bytes, except that one item may be larger."""
 
     def __init__(self, depth: int, most: int) -> None:
         self.depth, self.most = depth, most
         self.waiting: deque[_Waiting[T, R] | BaseException | None] = (
             deque()
-        )  # None: the end; an exception: an early end
+        )  # None: the end; an exception: the items ended early
         self.bytes = 0
         self.stopped = False
         self.changed = threading.Condition()
@@ -39,7 +39,7 @@ class _Queue(Generic[T, R]):
     def fill(
         self, items: Iterable[T], work: Callable[[T], R], weigh: Callable[[T], int], pool: ThreadPoolExecutor
     ) -> None:
-        """Start the work for each item as soon as there is room. Runs in a thread of its own until `stop`."""
+        """Start the work for each item as soon as there is room. Runs in a separate thread until `stop`."""
         end: BaseException | None = None
         try:
             for item in items:
@@ -65,7 +65,7 @@ class _Queue(Generic[T, R]):
             return True
 
     def first(self) -> _Waiting[T, R] | None:
-        """The oldest entry, which stays in the queue; None at the end. Raises what ended the items early."""
+        """The oldest entry, which stays in the queue; None at the end. Raises the exception that ended the items early."""
         with self.changed:
             self.changed.wait_for(lambda: bool(self.waiting))
             entry = self.waiting[0]
@@ -95,8 +95,8 @@ def ahead(
 ) -> Generator[tuple[T, R], None, None]:
     """Yield `(item, work(item))` for each item, in order, computed by `threads` threads ahead of the consumer.
 
-    At most `depth` items wait at a time, and, unless it is a single item, at most `most` bytes as `weigh` counts them. `items`
-    is iterated in a thread of its own. An exception of either is raised here, at its item.
+    At most `depth` items and at most `most` bytes, as `weigh` counts them, wait at a time; one item may be larger. `items`
+    is iterated in a separate thread. An exception of `items` or `work` is raised here, at its item.
     """
     queue: _Queue[T, R] = _Queue(depth, most)
     with ThreadPoolExecutor(threads, "decode") as pool:

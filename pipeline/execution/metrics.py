@@ -1,6 +1,6 @@
-"""Metrics of a run on Ray, for Prometheus: what the driver sees, per stage.
+"""Metrics of a run on Ray for Prometheus, as the driver sees it, per stage.
 
-    rdmpipe_images_total{stage, status}        rows through a stage: ok, filtered, failed
+    rdmpipe_images_total{stage, status}        rows that passed a stage: ok, filtered, failed
     rdmpipe_errors_total{stage, reason}        rows that are not ok, by reason; failed attempts at shards as `shard: <error>`
     rdmpipe_queue_depth{stage}                 shards that wait for a worker
     rdmpipe_worker_wait_seconds_total{stage, device}   seconds that workers waited for a shard; device: cpu or gpu
@@ -45,7 +45,7 @@ class Metrics:
         self.published = 0.0
 
     def shard(self, stage: Stage, receipt: Receipt) -> None:
-        """Count the rows of a shard that is through a stage."""
+        """Count the rows of a shard that has passed a stage."""
         for status in ("ok", "filtered", "failed"):
             count = getattr(receipt, status)
             if count:
@@ -54,7 +54,8 @@ class Metrics:
             self.errors.inc(count, {"stage": stage.name, "reason": reason})
 
     def failed(self, stage: Stage, error: str) -> None:
-        """Count a failed attempt at a shard. The reason is the error's class or first words, so that there are few reasons."""
+        """Count a failed attempt at a shard. The reason is the error's class or first words, which keeps the number of
+        reasons small."""
         self.errors.inc(1, {"stage": stage.name, "reason": f"shard: {error.split(':', 1)[0][:60]}"})
 
     def idle(self, worker: object) -> None:

@@ -1,4 +1,4 @@
-"""Run a command in a process group of its own and end it: at its time limit, on a request to stop, or when this process ends.
+"""Run a command in its own process group and end it: at its time limit, on a request to stop, or when this process ends.
 
 Reads the process's two outputs. Writes nothing.
 """
@@ -51,8 +51,8 @@ def run_process(
 ) -> ProcessEnd:
     """Run the command until it ends, until `deadline` (by time.monotonic()), or until `stop_asked` returns true.
 
-    `heard` gets each line of both outputs. Ctrl-C and SIGTERM to this process end the group too. If this process is killed with
-    SIGKILL, Linux kills the command, but not the command's own children.
+    `heard` receives each line of both outputs. Ctrl-C and SIGTERM to this process end the group too. If this process is
+    killed with SIGKILL, Linux kills the command, but not the command's own children.
     """
     last = [""]
 
@@ -93,7 +93,7 @@ def run_process(
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(min(0.5, max(0.01, deadline - time.monotonic())))
     except BaseException:
-        end_group(process, 2.0)  # whoever ends this process may not wait long
+        end_group(process, 2.0)  # the program that ends this process may not wait long
         raise
     end_group(process, 0.0)  # processes that the command left behind in its group
     for reader in readers:

@@ -1,7 +1,7 @@
 """Progress of long work: a rich bar on a terminal and in a notebook, plain lines in a log, JSON lines for programs.
 
-Writes to standard error, because standard output is for results. Given a storage, it also writes `progress.json` there every
-few seconds, which `rdmpipe status` reads from any machine that sees the home.
+Writes to standard error, because standard output is for results. If it is given a storage, it also writes `progress.json` there
+every few seconds; `rdmpipe status` reads that from any machine that can read the home.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LogFormat = Literal["text", "json"]
 
 
 def in_notebook() -> bool:
-    """Whether this is a notebook that rich can draw bars in, which it does with ipywidgets."""
+    """Whether this is a notebook in which rich can draw bars, which needs ipywidgets."""
     if "IPython" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
         return False
     from rich.console import Console
@@ -65,7 +65,9 @@ class Progress:
         self.every_s = every_s
         self.start = time.monotonic()
         self._bars: dict[str, tuple[int, int, int]] = {}  # stage -> (done, total, rows)
-        self._since: dict[str, tuple[float, int]] = {}  # stage -> (first advance with work, done then)
+        self._since: dict[
+            str, tuple[float, int]
+        ] = {}  # stage -> (time of the first advance with work, shards done then)
         self._spoke: dict[str, float] = {}
         self._rich: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -98,12 +100,12 @@ class Progress:
             self._rich.stop()
 
     def record_in(self, storage: Storage) -> None:
-        """Keep `progress.json` in this storage up to date from now on."""
+        """From now on, keep `progress.json` in this storage up to date."""
         self._storage = storage
         self._record(force=True)
 
     def snapshot(self) -> ProgressState:
-        """The state of every stage now."""
+        """The present state of every stage."""
         now = time.monotonic()
         stages: dict[str, StageState] = {}
         for stage, (done, total, rows) in self._bars.items():
@@ -126,7 +128,7 @@ class Progress:
             self._storage.write_text("progress.json", json.dumps(self.snapshot()))
 
     def say(self, text: str, **fields: object) -> None:
-        """Print one line that is not a count, such as a phase or a warning. Control characters in it are escaped."""
+        """Print one line, such as a phase or a warning. Control characters in it are escaped."""
         text = printable(text)
         if self.log_format == "json":
             record = {"t": round(time.time(), 3), "message": text, **fields}

@@ -1,8 +1,8 @@
 """The executor on Ray: pools of actors, the loop that moves shards through them, and the connection to a cluster.
 
-Every stage has a pool of actors; each is set up once. A shard moves on to the next stage as soon as it is through one. The work
+Every stage has a pool of actors; each is set up once. A shard moves to the next stage as soon as it has passed one. The work
 in flight is bounded. A dead actor is replaced; an actor that exceeds its stage's time limit is killed and replaced. Only
-shards and receipts cross processes. Writes a nonce into the home, which shows nodes that do not share it.
+shards and receipts are sent between processes. Writes a nonce into the home, by which nodes that do not share it are detected.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipeline.execution.ray_worker import Worker, WorkerError
 from pipeline.execution.stage import Failure, Finished, Shard, Stage
 from pipeline.installation import require
 
-LOST_LIMIT = 10  # how often a shard may be lost with a node before that counts as its own failure
+LOST_LIMIT = 10  # how often a shard may be lost with a node before that counts as a failure of the shard
 
-STARVED_S = 10.0  # seconds that a stage waits for room that another stage's idle worker holds
+STARVED_S = 10.0  # seconds that a stage waits for resources that another stage's idle worker holds
 
 Reference: TypeAlias = Hashable  # ray.ObjectRef: the result of a call that may still run
 
@@ -89,7 +89,9 @@ class RayRun:
                 storage.write_text("nonce", self.nonce)
             self.actor = ray.remote(Worker)
             try:
-                for nth in range(max(self.wanted)):  # one of each stage before a second of any: none may starve another
+                for nth in range(
+                    max(self.wanted)
+                ):  # one of each stage before a second of any: no stage starves another
                     for stage in reversed(range(len(self.chain))):
                         if nth < self.wanted[stage]:
                             self._start_actor(stage)
@@ -120,7 +122,7 @@ class RayRun:
             self.ray.kill(actor)
 
     def _feed(self, shards: Iterator[Shard]) -> None:
-        """Take new shards in while the later stages have room for what the first one makes."""
+        """Start new shards while the later stages have room for the results of the first."""
         busy = sum(1 for call in self.calls.values() if call.shard is not None)
         behind = sum(len(queue) for queue in self.queues[1:])
         room = 2 * sum(self.wanted) + 2
@@ -154,7 +156,7 @@ class RayRun:
         return True
 
     def _returned(self, reference: Reference, call: _Call) -> None:
-        """A call returned: a set-up, a finished shard, an error, or an actor's death."""
+        """Handle a call that returned: a set-up, a finished shard, an error, or an actor's death."""
         stage = self.chain[call.stage]
         try:
             result: Finished | WorkerError | None = self.ray.get(reference)
@@ -177,8 +179,8 @@ class RayRun:
             self.queues[call.stage + 1].append(call.shard)
 
     def _died(self, call: _Call, error: Exception) -> None:
-        """Replace an actor that died in a call, or that cannot be reached any more."""
-        self._kill(call.actor)  # an actor that only cannot be reached must not continue beside its replacement
+        """Replace an actor that died in a call, or that can no longer be reached."""
+        self._kill(call.actor)  # an unreachable actor may still run, and must not work beside its replacement
         if call.shard is None:
             self.setup_failures += 1
             if self.setup_failures > 3 + sum(self.wanted):
@@ -186,13 +188,13 @@ class RayRun:
                 raise JobError(f"workers of stage {name!r} die while they are set up: {error}") from error
         else:
             text = f"worker died: {last_line(str(error))}"
-            # Ray's text on a process's exit ends in advice on nodes, whatever happened to the node
+            # Ray's text about a process's exit always ends with advice on nodes
             lost = "node" in str(error).split("Worker exit type")[0].lower()
             self._failed(call.stage, call.shard, text, lost)
         self._start_actor(call.stage)
 
     def _failed(self, stage: int, shard: Shard, error: str, lost: bool = False) -> None:
-        """Queue the shard again, or give it up. A shard that was `lost` with a node has more attempts."""
+        """Queue the shard again, or give it up. A shard that was `lost` with a node gets more attempts."""
         if lost and self.lost[stage, shard.id] < LOST_LIMIT:
             self.lost[stage, shard.id] += 1
             self.progress.say(f"{self.chain[stage].name}: shard {shard.name}: {error}")
@@ -232,9 +234,10 @@ class RayRun:
                 )
 
     def _make_room(self, now: float) -> None:
-        """End an idle worker of another stage if a stage with work has no room for a worker, as after the loss of a node.
+        """End an idle worker of another stage if a stage with work has no room for a worker, for example after the loss
+        of a node.
 
-        Called while no worker works. The replacement of the ended worker waits behind the starved stage's.
+        Called while no worker is busy. The replacement of the ended worker is queued after the starved stage's worker.
         """
         starved = [
             call.stage
@@ -257,9 +260,9 @@ class RayRun:
 def ray_connection(address: str = "", environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """A connection to Ray for the length of the block.
 
-    It is the connection that is open already, else the cluster at `address` (or RAY_ADDRESS), else a cluster of our own on this
-    machine, which ends with the block. A cluster of our own listens on the loopback interface alone, has no dashboard, and
-    takes only clients that know its token, which is made for it and which its processes inherit.
+    It is the connection that is already open, else the cluster at `address` (or RAY_ADDRESS), else a cluster that is started on
+    this machine and ends with the block. Such a cluster listens only on the loopback interface, has no dashboard, and
+    accepts only clients that know its token, which is made for it and which its processes inherit.
 
     environment: variables for the workers. Raises JobError if no cluster answers.
     """
@@ -299,8 +302,8 @@ def ray_connection(address: str = "", environment: Mapping[str, str] | None = No
 def _on_loopback() -> Iterator[None]:
     """Make a node that starts in the block use 127.0.0.1 as its address, on which Ray then listens.
 
-    Ray replaces `_node_ip_address="127.0.0.1"` by the machine's public address unless this setting, which it makes on Windows
-    and macOS by itself, says that nodes do not form clusters.
+    Ray replaces `_node_ip_address="127.0.0.1"` by the machine's public address, unless this setting says that nodes do not form
+    clusters. On Windows and macOS, Ray sets it itself.
     """
     from ray._private import ray_constants
 
@@ -316,7 +319,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _token() -> Iterator[None]:
-    """Token authentication with a token of its own for a cluster that starts in the block."""
+    """Token authentication with a new token for a cluster that starts in the block."""
     raylet = importlib.import_module("ray._raylet")
 
     def read_again() -> None:

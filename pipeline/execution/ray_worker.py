@@ -1,6 +1,6 @@
-"""What runs in a Ray actor: one stage's set-up, kept over the shards that the actor is given.
+"""The code that runs in a Ray actor: one stage's set-up, kept for all shards of the actor.
 
-Reads the home's nonce, to find out whether this node sees the home that the driver wrote to. Writes what the stage writes.
+Reads the home's nonce, to check that this node sees the home that the driver wrote to. Writes what the stage writes.
 """
 
 from __future__ import annotations

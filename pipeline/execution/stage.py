@@ -1,4 +1,4 @@
-"""What a stage is, and how one shard goes through it: skip it if it is done, else run it and write its receipt.
+"""The type of a stage, and how it processes one shard: skip it if it is done, else run it and write its receipt.
 
 Reads and writes receipts: small JSON files that are written last. A shard is done when its receipt exists and matches the
 stage's config and the shard's input. A shard whose worker dies before the receipt is written runs again and gives the same
@@ -52,7 +52,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage takes: CPUs and GPUs as Ray counts them, memory in bytes, and seconds for one shard.
+    """The resources of one worker of a stage: CPUs and GPUs as Ray counts them, memory in bytes, and seconds for one shard.
 
     A worker that takes longer than timeout_s is replaced.
     """
@@ -112,8 +112,8 @@ class Stage:
 
     setup()                 opens a source or loads a model, once per worker
     run(ready, shard)       does all the work of one shard; writes only through `Storage`; returns the receipt
-    finish(shard)           removes files that only led to the receipt. Called after every run and whenever a finished shard
-                            is met again, so that a kill in between leaves nothing behind. It must be quick and must accept
+    finish(shard)           removes intermediate files. Called after every run and whenever a finished shard
+                            is met again, so that a kill in between leaves nothing behind. It must be fast and must accept
                             that there is nothing to remove
     """
 
@@ -139,7 +139,7 @@ class Stage:
         """The shard's valid receipt, or None if the shard has to run (again).
 
         A receipt is valid when it matches the config and the input, and its files exist with their sizes. In a chain of stages
-        a shard is done when the last stage's receipt is valid: files that only led there may be gone.
+        a shard is done when the last stage's receipt is valid; intermediate files may be gone.
         """
         text = self.storage.read_text(self.receipt_path(shard))
         if text is None:
@@ -157,7 +157,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Finished:
-    """A shard that is through a stage: its receipt, whether it ran now or was done before, and the seconds it took."""
+    """A shard that has passed a stage: its receipt, whether it ran now or was done before, and the seconds it took."""
 
     receipt: Receipt
     ran: bool

@@ -1,13 +1,13 @@
-"""Reading a filter: from the text that a user typed to SQL that is safe to run.
+"""Parse a filter: from the text that a user typed to SQL that is safe to run.
 
 The text is parsed alone, on a connection that holds no data. It must be exactly one expression of bounded size, made of known
 columns, constants and a fixed list of operators and functions. Subqueries, table functions, aggregates, lambdas, parameters and
-everything with a side effect are refused. What runs is DuckDB's rendering of the checked tree and never the text as it was
+everything with a side effect are refused. DuckDB's rendering of the checked tree is run, never the text as it was
 typed, so that comments and unbalanced parentheses cannot reach the query around it.
 
-`Filter.bounded` says whether the form of a filter bounds its cost: comparisons and cheap functions of columns, with constant
-patterns. Such a filter runs in this process; every other one runs in a child process with hard limits, also while its types are
-checked, because DuckDB computes constant parts then.
+`Filter.bounded` says whether the form of a filter limits its cost: comparisons and cheap functions of columns, with constant
+patterns. Such a filter runs in this process; every other filter runs in a child process with hard limits, even while its
+types are checked, because DuckDB then already computes constant parts.
 
 Reads and writes nothing outside memory.
 """
@@ -28,13 +28,13 @@ from pipeline.filters.process import FilterProcess
 from pipeline.filters.sandbox import TIMEOUT_S, Column, Connection, first_line, run_sql, sandbox, shown
 from pipeline.schema import arrow_type
 
-Node: TypeAlias = dict[str, Any]  # of DuckDB's syntax tree, as json_serialize_sql gives it
+Node: TypeAlias = dict[str, Any]  # of DuckDB's syntax tree, from json_serialize_sql
 
 LONGEST = 200_000  # characters: room for a list of some ten thousand keys
 
 MOST_WORDS = 8_000  # names, keywords and operators; numbers, texts and commas are not counted
 
-MOST_NODES = 2_000  # of the syntax tree, constants not counted
+MOST_NODES = 2_000  # of the syntax tree, not counting constants
 
 MOST_ARGUMENTS = 100  # of one function
 
@@ -62,8 +62,8 @@ NODES = {
 
 CASTS = {"BOOLEAN", "INTEGER", "BIGINT", "HUGEINT", "UBIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE"}
 
-# Only functions whose result is no longer than their arguments together, is the same every time and has no side effect. So
-# repeat, replace and lpad are not here (a short text could fill the memory), nor levenshtein (quadratic), now, random, getenv.
+# Only functions whose result is no longer than all their arguments together, is always the same and has no side effect. This
+# excludes repeat, replace and lpad (a short text could fill the memory), levenshtein (quadratic), now, random and getenv.
 _NAMES = """
     ~~ !~~ ~~* !~~* ~~~ like_escape not_like_escape ilike_escape not_ilike_escape
     regexp_matches regexp_full_match contains starts_with ends_with prefix suffix ^@
@@ -97,7 +97,7 @@ SHORT = 200  # characters
 
 BOUNDED_NODES = 200
 
-BOUNDED_TEXTS = 4  # functions that make a text of a row's text
+BOUNDED_TEXTS = 4  # functions that make a text from a row's text
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Filter:
 
     sql: str
     columns: tuple[str, ...]
-    bounded: bool  # its form bounds its cost: it may run in this process
+    bounded: bool  # its form limits its cost: it may run in this process
 
 
 def check_filter(expression: str, columns: Mapping[str, str]) -> Filter:
-    """Parse and check a filter over columns with their type names (schema.TYPES), the types of constants included.
+    """Parse and check a filter over columns with their type names (schema.TYPES), including the types of constants.
 
     Raises FilterError.
     """
@@ -118,7 +118,8 @@ def check_filter(expression: str, columns: Mapping[str, str]) -> Filter:
 
 
 def read_filter(expression: str, columns: Mapping[str, str]) -> Filter:
-    """Like check_filter, without the check of types, which takes two thirds of the time. For a filter that runs at once."""
+    """Like check_filter, without the check of types, which takes two thirds of the time. For a filter that is run
+    immediately."""
     return _read(expression, tuple(columns.items()), False)
 
 
@@ -129,7 +130,7 @@ def parse_filter(expression: str) -> None:
 
 
 def syntax_of(expression: str) -> Node:
-    """DuckDB's syntax tree of a filter. Raises FilterError for more than one expression, and for one that is too large."""
+    """DuckDB's syntax tree of a filter. Raises FilterError for more than one expression or one that is too large."""
     with _PARSING:
         return _measure(_parse(_parser(), expression), expression)
 
@@ -139,7 +140,7 @@ _PARSING = threading.Lock()  # a DuckDB connection serves one thread at a time
 
 @functools.lru_cache(maxsize=1)
 def _parser() -> Connection:
-    """The connection that parses. It is kept, because making one takes 15 ms."""
+    """The connection that parses. It is kept open, because opening one takes 15 ms."""
     connection = sandbox(threads=1)
     atexit.register(_close, connection)
     return connection
@@ -147,12 +148,12 @@ def _parser() -> Connection:
 
 def _close(connection: Connection) -> None:
     connection.close()
-    _parser.cache_clear()  # DuckDB's bindings print an error about a connection that is left at exit
+    _parser.cache_clear()  # DuckDB's bindings print an error about a connection that is open at exit
 
 
 @functools.lru_cache(maxsize=1)
 def _checker() -> FilterProcess:
-    """The child that checks the types of filters that are not bounded."""
+    """The child process that checks the types of filters that are not bounded."""
     made = FilterProcess(threads=1)
     atexit.register(made.close)
     return made
@@ -171,7 +172,7 @@ def _read(expression: str, columns: tuple[tuple[str, str], ...], bind: bool) -> 
 
 
 def _check_size(expression: str) -> None:
-    """Refuse, before DuckDB parses it, a text that is too long or has too many words. Raises FilterError."""
+    """Refuse a text that is too long or has too many words, before DuckDB parses it. Raises FilterError."""
     if len(expression) > LONGEST:
         raise FilterError(f"the filter has {len(expression):,} characters; at most {LONGEST:,} are read")
     depth = deepest = words = 0
@@ -220,7 +221,7 @@ def _measure(tree: Node, expression: str) -> Node:
 
 
 def _is_bounded(root: Node) -> bool:
-    """Whether the filter's form bounds its cost."""
+    """Whether the filter's form limits its cost."""
     nodes = texts = 0
     waiting = [root]
     while waiting:
@@ -245,13 +246,13 @@ def _is_bounded(root: Node) -> bool:
 
 
 def _text_of(node: Node) -> str | None:
-    """The text of a function's argument that is a constant text; None for anything else."""
+    """The text of a function's argument if that is a constant text, else None."""
     literal = node.get("expression", node).get("literal") or {}
     return str(literal["text"]) if literal.get("kind") == "STRING" else None
 
 
 def _is_condition(node: Node) -> bool:
-    """Whether the form alone says that the expression is true or false. The types of other expressions have to be checked."""
+    """Whether the form alone shows that the expression is boolean. The types of other expressions have to be checked."""
     if node["class"] == "FUNCTION":
         return node["function_name"] in CONDITIONS
     return node["class"] in ("CONJUNCTION", "COMPARISON", "BETWEEN") or (
@@ -320,7 +321,8 @@ def _parse(connection: Connection, expression: str) -> Node:
 
 
 def _check_tree(root: Node, expression: str, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """Refuse everything that is not on the lists above, and spell columns as they are stored. Returns the columns in use."""
+    """Refuse everything that is not on the lists above, and spell columns as they are stored. Returns the columns that
+    are used."""
     used: dict[str, None] = {}
     by_lower = {name.lower(): name for name in columns}
 

@@ -1,12 +1,12 @@
 """Filters in a child process, with hard limits: the address space by RLIMIT_AS, the time by SIGKILL.
 
-DuckDB checks its own limits only between chunks of rows, and not while it plans. Therefore a filter whose form does not bound
-its cost (filters/expressions.py decides) runs here. The child starts with the first such filter and keeps its table for the
-next one; after a filter that broke a limit, another child starts. The child gets no environment variables but PATH and
-PYTHONPATH.
+DuckDB checks its own limits only between chunks of rows, and not while it plans. A filter whose form does not limit
+its cost (filters/expressions.py decides) therefore runs here. The child starts with the first such filter and keeps its
+table for the next one; after a filter that exceeded a limit, another child starts. The child gets no environment
+variables except PATH and PYTHONPATH.
 
-The two talk over the child's standard input and output: a line of JSON, and for a table an Arrow IPC stream, for a result the
-bytes of an array.
+The two processes communicate over the child's standard input and output: a line of JSON, followed by an Arrow IPC stream for a
+table and by the bytes of an array for a result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.installation import python_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
-START_S = 120.0  # for the child to import DuckDB, on a machine under load
+START_S = 120.0  # limit for the child to import DuckDB, on a machine under load
 
 
 class FilterProcess:
@@ -54,7 +54,8 @@ class FilterProcess:
     def run(self, table: Callable[[], pa.Table], key: object, sql: str, expression: str, timeout_s: float) -> Column:
         """The query's one column, over the table as `rows`. Raises FilterError.
 
-        key: names the table's content, if it is not None. A table with the same key as the one before is not sent again.
+        key: identifies the table's content. A table with the same key as the previous one is not sent again; None:
+        always send it.
         """
         with self._lock:
             try:
@@ -130,7 +131,7 @@ class FilterProcess:
 
 
 class _Refused(Exception):
-    """The child answered with an error, or was stopped: it need not be stopped again."""
+    """The child answered with an error, or was stopped already."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -153,7 +154,7 @@ def serve(memory: int, threads: int) -> None:
 
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # DuckDB draws a progress bar on standard output
-    connection = sandbox(max(memory, 8 << 30), threads)  # RLIMIT_AS is the limit; the loaded table is not counted in it
+    connection = sandbox(max(memory, 8 << 30), threads)  # RLIMIT_AS is the limit; it does not count the loaded table
     connection.execute("SELECT 1").fetchnumpy()  # starts DuckDB's threads, whose stacks count as address space
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the child even if the parent is gone
     answers.write(b"ready\n")
@@ -175,7 +176,7 @@ def serve(memory: int, threads: int) -> None:
         except (duckdb.Error, MemoryError) as error:
             answers.write(json.dumps({"error": type(error).__name__, "text": str(error)[:2000]}).encode() + b"\n")
         else:
-            if column.dtype.hasobject:  # of a filter that gives text, which is refused by its type
+            if column.dtype.hasobject:  # the filter gives text, and is refused because of its type
                 column = np.zeros(0, "S1")
             answers.write(json.dumps({"dtype": column.dtype.str, "rows": len(column)}).encode() + b"\n")
             answers.write(column.tobytes())

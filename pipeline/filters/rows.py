@@ -1,6 +1,6 @@
 """The rows that a filter matches. A filter that is NULL for a row does not match it.
 
-A filter whose cost its form bounds is evaluated in this process, every other one in a child process with hard limits (see
+A filter whose form limits its cost is evaluated in this process, every other filter in a child process with hard limits (see
 filters/process.py). Reads and writes nothing outside memory.
 """
 
@@ -25,20 +25,22 @@ if TYPE_CHECKING:
 
 
 def conjunction(*expressions: str, columns: Mapping[str, str]) -> str:
-    """All of the expressions joined by AND, each checked by itself first. Empty ones are left out; `""` if none is left."""
+    """All expressions joined by AND, after each is checked separately. Empty ones are left out; `""` if none remains."""
     return " AND ".join(check_filter(text, columns).sql for text in expressions if text.strip())
 
 
 @functools.cache
 def _shared_process() -> FilterProcess:
-    """The child for single tables. It lives as long as this process, because starting it takes longer than most filters."""
+    """The child process for single tables. It runs as long as this process, because starting it takes longer than most
+    filters."""
     made = FilterProcess()
     atexit.register(made.close)
     return made
 
 
 def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) -> NDArray[np.bool_]:
-    """Which rows of an Arrow table match: bool (rows,). A filter can only name columns of plain types. Raises FilterError."""
+    """The rows of an Arrow table that match: bool (rows,). A filter can only name columns of plain types. Raises
+    FilterError."""
     import pyarrow.types as kinds
 
     tests = {
@@ -51,7 +53,7 @@ def filter_mask(expression: str, table: pa.Table, timeout_s: float = TIMEOUT_S) 
     found = check_filter(expression, columns)
     if not table.num_rows:
         return np.zeros(0, bool)
-    names = found.columns or tuple(columns)[:1]  # DuckDB needs a column to count rows by
+    names = found.columns or tuple(columns)[:1]  # DuckDB needs a column to count rows
     if not names:
         raise FilterError(f"filter {shown(expression)} has no columns to work on")
     rows = table.select(list(names))
@@ -96,7 +98,7 @@ class MetadataFilter:
     def ordinals(self, *expressions: str, timeout_s: float = TIMEOUT_S) -> NDArray[np.int64]:
         """Ascending ordinals of the rows that match every expression, int64, read-only. Raises FilterError.
 
-        Each expression is checked by itself. The last few answers are kept.
+        Each expression is checked separately. The last few answers are cached.
         """
         read = [read_filter(expression, self._columns) for expression in expressions]
         sql = " AND ".join(one.sql for one in read) or "true"
@@ -126,7 +128,7 @@ class MetadataFilter:
         return table.append_column(self._ordinal, pa.array(np.arange(table.num_rows, dtype=np.int64)))
 
     def _ensure(self, names: tuple[str, ...]) -> None:
-        """Make the table hold the columns `names` beside those that it holds."""
+        """Load the columns `names` into the table, beside those that it holds."""
         wanted = tuple(dict.fromkeys((*(self._loaded or ()), *names)))
         if wanted == self._loaded:
             return

@@ -1,4 +1,4 @@
-"""DuckDB as a calculator that reaches nothing outside itself, and its errors as FilterErrors.
+"""DuckDB in a sandbox, as an evaluator of expressions, and its errors as FilterErrors.
 
 A connection has no access to files, extensions, Python variables or its own settings. Reads and writes nothing outside memory.
 """
@@ -20,7 +20,7 @@ MEMORY = 1 << 30  # bytes
 
 Connection: TypeAlias = Any  # duckdb.DuckDBPyConnection: duckdb's types are not checked
 
-Column: TypeAlias = NDArray[Any]  # bool or int64, as the query says
+Column: TypeAlias = NDArray[Any]  # bool or int64, depending on the query
 
 
 def sandbox(memory: int = MEMORY, threads: int = 0) -> Connection:
@@ -46,8 +46,7 @@ def sandbox(memory: int = MEMORY, threads: int = 0) -> Connection:
 def run_sql(connection: Connection, sql: str, expression: str, timeout_s: float) -> Column:
     """The query's one column. DuckDB is interrupted after timeout_s, between two chunks of rows. Raises FilterError.
 
-    The connection can be used again after an error, also after one that left a result unread, as a type without a counterpart
-    in NumPy does.
+    The connection can be used again after an error, even if a result was left unread, for example because NumPy lacks its type.
     """
     import duckdb
 

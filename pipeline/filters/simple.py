@@ -1,7 +1,7 @@
 """The simple form of a filter: columns compared with constants, joined by AND, OR and NOT.
 
-Filters of this form can be evaluated over arrays, without DuckDB, which takes longer to parse such a text than arrays take to
-answer it. The grammar is a small part of SQL; any other text has no simple form and goes to DuckDB, as does everything whose
+Filters of this form can be evaluated over arrays without DuckDB, which takes longer to parse such a text than arrays take to
+evaluate it. The grammar is a small part of SQL. All other texts are left to DuckDB, and so is everything whose
 result depends on DuckDB's conversion of types: a constant of another type than the column, a number that the column's type
 cannot hold exactly, NULL. Reads and writes nothing.
 """
@@ -82,7 +82,7 @@ Condition = Comparison | OneOf | IsNull | Negation | Junction
 
 
 def simple_form(expression: str, columns: Mapping[str, str]) -> Condition | None:
-    """The simple form of a filter over columns given by type name (schema.TYPES), None if it has none."""
+    """The simple form of a filter over columns given with their type names (schema.TYPES), or None if it has none."""
     if len(expression) > LONGEST:
         return None
     return _simple_form(expression, tuple(columns.items()))
@@ -104,7 +104,7 @@ class _NotSimple(Exception):
 
 
 def _tokens(expression: str) -> list[tuple[str, str]]:
-    """(kind, text) of each token; keywords are a kind of their own, in capitals, as are signs."""
+    """(kind, text) of each token. The kind of a keyword is the keyword in capitals; the kind of a sign is the sign."""
     tokens, place = [], 0
     while place < len(expression):
         found = _TOKEN.match(expression, place)
@@ -133,7 +133,7 @@ class _Reader:
         return token
 
     def skip(self, kind: str) -> bool:
-        """Whether the next token is of this kind; if so it is taken."""
+        """Whether the next token is of this kind; if so, it is consumed."""
         if self._tokens[self._place][0] != kind:
             return False
         self._place += 1
@@ -227,7 +227,7 @@ def _column(kind: str, text: str, columns: Mapping[str, str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _names_a_column(word: str) -> bool:
-    """Whether DuckDB takes the bare word for a column: some words are keywords or functions without parentheses."""
+    """Whether DuckDB reads the unquoted word as a column: some words are keywords or functions without parentheses."""
     try:
         return syntax_of(word).get("class") == "COLUMN_REF"
     except FilterError:

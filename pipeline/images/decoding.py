@@ -1,9 +1,9 @@
 """Picture files into RGB pixels on white, with bounds on memory and time; perceptual hash and thumbnail.
 
-Reads: bytes, which may come from anybody. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is
+Reads: bytes from any source. Writes nothing. A picture that cannot be decoded is a PictureError whose `reason` is
 one of: empty, not_an_image, corrupt, truncated, too_large, unsupported_samples, unsupported_format. Before it is decoded, a
 picture's size is bounded in pixels (`max_pixels`), in bytes that decoding takes (`MAX_BYTES`) and, for JPEG, in scans times
-pixels (`MAX_SCANNED`). Colour profiles are ignored, as in CLIP's own training. Plain JPEGs are decoded by simplejpeg, all else
+pixels (`MAX_SCANNED`). Colour profiles are ignored, as in CLIP's training. Plain JPEGs are decoded by simplejpeg, all others
 by Pillow. Does not promise the same pixels under another libjpeg.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 
-MAX_BYTES = 2 << 30  # that decoding a picture and its RGB pixels may take
+MAX_BYTES = 2 << 30  # memory for decoding a picture and for its RGB pixels
 
 MAX_SCANNED = 3_000_000_000  # scans times pixels of a JPEG; a progressive one usually has 10 scans
 
@@ -36,15 +36,15 @@ DRAFT_SIDE = 512  # a JPEG is decoded at 1/2, 1/4 or 1/8 as long as its shorter 
 
 THUMBNAIL_SIDE = 256
 
-# Formats that run no interpreter (EPS would start Ghostscript) and have a signature.
+# Formats that need no interpreter (EPS would start Ghostscript) and have a signature.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
-# as far as Pillow has them; HEIF and JXL need a plugin (the extra `formats`)
+# if this Pillow has them; HEIF and JXL need a plugin (the extra `formats`)
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 _ORIENTATION = 0x0112
 
-_SUBFILE = 254  # of TIFF: bit 0 says that the picture is a reduced form of another one in the file
+_SUBFILE = 254  # TIFF tag: bit 0 means that the picture is a reduced form of another one in the file
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
@@ -52,12 +52,12 @@ _WHITE_IS_ZERO = 0
 
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # values of _SAMPLE_FORMAT
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
-# Bytes that Pillow holds for a pixel of a mode; 4 for all others.
+# Bytes that Pillow needs for a pixel of a mode; 4 for all others.
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 
-# Bytes that a format's decoder holds for a pixel besides Pillow's image.
+# Bytes that a format's decoder needs for a pixel besides Pillow's image.
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 16, "TIFF": 4}
 
 _STRIP_PIXELS = 1 << 22  # conversions work on this many pixels at a time
@@ -76,9 +76,9 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture in RGB on white, upright. width, height: the file's size, upright; `reduced`: the image is smaller than it.
+    """A picture in RGB on white, upright. width, height: the file's size, upright; `reduced`: the image is smaller than that.
 
-    `decoded` is what the decoder gave, Pillow's image or (H, W, 3) uint8; `image` and `pixels` are it in either form.
+    `decoded` is the decoder's result, Pillow's image or (H, W, 3) uint8; `image` and `pixels` give it in either form.
     """
 
     decoded: Image | NDArray[np.uint8]
@@ -99,7 +99,7 @@ class DecodedImage:
 
 
 def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode a picture file; of an animation the first frame.
+    """Decode a picture file, or the first frame of an animation.
 
     `side` allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least that
     many pixels (0: full size). Raises PictureError.
@@ -123,7 +123,7 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         if pixels is not None:
             return DecodedImage(pixels, size[0], size[1], reduced)
         image.load()
-        size = size if reduced else image.size  # TIFF turns itself upright in load()
+        size = size if reduced else image.size  # Pillow turns a TIFF upright in load()
         orientation = _orientation(image)
         upright = _on_white(image)
     except PictureError:
@@ -136,7 +136,7 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
         raise PictureError("not_an_image", f"begins with {data[:16]!r}") from error
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("too_large", str(error)) from error
-    except Exception as error:  # decoders raise whatever their format's parser trips over
+    except Exception as error:  # a decoder's parser may raise any error
         text = f"{type(error).__name__}: {error}"[:200]
         cut_short = any(word in text.lower() for word in ("truncated", "unexpected end", "eoferror"))
         raise PictureError("truncated" if cut_short else "corrupt", text) from error
@@ -148,9 +148,9 @@ def decode(data: bytes, side: int = 0, max_pixels: int = MAX_PIXELS) -> DecodedI
 
 
 def _plain_jpeg(image: Image, data: bytes, reduced: bool) -> NDArray[np.uint8] | None:
-    """(H, W, 3) pixels of an upright RGB JPEG without a fault, by simplejpeg: the same as Pillow's in about half the time.
+    """(H, W, 3) pixels of an upright, valid RGB JPEG, by simplejpeg: the same as Pillow's in about half the time.
 
-    None for any other picture: Pillow decodes it, or says what is wrong with it. `image` is Pillow's, opened and reduced.
+    None for any other picture: Pillow decodes it, or reports the fault. `image` is Pillow's, opened and reduced.
     """
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
@@ -163,7 +163,7 @@ def _plain_jpeg(image: Image, data: bytes, reduced: bool) -> NDArray[np.uint8] |
     least = {"min_width": width, "min_height": height} if reduced else {}
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
-    except ValueError:  # also for what Pillow forgives
+    except ValueError:  # also for faults that Pillow tolerates
         return None
     return pixels if pixels.shape == (height, width, 3) else None
 
@@ -190,7 +190,7 @@ def decoded_pixels(data: bytes, side: int = 0) -> int:
         image = Image.open(io.BytesIO(data), formats=_formats())
         if side and hasattr(image, "draft"):
             image.draft(None, (side, side))
-    except Exception:  # `decode` says what is wrong with it
+    except Exception:  # `decode` reports the fault
         return 0
     return image.size[0] * image.size[1]
 
@@ -216,17 +216,17 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
 
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
-        # Some Pillows give an oriented TIFF's size upright before it is loaded: its tags say what is stored.
+        # Some versions of Pillow give an oriented TIFF's size upright before it is loaded; its tags give the stored size.
         tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
         width, height = int(tags.get(256, image.width)), int(tags.get(257, image.height))
         turned = _orientation(image) >= 5
-    except Exception:  # `decode` says what is wrong with it
+    except Exception:  # `decode` reports the fault
         return None
     return (height, width) if turned else (width, height)
 
 
 def _orientation(image: Image) -> int:
-    """EXIF orientation, 1 if there is none. An EXIF block that cannot be parsed says nothing about orientation."""
+    """EXIF orientation; 1 if there is none or the EXIF block cannot be parsed."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
@@ -237,7 +237,7 @@ def _check_cost(image: Image, data: bytes, size: tuple[int, int]) -> None:
     """Raise PictureError if decoding would take more bytes or more passes than allowed. size: before any reduction."""
     pixels, whole = image.size[0] * image.size[1], size[0] * size[1]
     each = _MODE_BYTES.get(image.mode, 4) + _DECODER_BYTES.get(image.format or "", 0)
-    each += 3 + (0 if image.mode == "RGB" else 4)  # the array of pixels, and the RGB image where it is another
+    each += 3 + (0 if image.mode == "RGB" else 4)  # the array of pixels, and the RGB image if that is a separate one
     cost = pixels * each
     if image.format in ("JPEG", "MPO"):
         scans = data.count(b"\xff\xda")
@@ -256,7 +256,7 @@ def _check_cost(image: Image, data: bytes, size: tuple[int, int]) -> None:
 
 
 def _check_tiff(image: Image) -> None:
-    """Raise PictureError for a TIFF that Pillow reads, and that would come out as something else than the picture."""
+    """Raise PictureError for a TIFF that Pillow reads but that would not give the right picture."""
     tags = getattr(image, "tag_v2", {})
     if int(tags.get(_SUBFILE, 0)) & 1:
         raise PictureError("unsupported_format", "a raw photograph: the picture that can be read is its thumbnail")
@@ -265,7 +265,7 @@ def _check_tiff(image: Image) -> None:
 
 
 def _strips(image: Image) -> Iterator[tuple[int, int, Image]]:
-    """(first row, row behind the last, part of the image): a conversion of a part needs little memory."""
+    """(first row, row after the last, part of the image): converting one part at a time needs little memory."""
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // max(1, width))
     for top in range(0, height, rows):
@@ -289,7 +289,7 @@ def _on_white(image: Image) -> Image:
 
 
 def _grey(image: Image) -> Image:
-    """Grey samples of more than 8 bits as RGB, scaled by what the file says of them (`_white`)."""
+    """Grey samples of more than 8 bits as RGB, scaled as the file states (`_white`)."""
     from PIL import Image
 
     white, is_zero_white = _white(image)
@@ -305,7 +305,7 @@ def _white(image: Image) -> tuple[float, bool]:
 
     A TIFF states the bits of a sample, whether it is signed or a float, and whether zero is white (TIFF 6.0, tags 258, 339
     and 262); Pillow scales the samples of other formats to 16 bits. Raises PictureError if the file does not say which
-    value is white: such a picture would come out black, white or washed out without a notice.
+    value is white: such a picture would come out black, white or washed out without an error.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     bits = int((tags.get(_BITS) or (16,))[0])
@@ -318,7 +318,7 @@ def _white(image: Image) -> tuple[float, bool]:
         samples = _samples(strip)
         least, most = min(least, float(samples.min(initial=0))), max(most, float(samples.max(initial=0)))
     if image.mode == "F" or form == _FLOAT:
-        if least < -0.1 or most > 255:  # resampled pictures undershoot black a little
+        if least < -0.1 or most > 255:  # resampled pictures have values slightly below black
             raise PictureError(
                 "unsupported_samples", f"floats from {least:g} to {most:g}; expected 0 to 1, or 0 to 255"
             )
@@ -355,7 +355,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
     """64-bit perceptual hash of (H, W, 3) uint8 pixels as 16 hex digits: near-equal pictures differ in few bits.
 
     Resized to 32 x 32 (bilinear with antialias), luma (ITU-R 601), two-dimensional DCT-II, the 8 x 8 lowest frequencies in row
-    order (most significant bit first), each 1 where it is above their median (pHash; Zauner 2010).
+    order (most significant bit first), each 1 if it is above their median (pHash; Zauner 2010).
     """
     cosines = _cosines()
     luma = resize(pixels, 32, 32, "bilinear") @ np.array([0.299, 0.587, 0.114])

@@ -12,14 +12,14 @@ from pipeline.pages.html import html_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Groups -> names -> a mean with its interval: value, low, high. Each from 0 to 1.
+# Group -> name -> a mean with its interval: value, low, high, each from 0 to 1.
 Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 COLOURS = ("#2b6a99", "#b5542b", "#5b8c3a", "#8a5a9e", "#6b6b6b", "#b08a1e")
 
 
 def dots(groups: Groups, label: str, width: int = 680) -> str:
-    """Means with intervals on one axis from 0 to 1: groups -> names -> an Estimate's table; one line a name."""
+    """Means with intervals on one axis from 0 to 1: group -> name -> an Estimate's table; one line for each name."""
     names = list(dict.fromkeys(name for found in groups.values() for name in found))
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     left, right, line = 210, 60, 20
@@ -54,7 +54,7 @@ def _axis(left: int, span: int, height: int, label: str) -> str:
 
 
 def lines(series: Groups, label: str, width: int = 330, height: int = 230) -> str:
-    """Means with intervals over a setting, 0 to 1 upwards: series -> setting -> an Estimate's table; settings evenly apart."""
+    """Means with intervals over a setting, 0 to 1 upwards: series -> setting -> an Estimate's table; settings evenly spaced."""
     settings = list(dict.fromkeys(at for found in series.values() for at in found))
     left, top, bottom = 34, 26, 40
     step = (width - left - 20) / max(1, len(settings) - 1)
@@ -97,7 +97,7 @@ def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
 def picture_table(
     columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]], side: int = 72, corner: str = ""
 ) -> str:
-    """A grid: a head over each column, a text before each row, pictures (3, S, S) uint8 or None."""
+    """A grid: a heading above each column, a text before each row, pictures (3, S, S) uint8 or None."""
     heads = "".join(f"<th>{html_text(name)}</th>" for name in columns)
     body = "".join(
         f'<tr><th class="c">{html_text(name)}</th>'
@@ -123,7 +123,7 @@ def _image(picture: Tensor | None, side: int) -> str:
 
 
 def heat(table: Sequence[Sequence[float]], names: Sequence[str], across: Sequence[str]) -> str:
-    """A table of counts, rows made to sum to 1, darker for more."""
+    """A table of counts, each row normalised to sum 1; higher values are darker."""
     heads = "".join(f'<th class="n">{html_text(name)}</th>' for name in across)
     body = []
     for name, row in zip(names, table, strict=True):

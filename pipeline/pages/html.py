@@ -1,7 +1,7 @@
 """HTML building blocks of reports: the page around them, the style sheet, escaped text, numbers and tables.
 
-Text of others is shown and not run: it is escaped, control and bidirectional characters are shown as escapes, and a content
-policy lets no script run and nothing load from elsewhere. Long words are broken, so that they do not widen the page. Reads and
+Foreign text is shown and never run: it is escaped, control and bidirectional characters are shown as escapes, and a content
+security policy forbids scripts and loading from elsewhere. Long words are broken, so that they do not widen the page. Reads and
 writes nothing.
 """
 
@@ -36,7 +36,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 
 
 def html_page(title: object, body: str, style: str = "") -> str:
-    """A whole page. body: markup; style: rules behind STYLE."""
+    """A whole page. body: markup; style: rules that follow STYLE."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -56,7 +56,7 @@ def html_number(value: float) -> str:
 
 
 def html_table(headers: Sequence[str], rows: Sequence[Sequence[object]], raw: bool = False) -> str:
-    """An HTML table with numbers on the right. raw: text cells are markup already and are not escaped."""
+    """An HTML table with numbers on the right. raw: text cells are already markup and are not escaped."""
 
     def cell(value: object, tag: str = "td") -> str:
         if isinstance(value, int | float):

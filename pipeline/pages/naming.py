@@ -1,4 +1,4 @@
-"""What a page calls a picture: its title and its maker, from metadata columns that collections commonly have."""
+"""The title and the maker of a picture on a page, from metadata columns that collections commonly have."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def title_of(row: Mapping[str, object]) -> str:
 
 
 def maker_of(row: Mapping[str, object]) -> str:
-    """Who made it and when, as `Hokusai, 1831`; empty if no column says."""
+    """Who made it and when, such as `Hokusai, 1831`; empty if no column says."""
     maker = next((str(row[name]) for name in MAKERS if row.get(name)), "")
     return ", ".join(str(part) for part in (maker, row.get("date") or row.get("year")) if part)

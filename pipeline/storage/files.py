@@ -60,7 +60,7 @@ def disk_full_is_an_error(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained_disk(url: str) -> Iterator[None]:
-    """Turn the disk's errors that repeat for every attempt into a DatabaseError; the others stay what they are."""
+    """Turn disk errors that no retry can fix into a DatabaseError; other errors pass unchanged."""
     try:
         yield
     except (PermissionError, IsADirectoryError) as error:
@@ -95,7 +95,7 @@ class Storage:
         return open_store(self.url)
 
     def _asking(self) -> contextlib.AbstractContextManager[None]:
-        """Turn errors of the disk or the store that no retry can fix into DatabaseError or ConfigError."""
+        """Turn errors of the disk or the store that no retry can fix into a DatabaseError or ConfigError."""
         return _explained_disk(self.url) if self.is_local else explained(self.url)
 
     def child(self, relative: str) -> Storage:
@@ -139,7 +139,7 @@ class Storage:
     def read_text(self, relative: str) -> str | None:
         """The whole file as text, or None if there is none.
 
-        Bytes that are not UTF-8 become backslash escapes, so that the loader of a damaged file can say what is wrong with it.
+        Bytes that are not UTF-8 become backslash escapes, so that the loader of a damaged file can describe the damage.
         """
         try:
             return self.read_bytes(relative).decode("utf-8", "backslashreplace")
@@ -147,7 +147,8 @@ class Storage:
             return None
 
     def read_json(self, relative: str, damaged: Callable[[str, str], DatabaseError]) -> object:
-        """The value in a JSON file, or None if there is none. Raises what `damaged(path, problem)` makes for other text."""
+        """The value in a JSON file, or None if there is no file. If its text is not JSON, raises the error that
+        `damaged(path, problem)` makes."""
         text = self.read_text(relative)
         if text is None:
             return None
@@ -159,7 +160,7 @@ class Storage:
     def require(self, artifact: Artifact) -> None:
         """Raise DamagedError unless the file has the artifact's size and, up to VERIFIED bytes on a disk, its checksum.
 
-        An object store checks what it keeps by itself. The message does not name the file.
+        An object store verifies its objects itself. The message does not name the file.
         """
         size = self.size(artifact.path)
         if size is None:
@@ -186,7 +187,8 @@ class Storage:
         return digest.hexdigest()
 
     def list(self, relative: str = "", suffix: str = "") -> list[str]:
-        """Sorted file and directory names directly below `relative` that end in `suffix`; none of an operating system's."""
+        """Sorted file and directory names directly below `relative` that end in `suffix`, without files of operating
+        systems."""
         fs = self.fs
         fs.invalidate_cache()
         try:
@@ -201,7 +203,7 @@ class Storage:
         return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY and not is_litter(name))
 
     def local(self, artifact: Artifact) -> Path:
-        """A local path of a finished file, for memory mapping: the file itself on a disk, else a copy cached by checksum."""
+        """A local path of a finished file, for memory mapping: on a disk the file itself, else a copy cached by checksum."""
         if self.is_local:
             return Path(self.full(artifact.path))
         target = cache_dir() / "objects" / artifact.sha256[:2] / artifact.sha256
@@ -222,7 +224,7 @@ class Storage:
         return target
 
     def forget(self, artifact: Artifact) -> None:
-        """Remove this machine's copy of a store's file. Files on a disk have no copy."""
+        """Remove this machine's cached copy of a store's file. Files on a disk have no copy."""
         if not self.is_local:
             (cache_dir() / "objects" / artifact.sha256[:2] / artifact.sha256).unlink(missing_ok=True)
 
@@ -280,12 +282,12 @@ class Storage:
         return self.write_bytes(relative, text.encode("utf-8"))
 
     def remove(self, relative: str) -> None:
-        """Remove a file, or a directory and everything in it. It is no error if there is nothing."""
+        """Remove a file, or a directory and everything in it. A missing file is not an error."""
         with contextlib.suppress(FileNotFoundError), self._asking():
             self.fs.rm(self.full(relative), recursive=True)
 
     def clear_scratch(self) -> None:
-        """Remove what killed writers left behind. Only the holder of this root's lease may call it."""
+        """Remove the temporary files of killed writers. Only the holder of this root's lease may call it."""
         if self.is_local:
             shutil.rmtree(Path(self.url) / TEMPORARY, ignore_errors=True)
 

@@ -27,9 +27,9 @@ TERM_S = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, as the file says it."""
+    """The holder of a lease, as the lease file describes it."""
 
-    holder: str  # a random name of this one hold
+    holder: str  # a random name, new for every lease
     host: str
     pids: (
         str  # the process id namespace: containers can share a host name and not their process ids (Linux; else empty)
@@ -72,14 +72,14 @@ def _this_process(purpose: str, term_s: float) -> Holder:
 
 
 def _alive_here(holder: Holder) -> bool | None:
-    """Whether the holder's process is alive; None if that is unknown, as for a process on another machine."""
+    """Whether the holder's process is alive; None if that is unknown, for example for a process on another machine."""
     if (holder.host, holder.pids) != (socket.gethostname(), _process_ids()):
         return None
     try:
         os.kill(holder.pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's process: /proc tells whether it is the holder
+    except PermissionError:  # another user's process: /proc shows whether it is the holder
         pass
     state, started = _process(holder.pid)
     if state in ("Z", "X"):  # it has ended, and its parent has not collected its exit status
@@ -97,7 +97,7 @@ def _process_ids() -> str:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """A process's state (R, S, Z, ...) and start time, from /proc; two empty texts where that cannot be read."""
+    """A process's state (R, S, Z, ...) and start time, from /proc; two empty strings if that cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:  # noqa: PTH123
             fields = handle.read().rsplit(")", 1)[1].split()
@@ -194,10 +194,10 @@ def _renew(storage: Storage, me: Holder, stop: threading.Event) -> None:
             OSError, RdmpipeError
         ):  # a store that does not answer, a full disk: the next beat tries again
             if not _replace(storage, me, replace(me, beat=beat).to_json()):
-                return  # somebody took over; publishing will find that out
+                return  # another process took over; publishing will detect that
 
 
 def _replace(storage: Storage, me: Holder, following: str) -> bool:
-    """Change the lease if it is still ours. It is read anew: the answer to an earlier change may have been lost on the way."""
+    """Change the lease if it is still ours. It is read again, because the answer to an earlier change may have been lost."""
     now = storage.read_text(FILE)
     return now is not None and f'"{me.holder}"' in now and storage.swap(FILE, now, following)

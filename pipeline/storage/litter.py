@@ -1,8 +1,8 @@
-"""Files that operating systems leave in every folder, and that belong to nobody's data. Reads and writes nothing."""
+"""Files that operating systems leave in folders and that are no data. Reads and writes nothing."""
 
 from __future__ import annotations
 
-# AppleDouble files (._x) hold what macOS knows of a file and another disk cannot keep.
+# AppleDouble files (._x) hold macOS metadata that other file systems cannot store.
 _BEGINNING = "._"
 
 _NAMES = frozenset(

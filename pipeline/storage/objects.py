@@ -1,10 +1,10 @@
-"""Object stores through fsspec: opening one, its compare-and-swap, and its errors as ours.
+"""Object stores through fsspec: opening a store, compare-and-swap, and the translation of its errors.
 
 Reads: the usual AWS_* environment (keys, AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 for a store other than Amazon's,
 AWS_MAX_ATTEMPTS). Listings are never cached, because other machines write too. Requests that are throttled, answered with
-5xx or cut off are tried again with growing pauses. If that does not help, the error is an OSError, which fails one attempt at
-a shard and not the run. Missing keys, refused access and a missing bucket are ConfigErrors, which end the run: no other shard
-would succeed.
+5xx or cut off are retried with growing pauses. If that does not help, the error is an OSError, which fails one attempt at
+a shard and not the run. Missing keys, refused access and a missing bucket are ConfigErrors, which end the run, because
+no other shard would succeed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FileSystem: TypeAlias = Any  # fsspec's AbstractFileSystem: fsspec has no types
 
 CONFLICTS = 50  # attempts at a swap while the store reports conflicts
 
-ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats a read that breaks off
+ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats an interrupted read
 
 
 def open_store(url: str) -> FileSystem:
@@ -37,7 +37,7 @@ def open_store(url: str) -> FileSystem:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         options = {
             "use_listings_cache": False,
-            # fsspec keeps one instance for equal options: the endpoint is named so that two stores get two instances.
+            # fsspec keeps one instance for equal options; passing the endpoint gives each store its own instance.
             "endpoint_url": endpoint,
             "config_kwargs": {
                 "retries": {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or ATTEMPTS)},
@@ -53,7 +53,7 @@ def open_store(url: str) -> FileSystem:
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn what an object store's library raises into a ConfigError, or an OSError where a later attempt may succeed."""
+    """Turn errors of an object store's library into a ConfigError, or into an OSError if a later attempt may succeed."""
     try:
         yield
     except FileNotFoundError as error:
@@ -83,8 +83,9 @@ def explained(url: str) -> Iterator[None]:
 def swap_object(fs: FileSystem, path: str, expected: str | None, new: str) -> bool:
     """Compare-and-swap by conditional PUT (S3's If-Match / If-None-Match). Raises ConfigError if the store has none.
 
-    If the answer to a PUT is lost, the library sends it again and finds the object it wrote itself. A random token in the
-    object's metadata tells. (A swap that succeeded is reported as failed only if another writer swapped in between.)
+    If the answer to a PUT is lost, the library sends the PUT again and meets the object that it wrote itself. A random token in
+    the object's metadata identifies it. (A swap that succeeded is reported as failed only if another writer swapped in
+    between.)
     """
     if not hasattr(fs, "call_s3"):
         raise ConfigError(f"{path}: publishing needs an object store with conditional writes; use s3:// or a disk")
@@ -107,7 +108,7 @@ def swap_object(fs: FileSystem, path: str, expected: str | None, new: str) -> bo
             if _read(fs, bucket, key)[2] == token:
                 return True
             # Not ours. If the object still reads `expected`, S3 reported a conflict and asks for another attempt.
-    raise OSError(f"{path}: the store refused {CONFLICTS} times to replace it, although nobody changed it")
+    raise OSError(f"{path}: the store refused {CONFLICTS} times to replace it, although no other writer changed it")
 
 
 @functools.lru_cache(maxsize=256)
@@ -117,7 +118,7 @@ def _check_conditional_writes(fs: FileSystem, bucket: str, folder: str) -> None:
     A store that accepts every PUT would let two writers publish over each other. Raises ConfigError for such a store.
     """
     key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
-    for _ in range(2):  # the first may make the object
+    for _ in range(2):  # the first may create the object
         try:
             fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*")
         except OSError as error:
@@ -137,7 +138,7 @@ def _code(error: BaseException) -> str:
 
 
 def _read(fs: FileSystem, bucket: str, key: str) -> tuple[str | None, str, str]:
-    """(text or None, ETag, swap token) of one object, from one request. A body that breaks off is asked for again."""
+    """(text or None, ETag, swap token) of one object, from one request. An interrupted answer is requested again."""
     from fsspec.asyn import sync
     from s3fs.core import S3_RETRYABLE_ERRORS
 
@@ -150,7 +151,9 @@ def _read(fs: FileSystem, bucket: str, key: str) -> tuple[str | None, str, str]:
             text: str = sync(fs.loop, answer["Body"].read).decode("utf-8")
         except S3_RETRYABLE_ERRORS as error:
             if attempt == ATTEMPTS - 1:
-                raise ConnectionError(f"s3://{bucket}/{key}: the answer breaks off every time: {error}") from error
+                raise ConnectionError(
+                    f"s3://{bucket}/{key}: every attempt to read it was interrupted: {error}"
+                ) from error
             time.sleep(min(1.7**attempt * 0.1, 15.0))  # as s3fs waits
             continue
         return text, answer["ETag"], answer.get("Metadata", {}).get("swap", "")

@@ -1,9 +1,9 @@
-"""The headers of tar archives, read with bounds: which members there are, and where their bytes lie.
+"""The headers of tar archives, read with bounds: the list of members and the positions of their bytes.
 
 Reads: an open, seekable file. Writes nothing, and reads no member's bytes. Understands the v7, ustar, GNU and pax formats as
-Python's tarfile does, and gives the same names, offsets and sizes for every sound archive. Unlike tarfile it raises for a
-damaged header instead of taking it for the end, never moves backwards, and never holds more than `MOST_HEADER` bytes of a
-header. Links, devices and sparse files are listed with a kind of their own and are never followed.
+Python's tarfile does, and gives the same names, offsets and sizes for every valid archive. Unlike tarfile it raises for a
+damaged header instead of treating it as the end, never moves backwards, and never holds more than `MOST_HEADER` bytes of a
+header. Links, devices and sparse files are listed with their own kinds and are never followed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ MOST_MEMBERS = 20_000_000
 
 _FILES, _FOLDER = b"07\0", b"5"
 
-_WITHOUT_BYTES = (
-    b"123456"  # links, devices, folders and pipes: their size field does not stand for bytes in the archive
-)
+_WITHOUT_BYTES = b"123456"  # links, devices, folders and pipes: their size field does not count bytes in the archive
 
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 
@@ -40,7 +38,7 @@ _PAX, _PAX_GLOBAL = (b"x", b"X"), b"g"
 class TarMember:
     """One member. kind: file | folder | sparse | other (links, devices, pipes, unknown types). Bytes: `size` from `offset`."""
 
-    name: str  # UTF-8; bytes that are not are surrogates, as in file names of Python
+    name: str  # UTF-8; other bytes are surrogate escapes, as in Python's file names
     kind: str
     offset: int
     size: int
@@ -55,9 +53,10 @@ class _Header:
 
 
 def tar_members(handle: IO[bytes], where: str, error: type[RdmpipeError], start: int = 0) -> Iterator[TarMember]:
-    """The members of an uncompressed tar that begins at byte `start`, in order. Between two of them the file may be moved.
+    """The members of an uncompressed tar that begins at byte `start`, in order. The caller may seek in the file between
+    two of them.
 
-    Raises `error` (its text begins with `where`) for a damaged or cut archive and for headers out of bounds.
+    Raises `error` (its text begins with `where`) for a damaged or truncated archive and for headers beyond the limits.
     """
     end = handle.seek(0, 2)
     place, count = start, 0
@@ -76,7 +75,7 @@ def tar_members(handle: IO[bytes], where: str, error: type[RdmpipeError], start:
             place += _padded(header.size)
             if header.type == _LONG_NAME:
                 long_name = _text(body)
-            elif header.type in _PAX:  # a global one says nothing about a single member
+            elif header.type in _PAX:  # a global header does not describe a single member
                 own.update(_pax(body, f"{where}: header at byte {place}", error))
         else:
             raise error(f"{where}: damaged: more than {MOST_NESTED} headers for one member at byte {first}")
@@ -98,7 +97,7 @@ def tar_members(handle: IO[bytes], where: str, error: type[RdmpipeError], start:
 
 
 def read_member(handle: IO[bytes], member: TarMember, where: str, error: type[RdmpipeError]) -> bytes:
-    """The bytes of a member of `tar_members`. Raises `error` where the file is shorter now."""
+    """The bytes of a member of `tar_members`. Raises `error` if the file is now shorter."""
     handle.seek(member.offset)
     data = handle.read(member.size)
     if len(data) != member.size:
@@ -107,9 +106,9 @@ def read_member(handle: IO[bytes], member: TarMember, where: str, error: type[Rd
 
 
 def next_archive(handle: IO[bytes], place: int) -> int | None:
-    """Where another archive begins behind `place`, the end of an archive's last member, as `cat a.tar b.tar` leaves it.
+    """Where another archive begins after `place`, the end of an archive's last member, as after `cat a.tar b.tar`.
 
-    None if zeros follow, or what is no header.
+    None if zeros follow, or anything that is not a header.
     """
     place = handle.seek(_padded(place))
     while chunk := handle.read(BLOCK << 11):
@@ -124,7 +123,7 @@ def next_archive(handle: IO[bytes], place: int) -> int | None:
 
 
 def behind_headers(handle: IO[bytes], place: int) -> int:
-    """The first block of zeros at or behind `place`, where an archive has headers and no member; else the file's end."""
+    """The first block of zeros at or after `place`, for an archive with headers and no member; else the file's end."""
     handle.seek(place)
     while block := handle.read(BLOCK):
         if not block.strip(b"\0"):
@@ -178,14 +177,14 @@ def _header(handle: IO[bytes], place: int, end: int, where: str, error: type[Rdm
 
 
 def _sums_up(block: bytes) -> bool:
-    """Whether the checksum is that of the header: bytes summed as unsigned or, by some old programs, as signed numbers."""
+    """Whether the checksum fits the header: the sum of its bytes as unsigned or, in some old programs, as signed numbers."""
     wanted = _number(block[148:156])
     rest = block[:148] + b" " * 8 + block[156:]
     return wanted in (sum(rest), sum(byte - 256 if byte > 127 else byte for byte in rest))
 
 
 def _number(field: bytes) -> int | None:
-    """A number field: octal digits, or base 256 where the first bit is set. None: neither."""
+    """A number field: octal digits, or base 256 if the first bit is set. None: neither."""
     if field[0] in (0o200, 0o377):
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == 0o200 else value - (256 ** (len(field) - 1))
@@ -209,7 +208,7 @@ def _body(handle: IO[bytes], place: int, end: int, header: _Header, where: str, 
 
 
 def _pax(body: bytes, where: str, error: type[RdmpipeError]) -> dict[str, str]:
-    """pax records, each `LENGTH KEY=VALUE\\n`; of those only the ones that say what a member is."""
+    """pax records, each `LENGTH KEY=VALUE\\n`; only those that describe the member."""
     found: dict[str, str] = {}
     place = 0
     while place < len(body) and body[place] != 0:

@@ -1,4 +1,4 @@
-"""Write a tar archive that is the same bytes for the same members: no times, no owners, mode 0644.
+"""Write a tar archive whose bytes depend only on its members: no times, no owners, mode 0644.
 
 Reading is pipeline/storage/tars.py.
 """
@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Formats of the archives on disk. They differ in a few header bytes and stay as they are, because checksums are recorded.
+# Formats of the archives on disk. They differ in a few header bytes. Both must stay unchanged, because checksums are recorded.
 GNU, USTAR = tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT
 
 
