@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,11 @@ if TYPE_CHECKING:
     from pipeline.retrieval import Searcher
     from rdm import RDM
 
+    Part: TypeAlias = str | Path | int
+    """A text, a Path of a picture file, or the key of a row."""
+
+    Query: TypeAlias = Part | Mapping[Part, float] | NDArray[np.float32]
+
     __version__: str
 
 __all__ = [
@@ -80,6 +85,7 @@ __all__ = [
     "DamagedError",
     "Database",
     "DatabaseError",
+    "DatabaseMap",
     "DiskFullError",
     "EncoderError",
     "Evaluation",
@@ -315,7 +321,7 @@ class Database:
 
     def search(
         self,
-        query: str | Path | int | NDArray[np.float32],
+        query: Query,
         k: int = 19,
         where: str = "",
         *,
@@ -325,8 +331,9 @@ class Database:
         """Find the k pictures nearest to a query, among those that match `where`.
 
         Args:
-            query: A text; a Path of a picture file; the key (int) of a row, which is then left out of the result; or vectors
-                of unit length made by the database's encoder, (D,) for one query or (Q, D) for several.
+            query: A text; a Path of a picture file; the key (int) of a row, which is then left out of the result; several of
+                these with weights, such as {"a harbour": 1, "people": -0.5, Path("boat.png"): 0.7}, where a weight below 0
+                leads away; or vectors of unit length made by the database's encoder, (D,) for one query or (Q, D) for several.
             k: The number of results for each query. There are always exactly min(k, matching rows).
             where: A SQL expression over `columns`, such as "year > 1870 AND style = 'Realism'".
             distinct: Return files that are equal byte for byte only once.
@@ -338,31 +345,112 @@ class Database:
         Raises:
             FilterError: `where` is wrong; the message names the nearest column.
             EncoderError: The encoder cannot be loaded, has no text tower, or is not the one that made the database.
-            ConfigError: The picture cannot be read, or the vectors have another shape or length.
+            ConfigError: The picture cannot be read, the parts cancel each other out, or the vectors have another shape.
             DatabaseError: There is no row with this key.
         """
         import numpy as np
         import pyarrow as pa
 
         self._searcher.matching(where)  # a wrong filter is reported before the encoder is loaded
-        excluded: Sequence[int] = ()
-        if isinstance(query, str):
-            vectors = self._encoder().encode_texts([query])
-        elif isinstance(query, Path):
-            from pipeline.retrieval import encode_image_files
-
-            vectors = encode_image_files(self._encoder(), [query])
-        elif isinstance(query, int | np.integer):
-            vectors, excluded = self._searcher.vectors([int(query)])[0], [int(query)]
+        several = False
+        if isinstance(query, str | Path | int | np.integer | Mapping):
+            parts = query if isinstance(query, Mapping) else {query: 1.0}
+            vectors = self.mix(parts)
+            excluded = [int(part) for part in parts if isinstance(part, int | np.integer)]
         else:
-            vectors = np.asarray(query, np.float32)
+            vectors, excluded = np.asarray(query, np.float32), []
+            several = vectors.ndim == 2
         found = self._searcher.search(vectors, k, where, exclude_keys=excluded, distinct=distinct, exact=exact)
         table = self._searcher.metadata(found.keys.ravel())
         table = table.add_column(1, "score", pa.array(found.scores.ravel(), pa.float32()))
-        if vectors.ndim == 2 and not isinstance(query, str | Path | int | np.integer):
+        if several:
             number = np.repeat(np.arange(len(vectors)), found.keys.shape[1])
             table = table.add_column(0, "query", pa.array(number, pa.int32()))
         return SearchResult(table, found.plan, self._selection)
+
+    def mix(self, parts: Mapping[Part, float]) -> NDArray[np.float32]:
+        """Texts, Paths of picture files and keys of rows, each with its weight, as one unit vector: float32 (D,).
+
+        Raises EncoderError, DatabaseError for an unknown key, and ConfigError for a picture that cannot be read or parts that
+        cancel each other out.
+        """
+        import numpy as np
+
+        from pipeline.errors import ConfigError as Refused
+        from pipeline.retrieval import mix
+
+        if not parts:
+            raise Refused("the query has no parts: give at least one text, Path or key, as {'a harbour': 1}")
+        vectors = np.concatenate([self._vector(part) for part in parts])
+        return mix(list(vectors), list(parts.values()))
+
+    def _vector(self, part: Part) -> NDArray[np.float32]:
+        """The unit vector (1, D) of a text, a picture file or a row."""
+        if isinstance(part, str):
+            return self._encoder().encode_texts([part])
+        if isinstance(part, Path):
+            from pipeline.retrieval import encode_image_files
+
+            return encode_image_files(self._encoder(), [part])
+        return self._searcher.vectors([int(part)])[0]
+
+    def facets(self, where: str = "") -> dict[str, dict[str, int]]:
+        """Columns of few values: how many of the rows that match `where` have each value, most frequent first.
+
+        A row without a value counts as "(none)". Raises FilterError.
+        """
+        from pipeline.retrieval import Facets
+
+        found = Facets(self._searcher, self._searcher.columns).counts(self._searcher.matching(where))
+        return {facet.name: {one.value: one.count for one in facet.values} for facet in found}
+
+    def map(self, where: str = "", sample: int = 2_000) -> DatabaseMap:
+        """A sample of at most `sample` (10,000 at most) of the rows that match, as points on a plane. Raises FilterError.
+
+        The axes are the first two principal components of the sample's vectors. The same call gives the same map.
+        """
+        import pyarrow as pa
+
+        from pipeline.retrieval import lay_out
+
+        plane = lay_out(self._searcher, where, sample)
+        table = self._searcher.metadata(self._searcher.keys[plane.ordinals])
+        for place, name in enumerate(("x", "y")):
+            table = table.add_column(1 + place, name, pa.array(plane.places[:, place], pa.float32()))
+        return DatabaseMap(table, plane.explained, plane.matched, self._selection)
+
+    def duplicates(self) -> pa.Table:
+        """Rows that show one picture, the largest groups first.
+
+        `group` numbers the groups from 0. `kind` is `exact` (byte for byte) or `alike` (equal perceptual hashes: nearly always
+        the same picture in another size or format). Then `key` and the metadata columns.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        from pipeline.retrieval import find_copies
+
+        groups = find_copies(self._searcher, self._searcher.matching())
+        sizes = [len(group.ordinals) for group in groups]
+        ordinals = np.concatenate([group.ordinals for group in groups]) if groups else np.zeros(0, np.int64)
+        table = self._searcher.metadata(self._searcher.keys[ordinals])
+        kinds = np.repeat(np.asarray([group.kind for group in groups], dtype=object), sizes)
+        table = table.add_column(0, "kind", pa.array(kinds.tolist(), pa.string()))
+        return table.add_column(0, "group", pa.array(np.repeat(np.arange(len(groups)), sizes), pa.int32()))
+
+    def failures(self) -> pa.Table:
+        """The rows that failed while this version was built: `key`, `item`, `url`, `reason` and `detail`, in order of key.
+
+        A view's failures are those of its database.
+        """
+        import pyarrow as pa
+
+        from pipeline.catalog import failed_rows
+
+        names = ("key", "item", "url", "reason", "detail")
+        rows = list(failed_rows(self._selection.database, self._selection.version))
+        schema = pa.schema([(name, pa.int64() if name == "key" else pa.string()) for name in names])
+        return pa.table({name: [getattr(row, name) for row in rows] for name in names}, schema=schema)
 
     def vectors(self, keys: Sequence[int]) -> NDArray[np.float32]:
         """The stored unit vectors of rows, float32 (n, D), in the order of `keys`. Raises DatabaseError for an unknown key."""
@@ -386,6 +474,44 @@ class Database:
         if not self._loaded:
             self._loaded.append(load_recorded(self._selection.version.encoder, self._device))
         return self._loaded[0]
+
+
+@dataclass(frozen=True, repr=False)
+class DatabaseMap:
+    """A sample of a database's rows as points on a plane. A notebook renders it with each picture at its place."""
+
+    table: pa.Table
+    """One row a picture: `key`, `x` and `y` (from -1 to 1 for the middle 98 % of each axis) and the metadata columns."""
+
+    explained: float
+    """The share of the vectors' variance that the two axes show: a map shows coarse structure only."""
+
+    matched: int
+    """How many rows matched; the table is a sample of them."""
+
+    _selection: Selection
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        shown = f"{len(self):,} of {self.matched:,} pictures"
+        return f"<map of {self._selection.name}: {shown}, two axes with {self.explained:.0%} of the variance>"
+
+    def show(self) -> Image:
+        """The pictures at their places. `.save(path)` writes it."""
+        import numpy as np
+
+        from pipeline.database import thumbnails
+        from pipeline.retrieval import draw_map
+
+        keys = self.table["key"].to_pylist()
+        found = thumbnails(self._selection.database, keys)
+        places = np.stack([self.table[name].to_numpy() for name in ("x", "y")], axis=1)
+        return draw_map([found.get(key) for key in keys], places)
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.show())
 
 
 @dataclass(frozen=True, repr=False)
@@ -429,9 +555,7 @@ class SearchResult:
         return result_sheet(self._selection.database, self.table)
 
     def _repr_png_(self) -> bytes:
-        out = io.BytesIO()
-        self.show().save(out, "PNG")
-        return out.getvalue()
+        return _png(self.show())
 
 
 # ---- generation
@@ -703,6 +827,12 @@ def _progress(wanted: bool) -> Iterator[Progress]:
 
     with Progress(stream=None if wanted else io.StringIO()) as shown:
         yield shown
+
+
+def _png(image: Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def _text(home: str | Path | None) -> str | None:

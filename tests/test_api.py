@@ -14,6 +14,7 @@ from PIL import Image
 
 import pipeline.errors
 import rdmpipe
+from tests.builds import picture, quiet_build
 
 REPO = Path(__file__).parent.parent
 
@@ -128,6 +129,49 @@ def test_search_results_are_filtered_and_shown(drawn: Path) -> None:
         with pytest.raises(rdmpipe.FilterError, match="did you mean 'style'"):
             art.search("a boat", where="styl = 'woodcut'")
         assert "style" in art.columns
+
+
+def test_a_query_is_mixed_from_weighted_parts(drawn: Path, tmp_path: Path) -> None:
+    with rdmpipe.open("atelier", home=drawn) as art:
+        text, row = art.encode(["a boat"])[0], art.vectors([7])[0]
+        wanted = text - 0.5 * row
+        assert np.allclose(art.mix({"a boat": 1, 7: -0.5}), wanted / np.linalg.norm(wanted), atol=1e-6)
+        away = art.search({"a boat": 1, 7: -0.5}, k=59).keys
+        assert len(away) == 59 and 7 not in away
+        seven = art.picture(7)
+        assert seven is not None
+        seven.save(tmp_path / "seven.png")
+        assert art.search({tmp_path / "seven.png": 2.0, "a boat": 0}, k=1).keys == [7]
+        with pytest.raises(rdmpipe.ConfigError, match="cancel each other out"):
+            art.mix({"a boat": 0})
+        with pytest.raises(rdmpipe.ConfigError, match="no parts"):
+            art.search({})
+
+
+def test_what_the_page_shows_of_a_database_is_there_in_python(drawn: Path) -> None:
+    with rdmpipe.open("atelier", home=drawn) as art, rdmpipe.open("atelier-mosaic", home=drawn) as view:
+        assert art.facets("style IN ('mosaic', 'cubist')")["style"] == {"cubist": 6, "mosaic": 6}
+        assert view.facets()["style"] == {"mosaic": 6} and "style" in art.facets()
+        chart = art.map(sample=20)
+        assert (len(chart), chart.matched) == (20, 60) and chart.table.column_names[:3] == ["key", "x", "y"]
+        assert chart.table.equals(art.map(sample=20).table) and "20 of 60 pictures" in repr(chart)
+        assert Image.open(io.BytesIO(chart._repr_png_())).size == chart.show().size
+        assert len(art.map("style = 'mosaic'")) == 6
+        assert art.failures().num_rows == 0 and art.failures().column_names[0] == "key"
+
+
+def test_duplicates_and_failures_are_tables(tmp_path: Path) -> None:
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        (tmp_path / name).write_bytes(picture(seed))
+    (tmp_path / "d.png").write_bytes(b"no picture")
+    home = tmp_path / "home"
+    quiet_build(tmp_path, name="mine", home=str(home))
+    with rdmpipe.open("mine", home=home) as mine:
+        found = mine.duplicates()
+        assert found.select(["group", "kind", "item_id"]).to_pylist() == [
+            {"group": 0, "kind": "exact", "item_id": "a.png"}, {"group": 0, "kind": "exact", "item_id": "b.png"},
+        ]  # fmt: skip
+        assert mine.failures()["item"].to_pylist() == ["d.png"]
 
 
 def test_open_says_what_is_missing(drawn: Path) -> None:

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError
+from pipeline.retrieval.plane import principal_plane
 from pipeline.serving import ServeOptions, create_app
 from pipeline.serving.api import ENDPOINTS, Server
 from pipeline.serving.app import make_server
-from pipeline.serving.chart import principal_plane
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL, firsts
 from pipeline.serving.questions import QueryPart, SearchQuestion
 from pipeline.serving.studio_api import STUDIO

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.config import checked
-from pipeline.database import RetrievalDatabase, gone_keys
+from pipeline.database import RetrievalDatabase, Version, gone_keys
 from pipeline.encoders import EncoderRecord
 from pipeline.errors import ConfigError, DatabaseError
 from pipeline.schema import FAILED
@@ -27,11 +27,14 @@ class FailedRow:
     detail: str
 
 
-def failed_rows(database: RetrievalDatabase) -> Iterator[FailedRow]:
-    """The failed rows in order of key. Holds one shard at a time. Raises DatabaseError if there is no such database."""
+def failed_rows(database: RetrievalDatabase, version: Version | None = None) -> Iterator[FailedRow]:
+    """The failed rows of a version (None: the current one) in order of key. Holds one shard at a time.
+
+    Raises DatabaseError if there is no such database.
+    """
     gone: set[int] = set()
-    if database.exists():
-        version = database.version()
+    if version is not None or database.exists():
+        version = version or database.version()
         gone = set(gone_keys(database, version.gone))
         tables: list[str | Artifact] = [entry.artifact for entry in version.shards]
     else:

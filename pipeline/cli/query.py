@@ -71,8 +71,8 @@ def search(
             typer.echo(found.explanation(), err=True)
         for warning in found.warnings:
             typer.echo(f"note: {warning}", err=True)
-        if sheet is not None:
-            found.write_sheet(sheet)
+        if sheet is not None and (note := found.write_sheet(sheet)):
+            typer.echo(f"note: {note}", err=True)
         if out is not None:
             found.write(out, query or str(image or f"more like row {key}"))
         if as_json:

@@ -2,7 +2,7 @@
 
 Reads: a run's results and pictures. Writes: contact.png, of at most MOST pictures and BOUNDS pixels, as near to a screen's
 proportions as its blocks allow. The sheet of a longer run is an even sample of its prompts and says how much it leaves out.
-Text is drawn in Pillow's own font, which has Latin letters only; index.html shows all others.
+Letters that Pillow's own font lacks are drawn in a font of this machine (images/lettering.py); index.html shows all letters.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.generation.results import Row
+from pipeline.images import Lettering, lettering_note
 from pipeline.schema import OK
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
 MOST = 120  # pictures
 
@@ -50,9 +51,12 @@ class Layout:
     size: tuple[int, int]  # pixels of the sheet
 
 
-def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> None:
-    """Write contact.png: for every prompt of the sample its pictures, in the order of the results."""
-    from PIL import Image, ImageDraw, ImageFont
+def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> str:
+    """Write contact.png: for every prompt of the sample its pictures, in the order of the results.
+
+    Returns a note on letters that no font here has; empty where all have one.
+    """
+    from PIL import Image, ImageDraw
 
     rows: Rows = results.select(["row", "prompt", "db", "copy", "seed", "file", "status"]).to_pylist()
     prompts: dict[int, Rows] = {}
@@ -61,14 +65,14 @@ def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> None
     blocks = sample(list(prompts.values()))
     layout = lay_out(len(blocks), max(map(len, blocks), default=1))
     sheet = Image.new("RGB", layout.size, PAPER)
-    draw, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(22), ImageFont.load_default(13)
+    draw, large, small = ImageDraw.Draw(sheet), Lettering(22), Lettering(13)
     shown = sum(map(len, blocks))
     note = f"{shown:,} of {len(rows):,} pictures" if shown < len(rows) else f"{shown:,} pictures"
     if len(blocks) < len(prompts):
         note += f", {len(blocks):,} of {len(prompts):,} prompts"
-    draw.text((sheet.width - MARGIN, MARGIN + 7), note, MUTED, small, anchor="ra")
-    room = sheet.width - 2 * MARGIN - int(small.getlength(note)) - BETWEEN
-    draw.text((MARGIN, MARGIN), "".join(_wrapped(title, large, room, 1)), INK, large)
+    draw.text((sheet.width - MARGIN, MARGIN + 7), note, MUTED, small.font, anchor="ra")
+    room = sheet.width - 2 * MARGIN - int(small.length(note)) - BETWEEN
+    large.draw(draw, (MARGIN, MARGIN), "".join(_wrapped(title, large, room, 1)), INK)
     for i, block in enumerate(blocks):
         x = MARGIN + i % layout.columns * (layout.block[0] + BETWEEN)
         y = MARGIN + HEAD + i // layout.columns * (layout.block[1] + BETWEEN)
@@ -76,6 +80,8 @@ def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> None
     out = io.BytesIO()
     sheet.save(out, "PNG")
     storage.write_bytes("contact.png", out.getvalue())
+    texts = [row[name] or "" for block in blocks for row in block for name in ("prompt", "db")]
+    return lettering_note("contact.png", [title, *texts])
 
 
 def sample(prompts: Sequence[Rows]) -> list[Rows]:
@@ -126,11 +132,9 @@ def _cost(layout: Layout, blocks: int, pictures: int) -> float:
 def _draw_block(
     storage: Storage, sheet: Image.Image, draw: ImageDraw.ImageDraw, rows: Rows, at: tuple[int, int], layout: Layout
 ) -> None:
-    from PIL import ImageFont
-
-    body, small, side = ImageFont.load_default(15), ImageFont.load_default(13), layout.side
+    body, small, side = Lettering(15), Lettering(13), layout.side
     for i, line in enumerate(_wrapped(rows[0]["prompt"] or "(picture prompt)", body, layout.block[0], layout.lines)):
-        draw.text((at[0], at[1] + i * LINE), line, INK, body)
+        body.draw(draw, (at[0], at[1] + i * LINE), line, INK)
     for i, row in enumerate(rows):
         x = at[0] + i % layout.across * (side + GAP)
         y = at[1] + layout.lines * LINE + 4 + i // layout.across * (side + LABEL + GAP)
@@ -139,10 +143,10 @@ def _draw_block(
             picture = _open(storage, row["file"], side)
             sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
         else:
-            draw.text((x + side // 2, y + side // 2), row["status"], MUTED, small, anchor="mm")
+            draw.text((x + side // 2, y + side // 2), row["status"], MUTED, small.font, anchor="mm")
         seed = f" · {row['seed']}"
-        name = "".join(_wrapped(row["db"] or "text alone", small, side - int(small.getlength(seed)), 1))
-        draw.text((x, y + side + 2), name + seed, MUTED, small)
+        name = "".join(_wrapped(row["db"] or "text alone", small, side - int(small.length(seed)), 1))
+        small.draw(draw, (x, y + side + 2), name + seed, MUTED)
 
 
 def _open(storage: Storage, file: str, side: int) -> Image.Image:
@@ -154,14 +158,14 @@ def _open(storage: Storage, file: str, side: int) -> Image.Image:
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
+def _wrapped(text: str, font: Lettering, width: int, most: int) -> list[str]:
     """`text` in at most `most` lines of `width` pixels, broken between words where possible; an ellipsis replaces the rest."""
     left, lines = " ".join(text.split()), list[str]()
     while left and len(lines) < most:
-        fits = next((n for n in range(min(len(left), width // 2), 0, -1) if font.getlength(left[:n]) <= width), 1)
+        fits = next((n for n in range(min(len(left), width // 2), 0, -1) if font.length(left[:n]) <= width), 1)
         last = len(lines) == most - 1
         if fits < len(left) and last:
-            fits = next((n for n in range(fits, 0, -1) if font.getlength(left[:n].rstrip() + "…") <= width), 1)
+            fits = next((n for n in range(fits, 0, -1) if font.length(left[:n].rstrip() + "…") <= width), 1)
             lines.append(left[:fits].rstrip() + "…")
             break
         if fits < len(left):

@@ -403,7 +403,8 @@ def _write_pages(run: Run, request: Request, expander: Expander) -> None:
         return picture_files(selection.database, keys) if selection is not None else {}
 
     write_gallery(storage, table, thumbnails, request.title)
-    write_contact_sheet(storage, table, request.title)
+    if note := write_contact_sheet(storage, table, request.title):
+        run.progress.say(f"note: {note}")
 
 
 def _write_results(storage: Storage, request: Request, common: MadeWith) -> pa.Table:

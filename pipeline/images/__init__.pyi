@@ -7,4 +7,6 @@ from .decoding import perceptual_hash as perceptual_hash
 from .decoding import reads_format as reads_format
 from .decoding import thumbnail as thumbnail
 from .decoding import upright_size as upright_size
+from .lettering import Lettering as Lettering
+from .lettering import lettering_note as lettering_note
 from .resizing import resize as resize

@@ -6,10 +6,8 @@ Reads: a published database and the query's image. Writes only the files that ar
 from __future__ import annotations
 
 import contextlib
-import math
-import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.catalog import Selection, difference, resolve_database, resolve_encoded
 from pipeline.errors import ConfigError, EncoderError, PictureError
 from pipeline.retrieval.result_files import FORMS, write_results
+from pipeline.retrieval.sheets import result_labels, result_sheet
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from pipeline.database import RetrievalDatabase
     from pipeline.encoders import Encoder
     from pipeline.index import SearchPlan
     from pipeline.retrieval.search import Searcher
@@ -89,14 +87,18 @@ class Found:
         with _writing(path):
             write_results(path, self.rows, self.selection.database, title)
 
-    def write_sheet(self, path: Path) -> None:
+    def write_sheet(self, path: Path) -> str:
         """Write a contact sheet of the results: pictures in reading order, each with its score, title, artist and style.
 
-        Raises ConfigError if the file cannot be written.
+        Returns a note on letters that no font here has; empty where all have one. Raises ConfigError if the file cannot be
+        written.
         """
+        from pipeline.images import lettering_note
+
         sheet = result_sheet(self.selection.database, self.rows)
         with _writing(path):
             sheet.save(path)
+        return lettering_note(path.name, result_labels(self.rows))
 
 
 @contextlib.contextmanager
@@ -106,21 +108,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
-
-
-def result_sheet(database: RetrievalDatabase, rows: pa.Table) -> Image:
-    """A contact sheet of results (columns `key`, `score` and metadata): stored thumbnails in reading order, each labelled."""
-    from pipeline.database import thumbnails
-
-    keys = rows["key"].to_pylist()
-    pictures = thumbnails(database, keys)
-    return draw_sheet([pictures.get(key) for key in keys], [_label(row) for row in rows.to_pylist()])
-
-
-def _label(row: dict[str, object]) -> str:
-    words = [row.get(name) for name in ("title", "caption", "artist", "style", "item_id")]
-    seen = list(dict.fromkeys(str(word) for word in words if word))
-    return f"{row['score']:.3f}  {', '.join(seen[:3])}"
 
 
 def run_query(request: QueryRequest) -> Found:
@@ -210,30 +197,3 @@ def read_pictures(paths: list[Path]) -> list[Image]:
 def encode_pictures(encoder: Encoder, pictures: list[Image]) -> NDArray[np.float32]:
     """Unit vectors (n, D) of n RGB images."""
     return encoder.picture_vectors(pictures)[0]
-
-
-def draw_sheet(pictures: Sequence[Image | None], labels: Sequence[str], side: int = 192, columns: int = 0) -> Image:
-    """Pictures in reading order on white, each above its label; None gives a blank tile with the label in it."""
-    from PIL import Image as images
-    from PIL import ImageDraw, ImageFont
-
-    count = max(1, len(labels))
-    columns = columns or min(count, max(3, round(math.sqrt(count * 1.6))))
-    gap, text = 12, 34
-    lines = math.ceil(count / columns)
-    sheet = images.new("RGB", (columns * (side + gap) + gap, lines * (side + text + gap) + gap), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
-        if picture is None:
-            draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#eee9e0", outline="#cfc7ba")
-            draw.multiline_text((x + 10, y + 10), "\n".join(textwrap.wrap(label, 26)[:8]), fill="#665f55", font=font)
-        else:
-            small = picture.copy()
-            small.thumbnail((side, side))
-            if max(small.size) < side:
-                scale = side / max(small.size)
-                small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
-            sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
-        draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(label, 34)[:2]), fill="#1e1b17", font=font)
-    return sheet

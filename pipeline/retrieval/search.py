@@ -196,6 +196,10 @@ class Searcher:
         before = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])])
         return table.take(pa.array(places - starts[group_of] + before[np.searchsorted(groups, group_of)])).select(names)
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole metadata column, in order of ordinals. Reads it each time."""
+        return self._load([name])[name]
+
     def _load(self, names: list[str]) -> pa.Table:
         import pyarrow as pa
 

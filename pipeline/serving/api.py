@@ -26,7 +26,8 @@ from pipeline.config import from_mapping, parse_json
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import BusyError, ConfigError, DatabaseError, EncoderError, PictureError, RdmpipeError
 from pipeline.installation import version
-from pipeline.serving.chart import SAMPLE, map_of
+from pipeline.retrieval import SAMPLE
+from pipeline.serving.chart import map_of
 from pipeline.serving.copies import copies_of
 from pipeline.serving.drawing import Studio
 from pipeline.serving.engine import Engine, Waiting, item_of

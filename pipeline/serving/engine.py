@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, DatabaseError, EncoderError, RdmpipeError
 from pipeline.pages import maker_of, title_of
+from pipeline.retrieval import mix
 from pipeline.serving.library import Encoders, Library, OpenDatabase
 from pipeline.serving.questions import Answer, Item, QueryPart, SearchQuestion
 from pipeline.serving.uploads import Uploads
@@ -190,13 +191,8 @@ class Engine:
 
     def _mixed(self, opened: OpenDatabase, question: SearchQuestion) -> NDArray[np.float32]:
         """The query's unit vector (D,): the weighted sum of its parts' unit vectors."""
-        total = np.zeros(opened.searcher.dim, np.float64)
-        for part in question.parts:
-            total += part.weight * self._vector(opened, part).astype(np.float64)
-        length = float(np.linalg.norm(total))
-        if length < 1e-6:
-            raise ConfigError("the parts of the query cancel each other out; change a weight")
-        return (total / length).astype(np.float32)
+        vectors = [self._vector(opened, part) for part in question.parts]
+        return mix(vectors, [part.weight for part in question.parts])
 
     def _vector(self, opened: OpenDatabase, part: QueryPart) -> NDArray[np.float32]:
         record = opened.version.encoder

@@ -18,8 +18,7 @@ from pathlib import Path
 from pipeline.catalog import Listed, Selection, listing, resolve_database
 from pipeline.encoders import Encoder, EncoderRecord, load_recorded
 from pipeline.errors import DatabaseError
-from pipeline.retrieval import Searcher, open_search
-from pipeline.serving.facets import Facets
+from pipeline.retrieval import Facets, Searcher, open_search
 from pipeline.serving.rows import MetadataRows
 
 CHECK_S = 1.0  # how old what is known of a database's current version may be

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.serving.facets import ColumnFacts, FacetValue
+from pipeline.retrieval import ColumnFacts, FacetValue
 
 MOST_PARTS, MOST_TEXT = 16, 2_000
 MOST_RESULTS, DEEPEST = 500, 10_000

@@ -1,6 +1,6 @@
 """What the columns of a version hold: the values of columns of few values with counts, and the range of numbers.
 
-Reads: metadata columns (rows.py), each once. Writes nothing. Memory: 1 or 2 bytes a row for each column of few values.
+Reads: metadata columns, each once. Writes nothing. Memory: 2 bytes a row for each column of few values.
 """
 
 from __future__ import annotations
@@ -8,20 +8,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
-
-    from pipeline.serving.rows import MetadataRows
 
 FEW = 60  # different values of a column that becomes a facet
 
 MOST_TEXTS = 20_000  # different values of a column whose values are offered while a filter is typed
 
 _NO_FACET = ("key", "item_id", "caption", "url", "sha256", "phash", "duplicate_of", "width", "height")
+
+
+class HasColumns(Protocol):
+    """What metadata columns are read from: a Searcher, or a server's copy of the metadata."""
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column, in order of ordinals."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class _Coded:
 class Facets:
     """Facets of one version. Safe to use from several threads."""
 
-    def __init__(self, rows: MetadataRows, columns: Mapping[str, str]) -> None:
+    def __init__(self, rows: HasColumns, columns: Mapping[str, str]) -> None:
         self._rows, self.columns = rows, dict(columns)
         self._lock = threading.Lock()
         self._coded: dict[str, _Coded | None] = {}
