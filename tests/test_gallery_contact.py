@@ -1,8 +1,9 @@
-"""contact.png: near a screen's proportions and bounded, whatever was asked for; a fair sample of a long list."""
+"""contact.png: near a screen's proportions, bounded, a fair sample of a long list; and the page of the gallery, in parts."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.generation.contact import BOUNDS, MOST, lay_out, sample, write_contact_sheet
+from pipeline.generation.gallery import page
 from pipeline.storage import Storage
 
 
@@ -77,3 +79,11 @@ def test_an_empty_run_and_a_prompt_without_text_have_a_sheet_too(tmp_path: Path)
     write_contact_sheet(storage, table, "")
     write_contact_sheet(storage, table.slice(0, 0), "nothing")
     assert storage.exists("contact.png")
+
+
+def test_the_page_is_written_while_its_data_is_read() -> None:
+    """So that a gallery of any length needs little memory: data that never ends gives a page that never ends."""
+    parts = page("a <b>run</b>", (f'["</script>",{number}],' for number in itertools.count()))
+    text = "".join(itertools.islice(parts, 200))
+    assert "<h1>a &lt;b&gt;run&lt;/b&gt;</h1>" in text
+    assert '["\\u003c/script\\u003e",0],["\\u003c/script\\u003e",1],' in text and text.count("</script>") == 0

@@ -10,6 +10,7 @@ import shlex
 import urllib.parse
 from pathlib import Path
 
+import markupsafe
 import pytest
 
 from pipeline.config import read_toml
@@ -33,6 +34,7 @@ def test_a_secret_is_found_in_every_form_that_programs_write(value: str) -> None
     hidden = hidden_forms({"MY_TOKEN": value})
     forms = [
         value, json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(json.dumps(value)), html.escape(value),
+        str(markupsafe.escape(value)),
         html.escape(repr(value)), urllib.parse.quote(value), urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value),
         repr(value), ascii(value), repr(value.encode()), repr(repr(value)), shlex.quote(value), json.dumps(repr(value)),
         base64.b64encode(value.encode()).decode(), *value.splitlines(),

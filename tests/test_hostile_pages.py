@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.pages import dots, heat, html_page, html_table, html_text, lines, picture_table
+from pipeline.pages import dots, heat, html_table, lines, picture_table
+from pipeline.pages.templates import environment
 from pipeline.scheduling.report import run_report
 from pipeline.scheduling.traces import FailedItem, Traces
 from tests.attempts import tried
@@ -58,13 +59,16 @@ def evaluation_page(texts: list[str]) -> str:
     """The parts that an evaluation's page is made of, in which every text is one of these."""
     a, b, c = texts[:3]
     one = {"value": 0.5, "low": 0.4, "high": 0.6}
+    page = environment().from_string(
+        """{% extends "report.html" %}{% block style %}svg { max-width: 100%; height: auto }{% endblock %}{% block body %}
+        <h1>{{ a }}</h1><p><b>{{ b }}</b>: {{ texts }}</p>{% for part in parts %}{{ part }}{% endfor %}{% endblock %}"""
+    )
     parts = [
-        f"<h1>{html_text(a)}</h1><p><b>{html_text(b)}</b>: {html_text(' · '.join(texts))}</p>",
         html_table((a, b, c), [(a, 1, b), (b, 2, c)]), dots({a: {b: one, c: one}, b: {a: one}}, c),
         lines({a: {b: one, c: one}, b: {b: one, c: one}}, a), heat([[1.0, 2.0], [3.0, 4.0]], [a, b], [b, c]),
         picture_table([a, b], [(c, [None, None]), (a, [None, None])], corner=b),
     ]  # fmt: skip
-    return html_page(c, "\n".join(parts), "svg { max-width: 100%; height: auto }")
+    return page.render(title=c, a=a, b=b, texts=" · ".join(texts), parts=parts)
 
 
 def shows_no_harm(browser: Any, path: Path, page: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import socket
 import threading
@@ -166,3 +167,34 @@ def test_what_a_command_printed_cannot_keep_the_report_from_being_written(tmp_pa
     assert written["result"]["name"] == result["name"]
     page = (tmp_path / "runs" / "s.html").read_text()
     assert "<script>" not in page and "\x1b" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "waits", "said"),
+    [
+        (429, "7", [7.0, 7.0], "not sent: HTTP 429"),
+        (503, "0", [0.0, 0.0], "not sent: HTTP 503"),
+        (500, "", [2.0, 4.0], "not sent: HTTP 500"),
+        (429, "soon", [2.0, 4.0], "not sent: HTTP 429"),
+        (503, "86400", [], "not sent: HTTP 503; the server asks to wait 86,400 s"),
+        (404, "7", [], "not sent: HTTP 404"),
+    ],
+)
+def test_a_server_that_says_when_to_come_back_is_asked_then(
+    monkeypatch: pytest.MonkeyPatch, status: int, after: str, waits: list[float], said: str
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(webhook.time, "sleep", waited.append)
+    header = f"Retry-After: {after}\r\n" if after else ""
+    with answering(f"HTTP/1.1 {status} x\r\n{header}Content-Length: 0\r\n\r\n".encode()) as address:
+        assert post_json(address, {"text": "done"}, timeout_s=20.0) == said
+    assert waited == waits
+
+
+def test_a_date_says_when_to_come_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(webhook.time, "sleep", waited.append)
+    date = email.utils.formatdate(time.time() + 40, usegmt=True)
+    with answering(f"HTTP/1.1 429 x\r\nRetry-After: {date}\r\nContent-Length: 0\r\n\r\n".encode()) as address:
+        assert post_json(address, {}, timeout_s=20.0) == "not sent: HTTP 429"
+    assert len(waited) == 2 and all(0 < wait <= 40 for wait in waited)

@@ -20,13 +20,16 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.pictures import Run
 from pipeline.evaluation.plan import SWAP
 from pipeline.evaluation.records import Json, Measured, Score, Summary, by_value
-from pipeline.evaluation.report import NAMES, charted, measures, number, whole_page
+from pipeline.evaluation.report import NAMES, charted, measures, number
 from pipeline.evaluation.run import evaluate_in, folder_of, set_up
-from pipeline.pages import dots, html_table, html_text, picture_table
+from pipeline.installation import version
+from pipeline.pages import dots, html_table, picture_table, render
 from pipeline.storage import Storage
 from pipeline.training import decode_picture
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from pipeline.execution import Backend, Progress
     from pipeline.generation import ModelRow
 
@@ -95,7 +98,7 @@ def _folders(config: EvaluateConfig) -> dict[str, str]:
     return found
 
 
-# ---- the page
+# ---- the page (assets/templates/comparison.html)
 
 
 def _page(
@@ -108,53 +111,34 @@ def _page(
     """The page. Models are called by their folders' names, because a model may be named by a long path."""
     found = {folders[name]: summary for name, summary in comparison.models.items()}
     first = next(iter(found.values()))
-    title = f"{len(found)} models on {first.setup.config.database}: swapping the database"
-    links = " · ".join(f'<a href="{html_text(name)}/index.html">{html_text(name)}</a>' for name in found)
-    captions, styles = len(first.setup.test_captions), len(first.setup.styles)
-    parts = [
-        f"<h1>{html_text(title)}</h1><p>{captions} captions in {styles} styles, the same for every model, the same seeds "
-        f"and the same judges. Each model by itself: {links}</p>",
-        _swaps(found),
-        _postfixes(found),
-        _ceiling(found),
-        _grids({folders[name]: some for name, some in rows.items()}, folder),
-        _settings(found),
-        _models({folders[name]: (row, comparison.models[name]) for name, row in models.items()}),
-    ]
-    return whole_page(title, parts)
-
-
-def _table(found: Mapping[str, Measured | None]) -> str:
-    return html_table(("model", *NAMES.values()), [(name, *measures(one)) for name, one in found.items()])
-
-
-def _ceiling(found: Mapping[str, Summary]) -> str:
-    through = {
-        name: summary.judges.references.get("the same, through the model's first stage")
-        for name, summary in found.items()
-    }
-    return (
-        "<h2>What the judges allow</h2><p>Real pictures after each model’s own encoder and decoder: no picture of the model "
-        "can be expected to score better.</p>" + _table(through)
+    swaps = {name: summary.swap.all for name, summary in found.items()}
+    unseen = {name: summary.swap.styles_never_seen for name, summary in found.items()}
+    ceiling = "the same, through the model's first stage"
+    captions, grid = _grid({folders[name]: some for name, some in rows.items()}, folder)
+    return render(
+        "comparison.html",
+        title=f"{len(found)} models on {first.setup.config.database}: swapping the database",
+        version=version(),
+        captions=len(first.setup.test_captions),
+        styles=len(first.setup.styles),
+        models=list(found),
+        chart=dots({name: charted(one) for name, one in swaps.items() if one is not None}, "share of the pictures"),
+        swaps=_table(swaps),
+        unseen=_table(unseen) if any(unseen.values()) else "",
+        postfixes=_postfixes(found),
+        ceiling=_table({name: summary.judges.references.get(ceiling) for name, summary in found.items()}),
+        first=captions,
+        grid=grid,
+        settings=_settings(found),
+        descriptions=_models({folders[name]: (row, comparison.models[name]) for name, row in models.items()}),
     )
 
 
-def _swaps(found: Mapping[str, Summary]) -> str:
-    swaps = {name: summary.swap.all for name, summary in found.items()}
-    drawn = dots({name: charted(one) for name, one in swaps.items() if one is not None}, "share of the pictures")
-    parts = [
-        "<h2>Swapping the database</h2><p>How often the style judge sees the style of the database, and how often the content "
-        "judge finds the caption among others. Means with 95 % intervals.</p>",
-        drawn,
-        _table(swaps),
-    ]
-    unseen = {name: summary.swap.styles_never_seen for name, summary in found.items()}
-    if any(unseen.values()):
-        parts.append("<p>Styles that neither encoder nor model was trained with:</p>" + _table(unseen))
-    return "".join(parts)
+def _table(found: Mapping[str, Measured | None]) -> Markup:
+    return html_table(("model", *NAMES.values()), [(name, *measures(one)) for name, one in found.items()])
 
 
-def _postfixes(found: Mapping[str, Summary]) -> str:
+def _postfixes(found: Mapping[str, Summary]) -> Markup:
     levels = dict.fromkeys(level for summary in found.values() for level in summary.postfix)
     rows = [
         (level, name, *measures(summary.postfix[level].swap_minus.get("postfix")))
@@ -162,33 +146,28 @@ def _postfixes(found: Mapping[str, Summary]) -> str:
         for name, summary in found.items()
         if level in summary.postfix
     ]
-    return (
-        "<h2>Swap against “in the style of …”</h2><p>Swap minus postfix, each caption compared with itself: above zero, the "
-        "swap is better. The general database holds the style as it is (common), rarely, or not at all (unseen).</p>"
-        + html_table(("database holds", "model", *NAMES.values()), rows)
-    )
+    return html_table(("database holds", "model", *NAMES.values()), rows)
 
 
-def _settings(found: Mapping[str, Summary]) -> str:
+def _settings(found: Mapping[str, Summary]) -> Markup:
     rows = []
     for name, summary in found.items():
         chosen, settings = summary.tuning[SWAP], summary.setup.config.sampling
         used = ", ".join(f"{database} {version}" for database, version in summary.setup.databases.items())
         rows.append((name, chosen.k, f"{chosen.guidance:g}", settings.sampler, settings.steps, used))
-    heads = ("model", "k", "guidance", "sampler", "steps", "databases and versions")
-    return "<h2>Settings</h2><p>k and guidance are chosen on the validation captions.</p>" + html_table(heads, rows)
+    return html_table(("model", "k", "guidance", "sampler", "steps", "databases and versions"), rows)
 
 
-def _models(found: Mapping[str, tuple[ModelRow, Summary]]) -> str:
+def _models(found: Mapping[str, tuple[ModelRow, Summary]]) -> Markup:
     rows = [
         (name, row.takes, row.facts.get("base", row.where), row.licence, summary.setup.model.sha256[:12])
         for name, (row, summary) in found.items()
     ]
-    return "<h2>Models</h2>" + html_table(("model", "vectors of", "base", "licence or terms", "sha256"), rows)
+    return html_table(("model", "vectors of", "base", "licence or terms", "sha256"), rows)
 
 
-def _grids(rows: Mapping[str, Sequence[Score]], folder: Path) -> str:
-    """The first captions in the first styles, a column a model: not chosen by their result."""
+def _grid(rows: Mapping[str, Sequence[Score]], folder: Path) -> tuple[int, Markup]:
+    """The first captions in the first styles, a column a model, not chosen by their result; and how many they are."""
     swaps = {
         name: {(row.caption, row.style): row for row in found if row.phase == "swap" and row.condition == SWAP and row.style}
         for name, found in rows.items()
@@ -201,7 +180,4 @@ def _grids(rows: Mapping[str, Sequence[Score]], folder: Path) -> str:
         cells = [swaps[name].get((caption, style)) for name in swaps]
         files = [folder / name / cell.file if cell else None for name, cell in zip(swaps, cells, strict=True)]
         grid.append((f"{caption} · {style}", [decode_picture(f.read_bytes(), SIDE) if f else None for f in files]))
-    return (
-        f"<h2>The first {len(captions)} captions</h2><p>Not chosen by result: each caption is drawn in the next style.</p>"
-        + picture_table(tuple(swaps), grid, side=SIDE)
-    )  # fmt: skip
+    return len(captions), picture_table(tuple(swaps), grid, side=SIDE)

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.generation.results import COLUMNS, SETTINGS, Row
 from pipeline.installation import asset, version
-from pipeline.pages import maker_of, title_of
+from pipeline.pages import maker_of, render_parts, title_of
 from pipeline.schema import OK
 from pipeline.storage import Storage
 
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
 EMBEDDED_BYTES = 24 << 20
 
 PICTURE_SIDE, NEIGHBOUR_SIDE = 448, 176  # pixels; shown at about half of it, for fine screens
+
+BATCH = 500  # results or thumbnails that are held as Python objects at a time
 
 Thumbnails = Callable[[str, list[int]], Mapping[int, bytes]]
 
@@ -41,42 +41,47 @@ Data = dict[str, Any]
 def write_gallery(
     storage: Storage, results: pa.Table, thumbnails: Thumbnails, title: str, embedded_bytes: int = EMBEDDED_BYTES
 ) -> None:
-    """Write index.html (and gallery/, where the small pictures are too many for one file) for a run's results."""
-    rows = results.to_pylist()
+    """Write index.html (and gallery/, where the small pictures are too many for one file) for a run's results.
+
+    Memory: the results as Arrow, the small pictures while they are embedded, and a few words for each picture and neighbour.
+    """
     small = _Small(storage, embedded_bytes)
-    pictures = {file: small.add(storage.read_bytes(file), PICTURE_SIDE) for file in _files(rows)}
-    neighbours, places = _neighbours(rows, thumbnails, small)
-    extra = [name for name in results.column_names if name not in COLUMNS]
-    data = _layout(rows, pictures, places, extra, _image_prompts(storage, rows, small))
-    data |= {
-        "neighbours": neighbours,
-        "urls": small.urls(),
-        "about": _about(rows, data),
-        "made": f"Made with rdmpipe {version()}. Pictures, prompts and sources are also in results.parquet.",
+    pictures = {
+        row["file"]: small.add(storage.read_bytes(row["file"]), PICTURE_SIDE)
+        for row in _first(_rows(results, "file", "status"), "file")
+        if row["status"] == OK
     }
-    storage.write_text("index.html", page(title, data))
+    neighbours = _Neighbours(results, thumbnails, small)
+    prompts = _image_prompts(storage, results, small)
+    parts = _data(results, pictures, neighbours, prompts, small)
+    with storage.scratch() as scratch:
+        part = scratch / "index.html"
+        with part.open("w", encoding="utf-8", newline="") as out:
+            out.writelines(page(title, parts))
+        storage.publish(part, "index.html")
 
 
-def page(title: str, data: Data) -> str:
-    """The HTML page around `data` (the shape is read in assets/gallery.js)."""
-    assets = asset()
-    style = "".join((assets / name).read_text("utf-8") for name in ("design.css", "gallery.css"))
-    script = (assets / "gallery.js").read_text("utf-8")
-    # Inside a script element only < can end it; the other characters are escaped for parsers that are not ours.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    parts = {
-        "title": html.escape(title),
-        "style": style,
-        "style_hash": _policy_hash(style),
-        "script": script,
-        "script_hash": _policy_hash(script),
-        "detail": (assets / "detail.html").read_text("utf-8"),
-        "data": text,
-    }
-    template = (assets / "gallery.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+def page(title: str, data: Iterable[str]) -> Iterator[str]:
+    """The HTML page around the JSON text `data`, in parts (its shape is read in assets/gallery.js)."""
+    from markupsafe import Markup
+
+    style = "".join(asset(name).read_text("utf-8") for name in ("design.css", "gallery.css"))
+    script = asset("gallery.js").read_text("utf-8")
+    return render_parts(
+        "gallery.html",
+        title=title,
+        style=Markup(style),
+        style_hash=_policy_hash(style),
+        script=Markup(script),
+        script_hash=_policy_hash(script),
+        data=(Markup(part) for part in _inside_script(data)),
+    )
+
+
+def _inside_script(parts: Iterable[str]) -> Iterator[str]:
+    """JSON text as it may stand in a script element: only < can end it; the rest is escaped for parsers that are not ours."""
+    table = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
+    return (part.translate(table) for part in parts)
 
 
 def _policy_hash(text: str) -> str:
@@ -131,45 +136,69 @@ class _Small:
             self.storage.write_bytes(self.names[-1], picture)
         return len(self.names) - 1
 
-    def urls(self) -> list[str]:
+    def urls(self) -> Iterator[str]:
         if self.kept is None:
-            return self.names
-        return [f"data:image/webp;base64,{base64.b64encode(picture).decode()}" for picture in self.kept]
+            return iter(self.names)
+        return (f"data:image/webp;base64,{base64.b64encode(picture).decode()}" for picture in self.kept)
 
 
 # ---- the page's data
 
 
-def _files(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(row["file"] for row in rows if row["status"] == OK))
+def _rows(results: pa.Table, *columns: str) -> Iterator[Row]:
+    """The results, or some of their columns, row by row."""
+    for batch in (results.select(columns) if columns else results).to_batches(max_chunksize=BATCH):
+        yield from batch.to_pylist()
 
 
-def _image_prompts(storage: Storage, rows: Iterable[Row], small: _Small) -> dict[str, int]:
-    """The places of the pictures that took a prompt's place, by sha256; those of older runs may not be there."""
-    found = {}
-    for name in dict.fromkeys(row["image"] for row in rows if row["image"]):
-        if storage.exists(f"inputs/{name}"):
-            found[name] = small.add(storage.read_bytes(f"inputs/{name}"), NEIGHBOUR_SIDE)
-    return found
-
-
-def _neighbours(
-    rows: list[Row], thumbnails: Thumbnails, small: _Small
-) -> tuple[list[Data], dict[tuple[str, int], int]]:
-    """Every neighbour once, with the place of its thumbnail; and where each (database, key) stands in that list."""
-    wanted: dict[str, dict[int, Data]] = {}
+def _first(rows: Iterable[Row], column: str) -> Iterator[Row]:
+    """The first row of each value of a column that says something."""
+    seen = set()
     for row in rows:
-        for i, key in enumerate(row["neighbour_keys"] or ()):
-            if key not in wanted.setdefault(row["db"], {}):
-                wanted[row["db"]][key] = _neighbour(row, i)
-    listed: list[Data] = []
-    places = {}
-    for database, entries in wanted.items():
-        found = thumbnails(database, sorted(entries))
-        for key, entry in entries.items():
-            places[database, key] = len(listed)
-            listed.append({**entry, "thumb": small.add(found[key], NEIGHBOUR_SIDE) if key in found else -1})
-    return listed, places
+        if row[column] and row[column] not in seen:
+            seen.add(row[column])
+            yield row
+
+
+def _image_prompts(storage: Storage, results: pa.Table, small: _Small) -> dict[str, int]:
+    """The places of the pictures that took a prompt's place, by sha256; those of older runs may not be there."""
+    return {
+        row["image"]: small.add(storage.read_bytes(f"inputs/{row['image']}"), NEIGHBOUR_SIDE)
+        for row in _first(_rows(results, "image"), "image")
+        if storage.exists(f"inputs/{row['image']}")
+    }
+
+
+class _Neighbours:
+    """Every neighbour once: `places` says where each (database, key) stands in the page's list.
+
+    Of a neighbour only its place and its thumbnail's are kept; `listed` reads the words from the results again.
+    """
+
+    def __init__(self, results: pa.Table, thumbnails: Thumbnails, small: _Small) -> None:
+        self.results = results
+        self.places: dict[tuple[str, int], int] = {}
+        self.thumbs: dict[tuple[str, int], int] = {}
+        wanted: dict[str, list[int]] = {}
+        for row in _rows(results, "db", "neighbour_keys"):
+            for key in row["neighbour_keys"] or ():
+                if (row["db"], key) not in self.places:
+                    self.places[row["db"], key] = len(self.places)
+                    wanted.setdefault(row["db"], []).append(key)
+        for database, keys in wanted.items():
+            keys.sort()
+            for at in range(0, len(keys), BATCH):
+                found = thumbnails(database, keys[at : at + BATCH])
+                self.thumbs |= {(database, key): small.add(data, NEIGHBOUR_SIDE) for key, data in found.items()}
+
+    def listed(self) -> Iterator[Data]:
+        """The neighbours in the order of `places`, which is that of the results."""
+        count = 0
+        for row in _rows(self.results, "db", *(name for name in COLUMNS if name.startswith("neighbour_"))):
+            for i, key in enumerate(row["neighbour_keys"] or ()):
+                if self.places[row["db"], key] == count:
+                    count += 1
+                    yield {**_neighbour(row, i), "thumb": self.thumbs.get((row["db"], key), -1)}
 
 
 def _neighbour(row: Row, i: int) -> Data:
@@ -185,30 +214,39 @@ def _neighbour(row: Row, i: int) -> Data:
     }
 
 
-def _layout(
-    rows: list[Row],
+def _data(
+    results: pa.Table,
     pictures: Mapping[str, int],
-    places: Mapping[tuple[str, int], int],
-    extra: list[str],
+    neighbours: _Neighbours,
     image_prompts: Mapping[str, int],
-) -> Data:
-    """Pictures in order; prompts, databases and settings once each, pictures pointing at them by number."""
+    small: _Small,
+) -> Iterator[str]:
+    """The JSON object of the page, in parts.
+
+    Pictures in order; prompts, databases and settings once each, pictures pointing at them by number.
+    """
+    extra = [name for name in results.column_names if name not in COLUMNS]
     prompts: dict[str, int] = {}
     databases: dict[str, int] = {}
     settings: dict[str, int] = {}
-    laid = []
-    for row in rows:
-        prompt = {
-            "text": row["prompt"],
-            "id": row["id"],
-            "negative": row["negative"],
-            "image": image_prompts.get(row["image"], -1),
-            "by_image": bool(row["image"]),
-            "extra": {name: str(row[name]) for name in extra if row[name] not in (None, "")},
-        }
-        made = {name: row[name] for name in SETTINGS if row.get(name) not in (None, "")}
-        laid.append(
-            {
+    models: set[str] = set()
+    waiting = 0
+
+    def laid() -> Iterator[Data]:
+        nonlocal waiting
+        for row in _rows(results):
+            prompt = {
+                "text": row["prompt"],
+                "id": row["id"],
+                "negative": row["negative"],
+                "image": image_prompts.get(row["image"], -1),
+                "by_image": bool(row["image"]),
+                "extra": {name: str(row[name]) for name in extra if row[name] not in (None, "")},
+            }
+            made = {name: row[name] for name in SETTINGS if row.get(name) not in (None, "")}
+            models.add(row["model"])
+            waiting += row["status"] != OK
+            yield {
                 "prompt": prompts.setdefault(json.dumps([row["row"], prompt]), len(prompts)),
                 "database": databases.setdefault(row["db"], len(databases)),
                 "settings": settings.setdefault(json.dumps(made), len(settings)),
@@ -222,24 +260,36 @@ def _layout(
                 "error": row["error"] or "",
                 "note": row["note"] or "",
                 "neighbours": [
-                    [places[row["db"], key], round(score, 4)]
+                    [neighbours.places[row["db"], key], round(score, 4)]
                     for key, score in zip(row["neighbour_keys"], row["neighbour_scores"], strict=True)
                 ],
             }
-        )
-    return {
-        "pictures": laid,
-        "prompts": [json.loads(text)[1] for text in prompts],
-        "databases": [{"name": name} for name in databases],
-        "settings": [json.loads(text) for text in settings],
-    }
+
+    yield from _list('{"pictures":', laid())  # fills what follows
+    yield from _list(',"prompts":', (json.loads(text)[1] for text in prompts))
+    yield from _list(',"databases":', ({"name": name} for name in databases))
+    yield from _list(',"settings":', (json.loads(text) for text in settings))
+    yield from _list(',"neighbours":', neighbours.listed())
+    yield from _list(',"urls":', small.urls())
+    about = _about(len(prompts), len([name for name in databases if name]), models, waiting)
+    made = f"Made with rdmpipe {version()}. Pictures, prompts and sources are also in results.parquet."
+    yield f',"about":{_json(about)},"made":{_json(made)}}}'
 
 
-def _about(rows: list[Row], data: Data) -> str:
-    prompts, databases = len(data["prompts"]), len([entry for entry in data["databases"] if entry["name"]])
-    waiting = sum(row["status"] != OK for row in rows)
+def _list(name: str, values: Iterable[object]) -> Iterator[str]:
+    yield f"{name}["
+    for i, value in enumerate(values):
+        yield ("," if i else "") + _json(value)
+    yield "]"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _about(prompts: int, databases: int, models: Iterable[str], waiting: int) -> str:
     words = [f"{prompts} prompt{'s' if prompts != 1 else ''}"]
     if databases:
         words.append(f"{databases} database{'s' if databases != 1 else ''}")
-    words.append(f"drawn with {', '.join(sorted({row['model'] for row in rows}))}")
+    words.append(f"drawn with {', '.join(sorted(models))}")
     return " · ".join(words) + (f" · {waiting} not made" if waiting else "")

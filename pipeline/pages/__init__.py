@@ -1,4 +1,4 @@
-"""HTML building blocks that every report shares: style, tables and charts.
+"""Pages: templates, and the tables and charts that reports share.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

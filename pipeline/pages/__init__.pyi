@@ -2,9 +2,8 @@ from .charts import dots as dots
 from .charts import heat as heat
 from .charts import lines as lines
 from .charts import picture_table as picture_table
-from .html import STYLE as STYLE
-from .html import html_page as html_page
-from .html import html_table as html_table
-from .html import html_text as html_text
 from .naming import maker_of as maker_of
 from .naming import title_of as title_of
+from .templates import html_table as html_table
+from .templates import render as render
+from .templates import render_parts as render_parts

@@ -6,20 +6,17 @@ Reads the stored thumbnails for a page. Writes the file that is asked for.
 from __future__ import annotations
 
 import base64
-import html
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.installation import asset
-from pipeline.pages import maker_of, title_of
+from pipeline.pages import maker_of, render, title_of
 from pipeline.terminal import spreadsheet_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.database import RetrievalDatabase
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 FORMS = (".parquet", ".csv", ".html")
 
@@ -51,38 +48,22 @@ def _csv(rows: pa.Table) -> str:
 
 
 def _page(rows: pa.Table, database: RetrievalDatabase, title: str) -> str:
-    """A page that needs no other file and runs no script."""
+    """A page that needs no other file and runs no script (assets/templates/results.html)."""
     from pipeline.database import picture_files
 
     pictures = picture_files(database, rows["key"].to_pylist())
-    cards = []
-    for row in rows.to_pylist():
-        name = title_of(row) or str(row.get("caption") or row.get("item_id") or "")
-        data = pictures.get(row["key"])
-        shown = (
-            f'<img class="there" alt="{html.escape(name)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-            if data is not None
-            else '<span class="failed">no picture was kept</span>'
-        )
-        facts = [html.escape(maker_of(row)), html.escape(str(row.get("licence") or "")), _source(row)]
-        cards.append(
-            f'<figure class="picture"><span class="frame">{shown}</span><span class="words">{html.escape(name)}</span>'
-            f'<span class="label"><span>{" · ".join(filter(None, facts))}</span>'
-            f'<span class="seed">{row["score"]:.3f}</span></span></figure>'
-        )
-    style = asset("design.css").read_text("utf-8") + "figure { margin: 0 } .label a { color: inherit }"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{html.escape(title)}</title>'
-        f'<style>{style}</style></head><body><header class="top"><h1>{html.escape(title)}</h1>'
-        f'<p class="about">{len(cards):,} results in {html.escape(database.name)}, nearest first</p></header>'
-        f'<main><div class="wall">{"".join(cards)}</div></main></body></html>'
-    )
+    cards = [_card(row, pictures.get(row["key"])) for row in rows.to_pylist()]
+    return render("results.html", title=title, database=database.name, count=len(cards), cards=cards)
 
 
-def _source(row: dict[str, object]) -> str:
-    """Where a picture comes from, as markup: a link where its address is one."""
-    address, words = str(row.get("url") or ""), str(row.get("source") or "")
-    if not address.startswith(("https://", "http://")):
-        return html.escape(words)
-    return f'<a href="{html.escape(address)}" rel="noopener noreferrer">{html.escape(words or "source")}</a>'
+def _card(row: Mapping[str, Any], picture: bytes | None) -> dict[str, object]:
+    """What the page shows of a result. Its source is a link where its address is one."""
+    address = str(row.get("url") or "")
+    return {
+        "name": title_of(row) or str(row.get("caption") or row.get("item_id") or ""),
+        "data": base64.b64encode(picture).decode() if picture is not None else "",
+        "facts": " · ".join(filter(None, [maker_of(row), str(row.get("licence") or "")])),
+        "address": address if address.startswith(("https://", "http://")) else "",
+        "source": str(row.get("source") or ""),
+        "score": row["score"],
+    }

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.scheduling.values import mapping, parsed, text
+from pipeline.sources import retry_after
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -49,12 +50,15 @@ class Api:
     ) -> tuple[int, Mapping[str, object]]:
         """The HTTP status and the JSON object of the answer.
 
-        Connection errors, HTTP 429 and HTTP 5xx are retried, eight attempts in all. Raises JobError after the last.
+        Connection errors, HTTP 429 and HTTP 5xx are retried, eight attempts in all, after its Retry-After if it has one.
+        Raises JobError after the last.
         """
         error: Exception | None = None
+        asked_s: float | None = None
         for attempt in range(8):
             if attempt:
-                time.sleep(min(2.0**attempt / 4, 30.0))
+                time.sleep(min(2.0**attempt / 4 if asked_s is None else asked_s, 30.0))
+            asked_s = None
             request = urllib.request.Request(f"{self.url}{path}", method=method)
             token = (self.account / "token").read_text().strip()  # read each time, because Kubernetes replaces tokens
             request.add_header("Authorization", f"Bearer {token}")
@@ -66,7 +70,7 @@ class Api:
             except urllib.error.HTTPError as refused:
                 if refused.code < 500 and refused.code != 429:
                     return refused.code, {"message": refused.read().decode("utf-8", "replace")}
-                error = refused
+                error, asked_s = refused, retry_after(refused.headers.get("Retry-After"))
             except OSError as broken:
                 error = broken
         raise JobError(f"{self.url}: the Kubernetes API does not answer: {error}")

@@ -5,54 +5,70 @@ The page needs no other file. Reads: the run's summary as JSON values, and what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.pages import html_page, html_table, html_text
+from pipeline.pages import html_table, render
 from pipeline.scheduling.traces import Traces
 from pipeline.scheduling.values import mapping, mappings, number, sequence, text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _MOST_HOSTS = 50  # on a page
 
 _COUNTS = ("input", "ok", "filtered", "failed", "duplicates", "rows", "images", "pictures", "generated")
 
+Rows = Sequence[Sequence[object]]
+
 
 def run_report(summary: Mapping[str, object], left: Traces | None = None) -> str:
-    """The HTML text of the page. A section without values is left out. summary: the object that `rdmpipe run --json` prints."""
+    """The HTML text of the page (assets/templates/run.html). A section without values is left out.
+
+    summary: the object that `rdmpipe run --json` prints.
+    """
     result, left = mapping(summary.get("result")), left or Traces({})
-    parts = [
-        _head(summary),
-        _failures(left),
-        _counts(result),
-        _stages(left.progress, result),
-        _pairs("Reasons for rows left out", mapping(result.get("reasons")), "reason", "rows"),
-        _failed_rows(left),
-        _pairs("Files of the source that are no rows", mapping(result.get("left_out")), "kind", "files"),
-        _hosts(mapping(result.get("hosts"))),
-        _pairs("Changes found by the refresh", mapping(result.get("changes")), "change", "rows"),
-        _recall(result),
-        _attempts(summary),
-        _notes(result),
-    ]
-    return html_page(f"{summary.get('job', 'run')} {summary.get('slot', '')}", "\n".join(filter(None, parts)))
-
-
-def _head(summary: Mapping[str, object]) -> str:
-    good = summary.get("exit_code") == 0
-    mark = f'<span class="status {"good" if good else "bad"}">{html_text(summary.get("status", ""))}</span>'
-    command = " ".join(map(str, sequence(summary.get("command"))))
-    spent = sum(number(attempt.get("seconds")) for attempt in mappings(summary.get("attempts")))
-    return (
-        f"<h1>{html_text(summary.get('job', 'run'))}</h1>"
-        f'<p>{mark} <span class="soft">with exit code {html_text(summary.get("exit_code", ""))}, '
-        f"after {_span(spent)}</span></p>"
-        f"<p><code>rdmpipe {html_text(command)}</code></p>"
-        f'<p class="soft">slot {html_text(summary.get("slot", ""))}, on {html_text(summary.get("host", ""))}, '
-        f"{_when(text(summary.get('started')))} to {_when(text(summary.get('ended')))}</p>"
+    attempts = mappings(summary.get("attempts"))
+    hosts = mapping(result.get("hosts"))
+    return render(
+        "run.html",
+        title=f"{summary.get('job', 'run')} {summary.get('slot', '')}",
+        job=summary.get("job", "run"),
+        good=summary.get("exit_code") == 0,
+        status=summary.get("status", ""),
+        exit_code=summary.get("exit_code", ""),
+        spent=_span(sum(number(attempt.get("seconds")) for attempt in attempts)),
+        command=" ".join(map(str, sequence(summary.get("command")))),
+        slot=summary.get("slot", ""),
+        host=summary.get("host", ""),
+        started=_when(summary),
+        ended=_when(summary, "ended"),
+        failures=[_failure(found) for found in left.shards],
+        named=" ".join(str(result[name]) for name in ("name", "version") if isinstance(result.get(name), str)),
+        counts=_table(("", "rows"), [(name, result[name]) for name in _COUNTS if isinstance(result.get(name), int)]),
+        stages=_stages(left.progress, result),
+        reasons=_pairs(mapping(result.get("reasons")), "reason", "rows"),
+        failed=left.failed,
+        shown=len(left.rows),
+        listing=left.listing,
+        rows=_table(("file, address or prompt", "reason", "detail"), [(r.item, r.reason, r.detail) for r in left.rows]),
+        left_out=_pairs(mapping(result.get("left_out")), "kind", "files"),
+        hosts=_hosts(hosts),
+        more_hosts=len(hosts) - _MOST_HOSTS,
+        changes=_pairs(mapping(result.get("changes")), "change", "rows"),
+        index=mapping(result.get("index")).get("key", ""),
+        recall=_recall(mapping(result.get("index"))),
+        attempts=[_attempt(found) for found in attempts] if len(attempts) > 1 or _failed(attempts) else [],
+        notes=sequence(result.get("warnings")),
     )
 
 
-def _when(stamp: str) -> str:
-    return html_text(stamp.replace("T", " ").replace("+00:00", " UTC"))
+def _table(headers: Sequence[str], rows: Rows) -> Markup | str:
+    return html_table(headers, rows) if rows else ""
+
+
+def _when(values: Mapping[str, object], name: str = "started") -> str:
+    return text(values.get(name)).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _span(seconds: float) -> str:
@@ -62,34 +78,45 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def _counts(result: Mapping[str, object]) -> str:
-    rows = [(name, result[name]) for name in _COUNTS if isinstance(result.get(name), int)]
-    named = " ".join(html_text(result[name]) for name in ("name", "version") if isinstance(result.get(name), str))
-    return f'<h2>Rows <span class="soft">{named}</span></h2>' + html_table(("", "rows"), rows) if rows else ""
+def _failure(found: Mapping[str, object]) -> Mapping[str, object]:
+    shard, attempts = int(number(found.get("shard"))), int(number(found.get("attempts")))
+    return {"stage": found.get("stage", ""), "shard": shard, "attempts": attempts, "error": found.get("error", "")}
 
 
-def _stages(progress: Mapping[str, object], result: Mapping[str, object]) -> str:
+def _failed(attempts: Sequence[Mapping[str, object]]) -> bool:
+    return any(attempt.get("error") for attempt in attempts)
+
+
+def _attempt(found: Mapping[str, object]) -> Mapping[str, object]:
+    spent = _span(number(found.get("seconds")))
+    return {
+        "started": _when(found),
+        "spent": spent,
+        "exit_code": found.get("exit_code", ""),
+        "error": found.get("error"),
+    }
+
+
+def _stages(progress: Mapping[str, object], result: Mapping[str, object]) -> Markup | str:
+    from markupsafe import Markup
+
+    track = Markup('<div class="track"><div style="width:{:.1f}%"></div></div>')
     shards = mapping(result.get("shards"))
     rows = []
     for name, value in mapping(progress.get("stages")).items():
         state = mapping(value)
         done, total, failed, count = (int(number(state.get(key))) for key in ("done", "shards", "failed", "rows"))
-        share = 100.0 * done / total if total else 0.0
-        bar = f'<div class="track"><div style="width:{share:.1f}%"></div></div>'
+        bar = track.format(100.0 * done / total if total else 0.0)
         ran = mapping(shards.get(name)).get("ran", "")
-        rate = float(number(state.get("rows_per_second")))
-        rows.append((html_text(name), bar, done, total, ran, failed, count, rate))
-    heads = ("stage", "", "shards done", "of", "of them now", "failed", "rows now", "rows a second")
-    return "<h2>Stages</h2>" + html_table(heads, rows, raw=True) if rows else ""
+        rows.append((name, bar, done, total, ran, failed, count, float(number(state.get("rows_per_second")))))
+    return _table(("stage", "", "shards done", "of", "of them now", "failed", "rows now", "rows a second"), rows)
 
 
-def _pairs(title: str, values: Mapping[str, object], what: str, count: str) -> str:
-    rows = sorted(values.items(), key=lambda pair: -number(pair[1]))
-    return f"<h2>{html_text(title)}</h2>" + html_table((what, count), rows) if rows else ""
+def _pairs(values: Mapping[str, object], what: str, count: str) -> Markup | str:
+    return _table((what, count), sorted(values.items(), key=lambda pair: -number(pair[1])))
 
 
-def _recall(result: Mapping[str, object]) -> str:
-    index = mapping(result.get("index"))
+def _recall(index: Mapping[str, object]) -> Markup | str:
     measured = {
         kind: found
         for kind, found in mapping(index.get("recall")).items()
@@ -104,60 +131,13 @@ def _recall(result: Mapping[str, object]) -> str:
         )
         for kind, found in measured.items()
     ]
-    return (
-        f"<h2>Index {html_text(index.get('key', ''))}</h2>" + html_table(("queries", "recall", *names), rows)
-        if rows
-        else ""
-    )
+    return _table(("queries", "recall", *names), rows)
 
 
-def _failed_rows(left: Traces) -> str:
-    if not left.rows:
-        return ""
-    rows = [(row.item, row.reason, row.detail) for row in left.rows]
-    all_of_them = f" <code>{html_text(left.listing)}</code> lists all of them." if left.listing else ""
-    more = f"<p>The first {len(rows):,} of {left.failed:,}.{all_of_them}</p>" if left.failed > len(rows) else ""
-    table = html_table(("file, address or prompt", "reason", "detail"), rows)
-    return f"<h2>Failed rows: {left.failed:,}</h2>{more}{table}"
-
-
-def _hosts(hosts: Mapping[str, object]) -> str:
+def _hosts(hosts: Mapping[str, object]) -> Markup | str:
     heads = ("requests", "ok", "failed", "slowed", "bytes")
     rows = []
     for name, value in list(hosts.items())[:_MOST_HOSTS]:
         figures = mapping(value)
         rows.append((name, *(int(number(figures.get(head))) for head in heads), text(figures.get("set_aside"))))
-    more = f"<p>and {len(hosts) - _MOST_HOSTS:,} other hosts</p>" if len(hosts) > _MOST_HOSTS else ""
-    return "<h2>Hosts</h2>" + html_table(("host", *heads, "set aside"), rows) + more if rows else ""
-
-
-def _failures(left: Traces) -> str:
-    failures = left.shards
-    if not failures:
-        return ""
-    shown = "".join(
-        f"<p>{html_text(f.get('stage', ''))}, shard {int(number(f.get('shard'))):06d}, "
-        f"after {int(number(f.get('attempts')))} attempts</p>"
-        f"<pre>{html_text(f.get('error', ''))}</pre>"
-        for f in failures[:50]
-    )
-    more = f"<p>and {len(failures) - 50} more in failures.json</p>" if len(failures) > 50 else ""
-    return f'<h2 class="bad">Failed shards: {len(failures):,}</h2>{shown}{more}'
-
-
-def _attempts(summary: Mapping[str, object]) -> str:
-    attempts = mappings(summary.get("attempts"))
-    if not attempts or (len(attempts) == 1 and not attempts[0].get("error")):
-        return ""
-    shown = "".join(
-        f"<p>{_when(text(a.get('started')))}: {_span(number(a.get('seconds')))}, "
-        f"exit code {html_text(a.get('exit_code', ''))}</p>"
-        + (f"<pre>{html_text(a['error'])}</pre>" if a.get("error") else "")
-        for a in attempts
-    )
-    return f"<h2>Attempts</h2>{shown}"
-
-
-def _notes(result: Mapping[str, object]) -> str:
-    warnings = sequence(result.get("warnings"))
-    return "<h2>Notes</h2>" + "".join(f"<p>{html_text(warning)}</p>" for warning in warnings) if warnings else ""
+    return _table(("host", *heads, "set aside"), rows)

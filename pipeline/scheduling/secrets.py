@@ -23,6 +23,7 @@ _FORMS: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
     lambda text: html.escape(text),
     lambda text: html.escape(text).replace("&#x27;", "&#39;"),
+    lambda text: html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),  # as templates write it
     lambda text: html.escape(text, quote=False),
     lambda text: text.encode("ascii", "xmlcharrefreplace").decode(),
     lambda text: urllib.parse.quote(text, safe=""),

@@ -17,12 +17,15 @@ import urllib.request
 from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
+from pipeline.sources import retry_after
 
 # The variable holds allowed addresses, separated by commas. A webhook must have the scheme, host and port of one of them, and
 # its path must be that address's path or lie below it.
 ALLOWED = "RDMPIPE_WEBHOOK_ALLOW"
 
 ATTEMPTS = 3
+
+LONGEST_WAIT_S = 60.0  # before another attempt; a server that asks for more gets none
 
 
 def check_webhook(address: str) -> str:
@@ -79,39 +82,42 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def post_json(address: str, value: Mapping[str, object], timeout_s: float = 10.0) -> str:
     """POST `value` as JSON, in up to three attempts. Returns `sent`, or `not sent: ...` with the reason of the last failure.
 
+    An answer of 429 or 5xx, or none, leads to another attempt: after 2 and 4 seconds, or after the answer's Retry-After.
     timeout_s: the longest that one attempt may take, whatever the server does. The answer's body is not read.
     """
     # A lone surrogate, which a command may print, has no encoding; backslashreplace makes it the JSON escape that it is.
     body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
     said = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(2.0**attempt)
-        said, again = _attempt(request, timeout_s)
-        if not again:
+    for attempt in range(1, ATTEMPTS + 1):
+        said, again, asked_s = _attempt(request, timeout_s)
+        if not again or attempt == ATTEMPTS:
             break
+        if asked_s is not None and asked_s > LONGEST_WAIT_S:
+            return f"{said}; the server asks to wait {asked_s:,.0f} s"
+        time.sleep(2.0**attempt if asked_s is None else asked_s)
     return said
 
 
-def _attempt(request: urllib.request.Request, timeout_s: float) -> tuple[str, bool]:
-    """One attempt: what came of it, and whether another may help.
+def _attempt(request: urllib.request.Request, timeout_s: float) -> tuple[str, bool, float | None]:
+    """One attempt: what came of it, whether another may help, and the seconds that the server asks to wait before it.
 
     It runs in a thread that is left behind when its time is over: a socket's timeout starts again with every byte, so that a
     server which sends one byte now and then would hold the run forever.
     """
-    found = [(f"not sent: no answer within {timeout_s:g} s", True)]
+    found: list[tuple[str, bool, float | None]] = [(f"not sent: no answer within {timeout_s:g} s", True, None)]
 
     def post() -> None:
         opener = urllib.request.build_opener(_NoRedirect)
         try:
             with opener.open(request, timeout=timeout_s):
-                found.append(("sent", False))
+                found.append(("sent", False, None))
         except urllib.error.HTTPError as error:
+            again = error.code == 429 or error.code >= 500
+            found.append((f"not sent: HTTP {error.code}", again, retry_after(error.headers.get("Retry-After"))))
             error.close()
-            found.append((f"not sent: HTTP {error.code}", error.code >= 500))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            found.append((f"not sent: {getattr(error, 'reason', error)}"[:300], True))
+            found.append((f"not sent: {getattr(error, 'reason', error)}"[:300], True, None))
 
     thread = threading.Thread(target=post, daemon=True, name="webhook")
     thread.start()

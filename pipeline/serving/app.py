@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import html
 import mimetypes
 import secrets
 import socket
@@ -23,6 +22,7 @@ from starlette.routing import Route
 
 from pipeline.errors import ConfigError
 from pipeline.installation import asset, version
+from pipeline.pages import render
 from pipeline.serving import openapi
 from pipeline.serving.api import ENDPOINTS, Server, answer_json, bound, not_found
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL
@@ -58,9 +58,7 @@ def create_app(options: ServeOptions, server: Server | None = None) -> Starlette
         running.close()
 
     async def index(_: Request) -> Response:
-        page = asset("browse", "index.html").read_text("utf-8")
-        page = page.replace("{{detail}}", asset("detail.html").read_text("utf-8"))
-        page = page.replace("{{session}}", html.escape(running.session)).replace("{{version}}", html.escape(version()))
+        page = render("browse.html", session=running.session, version=version())
         return HTMLResponse(page, headers={"cache-control": "no-store"})
 
     async def api_page(_: Request) -> Response:

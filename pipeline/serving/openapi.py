@@ -6,11 +6,12 @@ Reads and writes nothing.
 from __future__ import annotations
 
 import dataclasses
-import html
 import types
 import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
+
+from pipeline.pages import render
 
 if TYPE_CHECKING:
     from pipeline.serving.api import Endpoint
@@ -107,43 +108,31 @@ def schema_of(hint: object, schemas: dict[str, Schema]) -> Schema:
 
 
 def page(endpoints: Sequence[Endpoint], version: str) -> str:
-    """The API on one plain page, which needs no script."""
-    made = document(endpoints, version)
-    parts = []
-    for endpoint in endpoints:
-        rows = "".join(
-            f"<tr><td><code>{html.escape(one.name)}</code></td><td>{one.kind}</td><td>{html.escape(one.what)}</td></tr>"
-            for one in endpoint.query
-        )
-        body = "" if endpoint.body is None else _named(endpoint.body)
-        answer = _named(endpoint.answer)
-        parts.append(
-            f"<section><h2><code>{endpoint.method} {html.escape(endpoint.path)}</code></h2>"
-            f"<p>{html.escape(endpoint.summary)}</p>"
-            + (f"<p>Takes {_linked(body)}.</p>" if body else "")
-            + f"<p>Answers {_linked(answer)}.</p>"
-            + (f"<table>{rows}</table>" if rows else "")
-            + "</section>"
-        )
-    components = typing.cast("dict[str, dict[str, Schema]]", made["components"])["schemas"]
-    for name, schema in sorted(components.items()):
-        fields = typing.cast("dict[str, Schema]", schema.get("properties", {}))
-        rows = "".join(
-            f"<tr><td><code>{html.escape(field)}</code></td><td>{_linked(_words(kind))}</td></tr>"
-            for field, kind in fields.items()
-        )
-        parts.append(
-            f'<section id="{name}"><h2>{name}</h2><p>{html.escape(str(schema.get("description", "")))}</p>'
-            f"<table>{rows}</table></section>"
-        )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        '<title>rdmpipe API</title><link rel="stylesheet" href="/static/design.css">'
-        '<link rel="stylesheet" href="/static/browse.css"></head><body><header class="top"><h1>The API</h1>'
-        '<p class="about">Everything that the page does, for programs. Requests and answers are JSON. '
-        '<a href="/api/openapi.json">openapi.json</a> · <a href="/">the page</a></p></header>'
-        f'<main class="api">{"".join(parts)}</main></body></html>'
-    )
+    """The API on one plain page, which needs no script (assets/templates/api.html)."""
+    components = typing.cast("dict[str, dict[str, Schema]]", document(endpoints, version)["components"])["schemas"]
+    listed = [
+        {
+            "method": one.method,
+            "path": one.path,
+            "summary": one.summary,
+            "body": "" if one.body is None else _named(one.body),
+            "answer": _named(one.answer),
+            "query": one.query,
+        }
+        for one in endpoints
+    ]
+    schemas = [
+        {
+            "name": name,
+            "description": schema.get("description", ""),
+            "fields": {
+                field: _words(kind)
+                for field, kind in typing.cast("dict[str, Schema]", schema.get("properties", {})).items()
+            },
+        }
+        for name, schema in sorted(components.items())
+    ]
+    return render("api.html", endpoints=listed, schemas=schemas)
 
 
 def _named(kind: object) -> str:
@@ -162,9 +151,3 @@ def _words(schema: Schema) -> str:
     if schema.get("type") == "array":
         return f"list of {_words(typing.cast('Schema', schema['items']))}"
     return str(schema.get("type", "any value"))
-
-
-def _linked(text: str) -> str:
-    """Names of types as links to their sections."""
-    words = [f'<a href="#{word}">{word}</a>' if word[:1].isupper() else html.escape(word) for word in text.split(" ")]
-    return " ".join(words)
