@@ -106,7 +106,7 @@ def test_a_page_in_place_of_the_file_does_not_pass_the_checksum(server: Server) 
 
 def test_an_endless_answer_ends_at_the_limit(server: Server) -> None:
     server.fail("/a.bin", Fault("endless"))
-    with pytest.raises(SourceError, match="more than are allowed"):
+    with pytest.raises(SourceError, match="more than the allowed"):
         fetch(f"{server.url}/a.bin", max_bytes=2 << 20, patience=QUICK)
 
 

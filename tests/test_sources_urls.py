@@ -137,7 +137,7 @@ def test_laion_drops_what_is_not_known_to_be_safe_before_anything_is_fetched(tmp
     manifest = load_manifest("laion-2b-en")
     assert isinstance(manifest, Manifest) and manifest.source.gated and manifest.checked
     with serve(tmp_path / "served", token="secret") as server:
-        with pytest.raises(SourceError, match="access has to be asked for"):
+        with pytest.raises(SourceError, match="access must be requested"):
             open_source(manifest, SourceOptions(base_url=server.url, token="other")).columns()
         source = open_source(manifest, SourceOptions(base_url=server.url, token="secret"))
         rows = [sample for spec in source.plan() for sample in source.read(spec.spec)]

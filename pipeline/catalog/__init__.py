@@ -1,4 +1,4 @@
-"""Names: which database, version or view a name stands for, which manifests exist, and how far each database is.
+"""Names of databases, versions, views and manifests, and the status of each database.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

@@ -1,6 +1,6 @@
 """The rows of a database that failed, with the reason of each.
 
-Reads: the embedding shards of the current version; of an unfinished build, what is there of its shards. Writes nothing.
+Reads: the embedding shards of the current version, or the existing shards of an unfinished build. Writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.storage import Artifact
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A row that failed: its key, the file or row of the source it is, its address, and why."""
+    """A row that failed: its key, its file or row in the source, its address, and the reason."""
 
     key: int
     item: str
@@ -48,7 +48,7 @@ def failed_rows(database: RetrievalDatabase, version: Version | None = None) -> 
 
 
 def _unfinished(database: RetrievalDatabase) -> list[str]:
-    """The tables that an unfinished build has: of each shard the embedded rows, else the downloaded ones."""
+    """The tables of an unfinished build: for each shard the embedded rows, else the downloaded ones."""
     downloaded = database.storage.list("images", ".parquet")
     if not downloaded:
         raise DatabaseError(

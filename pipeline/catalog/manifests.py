@@ -22,7 +22,7 @@ def shipped_manifests() -> dict[str, Path]:
 
 
 def check_manifest(path: Path, home: str | None = None) -> Manifest | View:
-    """A manifest file, checked as far as that is possible without reading its source. Raises ManifestError."""
+    """A manifest file, checked without reading its source. Raises ManifestError."""
     from pipeline.encoders import resolve_encoder
     from pipeline.filters import parse_filter
 
@@ -73,7 +73,7 @@ def load_manifest(name_or_path: str, home: str | None = None) -> Manifest | View
     if name_or_path not in names:
         raise ManifestError(
             f"no manifest called {name_or_path!r}{nearest(name_or_path, names)}. `rdmpipe manifests` lists them; "
-            "give a folder of pictures by its path, as in ./my-pictures"
+            "give a folder of pictures by its path, such as ./my-pictures"
         )
     return parse_manifest(read_toml(names[name_or_path]), names[name_or_path].name)
 
@@ -81,9 +81,9 @@ def load_manifest(name_or_path: str, home: str | None = None) -> Manifest | View
 def manifest_for_path(path: Path, name: str = "", encoder: str = "vit-l-14") -> Manifest:
     """The manifest of pictures on this machine: a folder of them, or one file that holds them.
 
-    A .parquet file has them in a column `image`; a .tar is a webdataset where its members have captions or metadata of their
-    own, else a plain archive; a .csv is a list of addresses; any other file is one picture. A folder of such files alone is
-    read as they are. Raises ManifestError if the name cannot be a database's, SourceError where a file cannot be read.
+    A .parquet file has the pictures in a column `image`. A .tar is a webdataset if its members have captions or metadata,
+    else a plain archive. A .csv is a list of addresses. Any other file is one picture. A folder that holds only such files is
+    read like the files. Raises ManifestError if the name cannot be a database's, SourceError if a file cannot be read.
     """
     slug = name or re.sub(r"[^a-z0-9_]+", "_", path.resolve().name.split(".")[0].lower()).strip("_") or "pictures"
     if path.is_dir():

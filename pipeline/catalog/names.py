@@ -26,7 +26,7 @@ class Selection:
 
 
 def resolve_database(name: str, home: str | None = None) -> Selection:
-    """The published database, the version and the view's filter that `name` stands for; `NAME@` is the current version.
+    """The published database, the version and the view's filter that `name` means; `NAME@` is the current version.
 
     Raises DatabaseError.
     """
@@ -50,7 +50,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
 
 
 def base_of(name: str, home: str | None = None) -> str:
-    """The database that `name` stands for: a view's base, else the name itself, even if there is no such database."""
+    """The database that `name` means: a view's base, else the name itself, even if there is no such database."""
     if RetrievalDatabase(name, home).storage.exists("manifest.json"):
         return name
     view = _view(name, home)
@@ -66,7 +66,8 @@ def _view(name: str, home: str | None) -> View | None:
 
 
 def resolve_target(target: str, name: str = "", encoder: str = "", home: str | None = None) -> Manifest:
-    """The manifest that `build-index TARGET` means: of a folder or file, a manifest file, or a name (a view means its base).
+    """The manifest that `build-index TARGET` means: for a folder or file of pictures, a manifest file, or a name (a view
+    means its base).
 
     Raises ManifestError.
     """

@@ -1,4 +1,5 @@
-"""What `rdmpipe status` and `rdmpipe list` show. It comes from files of the home, so any machine that sees the home can ask.
+"""The content of `rdmpipe status` and `rdmpipe list`, from files of the home only, so that any machine with access to it
+can show it.
 
 Reads versions, manifests, progress.json, failures.json, jobs' summaries and leases. Writes nothing. A database that is damaged
 is listed with its problem and does not hide the others.
@@ -24,7 +25,7 @@ from pipeline.storage import Holder, Storage, holder_of
 
 @dataclass(frozen=True)
 class MoreVectors:
-    """Vectors of another encoder, and the database that holds them. `rows` is None while its first build is not finished."""
+    """Vectors of another encoder, and the database that holds them. `rows` is None until its first build is finished."""
 
     encoder: str
     database: str
@@ -33,7 +34,7 @@ class MoreVectors:
 
 @dataclass(frozen=True)
 class DatabaseStatus:
-    """One database: what is published, and how far a build is."""
+    """One database: its published version, and the progress of a build."""
 
     name: str
     version: str  # empty: nothing is published
@@ -45,7 +46,7 @@ class DatabaseStatus:
     failures: tuple[Failure, ...]  # shards that the last build could not finish
     base: str = ""  # of a view, which has its base's status
     problem: str = ""  # a damaged file, and the command that repairs it
-    more_vectors: tuple[MoreVectors, ...] = ()  # of other encoders, for the same pictures
+    more_vectors: tuple[MoreVectors, ...] = ()  # vectors of other encoders for the same pictures
 
     def record(self) -> dict[str, object]:
         """The fields for JSON. An absent table is {}."""
@@ -75,7 +76,7 @@ class DatabaseStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run that makes no database: a generation, or a job."""
+    """A run other than a build: a generation or a job."""
 
     kind: str  # generation | job
     name: str
@@ -98,20 +99,18 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of `rdmpipe list`: a published database, or a view on one."""
+    """A line of `rdmpipe list`: a published database, or a view of one."""
 
     name: str
     base: str  # of a view; empty for a database
     rows: int | None  # None for a view, whose rows its filter decides, and for a damaged database
     encoder: str
     version: str
-    vectors_for: str = (
-        ""  # the database whose pictures these are, where this one holds another encoder's vectors of them
-    )
+    vectors_for: str = ""  # the database with the same pictures, if this one holds another encoder's vectors of them
 
     @property
     def belongs_to(self) -> str:
-        """For people: what the line is a part of."""
+        """What the line belongs to, for the printed table."""
         return f"view of {self.base}" if self.base else f"vectors for {self.vectors_for}" if self.vectors_for else ""
 
 
@@ -121,7 +120,7 @@ def _record(status: DatabaseStatus | RunStatus) -> dict[str, object]:
 
 
 def _work(running: Holder | None, progress: ProgressState | None, failures: Sequence[Failure]) -> list[str]:
-    """Who works, how far each stage is and how long it still takes, and which shards failed."""
+    """Who is working, the progress and remaining time of each stage, and the failed shards."""
     lines = []
     if running:
         lines.append(f"  running: {running.purpose} on {running.host}, process {running.pid}")
@@ -162,7 +161,7 @@ def database_status(name: str, home: str | None = None) -> DatabaseStatus:
 
 
 def _more_vectors(name: str, home: str | None) -> tuple[MoreVectors, ...]:
-    """The vectors of other encoders; none where one of their databases is damaged, which its own status says."""
+    """The vectors of other encoders; none if one of their databases is damaged, which its own status reports."""
     try:
         found = companions(name, home)
     except DamagedError:
@@ -180,7 +179,7 @@ def _asked_encoder(database: RetrievalDatabase) -> str:
 
 
 def _progress(storage: Storage) -> ProgressState | None:
-    """What progress.json says; None if there is none or it is damaged: the running build writes it anew every few seconds."""
+    """The content of progress.json; None if it is missing or damaged: the running build rewrites it every few seconds."""
     try:
         return checked(ProgressState, json.loads(storage.read_text("progress.json") or ""), "progress.json")
     except (ValueError, RecursionError, ConfigError):
@@ -188,7 +187,7 @@ def _progress(storage: Storage) -> ProgressState | None:
 
 
 def _failures(storage: Storage) -> tuple[Failure, ...]:
-    """What failures.json lists; nothing if it is damaged: the next run writes it anew."""
+    """The content of failures.json; empty if it is damaged: the next run rewrites it."""
     try:
         return checked(tuple[Failure, ...], json.loads(storage.read_text("failures.json") or "[]"), "failures.json")
     except (ValueError, RecursionError, ConfigError):
@@ -196,7 +195,7 @@ def _failures(storage: Storage) -> tuple[Failure, ...]:
 
 
 def status_of(name: str, home: str | None = None) -> DatabaseStatus | RunStatus:
-    """The state of a database, a generation's run, a job or a view's base, whichever has the name. Raises DatabaseError."""
+    """The state of the database, generation run, job or view's base that has this name. Raises DatabaseError."""
     root = Storage(home or default_home())
     if name not in root.list("databases"):
         for kind in ("generation", "job"):

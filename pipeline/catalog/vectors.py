@@ -1,6 +1,6 @@
 """Several encoders for one database: NAME holds its own encoder's vectors, and NAME_ENCODER those of another one.
 
-A database has one encoder, so the vectors of a second one are a database of their own, NAME's companion. Users name NAME alone:
+A database has one encoder, so the vectors of a second encoder form a separate database, NAME's companion. Users only name NAME;
 search and generate find the companion here. Reads: versions, manifests and settings in the home. Writes nothing.
 """
 
@@ -51,7 +51,8 @@ def companions(base: str, home: str | None = None) -> list[Companion]:
 
 
 def main_database(name: str, encoder: str, home: str | None = None) -> str:
-    """The database whose companion `name` is, empty if it is none. `encoder`: whose vectors `name` holds."""
+    """The database whose companion `name` is; empty if it is not a companion. `encoder`: the encoder of the vectors in
+    `name`."""
     base = name.removesuffix(companion_name("", encoder))
     return base if base != name and is_name(base) and RetrievalDatabase(base, home).exists() else ""
 
@@ -59,7 +60,7 @@ def main_database(name: str, encoder: str, home: str | None = None) -> str:
 def with_encoder(selection: Selection, encoder: str) -> Selection | None:
     """The same pictures with the vectors of `encoder`: the selection itself, or its companion's current version.
 
-    None if there is no such database, and where the selection is pinned to a version of another encoder.
+    None if there is no such database, or if the selection is pinned to a version of another encoder.
     """
     if same_encoder(selection.version.encoder.name, encoder):
         return selection
@@ -89,7 +90,7 @@ def resolve_encoded(name: str, encoder: str, home: str | None = None) -> Selecti
 
 
 def difference(asked: Selection, used: Selection) -> str:
-    """What to tell where a companion is used in place of the named database; empty if it is not."""
+    """The note that a companion is used in place of the named database; empty if it is not."""
     if asked.database.name == used.database.name:
         return ""
     text = (
@@ -108,7 +109,7 @@ def difference(asked: Selection, used: Selection) -> str:
 def command_that_adds(database: RetrievalDatabase, encoder: str, from_source: bool = False) -> str:
     """The command, in backquotes, that adds an encoder's vectors to a database or brings them up to date.
 
-    It reads the pictures that the database keeps; where it keeps none, or `from_source`, the source again.
+    It reads the pictures that the database keeps. If it keeps none, or with `from_source`, it reads the source again.
     """
     if keeps_pictures(database) and not from_source:
         words = ["rdmpipe", "embed", database.name, "--encoder", encoder]
@@ -121,18 +122,18 @@ def command_that_adds(database: RetrievalDatabase, encoder: str, from_source: bo
 
 
 def command_with_thumbnails(database: RetrievalDatabase, version: Version) -> str:
-    """The command, in backquotes, that builds the database again, under another name and with thumbnails of its pictures."""
+    """The command, in backquotes, that builds the database again under another name and with thumbnails."""
     words = ["rdmpipe", "build-index", source_of(database), "--encoder", version.encoder.name, "--images", "thumbnail"]
     return f"`{shlex.join([*words, '--name', f'{database.name}_pictures', *home_option(database.home)])}`"
 
 
 def keeps_pictures(database: RetrievalDatabase) -> bool:
-    """Whether the database keeps its pictures as they came, on a disk of this machine."""
+    """Whether the database keeps its original pictures on a disk of this machine."""
     return _settings(database).get("images") == "keep" and "://" not in database.storage.url
 
 
 def source_of(database: RetrievalDatabase) -> str:
-    """What `build-index` takes to read the database's source again: a manifest's name, or the path of the pictures."""
+    """The target with which `build-index` reads the database's source again: a manifest's name, or the path of the pictures."""
     if database.name in known_manifests(database.home):
         return database.name
     found = database.read_json("manifest.json")
@@ -143,12 +144,12 @@ def source_of(database: RetrievalDatabase) -> str:
 
 
 def home_option(home: str) -> list[str]:
-    """`--home` as words of a command, where the home is not the default one."""
+    """`--home` as words of a command, if the home is not the default one."""
     return [] if home == default_home() else ["--home", home]
 
 
 def _settings(database: RetrievalDatabase) -> dict[str, object]:
-    """What the database was begun with, as its manifest.json says."""
+    """The settings of the database's first build, from its manifest.json."""
     begun = database.read_json("manifest.json")
     settings = begun.get("settings") if isinstance(begun, dict) else None
     return settings if isinstance(settings, dict) else {}

@@ -1,4 +1,4 @@
-"""What a retrieval database is on disk: its layout, versions, tombstones, block list and pictures.
+"""The files of a retrieval database: its layout, versions, tombstones, block list and pictures.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

@@ -1,8 +1,8 @@
-"""The block list: what was purged from a database and must not come back, and what is kept of such a row.
+"""The block list: what was purged from a database and must not come back, and the values that a purged row keeps.
 
 Reads and writes blocked.txt: one line for each picture (sha256), address (URL) or row of the source (item id). Each line is a
 hash of that value, so that the list does not publish what was purged. Its checksum is recorded (database/checksums.py).
-Everything that writes rows consults the list; it is not part of a stage's fingerprint. It does not recognise a picture that was
+All code that writes rows consults the list; it is not part of a stage's fingerprint. It does not recognise a picture that was
 encoded again.
 """
 
@@ -43,7 +43,7 @@ _MARK = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class BlockList:
-    """The hashes of the values that are kept out."""
+    """The hashes of the blocked values."""
 
     marks: frozenset[str] = frozenset()
 
@@ -57,14 +57,14 @@ class BlockList:
         )
 
     def blank(self, rows: Iterable[Row]) -> None:
-        """Remove from each covered row all values but those that identify it, and mark it as purged."""
+        """Remove from each covered row all values except those that identify it, and mark it as purged."""
         for row in rows:
             if self.covers(row):
                 row.update(dict.fromkeys(set(row) - set(KEPT)))
                 row["status"], row["error"] = FILTERED, PURGED
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:
-        """Which rows of a table are covered and not purged yet: bool (rows,)."""
+        """The rows of a table that are covered and not purged yet: bool (rows,)."""
         import numpy as np
 
         covered = np.zeros(table.num_rows, bool)
@@ -101,14 +101,14 @@ def write_block_list(storage: Storage, blocked: BlockList) -> None:
 
 
 def purged_mask(table: pa.Table) -> NDArray[np.bool_]:
-    """Which rows of a table were purged: bool (rows,)."""
+    """The rows of a table that were purged: bool (rows,)."""
     import numpy as np
 
     return np.array([error == PURGED for error in table["error"].to_pylist()], bool)
 
 
 def blank_rows(table: pa.Table, which: NDArray[np.bool_]) -> pa.Table:
-    """The table with the rows `which` (bool, one per row) blanked as BlockList.blank does it; a vector becomes zeros."""
+    """The table with the rows `which` (bool, one per row) blanked as by BlockList.blank; their vectors become zeros."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

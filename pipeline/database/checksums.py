@@ -1,14 +1,14 @@
-"""Checksums of files that no version names: what the readers of such a file and `rdmpipe check` compare it with.
+"""Checksums of files that no version lists; readers of such a file and `rdmpipe check` compare it with them.
 
-Reads and writes .checksums/ of a database, lists that `sha256sum -c` reads too:
+Reads and writes .checksums/ of a database: lists that `sha256sum -c` can read.
 
     .checksums/<path>                  the last two contents of a small file or a plan: manifest.json, blocked.txt,
                                        plan/<id>.*, versions/<id>.json, index/<encoder>/<id>/entry.json
     .checksums/receipts/<version id>   the receipts of a version's shards (database/receipts.py)
 
 The first line of a list is a comment with the checksum of the other lines. A new content's checksum is written before the
-content: a writer that is killed in between leaves the older content, whose checksum is still listed. A file without a list was
-written by an older rdmpipe, and is taken as it is.
+content, so that a writer that is killed in between leaves the older content, whose checksum is still listed. A file
+without a list was written by an older rdmpipe and is not checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = ".checksums"
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
-_CONTENTS = 2  # of one file, whose checksums are listed
+_CONTENTS = 2  # number of contents of a file whose checksums are listed
 
 
 def list_path(name: str) -> str:
@@ -58,12 +58,12 @@ def text_sum(text: str) -> str:
 
 
 def record_sum(storage: Storage, name: str, checksum: str) -> None:
-    """List the checksum of a content that is about to be written to the file `name`. One process writes at a time."""
+    """List the checksum of a content that will be written to the file `name`. One process writes at a time."""
     try:
         known = read_list(storage, name)
     except ValueError:
         known = []
-    if not known:  # an older rdmpipe wrote the file: what is there counts until it is replaced
+    if not known:  # an older rdmpipe wrote the file: its present content is valid until it is replaced
         there = storage.read_bytes(name) if storage.exists(name) else None
         known = [] if there is None else [(hashlib.sha256(there).hexdigest(), name)]
     new = (checksum, name)
@@ -72,18 +72,19 @@ def record_sum(storage: Storage, name: str, checksum: str) -> None:
 
 
 def write_recorded(storage: Storage, name: str, text: str) -> None:
-    """Write a small file of the database's folder, and its checksum before it."""
+    """Write the checksum of a small file of the database's folder, then the file."""
     record_sum(storage, name, text_sum(text))
     storage.write_text(name, text)
 
 
 def recorded_problem(storage: Storage, name: str, text: str | None) -> str:
-    """What is wrong with a file that is recorded, given its text; empty if nothing is, or where it is not recorded."""
+    """The fault of a file, given its text; empty if there is none or no checksum is recorded."""
     return sum_problem(storage, name, None if text is None else text_sum(text))
 
 
 def sum_problem(storage: Storage, name: str, checksum: str | None) -> str:
-    """What is wrong with a file that is recorded, given its checksum, or None for a file that is missing."""
+    """The fault of a file, given its checksum (None: the file is missing); empty if there is none or no checksum is
+    recorded."""
     try:
         known = read_list(storage, name)
     except ValueError:

@@ -1,6 +1,6 @@
-"""How many rows a database's shards account for.
+"""Counts of a database's rows.
 
-Reads receipts, and the rows of shards in which some rows are gone. Writes nothing.
+Reads receipts, and the rows of shards that have tombstones. Writes nothing.
 """
 
 from __future__ import annotations

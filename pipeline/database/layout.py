@@ -3,19 +3,19 @@
 Reads and writes, all through `Storage` (each file whole or not at all):
 
     manifest.json                               frozen copy of the manifest, and the build's settings
-    plan/<id>.parquet                           the shards, and what each of them reads
+    plan/<id>.parquet                           the list of shards, and what each of them reads
     images/<shard>.tar .parquet .json           pictures in img2dataset's layout, rows, receipt
-    thumbnails/<shard>.tar                      256-pixel JPEGs, where the pictures were not kept
+    thumbnails/<shard>.tar                      256-pixel JPEGs, if the pictures were not kept
     embeddings/<encoder>/<shard>.parquet .json  rows with unit vectors, receipt
     index/<encoder>/<id>/                       keys.npy vectors.npy norms.npy metadata.parquet [index.faiss]
     gone/<id>.parquet                           keys that left the database (see database/tombstones.py)
-    versions/<id>.json, current                 what a version consists of; which version is current
+    versions/<id>.json, current                 the files of a version; the id of the current version
     versions/<id>.purged                        a version that was removed because it held purged rows
-    blocked.txt                                 what was purged and is kept out (see database/blocklist.py)
-    .checksums/                                 checksums of what no version names (see database/checksums.py)
+    blocked.txt                                 the block list: hashes of what was purged (see database/blocklist.py)
+    .checksums/                                 checksums of files that no version lists (see database/checksums.py)
 
-Files that only older versions use may disappear: `rdmpipe gc` removes them. A file that does not hold what it should is a
-DamagedError, which names the file and the command that repairs it.
+Files that only older versions use may disappear, because `rdmpipe gc` removes them. A file with another content than was
+written is a DamagedError, which names the file and the command that repairs it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class RetrievalDatabase:
     # ---- files
 
     def damaged(self, relative: str, problem: str) -> DamagedError:
-        """The error for a file of this database that does not hold what it should."""
+        """The error for a damaged file of this database."""
         where = "" if self.home == default_home() else f" --home {shlex.quote(self.home)}"
         return DamagedError(
             f"{self.storage.full(relative)} is damaged: {problem}. `rdmpipe check {self.name}{where}` lists all damaged files; "
@@ -90,7 +90,7 @@ class RetrievalDatabase:
         )
 
     def read_json(self, relative: str) -> object:
-        """The value in a JSON file; None if there is no file. Raises DamagedError, also for another checksum than recorded."""
+        """The value in a JSON file; None if there is no file. Raises DamagedError, also if the recorded checksum differs."""
         if problem := recorded_problem(self.storage, relative, self.storage.read_text(relative)):
             raise self.damaged(relative, problem)
         return self.storage.read_json(relative, self.damaged)
@@ -108,14 +108,14 @@ class RetrievalDatabase:
     def local(self, artifact: Artifact) -> Path:
         """A local path of a finished file of a version. Raises DamagedError, as `Storage.require` does."""
         try:
-            if self.storage.is_local:  # a copy of a store's file is checked when it is fetched
+            if self.storage.is_local:  # a store's file is checked when it is fetched
                 self.storage.require(artifact)
             return self.storage.local(artifact)
         except DamagedError as error:
             raise self.damaged(artifact.path, str(error)) from error
 
     def write_table(self, relative: str, table: pa.Table, **options: Any) -> Artifact:
-        """Write a Parquet file, whole. `options` go to pyarrow.parquet.write_table. The same table gives the same bytes."""
+        """Write a Parquet file. `options` are those of pyarrow.parquet.write_table. The same table gives the same bytes."""
         import pyarrow.parquet as pq
 
         options = {"compression": "zstd", "row_group_size": 10_000, **options}
@@ -164,7 +164,7 @@ class RetrievalDatabase:
         return text.strip()
 
     def version(self, version: str = "") -> Version:
-        """A version by its id or a unique beginning of it, or the current version. Raises DatabaseError."""
+        """A version by its id or a unique prefix of it, or the current version. Raises DatabaseError."""
         if version and not _ID_BEGINNING.fullmatch(version):
             raise DatabaseError(
                 f"{version[:60]!r} is not a version of a database: expected up to 12 hex digits, as `rdmpipe versions "
@@ -196,7 +196,7 @@ class RetrievalDatabase:
         return found
 
     def _unique(self, beginning: str) -> str:
-        """The one version whose id begins so. Raises DatabaseError."""
+        """The only version whose id has this prefix. Raises DatabaseError."""
         known = self.versions()
         begins = [name for name in known if name.startswith(beginning)]
         if len(begins) == 1:
@@ -212,7 +212,7 @@ class RetrievalDatabase:
         )
 
     def build_command(self) -> str:
-        """The command that continues an unfinished build, with the part of the source and the filter it was begun with."""
+        """The command that continues an unfinished build, with its part of the source and its filter."""
         try:
             written = self.read_json("manifest.json")
         except DamagedError:

@@ -1,7 +1,7 @@
 """The stored pictures of a database's rows, for contact sheets and galleries.
 
-Reads thumbnails/<shard>.tar, else images/<shard>.tar, each once for all keys. Writes nothing. A row whose picture was not kept
-has none; that is not an error.
+Reads thumbnails/<shard>.tar, else images/<shard>.tar, each once for all keys. Writes nothing. A row without a stored picture
+is not an error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ SIDE = 256  # pixels, the longer side
 
 
 def picture_key(member: TarMember) -> int:
-    """The key of the row whose picture a member of a shard's tar is; -1: it is none (a row's JSON or text)."""
+    """The key of the row whose picture a member of a shard's tar is; -1 if it is not a picture (a row's JSON or text)."""
     path = PurePosixPath(member.name)
     is_key = path.stem.isascii() and path.stem.isdigit() and len(path.stem) < 19
     return int(path.stem) if member.kind == "file" and is_key and path.suffix not in (".json", ".txt") else -1
 
 
 def picture_files(database: RetrievalDatabase, keys: Iterable[int], originals: bool = False) -> dict[int, bytes]:
-    """The stored picture file of each key that has one: the thumbnail (JPEG), or the original where pictures were kept.
+    """The stored picture file of each key that has one: the thumbnail (JPEG), or the original if pictures were kept.
 
-    originals: prefer the original, and return the thumbnail where the original was not kept. Raises DamagedError.
+    originals: prefer the original, and return the thumbnail if the original was not kept. Raises DamagedError.
     """
     found: dict[int, bytes] = {}
     for shard, wanted in sorted(keys_by_shard(keys).items()):

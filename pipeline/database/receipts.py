@@ -1,7 +1,7 @@
-"""The list of a version's receipts: which receipts its shards had when it was published.
+"""The list of a version's receipts, as they were when the version was published.
 
 Reads receipts. Reads and writes .checksums/receipts/<version id> (database/checksums.py). On an object store there is no list,
-because receipts are many and the store checks what it keeps.
+because there are many receipts and the store verifies its objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def receipts_list(version: str) -> str:
 
 
 def record_receipts(db: RetrievalDatabase, version: Version) -> None:
-    """List the receipts of a version's shards: called when it is published and when shards were made again."""
+    """List the receipts of a version's shards. Called when it is published and after shards were rebuilt."""
     if not db.storage.is_local:
         return
     lines = []

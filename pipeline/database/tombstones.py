@@ -27,7 +27,7 @@ def has_rows_left(shard: Shard, gone: frozenset[int]) -> bool:
 
 
 def write_gone(db: RetrievalDatabase, before: Artifact | None, more: Iterable[Gone]) -> Artifact:
-    """Write the tombstones of a new version: those of the version before and new ones, as Parquet (key, why) sorted by key."""
+    """Write the tombstones of a new version, those of its parent included, as Parquet (key, why) sorted by key."""
     import pyarrow as pa
 
     entries = {} if before is None else {row["key"]: row["why"] for row in db.read_table(before).to_pylist()}

@@ -1,4 +1,4 @@
-"""What a version of a database consists of: its shards, its index and its counts, each file by checksum.
+"""A version of a database: its shards, its index and its counts, with the checksum of each file.
 
 Reads and writes nothing: RetrievalDatabase keeps a version in versions/<id>.json.
 """
@@ -29,7 +29,7 @@ class Totals(TypedDict):
 
 
 class VersionCounts(Totals):
-    """`duplicates`: ok rows that are left out of the index, because their picture is there already."""
+    """`duplicates`: ok rows that are not in the index, because it already holds their picture."""
 
     duplicates: int
 
@@ -61,12 +61,12 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class Version:
-    """Everything a reader needs. The id is a hash of the content without times, measured memory and the parent."""
+    """Everything that a reader needs. The id is a hash of the content without times, measured memory and the parent."""
 
     database: str
     manifest: JsonTable
     encoder: EncoderRecord
-    columns: Mapping[str, str]  # the source's metadata columns by type name
+    columns: Mapping[str, str]  # the source's metadata columns with their type names
     shards: tuple[ShardEntry, ...]
     index: IndexEntry
     counts: VersionCounts
@@ -80,7 +80,7 @@ class Version:
         return _id(asdict(self))
 
     def files(self) -> list[Artifact]:
-        """Every file that the version names by checksum."""
+        """Every file of the version, with its checksum."""
         shards = [entry.artifact for entry in self.shards]
         return [*shards, *self.index.files.values(), *([self.gone] if self.gone else [])]
 
@@ -102,6 +102,6 @@ class Version:
 
 
 def _id(table: JsonTable) -> str:
-    """The id of a version's table. Measured memory differs from run to run; the parent says nothing about the content."""
+    """The id of a version's table, without measured memory, which differs between runs, and without the parent."""
     index = {name: value for name, value in table["index"].items() if name != "build"}
     return digest({**{name: value for name, value in table.items() if name != "parent"}, "index": index}, 12)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 
-_LIST_FORMAT = 2  # raise it when the list of members would come out differently
+_LIST_FORMAT = 2  # increase it when the code lists members differently
 
-_UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: beyond this a .gz is a bomb
+_UNPACK_RATIO, _UNPACK_FREE = 200, 1 << 30  # pictures hardly compress: a .gz with a higher ratio is a bomb
 
 _XZ_MEMORY = 256 << 20  # xz -9 needs 65 MB
 
@@ -58,7 +58,7 @@ def _bzip2_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _xz_chunks(path: Path) -> Iterator[bytes]:
-    """As lzma.open, with a bound on the memory that the file may ask for."""
+    """Like lzma.open, with a limit on the memory that the file may demand."""
     unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
     with path.open("rb") as handle:
         rest = b""
@@ -82,17 +82,17 @@ _COMPRESSED: dict[bytes, Chunks] = {b"\x1f\x8b": _gzip_chunks, b"BZh": _bzip2_ch
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar archive on this machine. `identity` names its content, wherever it lies."""
+    """A tar archive on this machine. `identity` names its content, independent of its path."""
 
     path: Path
     identity: str
     name: str  # for people: the last part of its address
 
     def members(self) -> pa.Table:
-        """Regular files in archive order (columns name, offset, bytes, error). Of equal names the last one counts.
+        """Regular files in archive order (columns name, offset, bytes, error). If names are equal, the last member counts.
 
-        Others are counted by `left_out`. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
-        SourceError where the archive is damaged or cut short.
+        `left_out` counts the others. `error` says why a member cannot be read: unsafe_name, not_a_file, too_large. Raises
+        SourceError if the archive is damaged or truncated.
         """
         import pyarrow.parquet as pq
 
@@ -108,7 +108,8 @@ class Archive:
         return read_parquet(cached)
 
     def left_out(self) -> dict[str, int]:
-        """How many members are not in `members()`, by kind: system files, and members that a later one of the name replaces."""
+        """How many members are not in `members()`, by kind: system files, and members that a later one of the same name
+        replaces."""
         written = (self.members().schema.metadata or {}).get(b"left_out", b"{}")
         return {str(kind): int(count) for kind, count in json.loads(written).items()}
 
@@ -138,7 +139,7 @@ class Archive:
 def open_archive(
     *, path: str = "", url: str = "", md5: str = "", sha256: str = "", identity: str = "", options: SourceOptions
 ) -> Archive:
-    """A local or fetched archive, checked against its checksum and, where it is compressed, unpacked to a plain tar."""
+    """A local or fetched archive, checked against its checksum and, if it is compressed, unpacked to a plain tar."""
     if url:
         cached = fetch(
             url, md5=md5, sha256=sha256, identity=identity, base_url=options.base_url, offline=options.offline
@@ -183,7 +184,8 @@ def _local_identity(path: Path, md5: str, sha256: str) -> str:
 
 
 def _unpacked(archive: Archive, chunks: Chunks) -> Path:
-    """The plain tar of a compressed one, made once in the cache. Refuses what grows to more than 200 times its size."""
+    """The plain tar of a compressed one, made once in the cache. Refuses an archive that grows to more than 200 times
+    its size."""
     folder = cache_dir() / "unpacked"
     target = folder / f"{digest([archive.name, archive.identity, str(archive.path)], 24)}.tar"
     with locked(folder):
@@ -219,7 +221,7 @@ def _scan(path: Path, name: str) -> pa.Table:
     left_out: Counter[str] = Counter()
     with path.open("rb") as handle:
         start: int | None = 0
-        while start is not None:  # archives may be concatenated: each has an end mark of its own
+        while start is not None:  # archives may be concatenated: each has its own end mark
             end = start
             for member in tar_members(handle, name, SourceError, start):
                 end = member.offset + (member.size if member.kind in ("file", "sparse") else 0)
@@ -233,7 +235,7 @@ def _scan(path: Path, name: str) -> pa.Table:
                 if rows.pop(key, None) is not None:
                     left_out["replaced by a later member"] += 1
                 rows[key] = (member.offset, member.size, f"{error}: {key}" if error else None)
-            # An archive may have headers and no member: continue behind them, and not at them again.
+            # An archive may have headers and no member: continue after them, not at them again.
             start = next_archive(handle, behind_headers(handle, start) if end == start else end)
     return pa.table(
         {

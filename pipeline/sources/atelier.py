@@ -1,7 +1,7 @@
-"""Pictures that the project draws itself: no download, any number, the same pictures for the same options.
+"""Pictures that the project draws itself: no download, in any number, the same pictures for the same options.
 
 [source.options]: count (how many), size (pixels a side, 64 to 1024), seed, layout (`grid`: every content in every style;
-`own`: each picture a content of its own), style (only this one). Reads and writes nothing. item id: seed, content, style.
+`own`: a different content in each picture), style (only this one). Reads and writes nothing. item id: seed, content, style.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "fl
 
 _NOT_COLUMNS = ("item_id", "caption")
 
-_PNG_BYTES_PER_PIXEL = 1.5  # measured: 75 kB at 256 pixels, 8 kB at 64; on the safe side
+_PNG_BYTES_PER_PIXEL = 1.5  # measured: 75 kB at 256 pixels, 8 kB at 64; rounded up
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AtelierSource:
                 f"{manifest.name} [source] options: count is {self.own.count}; ask for at least one picture"
             )
         self.count = min(self.own.count, options.limit or self.own.count)
-        self._describe(0)  # raises where the options cannot be
+        self._describe(0)  # raises if the options are invalid
 
     def columns(self) -> dict[str, str]:
         return {name: _TYPES[type(value)] for name, value in self._describe(0).items() if name not in _NOT_COLUMNS}
@@ -78,7 +78,7 @@ class AtelierSource:
         return self.count, int(self.count * self.own.size**2 * _PNG_BYTES_PER_PIXEL)
 
     def revision(self) -> str:
-        """A hash over one small picture in every style: it changes when the drawing does."""
+        """A hash over one small picture in every style: it changes when the drawing code does."""
         return self._revision
 
     def left_out(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""What a source of pictures is: the protocol that every reader follows, and the samples it gives.
+"""The protocol of a source of pictures, which every reader implements, and the samples that it yields.
 
-A reader is opened from a manifest's [source] table, lists its shards in a defined order (`plan`), and reads any of them
-anywhere (`read`). Shards come from the data, never from the number of workers. To add a kind, write a module with a class that
-has these members and name it in `kinds.READERS`; CONTRIBUTING.md has the recipe.
+A reader is opened from a manifest's [source] table, lists its shards in a defined order (`plan`), and can read any of them
+on any machine (`read`). Shards depend on the data, never on the number of workers. To add a kind, write a module with a
+class that has these members and name it in `kinds.READERS`; CONTRIBUTING.md has the recipe.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any, Protocol, runtime_checkable
 
 Value = str | int | float | bool | None  # a metadata value
 
-Row = dict[str, Any]  # a row as Arrow or JSON gives it: values of whatever types the file has
+Row = dict[str, Any]  # a row from Arrow or JSON, with values of any type
 
 Spec = Mapping[str, Any]  # what a reader needs to read one shard: JSON that it wrote itself
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a command adds to a manifest's source. None of it changes what a row is, `limit` and `shards` only how many."""
+    """What a command adds to a manifest's source. It never changes a row; `limit` and `shards` change the number of rows."""
 
     base_url: str = ""  # replaces scheme and host of every address (a mirror, a local server)
     token: str = ""  # Hub token; empty: huggingface_hub's own
-    limit: int = 0  # at most so many rows; 0: all
+    limit: int = 0  # the largest number of rows; 0: all
     shards: tuple[int, int] | None = None  # half-open range of shard ids
-    offline: bool = False  # use the cache alone
-    allow_private: tuple[str, ...] = ()  # networks, as 10.1.0.0/16, that URLs may lead into although not public
+    offline: bool = False  # use only the cache
+    allow_private: tuple[str, ...] = ()  # private networks, such as 10.1.0.0/16, that URLs may lead into
 
 
 @dataclass(frozen=True)
 class Sample:
     """One row of a source. It has `data` (the picture file's bytes), an `error` (`reason: detail`) or an `address`."""
 
-    item_id: str  # who this row is, from the source: path, URL or row id
+    item_id: str  # the row's identity in the source: path, URL or row id
     data: bytes | None
     error: str | None = None
     metadata: Mapping[str, Value] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class Sample:
     url: str | None = None
     licence: str | None = None
     status: str = ""  # empty: ok with data, failed with an error; or `filtered` with the reason in error
-    patch: int = 0  # which of a picture's crops this row stands for
-    address: str = ""  # where to fetch `data` from: a source of URLs reads its list first, and fetches afterwards
+    patch: int = 0  # the number of this row's crop among the picture's crops
+    address: str = ""  # where to fetch `data` from: a source of URLs reads its list first and fetches later
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a plan says of one shard: its rows, a hash naming its input, and what `read` needs. Values are JSON."""
+    """A shard in a plan: its rows, a hash of its input, and what `read` needs. Values are JSON."""
 
     rows: int
     fingerprint: str
@@ -57,17 +57,17 @@ class ShardSpec:
 
 
 class Source(Protocol):
-    """An opened source. Building it checks what can be checked cheaply and raises SourceError with the fix."""
+    """An opened source. The constructor makes all cheap checks and raises SourceError with the fix."""
 
-    rereadable: bool  # the pictures can be had again (so a thumbnail suffices)
+    rereadable: bool  # the pictures can be read again (so a thumbnail suffices)
 
     @property
     def revision_is_whole(self) -> bool:
-        """Whether `revision` changes with all that rows are made of: that of pictures with a CSV beside them does not."""
+        """Whether `revision` covers everything that rows are made of; for pictures with a separate CSV it does not."""
         ...
 
     def columns(self) -> dict[str, str]:
-        """Own metadata columns by type name (`schema.TYPES`), in order, already renamed by `schema.column_name`."""
+        """The source's metadata columns with their type names (`schema.TYPES`), in order, renamed by `schema.column_name`."""
         ...
 
     def plan(self) -> Iterator[ShardSpec]:
@@ -75,7 +75,8 @@ class Source(Protocol):
         ...
 
     def read(self, spec: Spec) -> Iterator[Sample]:
-        """The rows of one shard, in order, bad ones as samples with an error. Raises SourceError if the shard is lost."""
+        """The rows of one shard, in order; bad rows are samples with an error. Raises SourceError if the shard cannot be
+        read."""
         ...
 
     def estimate(self) -> tuple[int, int]:
@@ -83,11 +84,11 @@ class Source(Protocol):
         ...
 
     def revision(self) -> str:
-        """What the source looks like now, as one word: Hub commit, archive checksum, folder hash."""
+        """The present state of the source as one word: Hub commit, archive checksum, folder hash."""
         ...
 
     def left_out(self) -> dict[str, int]:
-        """How many files of the source are no rows, by kind: a suffix, `system files`, `links to folders`."""
+        """How many files of the source are not rows, by kind: a suffix, `system files`, `links to folders`."""
         ...
 
 
@@ -96,5 +97,5 @@ class FetchingSource(Source, Protocol):
     """A source whose `read` lists addresses, so that rows can be left out before anything is fetched."""
 
     def fetch(self, samples: Sequence[Sample], scratch: Path) -> Iterator[Sample]:
-        """The same samples in order, those with an address with their data or error. `scratch` is an empty local folder."""
+        """The same samples in order; those with an address now have data or an error. `scratch` is an empty local folder."""
         ...

@@ -1,4 +1,4 @@
-"""Which of a source's columns become what: item id, caption, licence, url, or a metadata column of its own.
+"""The role of each column of a source: item id, caption, licence, url, or a metadata column.
 
 Reads and writes nothing.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_EXACT_DIGITS = 15  # decimal digits that a double keeps
+_EXACT_DIGITS = 15  # decimal digits that a double represents
 
 EXACT_INTEGERS = 2**53  # integers up to this are exact as doubles
 
@@ -33,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Columns:
-    """A source's columns by what they become. An empty role means that no column has it."""
+    """A source's columns by role. An empty role means that no column has it."""
 
     own: tuple[Column, ...]
     item_id: str = ""
@@ -42,7 +42,7 @@ class Columns:
     url: str = ""
 
     def stored(self) -> dict[str, str]:
-        """The metadata columns by type name, as a source's `columns()` gives them."""
+        """The metadata columns with their type names, as in a source's `columns()`."""
         return {column.stored: column.kind for column in self.own}
 
     def needed(self) -> list[str]:
@@ -53,7 +53,7 @@ class Columns:
     def sample(
         self, row: Mapping[str, object], item_id: str, data: bytes | None = None, error: str | None = None
     ) -> Sample:
-        """A sample from a row of the source. `item_id` is used where no column names the row."""
+        """A sample from a row of the source. `item_id` is used if no column names the row."""
         named = text(row.get(self.item_id)) if self.item_id else None
         return Sample(
             item_id=named or item_id,
@@ -67,10 +67,10 @@ class Columns:
 
 
 def choose_columns(spec: SourceSpec, available: Mapping[str, str | None], where: str) -> Columns:
-    """Give each available column its part. `available` is by type name; None if a column holds no plain values.
+    """Give each available column its role. `available` maps names to type names; None if a column holds no plain values.
 
-    Where the manifest does not say, `caption`, `licence` and `url` columns take those parts. Names that every row
-    already has (width, key, ...) become source_<name>. Raises SourceError naming the nearest column.
+    If the manifest names no columns, `caption`, `licence` and `url` take the roles of their names. Names that every row
+    already has (width, key, ...) become source_<name>. Raises SourceError with the nearest column.
     """
     roles = {"item_id": spec.item_id, "caption": spec.caption, "licence": spec.licence, "url": spec.source_url}
     for role, name in roles.items():
@@ -104,7 +104,7 @@ def _require(name: str, available: Mapping[str, str | None], where: str, role: s
 
 
 def _stored_name(name: str, taken: set[str]) -> str:
-    """`name`, or what it is stored under where it is reserved or, capitals aside, already taken."""
+    """The name under which a column is stored: `name`, or another if it is reserved or taken, ignoring case."""
     wanted = column_name(name)
     if wanted.lower() in FROM_SOURCE:
         wanted = f"source_{name}"
@@ -116,15 +116,15 @@ def _stored_name(name: str, taken: set[str]) -> str:
 
 
 def plain(value: object, kind: str) -> Value:
-    """`value` as the column's type; None if it does not fit (and for NaN, which is how tables write a gap)."""
+    """`value` as the column's type; None if it does not fit, and for NaN, by which tables mark a missing value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
         if kind == "string":
             return text(value)
-        if isinstance(value, str):  # a column that was of numbers when the database was built
+        if isinstance(value, str):  # a column that held numbers when the database was built
             return float(value) if kind == "float64" else int(value) if kind == "int64" else None
-        number = cast("float", value)  # for the type checker; what is not a number raises below
+        number = cast("float", value)  # for the type checker; other values raise below
         if kind == "int64":
             return int(number) if -(2**63) <= int(number) < 2**63 and int(number) == number else None
         if kind == "float64":
@@ -135,7 +135,7 @@ def plain(value: object, kind: str) -> Value:
 
 
 def text(value: object) -> str | None:
-    """Any plain value as valid UTF-8 text without a byte order mark; dates in ISO form; empty text and NaN are no text."""
+    """Any plain value as valid UTF-8 text without a byte order mark; dates in ISO form; None for empty text and NaN."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):
@@ -167,7 +167,8 @@ def kind_of(type_: pa.DataType) -> str | None:
 
 
 def kinds_of_values(rows: Iterable[Mapping[str, object]]) -> dict[str, str | None]:
-    """Type names of the columns in JSON rows, in order of appearance. Ints and floats are float64, other mixtures text."""
+    """Type names of the columns in JSON rows, in order of appearance. Integers mixed with floats are float64, other
+    mixtures text."""
     found: dict[str, str | None] = {}
     nested: set[str] = set()
     large: set[str] = set()  # columns with an integer that is not exact as a double

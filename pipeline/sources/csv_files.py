@@ -1,8 +1,9 @@
-"""Lists in CSV files of any length, on this machine or at an address: cut into ranges of rows, and read.
+"""Lists in CSV files of any length, on this machine or at an address: divided into ranges of rows, and read.
 
-Reads: files as pipeline/sources/csv_rows.py describes, remote ones through the cache. A range is found by its byte position, so
-that reading it does not read what comes before. Planning reads a file once from its beginning, as far as shards are asked for.
-Memory: one row. A column is text unless the manifest's `types` names another type; a column may be absent from some files.
+Reads: files as pipeline/sources/csv_rows.py describes, remote ones through the cache. A range is located by its byte
+position, so that earlier rows need not be read again. Planning reads a file once from its beginning, up to the last
+requested shard. Memory: one row. A column is text unless the manifest's `types` names another type; a column may be
+absent from some files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline.sources.web.download import Cached, fetch
 
 @dataclass(frozen=True)
 class ListedRow:
-    """A row of a list: `file#row`, its values by column (None if there is none), and why it cannot be used."""
+    """A row of a list: `file#row`, its values by column (None if there is none), and the reason if it cannot be used."""
 
     name: str
     values: dict[str, Value]
@@ -45,7 +46,7 @@ class CsvFiles:
     def kinds(self, choose: Callable[[Mapping[str, str | None], str], Columns]) -> tuple[dict[str, str | None], str]:
         """Type names of the columns of all files that are planned, and the first file's name.
 
-        `choose` is called with every file's own columns: it raises where one lacks what the manifest names.
+        `choose` is called with the columns of every file; it raises if one lacks a column that the manifest names.
         """
         found: dict[str, str | None] = {}
         for name in self._planned():
@@ -66,7 +67,7 @@ class CsvFiles:
         return {column: self.types.get(column, "string") for column in header.names}
 
     def _planned(self) -> Iterator[str]:
-        """The files that `plan` reaches. Rows are counted where that depends on them."""
+        """The files that `plan` reaches. Rows are counted if that depends on them."""
         names, shards = self.names, self.options.shards
         if len(names) == 1 or not (self.options.limit or shards):
             yield from names
@@ -107,7 +108,7 @@ class CsvFiles:
         name, start, stop = str(spec["file"]), int(str(spec["start"])), int(str(spec["stop"]))
         cached = self._file(name, str(spec["identity"]))
         if cached.identity != spec["identity"]:
-            raise SourceError(f"{name}: changed since the plan was made; run the same command again to plan anew")
+            raise SourceError(f"{name}: changed since the plan was made; run the same command again to make a new plan")
         header = self._header(name, cached)
         with cached.path.open("rb") as handle:
             offset, line = (
@@ -159,7 +160,7 @@ class CsvFiles:
         return header
 
     def _key(self, header: Header) -> int | None:
-        """The place of the column with the address."""
+        """The position of the column with the address."""
         return header.names.index(self.spec.image) if self.spec.image in header.names else None
 
     def _file(self, name: str, identity: str = "") -> Cached:

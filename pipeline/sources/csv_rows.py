@@ -1,7 +1,7 @@
-"""Rows of CSV files as people write them, read strictly: nothing is guessed, nothing is swallowed.
+"""Rows of CSV files as people write them, read strictly: no value is guessed and no row is lost.
 
 Reads: a file with a header line; comma, semicolon or tab between cells; UTF-8 with or without a mark; a line that is not
-UTF-8 is taken for Windows-1252. A row with too many or too few cells, or with a quote that is not closed, is a `Row` with an
+UTF-8 is read as Windows-1252. A row with too many or too few cells, or with a quote that is not closed, is a `Row` with an
 error and its line number; reading continues with the next line, so that one bad quote affects one row. Memory: one row.
 """
 
@@ -16,14 +16,14 @@ from typing import BinaryIO
 from pipeline.errors import SourceError
 from pipeline.sources.names import is_picture
 
-_ROW_LINES = 1000  # a quoted cell that continues for more lines is taken for one whose quote was never closed
+_ROW_LINES = 1000  # a quoted cell with more lines counts as one whose quote was never closed
 
 _ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its first line in the file (1 is the header's), the byte behind it, its cells, and what is wrong with it."""
+    """One row: its first line in the file (the header is line 1), the byte after it, its cells, and its fault."""
 
     line: int
     end: int
@@ -42,7 +42,7 @@ class Header:
 
 
 def read_header(handle: BinaryIO, name: str) -> Header:
-    """The header of an open file. Raises SourceError if the file is empty, is no CSV, or is text in UTF-16."""
+    """The header of an open file. Raises SourceError if the file is empty, is not CSV, or is text in UTF-16."""
     position = line = 0
     for raw in handle:
         position, line = position + len(raw), line + 1
@@ -66,7 +66,7 @@ def read_header(handle: BinaryIO, name: str) -> Header:
 
 
 def read_rows(handle: BinaryIO, header: Header, position: int, line: int, key: int | None = None) -> Iterator[Row]:
-    """The rows from byte `position` on, which is the beginning of line `line`. Blank lines are no rows.
+    """The rows from byte `position` on, which is the beginning of line `line`. Blank lines are skipped.
 
     `key` is the column of the address or file name. It shows where a quote was left open: a continuation line that is a whole
     row of its own begins a new row.
@@ -94,7 +94,7 @@ def read_rows(handle: BinaryIO, header: Header, position: int, line: int, key: i
             yield Row(line, end, tuple(cells))
             position, line = end, line + len(raws)
             continue
-        # A bad row ends with its first line: what follows may be good rows.
+        # A bad row ends with its first line, because the lines after it may be good rows.
         alone = _parsed(texts[:1], header.delimiter)
         if alone is None:
             error = "a quote is opened and not closed, or stands inside a quoted cell undoubled"
@@ -109,7 +109,7 @@ def read_rows(handle: BinaryIO, header: Header, position: int, line: int, key: i
 
 
 def decoded(raw: bytes) -> str:
-    """A line as text: UTF-8 without its mark, else Windows-1252, where every byte is a letter."""
+    """A line as text: UTF-8 without byte order mark, else Windows-1252, in which every byte is a character."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -117,7 +117,7 @@ def decoded(raw: bytes) -> str:
 
 
 def _parsed(texts: list[str], delimiter: str) -> list[str] | None:
-    """The cells of one row; None if the lines are not one whole row."""
+    """The cells of one row; None if the lines are not exactly one row."""
     if len(texts) == 1 and '"' not in texts[0]:
         return texts[0].rstrip("\r\n").split(delimiter)
     try:
@@ -137,7 +137,7 @@ def _is_open(texts: list[str], delimiter: str) -> bool:
 
 
 def _is_whole_row(text: str, header: Header, key: int | None) -> bool:
-    """Whether a line that follows an open quote is a row of its own: it has all cells, and names a picture."""
+    """Whether a line after an open quote is a separate row: it has all cells and names a picture."""
     if key is None:
         return False
     cells = _parsed([text], header.delimiter) or text.rstrip("\r\n").split(header.delimiter)

@@ -1,13 +1,13 @@
 """A folder of pictures, with subfolders, and the metadata.csv or metadata.jsonl files in it.
 
 [source] keys: path, files (globs; default all), csv (else the metadata files in the folder and its subfolders), columns,
-caption, licence, source_url, item_id, shard_rows. A metadata file names its pictures relative to the folder that it lies in.
+caption, licence, source_url, item_id, shard_rows. A metadata file names its pictures relative to its own folder.
 
-Rows are the pictures sorted by path, together with the files that the metadata lists and that are not there (failed rows:
-missing_file); then a failed row for each line of metadata that describes no file of its own. A picture is known by its suffix,
-and a file without a known suffix by its first bytes; every file that a pattern of `files` matches is a row. Every other file is
-counted by `left_out`, unless `files` names single files. Links to folders are not followed; a link to a file is read only where
-it stays inside the folder. item id: the path inside the folder.
+Rows are the pictures sorted by path, together with files that the metadata lists but that do not exist (failed rows:
+missing_file); then a failed row for each further line of metadata that names no file or a file that another line describes. A
+picture is recognised by its suffix, and a file without a known suffix by its first bytes; every file that a pattern of `files`
+matches is a row. `left_out` counts all other files, unless `files` names single files. Links to folders are not followed; a
+link to a file is read only if it stays inside the folder. item id: the path inside the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.sources.names import (
     same_name,
 )
 
-_LINE = "\0"  # a row of the plan that begins so is a line of metadata; no file name can
+_LINE = "\0"  # a row of the plan that begins with this is a line of metadata; no file name can contain it
 
 
 class FolderSource:
@@ -86,7 +86,7 @@ class FolderSource:
 
     @cached_property
     def _listing(self) -> Listing:
-        """The pictures, sorted, and what is left out: nothing where `files` names single pictures."""
+        """The pictures, sorted, and the counts of left-out files: none if `files` names single pictures."""
         if self.spec.files:
             named = list_files(self.root, lambda name: name in self._metadata_files or self._is_named(name))
             counted = named.left_out if any(map(is_glob, self.spec.files)) else {}
@@ -97,7 +97,7 @@ class FolderSource:
         return Listing([name for name in found.names if name not in self._metadata_files], found.left_out)
 
     def _is_named(self, name: str) -> bool:
-        """Whether `files` asks for a path inside the folder."""
+        """Whether `files` selects a path inside the folder."""
         patterns = self.spec.files
         return not patterns or name in patterns or matches_any(name, patterns)
 
@@ -111,15 +111,15 @@ class FolderSource:
             inside = path.resolve().is_relative_to(self.root.resolve())
             return {path.resolve().relative_to(self.root.resolve()).as_posix() if inside else f"/{path}": path}
         found = list_files(self.root, lambda name: PurePosixPath(name).name.lower() in METADATA_FILES).names
-        at_root = [name for name in found if "/" not in name]  # a file at the root is about all folders
+        at_root = [name for name in found if "/" not in name]  # a file at the root describes all folders
         folders: dict[str, str] = {}
-        for name in sorted(at_root or found, key=_preference):  # of two in a folder the .csv is read
+        for name in sorted(at_root or found, key=_preference):  # if a folder has both, the .csv is read
             folders.setdefault(str(PurePosixPath(name).parent), name)
         return {name: self.root / name for name in sorted(folders.values())}
 
     @cached_property
     def _names(self) -> list[str]:
-        """Every row: its path inside the folder, sorted, and then the lines of metadata that are rows of their own."""
+        """Every row: the paths inside the folder, sorted, and then the lines of metadata that are separate rows."""
         names = set(self._listing.names)
         extra: list[str] = []
         if self._metadata is not None:
@@ -183,7 +183,7 @@ class FolderSource:
         return self._columns.sample(line, printable(name), data, error)
 
     def _head(self, name: str) -> bytes:
-        """The first bytes of a file; empty if it is no file that can be read."""
+        """The first bytes of a file; empty if it cannot be read."""
         try:
             path = self.root / name
             if not path.resolve(strict=True).is_relative_to(self.root.resolve()) or not stat.S_ISREG(
@@ -196,7 +196,7 @@ class FolderSource:
             return b""
 
     def _seen(self, name: str) -> tuple[int, int]:
-        """Size and time of a file as they are now; (0, 0) where it cannot be seen."""
+        """The present size and time of a file; (0, 0) if it cannot be accessed."""
         try:
             status = (self.root / name).stat()
         except (OSError, ValueError):
@@ -204,7 +204,7 @@ class FolderSource:
         return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
 
     def _read(self, name: str) -> tuple[bytes | None, str | None]:
-        """A file's bytes, or why they cannot be had."""
+        """A file's bytes, or the reason why it cannot be read."""
         if safe_path(name) != name:
             return None, f"unsafe_name: {printable(name)} leads out of the folder"
         path = self.root / name
@@ -229,4 +229,4 @@ def _preference(name: str) -> int:
 
 @dataclass(frozen=True)
 class _NoOptions:
-    """A folder has no options of its own: any is a mistake."""
+    """A folder has no options: any option is an error."""

@@ -38,7 +38,7 @@ class HubFile:
 
 
 class HubDataset:
-    """One data set repository. Holds a client; connects when it is first asked."""
+    """One data set repository. Holds a client; connects at the first request."""
 
     def __init__(self, repo: str, revision: str, options: SourceOptions, patience: Patience | None = None) -> None:
         self.repo = repo
@@ -49,7 +49,7 @@ class HubDataset:
         self.token: str | None = options.token or None
 
     def commit(self) -> str:
-        """The commit that the manifest's revision names now. Offline: the one it named when last asked."""
+        """The commit that the manifest's revision names now. Offline: the one that it last named."""
         if len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef"):
             return self.revision
         note = self._notes / f"revision-{digest(self.revision)}"
@@ -62,7 +62,7 @@ class HubDataset:
         return str(info.sha)
 
     def files(self, commit: str, patterns: tuple[str, ...], required: bool = True) -> list[HubFile]:
-        """The files that match one of the glob patterns, sorted by path. None at all is an error where `required`."""
+        """The files that match one of the glob patterns, sorted by path. With `required`, it is an error if there are none."""
         every = self._listing(commit)
         found = [file for file in every if _is_wanted(file.path, patterns)]
         if required and not found:
@@ -79,7 +79,7 @@ class HubDataset:
         return dict(sorted(Counter(map(kind_of_name, others)).items()))
 
     def _listing(self, commit: str) -> list[HubFile]:
-        """All files of a commit, which never change: asked for once, then kept in the cache."""
+        """All files of a commit. They never change, so they are requested once and then kept in the cache."""
         note = self._notes / f"files-{commit}.json"
         if not note.exists():
             if self.options.offline:
@@ -147,7 +147,7 @@ class HubDataset:
 
     @property
     def _notes(self) -> Path:
-        """The folder of notes on this data set on this server."""
+        """The folder of cached notes for this data set and server."""
         return cache_dir() / "hub-notes" / digest([self.repo, self.endpoint or ""])
 
     def _ask(self, action: Callable[[], T]) -> T:
@@ -167,7 +167,7 @@ class HubDataset:
         return patiently(attempt, f"data set {self.repo}", self.patience)
 
     def _lasting(self, error: Exception) -> str:
-        """The message for a failure that a retry cannot fix; empty for the others."""
+        """The message for a failure that a retry cannot fix; empty for other failures."""
         from huggingface_hub import errors
 
         name = f"data set {self.repo}"
@@ -177,7 +177,7 @@ class HubDataset:
             return f"{name}: a file is not in the cache ({self._cache}); run once without --offline"
         if isinstance(error, errors.GatedRepoError):
             return (
-                f"{name}: access has to be asked for: accept its terms at https://huggingface.co/datasets/{self.repo}, "
+                f"{name}: access must be requested: accept its terms at https://huggingface.co/datasets/{self.repo}, "
                 "then give a token (HF_TOKEN or `hf auth login`)"
             )
         if isinstance(error, errors.RepositoryNotFoundError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# kind -> module:class. Imported when used, so that --help stays quick.
+# kind -> module:class. Imported when used, so that --help stays fast.
 READERS = {
     "atelier": "pipeline.sources.atelier:AtelierSource",
     "folder": "pipeline.sources.folder:FolderSource",

@@ -1,7 +1,7 @@
-"""The files of a folder on this machine: those that a reader wants, and a count of those it leaves out.
+"""The files of a folder on this machine: those that a reader wants, and counts of the others.
 
-Reads: directories. Links to folders are never followed. What an operating system leaves behind (`._x`, `.DS_Store`, Thumbs.db,
-hidden files) is never wanted.
+Reads: directories. Links to folders are never followed. Files that operating systems leave behind (`._x`, `.DS_Store`,
+Thumbs.db, hidden files) are never wanted.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def list_files(root: Path, wanted: Callable[[str], bool]) -> Listing:
 
 
 def is_glob(pattern: str) -> bool:
-    """Whether a pattern stands for more than the name that it is."""
+    """Whether a pattern has wildcards."""
     return any(mark in pattern for mark in "*?[")
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path matches one of the glob patterns, whatever the case of its letters and the form of its accents."""
+    """Whether a path matches one of the glob patterns, ignoring case and the Unicode form of accents."""
     path = same_name(name).lower()
     return any(fnmatch.fnmatchcase(path, same_name(pattern).lower()) for pattern in patterns)
 
 
 def _walk(root: Path, below: str) -> Iterator[tuple[str, bool]]:
-    """(path inside `root`, whether it is a link to a folder) of everything that is no folder."""
+    """(path inside `root`, whether it is a link to a folder) of everything except folders."""
     try:
         entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
     except OSError as error:
@@ -65,4 +65,4 @@ def _walk(root: Path, below: str) -> Iterator[tuple[str, bool]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, name)
         else:
-            yield name, entry.is_symlink() and Path(entry).is_dir()  # DirEntry.is_dir raises for a link in a circle
+            yield name, entry.is_symlink() and Path(entry).is_dir()  # DirEntry.is_dir raises for a circular link

@@ -1,4 +1,4 @@
-"""What a path on this machine holds, as a manifest's [source] table: a folder of pictures, or files that hold pictures.
+"""The [source] table of a manifest for a path on this machine: a folder of pictures, or files that hold pictures.
 
 Reads: names in a folder, the footer of a Parquet file, the header line of a CSV, the first members of a tar.
 """
@@ -27,7 +27,7 @@ _LOOK_AT = 200  # members of a tar
 
 
 def source_of_path(path: Path) -> SourceSpec:
-    """The [source] table for a folder or a file. Raises SourceError if a file cannot be read as its name says."""
+    """The [source] table for a folder or a file. Raises SourceError if a file cannot be read as its suffix says."""
     if path.is_dir():
         kinds = _kinds_in(path)
         for kind in ("parquet", "tar", "list"):
@@ -35,7 +35,7 @@ def source_of_path(path: Path) -> SourceSpec:
                 return _of_files(path, kind, kinds[kind])
         return SourceSpec(kind="folder", path=str(path))
     if not path.exists():
-        return SourceSpec(kind="folder", path=str(path))  # the reader says that nothing is there
+        return SourceSpec(kind="folder", path=str(path))  # the reader reports that the folder is empty
     return _of_files(path, _kind(path.name), path)
 
 
@@ -64,7 +64,7 @@ def _kind(name: str) -> str:
 
 
 def _of_files(path: Path, kind: str, first: Path) -> SourceSpec:
-    """The table for a file, or for a folder of such files of which `first` is one."""
+    """The table for the file `first`, or for a folder of such files that contains it."""
     if kind == "parquet":
         return _of_parquet(path, first)
     if kind == "tar":
@@ -80,7 +80,7 @@ def _of_files(path: Path, kind: str, first: Path) -> SourceSpec:
 
 
 def _require_picture(path: Path) -> None:
-    """Raise SourceError for a file that is no picture by its name or its first bytes."""
+    """Raise SourceError for a file that is not a picture, judged by its name and its first bytes."""
     if is_picture(path.name):
         return
     try:
@@ -102,7 +102,7 @@ def _require_picture(path: Path) -> None:
 
 
 def _of_parquet(path: Path, first: Path) -> SourceSpec:
-    """Pictures where a column holds bytes, else addresses where one is called like that."""
+    """A source of pictures if a column holds bytes, else of addresses if a column has the name for them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +133,7 @@ def _holds_bytes(kind: object) -> bool:
 
 
 def _of_list(path: Path, first: Path) -> SourceSpec:
-    """A list of addresses; or where it has file names instead, the pictures beside it."""
+    """A list of addresses, or the pictures beside it if it has file names instead."""
     with first.open("rb") as handle:
         names = read_header(handle, str(first)).names
     address = _address_column(names)
@@ -154,7 +154,7 @@ def _address_column(names: Iterable[str]) -> str:
 
 
 def _is_webdataset(path: Path) -> bool:
-    """Whether the first members of a tar have captions or metadata of their own."""
+    """Whether pictures among the first members of a tar have captions or metadata."""
     pictures: set[str] = set()
     texts: set[str] = set()
     try:
@@ -167,5 +167,5 @@ def _is_webdataset(path: Path) -> bool:
                 elif name.suffix.lower() in (".json", ".txt"):
                     texts.add(stem)
     except (tarfile.TarError, OSError, EOFError):
-        return False  # the reader says what is wrong with it
+        return False  # the reader reports the fault
     return bool(pictures & texts)

@@ -1,4 +1,4 @@
-"""Manifests: what a data set is and where its pictures come from, or a view of one.
+"""Manifests: descriptions of data sets and of the source of their pictures, and views.
 
 Reads and writes nothing: `parse_manifest` takes the table of a TOML file. A view is a base and a WHERE clause, and stores
 nothing. Whether a source can be read is checked by its reader.
@@ -19,7 +19,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where the pictures come from. Which keys a kind uses is said by its reader in pipeline/sources."""
+    """Where the pictures come from. The reader of each kind, in pipeline/sources, documents the keys that it uses."""
 
     kind: str
     repo: str = ""  # Hub data set, owner/name
@@ -36,15 +36,15 @@ class SourceSpec:
     caption: str = ""  # column with a text for each picture
     licence: str = ""  # column with a licence for each row
     source_url: str = ""  # column with the address of each picture's page or file
-    columns: tuple[str, ...] = ()  # metadata columns to keep; empty: all that are plain values
-    shard_rows: int = 1000  # rows a shard
+    columns: tuple[str, ...] = ()  # metadata columns to keep; empty: all that hold plain values
+    shard_rows: int = 1000  # rows in each shard
     gated: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)  # what only one kind of source knows
+    options: Mapping[str, object] = field(default_factory=dict)  # further settings of one kind of source
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Random square crops: how many of each picture, their side in pixels, and what they are drawn from."""
+    """Random square crops: how many of each picture, their side in pixels, and the seed of their positions."""
 
     per_image: int
     size: int = 256
@@ -58,14 +58,14 @@ class Manifest:
     name: str
     title: str
     source: SourceSpec
-    licence: str  # SPDX if there is one, else words
-    terms: str  # what a user has to know before using the pictures
-    opt_out: str  # how a right holder's wish reaches this database
+    licence: str  # SPDX identifier if there is one, else words
+    terms: str  # what a user must know before using the pictures
+    opt_out: str  # how right holders can have pictures removed, and how that reaches this database
     encoder: str = "vit-l-14"
-    expected_rows: int = 0  # 0: not known beforehand
+    expected_rows: int = 0  # 0: not known in advance
     checked: datetime.date | None = None  # when these facts were last checked
     homepage: str = ""
-    where: str = ""  # rows outside it are `filtered`
+    where: str = ""  # a filter; rows that do not match are `filtered`
     patches: Patches | None = None  # rows are crops of the pictures, with image_key and patch_coords
 
     def fingerprint(self) -> str:
@@ -74,7 +74,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class View:
-    """A base database and a WHERE clause, under a name of its own."""
+    """A base database and a WHERE clause, under a new name."""
 
     name: str
     base: str
@@ -83,7 +83,7 @@ class View:
 
 
 def parse_manifest(table: Mapping[str, object], where: str) -> Manifest | View:
-    """A manifest or a view from its TOML table; ManifestError says what is wrong with it and where."""
+    """A manifest or a view from its TOML table. Raises ManifestError, which states the fault and its place."""
     try:
         made: Manifest | View = (
             from_mapping(View, table, where) if "base" in table else from_mapping(Manifest, table, where)
@@ -97,7 +97,9 @@ def parse_manifest(table: Mapping[str, object], where: str) -> Manifest | View:
     if isinstance(made, View) and not made.where.strip():
         raise ManifestError(f"{where}: a view needs a `where` expression")
     if isinstance(made, View) and not made.name.startswith(f"{made.base}-"):
-        raise ManifestError(f"{where}: a view is called <base>-<slug>; {made.name!r} does not start with {made.base}-")
+        raise ManifestError(
+            f"{where}: the name of a view is <base>-<slug>; {made.name!r} does not start with {made.base}-"
+        )
     if isinstance(made, Manifest):
         from pipeline.schema import SHARD_ROWS
         from pipeline.sources.kinds import READERS

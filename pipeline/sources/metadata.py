@@ -1,8 +1,8 @@
-"""Metadata beside pictures, in memory: the rows of metadata.csv or metadata.jsonl by the name of the file they describe.
+"""Metadata files of pictures, in memory: the rows of metadata.csv or metadata.jsonl by the name of the file they describe.
 
 Reads: CSV files with a header line (pipeline/sources/csv_rows.py), and JSON lines. A column of a CSV is a number only where
-every value is one and writing the number gives the text back: 1971.10, 007, 1e10 and numbers of 20 digits stay text. A row that
-cannot be read keeps its place and carries an error; nothing is dropped.
+every value is a number that is written back as the same text: 1971.10, 007, 1e10 and numbers of 20 digits stay text. A row that
+cannot be read keeps its position and has an error; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.sources.names import same_name
 
 NAME_COLUMNS = ("file_name", "filename", "name", "file", "path")
 
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # what a folder's metadata may be called, the first that is there
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # names of a folder's metadata file; the first that exists is read
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
@@ -32,7 +32,7 @@ _BOOLEAN = re.compile(r"true|false", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class _Read:
-    """One file: its columns by type name, its rows, the line of each, and what is wrong with each (empty: nothing)."""
+    """One file: its columns with their type names, its rows, and for each row its line and its fault (empty: none)."""
 
     kinds: dict[str, str | None]
     rows: list[dict[str, Value]]
@@ -46,7 +46,7 @@ class MetadataTable:
     def __init__(self, files: Sequence[tuple[Path, str]], name_column: str = "") -> None:
         """`files`: (path, the folder inside the source that its names are relative to: empty, or ending in /).
 
-        A file of a subfolder that has no column with file names is skipped: it may be about something else.
+        A file of a subfolder that has no column with file names is skipped, because it may describe something else.
         """
         self.skipped = 0
         self.names: list[str] = []  # the file that each row describes, empty if the row does not say
@@ -54,7 +54,7 @@ class MetadataTable:
         self.places: list[str] = []  # `metadata.csv line 12`
         self._rows: list[dict[str, Value]] = []
         self._kinds: dict[str, str | None] = {}
-        self._stored: dict[str, str | None] = {}  # the columns with the names: they count in a shard's fingerprint
+        self._stored: dict[str, str | None] = {}  # the columns with the file names; part of a shard's fingerprint
         for path, below in files:
             where = f"{below}{path.name}"
             found = _read_jsonl(path, where) if path.suffix.lower() == ".jsonl" else _read_csv(path, where)
@@ -82,9 +82,9 @@ class MetadataTable:
         return self._kinds
 
     def find(self, names: Sequence[str], hints: Sequence[str] = ()) -> int | None:
-        """The row of the first of `names` that is listed. Of several rows, the first that agrees with most `hints`.
+        """The row of the first of `names` that is listed. Of several rows, the first that agrees with the most `hints`.
 
-        Hints are values that the file's path gives (a style, a split): they tell equal names apart.
+        Hints are values from the file's path (a style, a split): they distinguish equal names.
         """
         for name in names:
             rows = self._by_name.get(_spelling(name))
@@ -106,14 +106,15 @@ class MetadataTable:
 
 
 def _stored(value: Value, kind: str | None) -> Value:
-    """A value as its column's type. Texts of a CSV are read only now: another file may have made the column one of text."""
+    """A value as its column's type. Texts of a CSV are converted only now, because another file may have made it a text
+    column."""
     if kind is None:
         return None
     return value_of_text(value, kind) if isinstance(value, str) else plain(value, kind)
 
 
 def wider(one: str | None, other: str | None) -> str | None:
-    """The type that holds the values of both without loss; text where no number type does. None: nested, holds nothing."""
+    """The type that holds the values of both without loss; text if no number type does. None: nested, or without values."""
     if one == other or other is None or one is None:
         return one if one == other else None
     return "float64" if {one, other} == {"int64", "float64"} else "string"
@@ -179,7 +180,7 @@ def kind_of_texts(texts: Iterable[str | None]) -> str:
     if all(_INTEGER.fullmatch(text) for text in present):
         return "int64"
     if all(_is_exact(text) for text in present):
-        # 5 and 5.0 would become the same number, so that a column has one form or the other.
+        # 5 and 5.0 would become the same number, so a numeric column must use only one of the two forms.
         whole = {text.endswith(".0") for text in present if "." not in text or text.endswith(".0")}
         return "float64" if len(whole) < 2 else "string"
     return "bool" if all(_BOOLEAN.fullmatch(text) for text in present) else "string"
@@ -204,7 +205,7 @@ def value_of_text(text: str | None, kind: str) -> Value:
 
 
 def _read_jsonl(path: Path, where: str) -> _Read:
-    """JSON lines: an object a line."""
+    """JSON lines: one object in each line."""
     rows: list[dict[str, Value]] = []
     lines: list[int] = []
     errors: list[str] = []

@@ -1,6 +1,6 @@
-"""What counts as a picture file, which names are safe, and what a file's first bytes say it is.
+"""Names and first bytes of files: which files are pictures, and which names are safe.
 
-Reads and writes nothing. Does not decode: a file that begins like a JPEG may still be cut short, which embedding finds.
+Reads and writes nothing. Does not decode: a file that begins like a JPEG may still be truncated, which embedding detects.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import PurePosixPath
 from pipeline.images import format_of, reads_format
 from pipeline.storage import is_litter
 
-# Names that end so are rows. Some name formats that are not decoded: those are failed rows that say so.
+# Files with these suffixes are rows. Some formats cannot be decoded: those are failed rows with that reason.
 _DECODED = "jpg jpeg jpe jfif jif pjpeg pjp png apng webp gif bmp dib tif tiff avif avifs jp2 j2k j2c jpc jpf jpx jpm"
 _NETPBM = "ppm pgm pbm pnm pfm"
 _OTHER_PICTURES = "heic heif hif jxl svg psd tga ico eps exr hdr jxr cr2 nef arw dng"
 
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_DECODED} {_NETPBM} {_OTHER_PICTURES}".split())
 
-# Names that end so are never rows, and are not opened to find out. A file of any other name is a row if it begins as one.
+# Files with these suffixes are never rows and are not opened. Any other file is a row if its first bytes are a picture's.
 _TEXTS = (
     "txt csv tsv json jsonl ndjson md html htm xml xmp pdf py sh log yaml yml toml ini cfg doc docx xls xlsx ppt pptx"
 )
@@ -29,7 +29,7 @@ _MEDIA = "mp3 wav mp4 mov avi mkv webm"
 
 _OTHER_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_TEXTS} {_ARCHIVES} {_TABLES} {_MEDIA}".split())
 
-HEAD_BYTES = 512  # of a file, to see whether it is a picture
+HEAD_BYTES = 512  # that are read of a file to see whether it is a picture
 
 MAX_PICTURE_BYTES = 256 << 20  # a larger file is a failed row, so that one row cannot take a worker's memory
 
@@ -47,7 +47,7 @@ def is_picture(path: str) -> bool:
 
 
 def is_row(path: str, head: Callable[[], bytes]) -> bool:
-    """Whether a file is a row of its source: by its suffix, or where that says nothing by its first bytes."""
+    """Whether a file is a row of its source: by its suffix, or if that is unknown, by its first bytes."""
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix in _OTHER_SUFFIXES:
         return suffix in IMAGE_SUFFIXES
@@ -55,14 +55,14 @@ def is_row(path: str, head: Callable[[], bytes]) -> bool:
 
 
 def kind_of_name(path: str) -> str:
-    """What a file that is left out counts under: its suffix, `system files`, or `no suffix`."""
+    """The kind under which a left-out file is counted: its suffix, `system files`, or `no suffix`."""
     if is_junk(path):
         return "system files"
     return PurePosixPath(path).suffix.lower() or "no suffix"
 
 
 def same_name(name: str) -> str:
-    """A file name in one spelling: macOS writes an accent as a letter of its own (NFD), others do not (NFC)."""
+    """A file name in NFC: macOS writes accents as separate characters (NFD)."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -75,7 +75,7 @@ def safe_path(path: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """A file name as valid UTF-8: bytes that are not are written as \\xNN."""
+    """A file name as valid UTF-8: other bytes are written as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -90,7 +90,7 @@ _BRANDS = {b"avif": "avif", b"avis": "avif"} | dict.fromkeys(
 
 _DECODERS = {"heic": ("HEIF", "HEIC"), "jxl": ("JXL", "JPEG XL")}  # formats that need a plugin
 
-# Formats that hold pictures and are not decoded, by how their files begin.
+# Picture formats that are not decoded, by their first bytes.
 _NOT_DECODED = {
     b"8BPS": "a Photoshop document",
     b"\0\0\1\0": "an icon (ICO)",
@@ -110,7 +110,7 @@ _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  #
 
 
 def sniff(data: bytes) -> tuple[str, str | None]:
-    """(extension, None) of a picture file's bytes, or ("", `reason: detail`) where they are not one that can be decoded."""
+    """(extension, None) for a picture file's bytes, or ("", `reason: detail`) if they cannot be decoded."""
     if not data:
         return "", "empty: zero bytes"
     extension = _known(data)
@@ -128,18 +128,18 @@ def sniff(data: bytes) -> tuple[str, str | None]:
     for beginning, name in _NOT_DECODED.items():
         if data.startswith(beginning):
             return "", f"unsupported_format: {name}"
-    if found := format_of(data):  # what the decoder reads is never refused here
+    if found := format_of(data):  # a format that the decoder reads is never refused here
         return _EXTENSIONS.get(found, found.lower()), None
     return "", f"not_an_image: unknown format, begins with {data[:8].hex()}"
 
 
 def looks_like_a_picture(head: bytes) -> bool:
-    """Whether a file that begins so is one of the formats that `sniff` knows by their first bytes."""
+    """Whether a file with these first bytes has a format that `sniff` recognises."""
     return bool(_known(head)) or head.lstrip()[:4].lower() == b"<svg"
 
 
 def _known(data: bytes) -> str:
-    """The extension that the first bytes stand for; empty if they are unknown."""
+    """The extension for these first bytes; empty if they are unknown."""
     head = data[:HEAD_BYTES]
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"

@@ -1,15 +1,15 @@
-"""Parquet files that hold the pictures' bytes, or a list of addresses, on the Hub or on this machine.
+"""Parquet files with the pictures' bytes, or with a list of addresses, on the Hub or on this machine.
 
 [source] keys: repo and revision (Hub) or path (a folder or file here); files (globs, default all .parquet); image, item_id,
 caption, licence, source_url, columns, shard_rows. options: `cache = false` reads the Hub by range and keeps nothing. The image
-column is bytes, or a struct with a field `bytes` as the Hub's image type has it. Integers that the `huggingface` schema
+column is bytes, or a struct with a field `bytes` (the Hub's image type). Integers that the `huggingface` schema
 metadata (or the data set's dataset_infos.json) calls class labels become their names.
 
-A shard is a range of rows of one file, cut at row groups where they fit. All files of a set have one schema: a column may be
-absent or null in some of them, integers and floats become floats where that loses nothing, and numbers beside text become
-text. Anything else is a SourceError that names the file and the column. Planning reads the footers of the files, some ahead,
-as far as rows are asked for. A range that begins inside a row group reads that group from its start. Memory: a small batch
-and about three times the largest Parquet page; some writers put a whole row group into one page.
+A shard is a range of rows of one file, cut at row groups if these are small enough. All files of a set have one schema: a
+column may be absent or null in some of them, integers and floats become floats if that loses nothing, and numbers beside text
+become text. Any other difference is a SourceError that names the file and the column. Planning reads the footers of the files,
+some ahead, up to the last requested row. A range that begins inside a row group reads that group from its start. Memory: a
+small batch and about three times the largest Parquet page; some writers put a whole row group into one page.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ _FOOTERS_AHEAD = 32
 class _Footer:
     file: HubFile
     groups: list[int]  # rows of each row group
-    kinds: dict[str, str | None]  # its columns by type name; None: nested values or bytes
-    nulls: frozenset[str]  # columns of no type: every value is null
+    kinds: dict[str, str | None]  # its columns with their type names; None: nested values or bytes
+    nulls: frozenset[str]  # columns without a type: every value is null
     large: frozenset[str]  # columns with integers that are not exact as floats
 
 
@@ -130,11 +130,11 @@ class ParquetFiles:
     def kinds(self, choose: Callable[[Mapping[str, str | None], str], Columns]) -> tuple[dict[str, str | None], str]:
         """Type names of the columns of all files that are planned, and what to call them in a message.
 
-        `choose` is called with every file's own columns: it raises where one lacks what the manifest names. Raises SourceError
-        naming the file and the column where two files do not fit together.
+        `choose` is called with the columns of every file; it raises if one lacks a column that the manifest names. Raises
+        SourceError, which names the file and the column, if two files do not fit together.
         """
         found: dict[str, str | None] = {}
-        first: dict[str, tuple[str, str]] = {}  # where a column's type comes from
+        first: dict[str, tuple[str, str]] = {}  # the file that a column's type comes from
         nulls: set[str] = set()
         large: set[str] = set()
         for footer in self._planned():
@@ -142,7 +142,7 @@ class ParquetFiles:
             large |= footer.large
             for name, kind in footer.kinds.items():
                 if name in found and name not in wanted and kind is not None:
-                    continue  # no part of the database
+                    continue  # not part of the database
                 if name in footer.nulls:
                     if name not in found:
                         found[name] = kind
@@ -199,7 +199,9 @@ class ParquetFiles:
         file = HubFile(spec["file"], spec["size"], spec["identity"])
         start, stop = int(spec["start"]), int(spec["stop"])
         if self.hub is None and self._local_file(self._path(file.path)) != file:
-            raise SourceError(f"{file.path}: changed since the plan was made; run the same command again to plan anew")
+            raise SourceError(
+                f"{file.path}: changed since the plan was made; run the same command again to make a new plan"
+            )
         with self._open(file, spec["revision"], whole=self.cache) as parquet:
             columns, labels = choose(self._kinds_of(parquet, file.path), file.path), self.labels(parquet.schema_arrow)
             position = start
@@ -222,7 +224,7 @@ class ParquetFiles:
         return {} if self.root.is_file() else self._listed.left_out
 
     def _kinds_of(self, parquet: pq.ParquetFile, name: str) -> dict[str, str | None]:
-        """A file's columns by type name. An unsigned column whose numbers do not fit a signed one is text."""
+        """A file's columns with their type names. An unsigned column whose numbers do not fit a signed type is text."""
         if self.check is not None:
             self.check(parquet.schema_arrow, name)
         labels = self.labels(parquet.schema_arrow)
@@ -281,7 +283,7 @@ class ParquetFiles:
 
     @contextlib.contextmanager
     def _open(self, file: HubFile, revision: str, *, whole: bool) -> Iterator[pq.ParquetFile]:
-        """A file to read: all of it (from the cache) or little of it (by range)."""
+        """An open file: the whole file from the cache, or parts of it by range requests."""
         import pyarrow.parquet as pq
 
         with contextlib.ExitStack() as stack:
@@ -303,7 +305,8 @@ class ParquetFiles:
             yield parquet
 
     def _footers(self) -> Iterator[_Footer]:
-        """The footer of every file in order, each read once; some are read ahead, because on the Hub each is a few requests."""
+        """The footer of every file in order, each read once; some are read ahead, because on the Hub each takes several
+        requests."""
 
         def footer(file: HubFile) -> _Footer:
             with self._open(file, self.revision, whole=False) as parquet:
@@ -379,7 +382,7 @@ def _is_null(column: pa.Field) -> bool:
 
 
 def _overflows(parquet: pq.ParquetFile, column: pa.Field) -> bool:
-    """Whether an unsigned 64-bit column holds, by its statistics, a number that no signed one does."""
+    """Whether, by its statistics, an unsigned 64-bit column holds a number that does not fit a signed type."""
     import pyarrow as pa
 
     if not pa.types.is_uint64(column.type):
@@ -388,7 +391,7 @@ def _overflows(parquet: pq.ParquetFile, column: pa.Field) -> bool:
 
 
 def _largest(parquet: pq.ParquetFile, name: str) -> float:
-    """The largest number of a column by its statistics, regardless of sign; infinity where a row group has none."""
+    """The largest absolute value of a column by its statistics; infinity if a row group has no statistics."""
     metadata = parquet.metadata
     place = next(i for i in range(len(metadata.schema)) if metadata.schema.column(i).path == name)
     largest = 0
@@ -464,7 +467,7 @@ class ParquetSource:
 
 
 def _picture(value: Row | bytes | None) -> tuple[bytes | None, str | None]:
-    """The bytes in an image cell, or why there are none."""
+    """The bytes in an image cell, or the reason why there are none."""
     if isinstance(value, dict):
         if value.get("bytes") is None:
             return None, f"missing_file: {value['path']}" if value.get("path") else "empty: no bytes in the row"

@@ -1,4 +1,4 @@
-"""Random crops of a source's pictures as rows of their own: what a manifest's `patches` asks for.
+"""Random crops of a source's pictures as rows, for a manifest's `patches`.
 
 Reads: the wrapped source. Writes nothing. Every row of the source becomes `per_image` consecutive rows with the same item and
 picture. Which crop a row is depends only on the seed, the item and the row's place among them (`box_of`).
@@ -20,8 +20,8 @@ from pipeline.sources.manifest import Patches
 
 
 def box_of(patches: Patches, item: str, patch: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of a crop in pixels of the upright picture: a square of `size`, or of the shorter side where that is
-    less, anywhere in it with equal chances."""
+    """(x0, y0, x1, y1) of a crop in pixels of the upright picture: a square of `size`, or of the shorter side if that is
+    less, at a uniformly distributed position."""
     side = min(patches.size, width, height)
     drawn = hashlib.sha256(f"{patches.seed} {patch} {item}".encode("utf-8", "surrogatepass")).digest()
     x0 = int.from_bytes(drawn[:8], "big") % (width - side + 1)
@@ -30,7 +30,7 @@ def box_of(patches: Patches, item: str, patch: int, width: int, height: int) -> 
 
 
 def written(box: Sequence[int]) -> str:
-    """A box as the column holds it: `0, 0, 256, 256`."""
+    """A box as the column stores it: `0, 0, 256, 256`."""
     return ", ".join(map(str, box))
 
 
@@ -41,8 +41,8 @@ def read_box(text: str) -> tuple[int, ...]:
 def name_patches(
     patches: Patches, rows: list[Row], batch: list[Sample], last: tuple[Sample, int] | None
 ) -> tuple[Sample, int] | None:
-    """Give rows their image_key, the key of the picture's first row in the shard, and where its size can be read their
-    patch_coords. `last` is the row before these, with its image_key; returns that for the rows behind."""
+    """Give rows their image_key, the key of the picture's first row in the shard, and if its size can be read their
+    patch_coords. `last` is the row before these, with its image_key; returns the same for the next rows."""
     for row, sample in zip(rows, batch, strict=True):
         same = last is not None and (last[0].item_id, last[0].url) == (sample.item_id, sample.url)
         image = last[1] if last is not None and same and sample.patch > last[0].patch else row["key"]

@@ -1,4 +1,4 @@
-"""The reader of a manifest: the class of its kind, with random crops around it where the manifest asks for them."""
+"""The reader of a manifest: the class of its kind, wrapped for random crops if the manifest has `patches`."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@
 [source] keys: url (with md5 or sha256) or path; csv (with csv_md5), a URL or a path; columns, caption, licence, source_url,
 item_id, shard_rows. options:
 
-    path       what the directories of a member mean, as in "{split}/{style}/{name}", from the end; all but name are columns
+    path       the meaning of a member's directories, such as "{split}/{style}/{name}", from the end; all but name are columns
     csv_name   the CSV's column with the file names (else file_name, filename, name, file or path)
 
-Rows are the archive's pictures in its order, then a failed row for each CSV line that describes no picture of its own
-(missing_file, duplicate_line, no_name, bad_metadata). Pictures are known by suffix, other members by their first bytes; the
-rest is counted by `left_out`. A CSV line belongs to the picture whose path, file name or stem it gives. Equal names are told
-apart by the columns that agree with the path's directories. A picture without a line has no metadata. A column that the path
-gives replaces the CSV's.
+Rows are the archive's pictures in its order, then a failed row for each further CSV line
+(missing_file, duplicate_line, no_name, bad_metadata). Pictures are recognised by their suffix, other members by their first
+bytes; `left_out` counts the rest. A CSV line belongs to the picture whose path, file name or stem it gives. Equal names are
+distinguished by the columns that agree with the path's directories. A picture without a line has no metadata. A column from the
+path replaces the CSV's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TarOptions:
 
 @dataclass(frozen=True)
 class _Listing:
-    """All rows of the source: members by position in the archive's list, then CSV lines without a picture."""
+    """All rows of the source: members by their position in the archive's list, then CSV lines without a picture."""
 
     members: list[Row]
     lines: list[int | None]  # the CSV row of each member
@@ -138,7 +138,7 @@ class TarSource:
 
     @cached_property
     def _csv_file(self) -> tuple[Path, str] | None:
-        """Where the CSV lies on this machine, and what names its content."""
+        """The path of the CSV on this machine, and an identity of its content."""
         if not self.spec.csv:
             return None
         options = self.options
@@ -193,7 +193,7 @@ class TarSource:
         return _Listing(members, lines, [row for row in range(len(self._csv.names)) if row not in there], there)
 
     def _why(self, name: str, place: str) -> str:
-        """Why a line of the CSV is a row of its own."""
+        """The reason why a line of the CSV is a failed row."""
         if not name:
             return f"no_name: {place} names no file"
         if self._csv and self._csv.find([name]) in self._listing.described:
@@ -201,11 +201,11 @@ class TarSource:
         return f"missing_file: {name} is not in the archive"
 
     def _told(self, name: str) -> list[str]:
-        """What a member's path says of it: the fields that the manifest names, else its directories."""
+        """Values from a member's path: the fields that the manifest names, else its directories."""
         return list(self._path_fields(name).values()) or list(PurePosixPath(name).parts[:-1])
 
     def _path_fields(self, name: str) -> dict[str, str]:
-        """Values that a member's directories give, by column."""
+        """Values from a member's directories, by column."""
         parts = PurePosixPath(name).parts[-len(self.fields) :] if self.fields else ()
         if len(parts) < len(self.fields):
             return {}
@@ -213,6 +213,6 @@ class TarSource:
 
 
 def _names(path: str) -> list[str]:
-    """What a CSV may call a file: its path, any end of it, its name, its stem."""
+    """The names by which a CSV may refer to a file: its path, any end of the path, its name, its stem."""
     parts = PurePosixPath(path).parts
     return ["/".join(parts[i:]) for i in range(len(parts))] + [PurePosixPath(path).stem]

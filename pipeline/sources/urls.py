@@ -4,8 +4,8 @@
 item_id (default: the URL), caption, licence, source_url (default: the URL), columns, shard_rows. options: see UrlOptions.
 
 `read` reads the list; `fetch` fetches the pictures of a shard (web/pictures.py), each distinct address once. An address ends
-with its bytes, as `filtered` (the site asks not to: opt_out, robots, tdm) or as failed with a reason. The Internet changes: a
-second run may end differently. Planning a range of shards reads the list as far as that range.
+with its bytes, as `filtered` (the site opts out: opt_out, robots, tdm) or as failed with a reason. The Internet changes, so a
+second run may end differently. Planning a range of shards reads the list up to the end of that range.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.sources.parquet import ParquetFiles
 from pipeline.sources.web.opener import FetchRules
 from pipeline.sources.web.pictures import fetch_urls
 
-WISHES = frozenset({"opt_out", "robots", "tdm"})  # reasons for which a picture is left out rather than failed
+WISHES = frozenset({"opt_out", "robots", "tdm"})  # reasons for which a picture is filtered instead of failed
 
 _LIST_ROWS = 8192  # rows of a list read at a time
 
@@ -36,15 +36,15 @@ _LIST_ROWS = 8192  # rows of a list read at a time
 @dataclass(frozen=True)
 class UrlOptions:
     format: str = "parquet"  # or csv
-    template: str = ""  # the address made of other columns, as https://host/{Subset}/{ImageID}.jpg
+    template: str = ""  # the address made from other columns, such as https://host/{Subset}/{ImageID}.jpg
     types: Mapping[str, str] = field(default_factory=dict)  # of a CSV's columns that are not text
     cache: bool = True  # fetch whole Parquet files from the Hub; false: read them by range and keep nothing
     drop_above: Mapping[str, float] = field(
         default_factory=dict
-    )  # column -> most; rows above, or without one, are left out
+    )  # column -> largest value; rows with a larger or no value are left out
     fetch: FetchRules = field(default_factory=FetchRules)
-    threads: int = 32  # addresses at a time; memory is 2 x threads x fetch.max_bytes at the very most
-    shard_s: float = 3000.0  # for a shard; what is not fetched by then has failed
+    threads: int = 32  # addresses at a time; memory is at most 2 x threads x fetch.max_bytes
+    shard_s: float = 3000.0  # time limit for a shard; addresses that are not fetched by then fail
 
 
 class UrlSource:
@@ -74,7 +74,7 @@ class UrlSource:
         return self._files.plan()
 
     def estimate(self) -> tuple[int, int]:
-        """Rows that the manifest expects, and no bytes: how large the pictures are is not known beforehand."""
+        """Rows that the manifest expects, and 0 bytes: the size of the pictures is not known in advance."""
         return self.limit or self.expected_rows, 0
 
     def revision(self) -> str:
@@ -156,7 +156,7 @@ class UrlSource:
         return self.own.template.format_map({part: row[part] for part in self.parts})
 
     def _left_out(self, row: Row) -> str:
-        """Why a row is dropped by a score, or nothing. One without a score is not known to be below it."""
+        """The reason why a row is dropped by a score, or nothing. A row without a score is dropped too."""
         for column, most in self.own.drop_above.items():
             try:
                 value = float(row[column])

@@ -1,4 +1,4 @@
-"""Webdataset tars: for each key a picture (.jpg, .png, ...), and where they are there a .txt caption and .json metadata.
+"""Webdataset tars: for each key a picture (.jpg, .png, ...), and optionally a .txt caption and .json metadata.
 
 [source] keys: path (a tar, or a folder of them) with files (globs), or files alone (URLs, with {000..009} ranges); columns,
 caption, licence, source_url, item_id (a JSON field), shard_rows. Tars may be compressed (.tar.gz, .tgz, .tar.bz2, .tar.xz).
@@ -6,7 +6,7 @@ caption, licence, source_url, item_id (a JSON field), shard_rows. Tars may be co
 A key is a member's path up to the first dot of its name, and the rest is its extension. The picture of a key is the member
 whose whole extension is a picture's: 000.jpg, not 000.depth.png. Names with dots in them (J.M.W. Turner.jpg) are keys up to
 their last dot. Every picture is one row, and a key without a picture is a failed row. A shard is a range of one tar's rows.
-Planning lists the members of every tar and reads their JSON, so tars at URLs are fetched into the cache then. The columns are
+Planning lists the members of every tar and reads their JSON, so it fetches tars at URLs into the cache. The columns are
 those of all JSON files, each with a type that holds all its values. The .txt is the caption unless the manifest names another.
 item id: <path of the tar>/<key>.
 """
@@ -37,14 +37,12 @@ _LOOK_AT = 1000
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-_EXTENSION = re.compile(
-    r"[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*"
-)  # what a first part of an extension looks like: depth, mask.0
+_EXTENSION = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*")  # the form of the first part of an extension: depth, mask.0
 
 
 @dataclass(frozen=True)
 class WebdatasetOptions:
-    """Webdatasets have no options of their own: any is a mistake."""
+    """Webdatasets have no options: any option is an error."""
 
 
 Member = Row  # a row of `Archive.members()`
@@ -90,7 +88,7 @@ class WebdatasetSource:
 
     def read(self, spec: Spec) -> Iterator[Sample]:
         archive, groups = self._groups(spec["tar"], spec["identity"])
-        # Plans of older versions have no `kinds`: their columns are those of the first tar's first JSON files.
+        # Plans of older versions have no `kinds`; their columns are those of the first JSON files of the first tar.
         columns = self._chosen(spec["kinds"] if "kinds" in spec else self._first_kinds())
         for group in groups[spec["start"] : spec["stop"]]:
             item_id = f"{self._label(spec['tar'])}/{group.key}"
@@ -153,7 +151,7 @@ class WebdatasetSource:
         return [str(root / name) for name in found.names], found.left_out
 
     def _label(self, name: str) -> str:
-        """What item ids call a tar: its path inside the folder or on the server, without .tar."""
+        """The name of a tar in item ids: its path inside the folder or on the server, without .tar."""
         if "://" in name:
             label = urlsplit(name).path.lstrip("/")
         else:
@@ -167,7 +165,7 @@ class WebdatasetSource:
         return open_archive(path=name, identity=identity, options=self.options)
 
     def _groups(self, name: str, identity: str = "") -> tuple[Archive, list[_Group]]:
-        """A tar and its members by key, in order. The last one is kept: its shards follow one another."""
+        """A tar and its members by key, in order. The last tar is cached, because its shards follow one another."""
         if self._last and self._last[0] == name and identity in ("", self._last[1].identity):
             return self._last[1], self._last[2]
         archive = self._open(name, identity)
@@ -176,11 +174,11 @@ class WebdatasetSource:
         return archive, groups
 
     def _fields(self, archive: Archive, group: _Group) -> tuple[Row, str | None]:
-        """The JSON of a key, or why it cannot be read."""
+        """The JSON of a key, or the reason why it cannot be read."""
         return _object(next(archive.read([group.json]))) if group.json is not None else ({}, None)
 
     def _ranges(self) -> Iterator[tuple[str, int, int]]:
-        """(tar, first row, row behind the last) of each shard; `limit` is observed."""
+        """(tar, first row, row after the last) of each shard; `limit` is observed."""
         left = self.options.limit or -1
         for name in self.tars:
             rows = len(self._groups(name)[1])
@@ -198,7 +196,7 @@ class WebdatasetSource:
         return kinds_of_values(self._json_rows())
 
     def _json_rows(self) -> Iterator[Row]:
-        """The JSON of every row that is planned; nothing where it cannot be read."""
+        """The JSON of every row that is planned; nothing if it cannot be read."""
         behind = self.options.shards[1] if self.options.shards else None
         for name, start, stop in islice(self._ranges(), behind):
             archive, groups = self._groups(name)
@@ -215,7 +213,7 @@ class WebdatasetSource:
 
 
 def _object(data: bytes | None) -> tuple[Row, str | None]:
-    """The object in a JSON file, or why there is none."""
+    """The object in a JSON file, or the reason why there is none."""
     try:
         found = parse_json(data or b"")
     except ValueError as error:
@@ -241,8 +239,8 @@ def group_members(members: Sequence[Member], head: Callable[[Member], bytes]) ->
 def _split_names(found: list[tuple[str, str, Member]]) -> Iterator[tuple[str, str, Member]]:
     """(key, extension, member) for the members that share a name up to the first dot.
 
-    `000.depth.png` beside `000.jpg` is an extension of two parts. A dotted name is a key of its own where no member's whole
-    extension is a picture's or a text's, where it has a text of its own, or where it does not look like an extension.
+    In `000.depth.png` beside `000.jpg`, `depth.png` is an extension of two parts. A dotted name is a separate key if no
+    member's whole extension is a picture's or a text's, if it has its own text, or if it does not look like an extension.
     """
     extensions = [same_name(extension) for _, extension, _ in found]
     whole = {extension.lower() for extension in extensions if "." not in extension}
@@ -260,7 +258,7 @@ def _add(rows: dict[str, _Group], key: str, extension: str, member: Member, head
     group = rows.setdefault(same_name(key), _Group(key))
     kind = extension.lower()
     if "." not in kind and (is_picture(f"x.{kind}") or (not kind and looks_like_a_picture(head(member)))):
-        if group.picture is not None:  # one picture a row: the other is a row that says so
+        if group.picture is not None:  # one picture in each row: the second becomes a failed row
             other = f"{key}.{extension}"
             while same_name(other) in rows and rows[same_name(other)].picture is not None:
                 other += "_"

@@ -1,7 +1,7 @@
-"""Which network addresses pictures may be fetched from: public ones, and others only where the user allows them.
+"""The network addresses from which pictures may be fetched: public ones, and others only if the user allows them.
 
-Reads: the resolver. Writes nothing. A name is resolved once and the connection goes to what was checked, so that a second
-answer of the resolver cannot lead elsewhere. Does not promise that a public address is harmless.
+Reads: the resolver. Writes nothing. A name is resolved once and the connection goes to the address that was checked, so
+that a second answer of the resolver cannot lead elsewhere. Does not promise that a public address is harmless.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
-# Reserved by IANA, and taken for public by Python's ipaddress: the old 6to4 relays, documentation (RFC 9637), and the block of
+# Reserved by IANA, but public according to Python's ipaddress: the old 6to4 relays, documentation (RFC 9637), and the block of
 # protocol assignments (RFC 6890), of which no address serves pictures.
 _NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20", "192.0.0.0/24")))
 
@@ -24,12 +24,12 @@ _COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291: IPv4-compatible, deprec
 
 
 class Refused(Exception):
-    """Why an address is not fetched. Its text is `reason: detail`, what a row's error column holds."""
+    """An address is not fetched. The text is `reason: detail`, as in a row's error column."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open Internet: not private, loopback, link-local, shared (100.64/10), reserved,
-    multicast or unspecified, nor an IPv6 form that carries such an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo)."""
+    """Whether an IP address is public: not private, loopback, link-local, shared (100.64/10), reserved,
+    multicast or unspecified, nor an IPv6 form that contains such an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo)."""
     try:
         ip = ipaddress.ip_address(address.split("%", 1)[0])
     except ValueError:
@@ -50,17 +50,19 @@ def is_public(address: str) -> bool:
 
 
 def networks(written: Sequence[str]) -> tuple[Network, ...]:
-    """Networks as a command takes them: 10.1.0.0/16, 192.168.1.7, fd00::/8. Raises ConfigError."""
+    """Parse the networks of --allow-private: 10.1.0.0/16, 192.168.1.7, fd00::/8. Raises ConfigError."""
     try:
         return tuple(ipaddress.ip_network(text.strip(), strict=False) for text in written)
     except ValueError as error:
-        raise ConfigError(f"--allow-private: {error}; give networks as 10.1.0.0/16, several with commas") from error
+        raise ConfigError(
+            f"--allow-private: {error}; give networks such as 10.1.0.0/16, separated by commas"
+        ) from error
 
 
 def resolve_address(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
     """The IP addresses of a host, each once, in the resolver's order. Spellings such as 127.1 or 0x7f000001 are resolved too.
 
-    Raises Refused: `dns`, or `private_address` where any of them is neither public nor in one of the `allowed` networks.
+    Raises Refused: `dns`, or `private_address` if any of them is neither public nor in one of the `allowed` networks.
     """
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -1,9 +1,9 @@
 """Cached downloads over http(s): resumed, retried with growing waits, checked against a checksum, bounded in size.
 
-Reads: one address. Writes: `<cache>/files/<hash>/<name>` and beside it a small JSON with what names its content. While a
-download lasts it is <name>.part, which is kept after a broken connection and continued if the server still has the same file.
-A file is in the cache whole or not at all. Where a checksum or an `identity` says which content is wanted, the cached file is
-used without asking whether the server's file changed.
+Reads: one address. Writes: `<cache>/files/<hash>/<name>` and beside it a small JSON file with the identity of its
+content. During a download the file is <name>.part, which is kept after a broken connection and continued if the server
+still has the same file. A file is in the cache completely or not at all. If a checksum or an `identity` names the wanted
+content, the cached file is used without asking the server for changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.storage import disk_full_is_an_error
 if TYPE_CHECKING:
     import requests
 
-_CHUNK = 1 << 16  # of a connection that breaks, at most so much is received twice
+_CHUNK = 1 << 16  # bytes; after a broken connection, at most this much is received twice
 
 _CONNECT_S = 15.0
 
@@ -45,7 +45,7 @@ def size_of(path: Path) -> int:
 
 
 def read_note(path: Path) -> dict[str, str]:
-    """The JSON beside a file, values as text; empty if it is absent or torn."""
+    """The JSON beside a file, with values as text; empty if it is absent or damaged."""
     try:
         return {str(key): str(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):
@@ -53,9 +53,10 @@ def read_note(path: Path) -> dict[str, str]:
 
 
 def receive(address: str, target: Path, have: str, wanted: str, max_bytes: int, timeout_s: float) -> str:
-    """Receive `address` into `target`. Returns what names its content: a checksum, else the server's ETag, or date and size.
+    """Receive `address` into `target`. Returns the identity of its content: a checksum, else the server's ETag, or date
+    and size.
 
-    `have` is the identity of a file that is already there: when the server still has that one, nothing is received.
+    `have` is the identity of a file that is already there: if the server still has that file, nothing is received.
     Raises Broken (try again), SourceError, BudgetError.
     """
     import requests
@@ -105,7 +106,7 @@ def receive(address: str, target: Path, have: str, wanted: str, max_bytes: int, 
 def _write(
     answer: requests.Response, part: Path, resumed: bool, start: int, max_bytes: int, address: str
 ) -> int | None:
-    """Append the answer to the part file. Returns the size the whole should have, where the server says so."""
+    """Append the answer to the part file. Returns the size of the whole file if the server states it."""
     total: int | None = None
     if resumed:
         span, _, whole = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
@@ -132,7 +133,7 @@ def _write(
             received += len(chunk)
             if received > limit:
                 part.unlink()
-                raise SourceError(f"{address}: went on after {limit} bytes, more than are allowed; check the address")
+                raise SourceError(f"{address}: more than the allowed {limit} bytes; check the address")
     return total
 
 
@@ -181,7 +182,7 @@ class Cached:
 
 
 def rebase(url: str, base_url: str) -> str:
-    """`url` with scheme and host (and a path in front) from `base_url`, if that is given."""
+    """`url` with its scheme and host replaced by those of `base_url` (and its path prefixed), if that is given."""
     if not base_url:
         return url
     base, parts = urlsplit(base_url), urlsplit(url)
@@ -229,7 +230,9 @@ def fetch(
                 lambda: size_of(part_of(target)),
             )
         if identity and not (md5 or sha256) and found != identity:
-            raise SourceError(f"{address}: changed while it was being read; run the same command again to plan anew")
+            raise SourceError(
+                f"{address}: changed while it was being read; run the same command again to make a new plan"
+            )
     return Cached(target, found)
 
 
@@ -258,7 +261,7 @@ def remote_size(url: str, base_url: str = "", patience: Patience | None = None) 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a cache folder alone: two workers that want one file fetch it once."""
+    """Lock a cache folder, so that two workers that want one file fetch it once."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,9 +1,10 @@
-"""Fetch a list of addresses politely: few connections to one host at a time, a pause between requests, and its wishes kept.
+"""Fetch a list of addresses politely: few connections to a host at a time, pauses between requests, and robots rules followed.
 
 Reads: the network, through an opener. Writes: pictures into one spool file, and the files of web/slots.py, which make the
 limits of a host hold for all processes of this machine. Addresses wait in a queue for each host, so that a slow host does not
-keep others waiting. Answers 429 and 503 with Retry-After make a host wait and put the address back; a host that keeps refusing
-is set aside, and its addresses fail with the reason `host_refused`. Memory: the addresses, and one picture a thread.
+delay others. After answers 429, and 503 with Retry-After, the host is given a pause and the address is queued again; a
+host that keeps refusing is set aside, and its addresses fail with the reason `host_refused`. Memory: the addresses, and
+one picture for each thread.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ from pipeline.sources.web.opener import (
 )
 from pipeline.sources.web.slots import HostSlots
 
-_TRIES = 5  # of one address that is answered 429
+_TRIES = 5  # requests for an address that is answered with 429
 
-_SLOWEST_S = 5.0  # the longest pause that 429s lead to by themselves
+_SLOWEST_S = 5.0  # the longest pause after answers 429 without Retry-After
 
 
 @dataclass
 class HostFigures:
-    """What one host was asked and what came of it."""
+    """Counts of requests to one host and of their results."""
 
     requests: int = 0
     ok: int = 0
     failed: int = 0
     bytes: int = 0
-    slowed: int = 0  # answers that asked to wait
-    set_aside: str = ""  # why it was given up; empty: it was not
+    slowed: int = 0  # answers that asked for a pause
+    set_aside: str = ""  # the reason why it was set aside; empty: it was not
 
 
 @dataclass
 class _Task:
-    """One address on its way: where it leads now, and what was tried."""
+    """One address in progress: where it leads now, and the attempts so far."""
 
-    url: str  # as it was asked for
+    url: str  # as it is in the list
     now: str  # after redirects
     hops: int = 0
     attempts: int = 0
@@ -64,19 +65,19 @@ class _Task:
 class _Host:
     name: str
     pause_s: float
-    limit: int = 1  # until it is known what the site asks for
+    limit: int = 1  # until the site's rules are known
     known: bool = False
     delay_s: float = 0.0  # its Crawl-delay
-    ready: float = 0.0  # time.monotonic() from which on it may be asked
+    ready: float = 0.0  # time.monotonic() from which on requests are allowed
     active: int = 0
     refused: int = 0  # refusals in a row
-    offered: bool = False  # it is in the heap of hosts that may be asked
+    offered: bool = False  # it is in the heap of available hosts
     queue: deque[_Task] = field(default_factory=deque)
     figures: HostFigures = field(default_factory=HostFigures)
 
 
 class PoliteFetcher:
-    """Fetches all of a list in the background; `result` waits for one address. Shared by threads."""
+    """Fetches all addresses of a list in the background; `result` waits for one of them. Shared by threads."""
 
     def __init__(
         self, opener: SafeOpener, rules: FetchRules, urls: Sequence[str], threads: int, until: float, spool: Path
@@ -86,12 +87,12 @@ class PoliteFetcher:
         self._results: dict[str, tuple[int, int] | Refused] = {}
         self._lock = threading.Lock()
         self._awaited: dict[str, threading.Event] = {}  # by address: set when it is done
-        self._waiting: list[tuple[float, int, _Host]] = []  # a heap of hosts that may be asked, each once
+        self._waiting: list[tuple[float, int, _Host]] = []  # a heap of available hosts, each once
         self._numbers = itertools.count()
         # One idle thread watches the clock for all; the others sleep until there is work for them. If all of them watched,
         # every answer and every pause would wake every thread.
         self._watch, self._sleepers = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._watched_until: float | None = None  # when the watching thread wakes; None: nobody watches
+        self._watched_until: float | None = None  # when the watching thread wakes; None: no thread watches
         self._spool = spool.open("w+b")
         self._written = 0
         self._slots = HostSlots()
@@ -117,12 +118,12 @@ class PoliteFetcher:
         return os.pread(self._spool.fileno(), found[1], found[0])
 
     def figures(self) -> dict[str, HostFigures]:
-        """By host, those that were asked most first."""
+        """Figures by host, the hosts with the most requests first."""
         with self._lock:
             hosts = sorted(self._hosts.values(), key=lambda host: (-host.figures.requests, host.name))
             return {host.name: host.figures for host in hosts}
 
-    # ---- the queues; all of these hold the lock
+    # ---- the queues; the caller holds the lock
 
     def _enqueue(self, task: _Task) -> None:
         try:
@@ -135,7 +136,7 @@ class PoliteFetcher:
         self._offer(host)
 
     def _offer(self, host: _Host) -> None:
-        """Put a host that has addresses and a free connection where threads look for work."""
+        """Put a host that has addresses and a free connection into the heap in which threads look for work."""
         if host.figures.set_aside:
             self._set_aside(host, host.figures.set_aside)
         if host.queue and host.active < host.limit and not host.offered:
@@ -150,7 +151,7 @@ class PoliteFetcher:
             done.set()
 
     def _next(self) -> tuple[_Host, _Task] | None:
-        """A host that may be asked now, and its address; None once nothing is left. Waits."""
+        """A host that is available now, and one of its addresses; None if nothing is left. Waits until there is one."""
         with self._lock:
             while self._left:
                 now = time.monotonic()
@@ -178,7 +179,7 @@ class PoliteFetcher:
             return None
 
     def _ready_host(self, now: float) -> _Host | None:
-        """The host at the top of the heap if it may be asked now. Hosts that have to wait longer move down."""
+        """The host at the top of the heap if it is available now. Hosts that have to wait longer move down."""
         while self._waiting and self._waiting[0][0] <= now:
             _, _, host = heapq.heappop(self._waiting)
             host.offered = False
@@ -188,7 +189,7 @@ class PoliteFetcher:
         return None
 
     def _tell(self) -> None:
-        """See that somebody watches the clock for the host at the top of the heap."""
+        """Make sure that a thread watches the clock for the host at the top of the heap."""
         if not self._waiting:
             return
         if self._watched_until is None:
@@ -225,7 +226,7 @@ class PoliteFetcher:
                 self._offer(host)
 
     def _ask(self, host: _Host, task: _Task) -> Answer | Refused:
-        """One request. The first of a host reads what its site asks for, and the address has to wait for its turn."""
+        """One request. The first request to a host reads the site's rules instead, and the address is queued again."""
         try:
             if not host.known:
                 delay = self.opener.prepare(task.now)
@@ -238,11 +239,11 @@ class PoliteFetcher:
             return self.opener.visit(task.now, min(time.monotonic() + self.rules.total_s, self.until))
         except Refused as refused:
             return refused
-        except Exception as error:  # an answer that nobody foresaw; without a reason its address would be waited for
+        except Exception as error:  # an unexpected answer; without a reason, callers would wait for the address forever
             return Refused(f"not_fetched: {type(error).__name__}: {error}")
 
     def _settle(self, host: _Host, task: _Task, outcome: Answer | Refused) -> None:
-        """Note what came of a request, and put the address back where it has to be asked again."""
+        """Record the result of a request, and queue the address again if necessary."""
         now = time.monotonic()
         host.ready = max(host.ready, now + host.delay_s)
         if isinstance(outcome, Refused):
@@ -286,7 +287,7 @@ class PoliteFetcher:
             self._finish(task, refused)
 
     def _slow_down(self, host: _Host, task: _Task, answer: Answer, now: float) -> None:
-        """A host asks to wait: it is asked again when it says, over one connection."""
+        """A host asked for a pause: continue after it, over one connection."""
         host.figures.slowed += 1
         host.refused += 1
         task.waits += 1

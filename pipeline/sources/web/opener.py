@@ -1,9 +1,9 @@
-"""An opener for untrusted picture addresses: public ones only, limits on size, time and redirects, robots asked first.
+"""An opener for untrusted picture addresses: public addresses only, limits on size, time and redirects, robots rules first.
 
-Reads: http(s) addresses; robots.txt and tdmrep.json of their sites, once while they are remembered. Writes nothing. Every hop
-of a redirect is checked like the first address. Proxies of the environment are not used, because they would resolve names in
-our place. A connection stays open for further pictures of its host, and goes to the address that was checked when it was
-made. Memory: one picture of at most `max_bytes` a thread. Resolving a name takes as long as the resolver lets it.
+Reads: http(s) addresses; robots.txt and tdmrep.json of their sites, which are cached. Writes nothing. Every hop
+of a redirect is checked like the first address. Proxies from the environment are not used, because they would resolve names
+themselves. A connection stays open for further pictures of its host, and goes to the address that was checked when it was
+made. Memory: one picture of at most `max_bytes` for each thread. The time for resolving a name is not limited.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from pipeline.sources.web.addresses import Refused, networks, resolve_address
 from pipeline.sources.web.robots import MAX_ROBOTS_BYTES, Rules, opts_out, parse_robots
 from pipeline.sources.web.tdm import MAX_TDM_BYTES, TDM_PATH, Reservations, parse_tdm, reserved_by_header
 
-AGENTS = ("rdmpipe", "img2dataset")  # robots that are told to stay away by either name do
+AGENTS = ("rdmpipe", "img2dataset")  # a rule for either name is followed
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-PASSING = frozenset({500, 502, 503, 504})  # answers after which a second attempt may succeed
+PASSING = frozenset({500, 502, 503, 504})  # status codes after which a second attempt may succeed
 
 AGAIN_S = 0.5
 
-ASKS_TOO_MUCH = "host_refused: "  # how the reason of a site begins that is set aside
+ASKS_TOO_MUCH = "host_refused: "  # prefix of the reason of a site that is set aside
 
 _ASCII = "".join(map(chr, range(33, 127)))
 
 _BODILESS = frozenset({204, 304})  # a server that sends a body with these would put it before the next answer
 
-_SITES = 2048  # whose robots.txt is remembered at a time
+_SITES = 2048  # number of sites whose robots.txt is cached
 
-_IDLE_S = 15.0  # how long an idle connection is used again: servers close them after about as long
+_IDLE_S = 15.0  # how long an idle connection is reused: servers close them after about that time
 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What is asked of every address; a manifest may say otherwise in its options. Times in seconds, sizes in bytes."""
+    """Limits for every address; a manifest may set others in its options. Times in seconds, sizes in bytes."""
 
     max_bytes: int = 20 << 20
-    silence_s: float = 10.0  # without a byte
-    total_s: float = 30.0  # of one address with its redirects and second attempt; a site's robots.txt has as long
+    silence_s: float = 10.0  # without receiving a byte
+    total_s: float = 30.0  # for one address with its redirects and second attempt; also for a site's robots.txt
     redirects: int = 5
-    attempts: int = 2  # where the connection broke or the server said 5xx
+    attempts: int = 2  # if the connection broke or the answer was 5xx
     robots: bool = True
-    opt_out: bool = True  # X-Robots-Tag, and reservations for text and data mining
+    opt_out: bool = True  # follow X-Robots-Tag and reservations for text and data mining
     connections: int = 2  # to one host at a time, by all processes of this machine together
-    pause_s: float = 0.05  # between requests to one host; longer while it asks to slow down
-    refusals: int = 8  # after so many in a row a host is set aside
-    most_wait_s: float = 300.0  # a host that asks to wait longer is set aside
-    contact: str = ""  # address or page of whoever runs this, for the User-Agent; empty: RDMPIPE_CONTACT
+    pause_s: float = 0.05  # between requests to one host; longer while the host asks for it
+    refusals: int = 8  # after this many in a row, a host is set aside
+    most_wait_s: float = 300.0  # a host that asks for a longer pause is set aside
+    contact: str = ""  # address or page of the operator, for the User-Agent; empty: RDMPIPE_CONTACT
 
     def user_agent(self) -> str:
-        """What requests say of us: the project, and whom to turn to."""
+        """The User-Agent of requests: the project and a contact."""
         contact = self.contact or os.environ.get("RDMPIPE_CONTACT", "")
         told = f"; contact: {contact}" if contact else ""
         return "".join(c for c in f"Mozilla/5.0 (compatible; rdmpipe/0.1; img2dataset{told})" if " " <= c <= "~")
@@ -69,7 +69,7 @@ class FetchRules:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response as `urlopen`'s callers use it."""
+    """A response with the methods that callers of `urlopen` use."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -88,7 +88,7 @@ class Answer:
 
 @dataclass
 class _Site:
-    """What one origin's robots.txt and tdmrep.json said, asked for once."""
+    """The rules in one origin's robots.txt and tdmrep.json, requested once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     rules: Rules | None = None
@@ -133,14 +133,14 @@ class SafeOpener:
         raise AssertionError("unreachable")
 
     def prepare(self, url: str) -> float:
-        """Read what the site of an address asks for, unless it is known; its Crawl-delay in seconds. Raises Refused."""
+        """Read the rules of an address's site, unless they are known. Returns its Crawl-delay in seconds. Raises Refused."""
         if not (self.rules.robots or self.rules.opt_out):
             return 0.0
         site = self._site(_split(url))
         return site.rules.delay_s if site.rules else 0.0
 
     def visit(self, url: str, deadline: float) -> Answer:
-        """The answer to one GET, whatever its status, if the site lets us ask. Raises Refused."""
+        """The answer to one GET, with any status, if the site's rules allow the request. Raises Refused."""
         parts = _split(url)
         self._ask_site(parts)
         answer = self._get(parts, deadline, self.rules.max_bytes)
@@ -166,7 +166,7 @@ class SafeOpener:
         raise Refused(f"too_many_redirects: more than {self.rules.redirects}")
 
     def _ask_site(self, parts: SplitResult) -> None:
-        """Raise Refused if the site's robots.txt or tdmrep.json keeps a path from us."""
+        """Raise Refused if the site's robots.txt or tdmrep.json excludes a path."""
         if not (self.rules.robots or self.rules.opt_out):
             return
         site = self._site(parts)
@@ -209,7 +209,7 @@ class SafeOpener:
         time.sleep(max(0.0, min(seconds, self.until - time.monotonic())))
 
     def _robots_of(self, parts: SplitResult, deadline: float) -> Rules:
-        """RFC 9309, 2.3.1: an answer 4xx allows everything, a server error nothing; five redirects are followed."""
+        """RFC 9309, 2.3.1: an answer 4xx allows everything, a server error allows nothing; five redirects are followed."""
         answer = self._read_small(f"{parts.scheme}://{parts.netloc}/robots.txt", deadline, MAX_ROBOTS_BYTES)
         if answer is None:
             return Rules()
@@ -218,7 +218,7 @@ class SafeOpener:
         return parse_robots(answer.body.decode("utf-8", "replace"), AGENTS) if answer.status == 200 else Rules()
 
     def _tdm_of(self, parts: SplitResult, deadline: float) -> Reservations:
-        """What /.well-known/tdmrep.json reserves. A site without one, or whose file cannot be read, has stated nothing."""
+        """The reservations in /.well-known/tdmrep.json; none if the file is missing or cannot be read."""
         try:
             answer = self._read_small(f"{parts.scheme}://{parts.netloc}{TDM_PATH}", deadline, MAX_TDM_BYTES)
         except Refused:
@@ -228,7 +228,7 @@ class SafeOpener:
         return parse_tdm(answer.body.decode("utf-8", "replace"))
 
     def _read_small(self, url: str, deadline: float, most: int) -> Answer | None:
-        """A file about the site, after at most five redirects; None if there are more."""
+        """A small file of the site, after at most five redirects; None if there are more."""
         for _ in range(6):
             answer = self._get(_split(url), deadline, most, cut=True)
             moved = moved_to(answer)
@@ -240,7 +240,7 @@ class SafeOpener:
     # ---- one request
 
     def _get(self, parts: SplitResult, deadline: float, most: int, cut: bool = False) -> Answer:
-        """One request without redirects. The body is read for status 200 alone; `cut` keeps the beginning of a long one."""
+        """One request without redirects. The body is read only for status 200; `cut` keeps the beginning of a long one."""
         try:
             return self._exchange(parts, _request_path(parts), deadline, most, cut)
         except Refused:
@@ -264,7 +264,7 @@ class SafeOpener:
         return Refused(f"timeout: {f'not done after {self.rules.total_s:g} s' if over else 'silence'}")
 
     def _exchange(self, parts: SplitResult, path: str, deadline: float, most: int, cut: bool) -> Answer:
-        """One request and its answer, over an idle connection if there is one."""
+        """Send one request and read its answer, over an idle connection if there is one."""
         place = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         connection = self._idle_connection(place)
         is_used = connection is not None
@@ -349,7 +349,7 @@ class SafeOpener:
 
     @staticmethod
     def _rest(response: http.client.HTTPResponse) -> bytes:
-        """Read a short body that is not wanted, so that the connection can be used again; leave a long one."""
+        """Read a short unwanted body, so that the connection can be used again; do not read a long one."""
         if response.length is not None and response.length <= 1 << 16:
             response.read()
         return b""
@@ -360,7 +360,7 @@ class SafeOpener:
             raise Refused(f"too_large: {announced} bytes announced, at most {most}")
         if announced is None or announced > most:
             body = self._pieces(response, deadline, most)
-        else:  # in one piece: the watch ends what comes too slowly
+        else:  # in one call: the watch ends a body that arrives too slowly
             body = response.read(announced) if announced else b""
         if len(body) > most:
             if not cut:
@@ -387,7 +387,7 @@ class SafeOpener:
         return bytes(body)
 
     def _watch(self) -> None:
-        """Shut sockets that are over their time: what comes a byte at a time never times out by itself."""
+        """Shut sockets that exceed their time limit: a body that arrives byte by byte never times out by itself."""
         while True:
             time.sleep(0.25)
             now = time.monotonic()
@@ -409,23 +409,23 @@ def moved_to(answer: Answer) -> str:
     if answer.status not in REDIRECTS or not location:
         return ""
     with contextlib.suppress(UnicodeEncodeError):
-        raw = location.encode("latin-1")  # http.client takes headers for Latin-1
+        raw = location.encode("latin-1")  # http.client decodes headers as Latin-1
         try:
             location = raw.decode("utf-8")
-        except UnicodeDecodeError:  # the bytes of another encoding: what the server calls the file
+        except UnicodeDecodeError:  # another encoding: keep the server's bytes
             location = quote(raw, safe=_ASCII)
     return urljoin(answer.url, location)
 
 
 def host_of(url: str) -> str:
-    """The host of an address, with its port where that is unusual: what limits are kept by. Raises Refused."""
+    """The host of an address, with its port if that is not the default: the key of limits. Raises Refused."""
     parts = _split(url)
     usual = {"http": 80, "https": 443}[parts.scheme]
     return (parts.hostname or "") + ("" if parts.port in (None, usual) else f":{parts.port}")
 
 
 def _request_path(parts: SplitResult) -> str:
-    """The path and query of an address as a request line has them."""
+    """The path and query of an address for a request line."""
     query = "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
     return quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + query
 

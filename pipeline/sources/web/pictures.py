@@ -1,10 +1,10 @@
-"""Fetch a shard of addresses in a process of its own, and give each its picture or its reason.
+"""Fetch a shard of addresses in a separate process, and return each address's picture or reason of failure.
 
 Reads: the network, through web/worker.py, in which img2dataset writes what web/hosts.py fetches. Writes into a scratch folder
-that the caller removes; hosts.json there has the figures of every host. The process has a deadline: addresses that are left
-then fail as `deadline`. If it does not end by itself it is killed, and the caller may try the shard again. Results are joined
-by img2dataset's key, because its rows come in the order in which they were finished. Memory: here one picture at a time; in
-the process one for each of 2 x threads.
+that the caller removes; hosts.json there has the figures of every host. The process has a deadline: addresses that are then
+left fail as `deadline`. If the process does not end, it is killed, and the caller may retry the shard. Results are joined
+by img2dataset's key, because img2dataset's rows are in the order in which they finished. Memory: here one picture at a time; in
+the process at most 2 x threads pictures.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.schema import read_parquet
 from pipeline.sources.web.opener import FetchRules
 from pipeline.storage import tar_members
 
-START_S = 120.0  # img2dataset imports torch, ray and wandb: ten seconds and more on a busy machine
+START_S = 120.0  # limit for starting: img2dataset's imports take ten seconds and more on a busy machine
 
 _REASON = re.compile(r"^[a-z][a-z0-9_]*(: |$)")
 
 
 class Fetched:
-    """What became of a shard's URLs, by their place in the list. Holds img2dataset's tar open."""
+    """The results of a shard's URLs, by their position in the list. Holds img2dataset's tar open."""
 
     def __init__(self, folder: Path, urls: Sequence[str]) -> None:
         self._urls = urls
@@ -61,9 +61,9 @@ class Fetched:
 def fetch_urls(
     urls: Sequence[str], rules: FetchRules, allow_private: Sequence[str], threads: int, seconds: float, scratch: Path
 ) -> Fetched:
-    """Fetch the URLs into `scratch`; `seconds` are for the fetching alone, START_S for starting come before them.
+    """Fetch the URLs into `scratch`. `seconds` limits the fetching; START_S is added for starting.
 
-    Raises SourceError if the process failed as a whole, with the last lines it said.
+    Raises SourceError, with the last lines of its output, if the process as a whole failed.
     """
     import pyarrow as pa
 
@@ -97,7 +97,7 @@ def fetch_urls(
 
 
 def reason(message: str) -> str:
-    """img2dataset's words for a failed URL as `reason: detail`. Ours, which come from the opener, are so already."""
+    """img2dataset's message for a failed URL as `reason: detail`. Messages of our opener already have this form."""
     if _REASON.match(message):
         return message[:500]
     if "X-Robots-Tag" in message:

@@ -1,4 +1,4 @@
-"""Retry an action that may succeed later, with growing waits; report one that cannot succeed at once.
+"""Retry an action that may succeed later, with growing waits; report at once an action that cannot succeed.
 
 Reads and writes nothing.
 """

@@ -1,8 +1,8 @@
-"""What a site asks of robots: robots.txt (RFC 9309) and the X-Robots-Tag header.
+"""The rules of a site for robots: robots.txt (RFC 9309) and the X-Robots-Tag header.
 
-Reads and writes nothing. Of robots.txt it takes the allow, disallow and Crawl-delay lines of the groups that name us (else of
-`*`), with `*` and `$` in patterns. The longest matching line decides, allow among equals. Crawl-delay is not in the RFC; sites
-mean it all the same.
+Reads and writes nothing. From robots.txt it uses the allow, disallow and Crawl-delay lines of the groups that name us (else of
+`*`), with `*` and `$` in patterns. The longest matching line decides; among equally long lines, allow. Crawl-delay is
+not in the RFC, but sites use it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 @dataclass(frozen=True)
 class Rules:
-    """The lines of robots.txt that hold for us: (path pattern, whether it allows), for each of our names.
+    """The lines of robots.txt that apply to us: (path pattern, whether it allows), for each of our names.
 
-    `delay_s` is the longest Crawl-delay that is meant for us: seconds from one request to the next.
+    `delay_s` is the longest Crawl-delay that applies to us: seconds from one request to the next.
     """
 
     groups: tuple[tuple[tuple[str, bool], ...], ...] = ()
@@ -31,7 +31,7 @@ class Rules:
 
     def allows(self, path: str) -> bool:
         """Whether every one of our names may fetch a path (with its query)."""
-        path = normal(path).replace("*", "%2A")  # a star in a path is only a star
+        path = normal(path).replace("*", "%2A")  # a star in a path is a literal star
         return path == "/robots.txt" or all(_allows(lines, path) for lines in self.groups)
 
 
@@ -79,7 +79,7 @@ def _allows(lines: Iterable[tuple[str, bool]], path: str) -> bool:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """`*` stands for any characters, a `$` at the end for the path's end. No backtracking: sites write these patterns."""
+    """`*` matches any characters, a `$` at the end the path's end. Without backtracking, because the patterns are untrusted."""
     whole = pattern.endswith("$")
     pieces = pattern.removesuffix("$").split("*")
     if not path.startswith(pieces[0]):
@@ -97,9 +97,9 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def normal(path: str) -> str:
-    """One spelling of a path or pattern: percent-encoded where it has to be, and reserved characters as they are written.
+    """A path or pattern in normal form: percent-encoded where necessary, with reserved characters as they are written.
 
-    `/a%2Fb` is another path than `/a/b`, and `%2A` in a pattern is a star instead of any characters (RFC 9309, 2.2.2, 2.2.3).
+    `/a%2Fb` is another path than `/a/b`, and `%2A` in a pattern is a literal star (RFC 9309, 2.2.2, 2.2.3).
     """
     return _ENCODED.sub(_decoded, quote(path, safe="/?&=:;,@!$*'()+~%[]"))
 
@@ -115,10 +115,10 @@ def _decoded(encoded: re.Match[str]) -> str:
 
 
 def opts_out(headers: Iterable[str], agents: Sequence[str], now: datetime.datetime | None = None) -> str:
-    """The directive among X-Robots-Tag headers that tells us to leave a picture alone; empty if there is none.
+    """The directive among X-Robots-Tag headers that forbids the use of a picture; empty if there is none.
 
-    `noai, noindex` is meant for everybody, `name: noai` for that name and all that follow in the header. A date behind
-    `unavailable_after` may hold commas and colons of its own; a date that has passed counts as `noindex` does.
+    `noai, noindex` applies to all agents; after `name:`, the following directives of the header apply to that name. A
+    date after `unavailable_after` may contain commas and colons; a date that has passed counts as `noindex`.
     """
     for header in headers:
         name = ""

@@ -1,8 +1,8 @@
-"""The limits of a host for all processes of this machine: how many connections, and how soon after one another.
+"""The limits of a host for all processes of this machine: number of connections, and time between requests.
 
-Reads and writes: small files in `<cache>/hosts`. A locked file is a connection; the time of another file is the moment at which
-the host was or will be asked last. Other machines do not see them. A process that dies frees its locks. What is limited is
-connections in use: each process may keep an idle one open for some seconds more.
+Reads and writes: small files in `<cache>/hosts`. A locked file is a connection; the time of another file is the time of the
+last request, made or reserved. The limits do not include other machines. A process that dies frees its locks. Only
+connections in use are limited: each process may also keep an idle one open for some seconds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pipeline.config import cache_dir, digest
 
-_LOCKED_S = 0.1  # how long to wait for a connection that another process has
+_LOCKED_S = 0.1  # how long to wait for a connection that another process holds
 
-_SLEEP_S = 0.25  # a shorter wait is slept through with the connection held
+_SLEEP_S = 0.25  # during a shorter wait, the connection stays held
 
-_MOST_AHEAD_S = 600.0  # a time further in the future is not ours: the clock was set back
+_MOST_AHEAD_S = 600.0  # a time further in the future is ignored: the clock was set back
 
 
 class HostSlots:
@@ -33,9 +33,9 @@ class HostSlots:
 
     @contextlib.contextmanager
     def take(self, host: str, limit: int, pause_s: float, delay_s: float) -> Iterator[float]:
-        """Hold one of the `limit` connections to a host; yields 0, or the seconds after which to try again.
+        """Hold one of the `limit` connections to a host. Yields 0, or the seconds after which to try again.
 
-        Requests begin at least `pause_s` and `delay_s` after one another; `delay_s` counts from the end of a request too.
+        Requests begin at least `pause_s` and `delay_s` apart; `delay_s` also counts from the end of a request.
         """
         name = self._names.setdefault(host, digest(host, 24))
         for number in range(limit):
@@ -59,7 +59,7 @@ class HostSlots:
 
 
 def _reserve(turn: Path, pause_s: float) -> float:
-    """Seconds until the host may be asked. A short wait is reserved: the next request begins `pause_s` after it."""
+    """Seconds until the next request is allowed. A short wait is reserved: the request after it begins `pause_s` later."""
     with turn.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         now, last = time.time(), os.fstat(held.fileno())

@@ -1,7 +1,8 @@
-"""What a site reserves for text and data mining: the TDM Reservation Protocol (W3C community group report, 2024).
+"""Reservations of a site against text and data mining: the TDM Reservation Protocol (W3C community group report, 2024).
 
-Reads and writes nothing. A site says so in a header (`tdm-reservation: 1`), or for paths in /.well-known/tdmrep.json: a list of
-rules with a `location`, whose patterns are those of robots.txt. The first rule that matches a path decides.
+Reads and writes nothing. A site reserves a picture by a header (`tdm-reservation: 1`), or paths in
+/.well-known/tdmrep.json: a list of rules with a `location`, whose patterns are those of robots.txt. The first rule that
+matches a path decides.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Reservations:
 
 
 def parse_tdm(text: str) -> Reservations:
-    """The rules of a tdmrep.json. What is not of its form says nothing."""
+    """The rules of a tdmrep.json. Entries of another form are ignored."""
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):

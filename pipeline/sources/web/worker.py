@@ -2,8 +2,8 @@
 
 Reads: a job (web/pictures.py writes it) and an Arrow file of addresses. Writes, in the job's folder, img2dataset's webdataset
 shard (00000.tar, 00000.parquet, 00000_stats.json) and hosts.json, the figures of every host. web/hosts.py fetches, through an
-opener that checks every address, because img2dataset's own asks nothing of one; img2dataset's `urlopen` waits for the result.
-Pictures are stored as they came, never decoded.
+opener that checks every address, because img2dataset's own opener checks nothing; img2dataset's `urlopen` waits for the result.
+Pictures are stored unchanged and never decoded.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ HOSTS = "hosts.json"
 
 
 class Waiting:
-    """Stands in for urllib's opener: an address is answered when it has been fetched."""
+    """Replaces urllib's opener: `open` returns when the address has been fetched."""
 
     def __init__(self, fetcher: PoliteFetcher, urls: Sequence[str]) -> None:
         self.fetcher = fetcher
-        self.listed: dict[str, str] = {}  # as urllib writes an address: as the list has it
+        self.listed: dict[str, str] = {}  # address as urllib writes it -> address as in the list
         for url in urls:
             with contextlib.suppress(ValueError):
                 self.listed[urllib.request.Request(url).full_url] = url
@@ -81,7 +81,7 @@ def fetch(job: Table) -> bool:
         oom_shard_count=5,
         compute_hash=None,
         verify_hash_type=None,
-        encode_format="jpg",  # a name in the tar; the bytes decide what they are
+        encode_format="jpg",  # only a name in the tar; the bytes decide the format
         retries=0,
         user_agent_token=AGENTS[0],
         disallowed_header_directives=sorted(OPT_OUTS) if rules.opt_out else None,
@@ -93,10 +93,10 @@ def fetch(job: Table) -> bool:
 
 
 def _leave_out_what_is_not_needed() -> None:
-    """Import img2dataset's downloader and writer alone.
+    """Import only img2dataset's downloader and writer.
 
     The package itself imports its command line, and with it torch, wandb, albumentations and a reader of pandas: about ten
-    seconds of a core for every shard. None of these is used here: pictures are stored as they came.
+    seconds of a core for every shard. None of these is used here, because pictures are stored unchanged.
     """
     found = importlib.util.find_spec("img2dataset")
     package = types.ModuleType("img2dataset")
