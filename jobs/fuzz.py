@@ -5,8 +5,8 @@
 Inputs are made by hypothesis, from scratch and from sound examples that are changed; the same seed makes the same inputs. Each
 parser gets an equal share of the time. An input that ends in another exception, or that is stopped after `--slow` seconds, is
 a finding: it is printed with its parser, and the exit code is 1. Writes to a temporary folder only. Does not find crashes of
-the process itself: a crash ends the run, and the last line on standard error names the parser. Nor does it stop a call into a
-library that never returns to Python.
+the process itself: a crash ends the run, and the last line on standard error names the parser. An input that needs more than
+`--memory` is a finding, or ends the run likewise. Nor does it stop a call into a library that never returns to Python.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -413,8 +414,10 @@ def main() -> int:
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--only", default="", help="names of parsers, separated by commas")
     wanted.add_argument("--slow", type=float, default=10.0, help="seconds after which an input is stopped, a finding")
+    wanted.add_argument("--memory", type=float, default=12.0, help="address space that the process may use, in GiB")
     wanted.add_argument("--json", action="store_true")
     args = wanted.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (int(args.memory * (1 << 30)), resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory(prefix="rdmpipe-fuzz-") as folder:
         os.environ["RDMPIPE_CACHE"], os.environ["RDMPIPE_HOME"] = f"{folder}/cache", f"{folder}/home"
         known = parsers(Path(folder))

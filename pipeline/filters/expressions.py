@@ -40,6 +40,10 @@ MOST_ARGUMENTS = 100  # of one function
 
 MOST_NESTING = 100
 
+MOST_COPIES = 100  # that DuckDB makes of one part of the filter while it plans
+
+MOST_PARSED = 300_000  # words of a filter whose CASEs DuckDB's parser writes out
+
 NODES = {
     "CONJUNCTION": {"CONJUNCTION_AND", "CONJUNCTION_OR"},
     "COMPARISON": None,
@@ -88,6 +92,8 @@ _LINEAR = """
 """
 
 LINEAR = frozenset(_LINEAR.split())
+
+MACROS = {"nullif": 2, "split_part": 2}  # functions that DuckDB writes out, and how often each argument then occurs
 
 SEARCHES = frozenset({"contains", "starts_with", "ends_with", "prefix", "suffix", "^@"})  # for a short constant text
 
@@ -185,6 +191,11 @@ def _check_size(expression: str) -> None:
             depth -= 1
         elif text[0] != "'" and not text[0].isdigit():
             words += 1
+    if _parsed_copies(expression) * (words + 1) > MOST_PARSED:
+        raise FilterError(
+            f"filter {shown(expression)} has too many CASE <value> WHEN ...; write them as CASE WHEN <condition> "
+            "THEN ..., and do not nest them"
+        )
     if deepest > MOST_NESTING:
         raise FilterError(f"filter {shown(expression)} nests {deepest:,} deep; at most {MOST_NESTING} is allowed")
     if words > MOST_WORDS:
@@ -192,6 +203,35 @@ def _check_size(expression: str) -> None:
             f"filter {shown(expression)} has {words:,} names and operators; at most {MOST_WORDS:,} are allowed. Many values of "
             "one column go into a list, as in width IN (100, 200, 300)"
         )
+
+
+def _parsed_copies(expression: str) -> float:
+    """An upper bound of the copies that DuckDB's parser makes of a part: `CASE a WHEN b ... WHEN c ...` copies a for each WHEN.
+
+    Counts in the text as it is, quoted parts and comments included, so that no quoting can hide a CASE.
+    """
+    cases = len(re.findall(r"(?i)\bcase\b(?!\s+when\b)", expression))
+    whens = len(re.findall(r"(?i)\bwhen\b", expression))
+    return max([1.0, *((whens / used) ** used for used in range(1, min(cases, 40) + 1))])
+
+
+def _copies(node: Node) -> int:
+    """How many copies of one part DuckDB makes while it plans: IN, BETWEEN and macros copy their operand, nested ones multiply.
+
+    A planner's work cannot be interrupted, hence the bound. The innermost operator of a chain is not counted: DuckDB plans
+    `f(column) IN (10,000 values)` without copies.
+    """
+    children = [each for part in node.values() for each in (part if isinstance(part, list) else [part])]
+    inside = [_copies(each) for each in children if isinstance(each, dict) and each.get("class") != "CONSTANT"]
+    kind, factor = node.get("class"), 1
+    if kind == "BETWEEN":
+        factor = 2
+    elif kind == "OPERATOR" and node["type"] in ("COMPARE_IN", "COMPARE_NOT_IN"):
+        factor = max(len(node["children"]) - 1, 2)
+    elif kind == "FUNCTION":
+        factor = MACROS.get(str(node["function_name"]), 1)
+    most = max(inside, default=0)
+    return factor * most if factor == 1 or most else 1
 
 
 def _measure(tree: Node, expression: str) -> Node:
@@ -217,6 +257,11 @@ def _measure(tree: Node, expression: str) -> Node:
         for part in item.values():
             parts = part if isinstance(part, list) else [part]
             waiting.extend((each, depth) for each in parts if isinstance(each, dict))
+    if (copies := _copies(root)) > MOST_COPIES:
+        raise FilterError(
+            f"filter {shown(expression)} nests IN, BETWEEN, nullif or split_part inside each other: DuckDB would copy a part "
+            f"{copies:,} times; at most {MOST_COPIES} are allowed"
+        )
     return root
 
 
