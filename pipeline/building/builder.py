@@ -1,7 +1,7 @@
 """`rdmpipe build-index`: plan, download, embed, index and publish, under one lease, resumable at any point.
 
 Reads: a manifest and its source. Writes: a database's files and, last of all, its version and `current`. Publishes nothing
-while a shard is missing: what is finished is kept, and the same command continues from there.
+while a shard is missing; finished shards are kept, and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.storage import Artifact, lease
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildSummary:
-    """Build a database, or continue building it. Raises RdmpipeError; what is finished is kept in any case."""
+    """Build a database, or continue an unfinished build. Raises RdmpipeError; finished shards are always kept."""
     start = time.monotonic()
     manifest, request = settle(request)
     if "embed" in request.stages or "index" in request.stages:
@@ -45,7 +45,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildSummary:
 
 
 class _Build:
-    """One build under its lease: what was asked for, and what is known so far."""
+    """One build under its lease: the request, and what is known so far."""
 
     def __init__(
         self, database: RetrievalDatabase, manifest: Manifest, request: BuildRequest, progress: Progress, start: float
@@ -66,7 +66,7 @@ class _Build:
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
         if "index" in self.request.stages and self.published is None:
-            # How many rows a filter or the addresses of a list leave is not known yet.
+            # The number of rows that a filter or failed addresses leave is not known yet.
             known = not self.request.where and self.manifest.source.kind != "urls"
             check_index(self.request.index, plan.rows if known else 0, self._record().dim)
         outcome = Outcome()
@@ -87,7 +87,7 @@ class _Build:
         return self._summary(outcome, version.counts, version)
 
     def _nothing_new(self, plan: BuildPlan) -> BuildSummary | None:
-        """How a refresh ends whose source and settings are those of the published version: at once, no shard looked at."""
+        """The end of a refresh whose source and settings equal those of the published version: no shard is read."""
         before = self.published
         if before is None or not self.request.refresh or "index" not in self.request.stages:
             return None
@@ -102,10 +102,10 @@ class _Build:
         listed = [asdict(failure) for failure in failures]
         self.database.storage.write_text("failures.json", canonical_json(listed) + "\n")
 
-    # ---- what a shard goes through
+    # ---- the stages of a shard
 
     def _stages(self, plan: BuildPlan) -> tuple[Stage, ...]:
-        """The chain a shard goes through. `embed` fetches what is missing: pictures may be gone after embedding."""
+        """The chain of stages. `embed` includes the download, because pictures may be removed after embedding."""
         if "embed" in self.request.stages:
             return self._download_stage(plan), self._embed_stage(plan)
         return (self._download_stage(plan),) if "download" in self.request.stages else ()
@@ -114,7 +114,7 @@ class _Build:
         stage = download_stage(self.database, download_config(self.manifest, plan, self.request), filter_mask)
         return replace(
             stage, resources=replace(stage.resources, cpus=0.0)
-        )  # it waits for disk and network; CPUs are for models
+        )  # downloads wait for disk and network; CPUs are for models
 
     def _embed_stage(self, plan: BuildPlan) -> Stage:
         backend = self.request.backend
@@ -132,7 +132,7 @@ class _Build:
         return embed_stage(self.database, config, self._record(), backend.workers)
 
     def _record(self) -> EncoderRecord:
-        """Which encoder makes the vectors: as written down by the first build, else found out by loading it."""
+        """The record of the encoder: from the first build, else by loading the encoder."""
         if self.published is not None:
             return self.published.encoder
         text = self.database.storage.read_text("encoder.json")
@@ -169,10 +169,10 @@ class _Build:
             found.append(receipt)
         return found
 
-    # ---- what comes of it
+    # ---- index, publish, summary
 
     def _index(self, plan: BuildPlan, receipts: list[Receipt]) -> Version:
-        """Index and publish; where nothing is new, the published version as it is."""
+        """Index and publish; if nothing is new, return the published version."""
         shards = shard_entries(receipts)
         before, config = self.published, self.request.index
         same = before and (before.shards, before.gone, before.index.build.get("config")) == (
@@ -245,7 +245,7 @@ class _Build:
         )
 
     def _outdated(self, version: Version) -> list[str]:
-        """What to tell of databases with other encoders' vectors of these pictures, where the pictures changed."""
+        """Notes about databases with other encoders' vectors of these pictures, if the pictures changed."""
         return [
             f"{one.database.name} holds the vectors of {one.encoder} of the pictures before; bring it up to date: "
             f"{command_that_adds(self.database, one.encoder)}"
@@ -254,7 +254,7 @@ class _Build:
         ]
 
     def _hosts(self) -> dict[str, HostCounts]:
-        """Figures of the hosts that the plan's shards were fetched from, summed, those that were asked most first."""
+        """Summed figures of the hosts from which the plan's shards were fetched, hosts with the most requests first."""
         if self.plan is None or self.manifest.source.kind != "urls":
             return {}
         found: dict[str, Row] = {}
@@ -265,7 +265,7 @@ class _Build:
                 for key, value in figures.items():
                     if key != "set_aside":
                         total[key] += value
-                # A shard of picked rows came later than those that it picks from: what it found is how things are now.
+                # A shard of picked rows is newer than the shards that it picks from, so its figures replace theirs.
                 total["set_aside"] = (
                     figures["set_aside"] if "picked" in shard.spec else total["set_aside"] or figures["set_aside"]
                 )
@@ -274,7 +274,7 @@ class _Build:
 
 
 def _figures(text: str | None) -> dict[str, Row]:
-    """A shard's figures by host; none where they are damaged: they are shown and decide nothing."""
+    """A shard's figures by host; none if the file is damaged, because they are only shown."""
     try:
         found = parse_json(text or "{}")
     except ValueError:

@@ -1,8 +1,8 @@
-"""Choose the shards of a build: those of the published plan, the same refreshed, grown, retried or filtered anew, or a new
+"""Choose the shards of a build: the published plan; the same plan refreshed, grown, retried or with a new filter; or a new
 plan.
 
 Reads: the manifest's source, the published plan and its tombstones. Writes: a plan, tombstones, and on the first build
-manifest.json, which records what the database is and what was asked for. Publishes nothing.
+manifest.json, which records the manifest and the settings. Publishes nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.storage import Artifact
 
 @dataclass(frozen=True)
 class Chosen:
-    """A plan, and what choosing it settled."""
+    """A plan, and the settings that were decided with it."""
 
     plan: BuildPlan
-    request: BuildRequest  # with the part of the source, and what is kept of pictures, filled in
+    request: BuildRequest  # with the part of the source and `images` filled in
     gone: Artifact | None = None  # the tombstones, old and new
-    changes: Mapping[str, int] = field(default_factory=dict)  # of a refresh or retry: rows by what became of them
+    changes: Mapping[str, int] = field(default_factory=dict)  # of a refresh or retry: rows by kind of change
     warnings: tuple[str, ...] = ()
 
 
@@ -44,7 +44,8 @@ def choose_plan(
     published: Version | None,
     progress: Progress,
 ) -> Chosen:
-    """Choose the plan of a build. Raises DatabaseError (nothing to continue, or not what was built) and BudgetError (disk)."""
+    """Choose the plan of a build. Raises DatabaseError (nothing to continue, or another build than before), BudgetError
+    (disk)."""
     if published is not None:
         plan = read_plan(database, published.plan)
         request, grown = _same_part(database, request, plan)
@@ -76,7 +77,7 @@ def choose_plan(
 
 
 def download_config(manifest: Manifest, plan: BuildPlan, request: BuildRequest) -> DownloadConfig:
-    """What the download of a plan's shards depends on."""
+    """The settings on which the download of a plan's shards depends."""
     return DownloadConfig(manifest, plan.columns, request.source, request.where)
 
 
@@ -94,9 +95,9 @@ def _first(database: RetrievalDatabase, manifest: Manifest, request: BuildReques
 
 
 def _same_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPlan) -> tuple[BuildRequest, bool]:
-    """The request with the part of the source that the database is to have, and whether that is more than it has.
+    """The request with the part of the source that the database shall have, and whether that is more than it has.
 
-    A part that is not asked for stays as it is. Raises DatabaseError for one that would remove rows.
+    If no part is requested, it stays as it is. Raises DatabaseError for a part that would remove rows.
     """
     asked = request.source
     limit, shards = plan.options.get("limit") or 0, plan.options.get("shards")
@@ -120,7 +121,7 @@ def _same_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPl
 
 
 def record_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildPlan) -> None:
-    """Update manifest.json with the part of the source and the filter that the database has from now on."""
+    """Update manifest.json with the new part of the source and the new filter of the database."""
     written = begun(database.name, request.home)
     if written is None:
         return
@@ -132,7 +133,7 @@ def record_part(database: RetrievalDatabase, request: BuildRequest, plan: BuildP
 
 
 def _recorded(options: SourceOptions) -> dict[str, object]:
-    """What manifest.json records of the part of the source; nothing where all of it is wanted."""
+    """The part of the source for manifest.json; empty for the whole source."""
     return {name: value for name, value in part_of(options).items() if value}
 
 
@@ -172,7 +173,7 @@ def _retried(
 
 
 def _check_disk(database: RetrievalDatabase, source: Source, plan: BuildPlan, images: str) -> None:
-    """Refuse before work what will not fit on this machine's disk. Raises BudgetError."""
+    """Refuse, before work starts, a build that will not fit on this machine's disk. Raises BudgetError."""
     if not database.storage.is_local:
         return
     rows, size = source.estimate()

@@ -1,6 +1,6 @@
-"""What a decode thread does with one picture file: the encoder's pixels, the perceptual hash, the thumbnail.
+"""The work of a decode thread on one picture file: the encoder's pixels, the perceptual hash, the thumbnail.
 
-Reads and writes nothing. Hash and thumbnail come from the same decoded picture whatever the encoder, so that the shards of two
+Reads and writes nothing. Hash and thumbnail do not depend on the encoder, so that the shards of two
 encoders agree on them.
 """
 
@@ -22,7 +22,7 @@ from pipeline.sources import Row, read_box
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Pixels = NDArray[np.uint8] | NDArray[np.float32]  # (side, side, 3), as the encoder's preprocessing gives them
+    Pixels = NDArray[np.uint8] | NDArray[np.float32]  # (side, side, 3), from the encoder's preprocessing
 
 _LARGE = 50_000_000  # pixels after a JPEG's reduction; larger pictures are decoded one at a time, which bounds memory
 
@@ -31,7 +31,7 @@ _one_large_picture = threading.Lock()
 
 @dataclass(frozen=True)
 class Decoded:
-    """Prepared pixels and what is known of the picture; or, with no pixels, the row's error (`reason: detail`)."""
+    """Prepared pixels and facts about the picture; or, without pixels, the row's error (`reason: detail`)."""
 
     pixels: Pixels | None
     error: str | None = None
@@ -48,9 +48,9 @@ def decode_row(
     patches: bool,
     item: tuple[int, Row, bytes | None],
 ) -> Decoded:
-    """(row, its columns, picture bytes or None: nothing to do) -> what embedding needs of it. Raises no PictureError.
+    """(row, its columns, picture bytes or None: nothing to do) -> the decoded picture. Raises no PictureError.
 
-    With `patches` of the crop that the row's patch_coords name; width and height stay the whole picture's.
+    With `patches`, the pixels are of the crop in the row's patch_coords; width and height remain the whole picture's.
     """
     data = item[2]
     if data is None:

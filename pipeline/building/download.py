@@ -3,10 +3,10 @@
 Reads: the source. Writes images/<shard>.tar (img2dataset's layout: {key:012d}.jpg|png|..., .json, .txt, sorted, without times
 or owners, so that the same shard gives the same bytes), then images/<shard>.parquet (one row for each sample). A bad sample
 is a row with status and error, never an exception. Nothing is decoded: bytes that begin like a picture are `ok` here, and the
-embed stage finds those that are cut short.
+embed stage detects those that are truncated.
 
-A finished shard whose tar was removed (because thumbnails were kept instead) is not done: its pictures would be needed again.
-Chains of stages therefore ask the last stage first, so that an embedded shard is never downloaded again.
+If the tar of a finished shard was removed (because only thumbnails are kept), this stage is no longer done for the shard.
+Chains of stages therefore check the last stage first, so that an embedded shard is never downloaded again.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # (expression, rows with `filter_columns`) -> a boolean for each row; False is `filtered`. A module-level function, so that
-# workers can be told of it: pipeline.filters.filter_mask.
+# it can be sent to workers: pipeline.filters.filter_mask.
 RowFilter = Callable[[str, "pa.Table"], "NDArray[np.bool_]"]
 
 STAGE = "download"
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
 
-_FORMAT = 1  # raise it when the same source would give other files
+_FORMAT = 1  # increase it when the code writes other files for the same source
 
 OUTSIDE = "where: outside the filter"
 
-# What a filter calls width and height before a picture is read: the columns of the source that announce them.
+# Before a picture is read, `width` and `height` in a filter mean the source's columns that state them.
 _ANNOUNCED = {"width": "source_width", "height": "source_height"}
 
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """All that decides what the stage writes, and how to reach the source."""
+    """Everything that determines the output of the stage, and how to reach the source."""
 
     manifest: Manifest
-    columns: Mapping[str, str]  # the source's own, by type name: from the plan, so that all workers agree
+    columns: Mapping[str, str]  # the source's own, with type names; from the plan, so that all workers agree
     options: SourceOptions = field(default_factory=SourceOptions)
-    where: str = ""  # rows outside it are `filtered`
+    where: str = ""  # a filter; rows that do not match are `filtered`
 
     def fingerprint(self) -> str:
-        """Hash of what changes the output. Addresses, checksums, tokens and the encoder do not: fingerprints of the
-        shards stand for the input."""
+        """Hash of everything that changes the output. It omits addresses, checksums, tokens and the encoder; the
+        fingerprints of the shards cover the input."""
         source, patches = self.manifest.source, self.manifest.patches
         meaning = [source.kind, source.item_id, source.image, source.caption, source.licence, source.source_url]
         told = [self.manifest.name, self.manifest.licence, list(source.columns), dict(source.options)]
@@ -79,8 +79,8 @@ class DownloadConfig:
 
 
 def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """What a row filter can name at download: the row's origin and the source's own columns, by type name. `width` and
-    `height` are what the source announces, where it has such columns."""
+    """The columns that a row filter can name at download, with type names: the row's origin and the source's own. `width` and
+    `height` are the values that the source states, if it has such columns."""
     fixed = dict.fromkeys(("item_id", "source", "url", "licence", "caption"), "string")
     announced = {name: columns[column] for name, column in _ANNOUNCED.items() if column in columns}
     own = {name: kind for name, kind in columns.items() if name not in FROM_SOURCE}
@@ -90,7 +90,7 @@ def filter_columns(columns: Mapping[str, str]) -> dict[str, str]:
 def download_stage(
     db: RetrievalDatabase, config: DownloadConfig, row_filter: RowFilter | None = None, workers: int = 0
 ) -> Stage:
-    """The stage for a database. `row_filter` is needed where `config.where` is not empty."""
+    """The stage for a database. `row_filter` is needed if `config.where` is not empty."""
     if config.where and row_filter is None:
         raise ValueError("where: a row filter needs a function that applies it")
     return Stage(
@@ -124,7 +124,7 @@ def download_shard(
     """
     import pyarrow as pa
 
-    # A filter that changed after a shard was made holds for new shards alone: it is in their spec, and not in the fingerprint.
+    # A filter that changed later applies only to new shards: it is in their spec, not in the fingerprint.
     stamp, config = config.fingerprint(), replace(config, where=shard.spec.get("where", config.where))
     schema = image_schema(config.columns)
     blocked = read_block_list(db.storage)
@@ -132,7 +132,7 @@ def download_shard(
     with db.storage.scratch() as scratch:
         part = scratch / "images.tar"
         samples = read_spec(source, shard.spec)
-        if isinstance(source, FetchingSource):  # what is left out is not fetched
+        if isinstance(source, FetchingSource):  # rows that are left out are not fetched
             samples = source.fetch(list(_left_in(config, shard.id, samples, row_filter, blocked)), scratch)
         with write_tar(part, GNU) as archive:
             first, stored = 0, -1
@@ -155,7 +155,7 @@ def download_shard(
         if shard.rows not in (first, -1):
             raise SourceError(
                 f"shard {shard.name}: planned {shard.rows} rows, found {first}: the source changed since the plan was "
-                "made; run the same command again to plan anew"
+                "made; run the same command again to make a new plan"
             )
         if (scratch / HOSTS).exists():
             db.storage.write_text(hosts_file(shard.id), (scratch / HOSTS).read_text())
@@ -168,18 +168,18 @@ def download_shard(
     return Receipt(STAGE, shard.id, stamp, shard.fingerprint, artifacts=artifacts, **counts)
 
 
-HOSTS = "hosts.json"  # what a fetching source leaves in its scratch folder: figures by host
+HOSTS = "hosts.json"  # a fetching source writes this file into its scratch folder: figures by host
 
 
 def hosts_file(shard: int) -> str:
-    """Where the figures of a shard's hosts are kept. They differ from run to run, and no version names them."""
+    """The path of the figures of a shard's hosts. They differ between runs, and no version lists them."""
     return f".hosts/{shard_name(shard)}.json"
 
 
 def _left_in(
     config: DownloadConfig, shard: int, samples: Iterator[Sample], row_filter: RowFilter | None, blocked: BlockList
 ) -> Iterator[Sample]:
-    """The samples, those outside the filter or on the block list marked so and without an address."""
+    """The samples; those outside the filter or on the block list are marked and lose their address."""
     first = 0
     for batch in _batches(samples):
         keep = [True] * len(batch)
@@ -195,22 +195,22 @@ def _left_in(
 
 
 def _named(config: DownloadConfig, rows: list[Row]) -> pa.Table:
-    """The columns that a row filter can name, of these rows."""
+    """The columns of these rows that a row filter can name."""
     import pyarrow as pa
 
     return filterable(config.columns, pa.Table.from_pylist(rows, image_schema(config.columns)))
 
 
 def filterable(columns: Mapping[str, str], table: pa.Table) -> pa.Table:
-    """The columns that a row filter can name, of an image table."""
+    """The columns of an image table that a row filter can name."""
     import pyarrow as pa
 
     return pa.table({name: table[_ANNOUNCED.get(name, name)] for name in filter_columns(columns)})
 
 
 def read_spec(source: Source, spec: Spec) -> Iterator[Sample]:
-    """The rows of a planned shard. A refresh plans shards that are picked rows out of parts of the source, by item; trying
-    failed rows again, by their place in the part."""
+    """The rows of a planned shard. A refresh plans shards of rows that are picked from parts of the source by item; a retry
+    picks them by their position in the part."""
     if "picked" not in spec:
         yield from source.read(spec)
         return
@@ -230,7 +230,7 @@ def read_images(db: RetrievalDatabase, shard: int, patches: bool = False) -> Ite
     """Rows of images/<shard>.parquet in order, each with its picture file's bytes; None if status is not ok. With
     `patches`, rows of one image_key share a picture.
 
-    Reads the tar once, front to back. Raises DatabaseError if it is absent or does not hold what the rows say.
+    Reads the tar once, from beginning to end. Raises DatabaseError if it is absent or does not fit the rows.
     """
     name = db.image_tar(shard)
     rows = db.read_table(db.image_table(shard)).to_pylist()
@@ -277,14 +277,14 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
 
 
 def image_row(config: DownloadConfig, key: int, sample: Sample) -> Row:
-    """A row of the image table. sha256 is over the bytes as the source gave them, whatever becomes of the row."""
+    """A row of the image table. sha256 is the hash of the source's bytes, for every status."""
     error = sample.error
     status = sample.status or (FAILED if error else OK)
     if status == OK:
         error = sniff(sample.data or b"")[1]
         status = FAILED if error else OK
     return {
-        # The plan's types hold for every file of the source, whatever the file itself says.
+        # The plan's types apply to every file of the source, even if the file has others.
         **{
             name: plain(sample.metadata.get(name), kind)
             for name, kind in config.columns.items()
@@ -303,7 +303,7 @@ def image_row(config: DownloadConfig, key: int, sample: Sample) -> Row:
 
 
 def _leave_out(rows: list[Row], keep: list[bool]) -> None:
-    """Mark the rows outside the filter, whatever else is wrong with them."""
+    """Mark the rows outside the filter, even if they failed."""
     for row, wanted in zip(rows, keep, strict=True):
         if not wanted:
             row["status"], row["error"] = FILTERED, OUTSIDE

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EmbeddedRows:
-    """The columns that embedding adds or changes, by row. `status` and `error` start as the image table has them."""
+    """The columns that embedding adds or changes, by row. `status` and `error` start with the image table's values."""
 
     rows: int
     dim: int
@@ -67,7 +67,7 @@ class EmbeddedRows:
         self.status[row], self.error[row] = FAILED, error
 
     def add_vectors(self, rows: list[int], made: NDArray[np.float32]) -> None:
-        """Vectors as the model gave them. One that has no direction is a failed row."""
+        """Add vectors from the model. A vector without a direction makes a failed row."""
         unit, norms = unit_rows(made)
         good = np.isfinite(norms) & (norms > 0) & np.isfinite(unit).all(axis=1)
         for row, vector, norm, is_good in zip(rows, unit, norms, good, strict=True):
@@ -94,7 +94,7 @@ class EmbeddedRows:
             for name in schema.names
             if name not in ("vector", "norm")
         ]
-        # Parquet readers of Arrow refuse a fixed-size list with nulls in it: a row without a vector holds zeros.
+        # Arrow's Parquet reader refuses a fixed-size list with nulls, so a row without a vector holds zeros.
         filled = np.where(absent[:, None], np.float16(0), self.vectors)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), self.dim)
         norms = pa.array(self.norms, mask=absent)
@@ -105,14 +105,14 @@ log = logging.getLogger(__name__)
 
 EMBED_STAGE = "embed"
 
-_FORMAT = 1  # raise it when the same pictures would give other files
+_FORMAT = 1  # increase it when the code writes other files for the same pictures
 
 Images = Literal["keep", "thumbnail", "drop"]
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """How to embed. Zeros are filled in for the machine by `embed_stage`."""
+    """How to embed. `embed_stage` replaces zeros by values for the machine."""
 
     encoder: str
     precision: str = "fp32"
@@ -123,14 +123,15 @@ class EmbedConfig:
     torch_threads: int = 0  # of the model, on the CPU; the same number gives the same bytes
     decode_threads: int = 0
     max_pixels: int = MAX_PIXELS
-    patches: bool = False  # rows are crops: their patch_coords say which
+    patches: bool = False  # rows are crops, given by their patch_coords
 
     def fingerprint(self, record: EncoderRecord) -> str:
-        """Hash of what changes the output. Batch size, threads and device change no vector beyond float16 rounding."""
+        """Hash of everything that changes the output. Batch size, threads and device change vectors only by float16
+        rounding."""
         return digest([_FORMAT, record, self.images, self.max_pixels, *(["patches"] if self.patches else [])])
 
     def for_machine(self) -> EmbedConfig:
-        """The same config with this machine's device, batch size and threads filled in."""
+        """The same config with this machine's device, batch size and threads."""
         device, cores = machine.device(self.device), machine.cores()
         on_gpu = device.startswith("cuda")
         return replace(
@@ -144,7 +145,7 @@ class EmbedConfig:
 
 @dataclass
 class Timing:
-    """Where a shard's time went, seconds of the main thread. Goes to the log and to callbacks, never into a receipt."""
+    """How a shard's time was spent, in seconds of the main thread. For the log and callbacks, never in a receipt."""
 
     shard: int = 0
     pictures: int = 0
@@ -161,7 +162,7 @@ def embed_stage(
     workers: int = 0,
     on_timing: Callable[[Timing], None] | None = None,
 ) -> Stage:
-    """The stage for a database. `record` is that of the loaded encoder: workers refuse to run with another."""
+    """The stage for a database. `record` describes the loaded encoder; workers refuse to run with another."""
     config = config.for_machine()
     on_gpu = config.device.startswith("cuda")
     return Stage(
@@ -248,10 +249,10 @@ def embed_shard(
 
 
 class _Batches:
-    """Batches on their way through the model. A GPU works on one while the next is gathered.
+    """Batches in the model. A GPU works on one while the next is collected.
 
-    `takes_turns`: decoding waits while the model runs, if there is no core for it: one stalled thread of the model stalls
-    all.
+    `takes_turns`: if there is no spare core, decoding waits while the model runs, because one stalled thread of the model
+    stalls all.
     """
 
     def __init__(self, encoder: Encoder, found: EmbeddedRows, size: int, takes_turns: bool, timing: Timing) -> None:
@@ -264,7 +265,7 @@ class _Batches:
         self._running: deque[tuple[list[int], torch.Tensor]] = deque()
 
     def add(self, row: int, pixels: Pixels) -> None:
-        """One prepared picture; runs the model when a batch is full."""
+        """Add one prepared picture, and run the model when a batch is full."""
         begun = time.monotonic()
         if self._pixels is None:
             self._pixels = cast("Pixels", np.empty((self.size, *pixels.shape), pixels.dtype))
@@ -275,7 +276,7 @@ class _Batches:
         self.timing.forward += time.monotonic() - begun
 
     def finish(self) -> None:
-        """Run what is gathered, and wait for all vectors."""
+        """Run the last batch, and wait for all vectors."""
         begun = time.monotonic()
         if self._rows:
             self._flush()
@@ -311,7 +312,7 @@ def _embed(
     timing: Timing,
 ) -> None:
     """Decode ahead, run the model batch by batch, and fill `found`."""
-    # Fixed shapes: a picture's vector does not depend on how many came with it. A small shard is not padded to a whole batch.
+    # Batches have fixed shapes, so that a vector does not depend on the rest of its batch. A small shard is not padded.
     size = min(config.batch, -(-found.status.count(OK) // 8) * 8)
     takes_turns = encoder.device.type == "cpu" and 1 < config.torch_threads >= machine.cores()
     batches = _Batches(encoder, found, size, takes_turns, timing)

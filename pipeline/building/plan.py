@@ -1,8 +1,8 @@
-"""The plan of a build: which shards there are and what each of them reads.
+"""The plan of a build: the list of shards and what each of them reads.
 
 Writes and reads: plan/<id>.parquet (shard, rows, fingerprint, spec as JSON) and plan/<id>.json (columns, counts, options),
 the latter last. Both directions stream: 200,000 shards take no more memory than 1,000. The id is a hash over the shards'
-fingerprints and the columns, so that the same input makes the same plan wherever it lies.
+fingerprints and the columns, so that the same input makes the same plan at any path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.schema import SHARD_ROWS
 from pipeline.sources import Source, SourceOptions
 from pipeline.storage import sha256_file
 
-LEFT_OUT, WHERE = "left_out", "where"  # keys of a plan's options: files that are no rows by kind; the filter in force
+LEFT_OUT, WHERE = "left_out", "where"  # keys of a plan's options: left-out files by kind; the filter in force
 
 PlanOptions: TypeAlias = Mapping[str, Any]  # limit, shards, next_shard, left_out, where; each may be absent
 
@@ -37,7 +37,7 @@ class BuildPlan:
     shards: int
     rows: int
     columns: Mapping[str, str]  # the source's metadata columns by type name
-    revision: str  # what the source looked like
+    revision: str  # the state of the source
     options: PlanOptions = field(default_factory=dict)
 
 
@@ -49,12 +49,12 @@ def write_plan(db: RetrievalDatabase, source: Source, options: SourceOptions) ->
 
 
 def part_of(options: SourceOptions) -> dict[str, object]:
-    """Which part of a source was asked for, as a plan's header and manifest.json record it."""
+    """The requested part of a source, as a plan's header and manifest.json record it."""
     return {"limit": options.limit, "shards": list(options.shards) if options.shards else None}
 
 
 def listed(source: Source, options: SourceOptions) -> Iterator[Shard]:
-    """The source's shards by their place in its list, or those of them that `options.shards` asks for."""
+    """The source's shards, or the range in `options.shards`, numbered by their position in the source's list."""
     first, behind = options.shards or (0, None)
     for number, spec in enumerate(source.plan()):
         if behind is not None and number >= behind:
@@ -73,7 +73,7 @@ def save_plan(
 ) -> BuildPlan:
     """Write a plan, streaming, its header last. Raises SourceError if there are no shards.
 
-    `left_out` is called when the shards are listed: it counts the files of the source that are no rows.
+    `left_out` is called after the shards are listed; it counts the files of the source that are not rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -110,7 +110,7 @@ def save_plan(
 
 
 def plan_id(columns: Mapping[str, str], shards: Iterable[Shard]) -> str:
-    """The id of a plan of these shards. It covers the shards' ids, rows and fingerprints; not what they read, nor options."""
+    """The id of a plan of these shards: a hash of their ids, rows and fingerprints, without their specs and options."""
     hasher = _hasher(columns)
     for shard in shards:
         hasher.update(_hashed(shard))
@@ -142,7 +142,7 @@ def plan_shards(db: RetrievalDatabase, plan_id: str) -> Iterator[Shard]:
     import pyarrow.parquet as pq
 
     try:
-        # A store checks what it keeps, and reading the plan once more for each use would take its time.
+        # A store verifies its objects, and reading the plan once more for each use would take time.
         checksum = db.storage.sha256(_table(plan_id)) if db.storage.is_local else None
         if checksum and (problem := sum_problem(db.storage, _table(plan_id), checksum)):
             raise db.damaged(_table(plan_id), problem)
@@ -170,7 +170,7 @@ def save_changed(
     options: PlanOptions | None = None,
     left_out: Callable[[], Mapping[str, int]] | None = None,
 ) -> BuildPlan:
-    """A plan of the shards that stay and the new ones, which were numbered from `first` on.
+    """Write a plan of the kept shards and the new ones, which are numbered from `first` on.
 
     Columns, revision and options are those of the `old` plan unless they are given.
     """
@@ -181,7 +181,7 @@ def save_changed(
 
 
 def picked(plan: BuildPlan, parts: Sequence[Mapping[str, object]], where: str | None = None) -> dict[str, object]:
-    """The spec of a shard that reads picked rows of others, under the filter in force (or under `where`)."""
+    """The spec of a shard that reads picked rows of other shards, with the filter in force (or `where`)."""
     where = plan.options.get(WHERE) if where is None else where
     return {"picked": list(parts), **({WHERE: where} if where is not None else {})}
 

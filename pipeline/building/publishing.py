@@ -1,4 +1,4 @@
-"""Index embedded shards and publish them as a version. Builds, imports and purges all publish through here.
+"""Index embedded shards and publish them as a version. Builds, imports and purges all publish with this module.
 
 Reads: embedding shards and receipts. Writes: the index, the version file, and `current` by compare-and-swap.
 """
@@ -18,11 +18,11 @@ from pipeline.storage import Artifact
 
 @dataclass(frozen=True)
 class Contents:
-    """What a version records about its rows, apart from the shards and the index."""
+    """The facts that a version records about its rows, except the shards and the index."""
 
     manifest: Mapping[str, object]
     encoder: EncoderRecord
-    columns: Mapping[str, str]  # the source's metadata columns by type name
+    columns: Mapping[str, str]  # the source's metadata columns with their type names
     images: str  # keep | thumbnail | drop
     plan: str
     gone: Artifact | None = None
@@ -34,7 +34,7 @@ class Contents:
 
 
 def shard_entries(receipts: Sequence[Receipt]) -> tuple[ShardEntry, ...]:
-    """The embedding shards that receipts name."""
+    """The embedding shards of these receipts."""
     return tuple(ShardEntry(receipt.shard, receipt.ok, rows_file(receipt)) for receipt in receipts)
 
 
@@ -51,7 +51,7 @@ def publish(
 ) -> Version:
     """Build the index over the shards of `receipts`, and publish a version that follows `before`.
 
-    `text` holds the text queries that recall is measured with. Raises IndexBuildError, BudgetError, and ConflictError where
+    `text` holds the text queries with which recall is measured. Raises IndexBuildError, BudgetError, and ConflictError if
     another writer moved `current`.
     """
     shards = shard_entries(receipts)
@@ -75,13 +75,13 @@ def publish(
     )
     record_receipts(db, version)
     if before and before.id == version.id:
-        return before  # only files that were missing were made again
+        return before  # only missing files were rebuilt
     db.publish(version, before.id if before else None)
     return version
 
 
 def _check_counts(db: RetrievalDatabase, encoder: EncoderRecord, receipt: Receipt) -> None:
-    """Compare a receipt's counts with its rows: the version's counts are their sum. Raises DamagedError."""
+    """Compare a receipt's counts with its rows, because a version's counts are sums over receipts. Raises DamagedError."""
     rows = db.read_table(rows_file(receipt).path, ["status"])["status"].value_counts().to_pylist()
     found = {row["values"]: row["counts"] for row in rows}
     expected = {OK: receipt.ok, FILTERED: receipt.filtered, FAILED: receipt.failed}

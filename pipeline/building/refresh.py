@@ -1,8 +1,8 @@
-"""`--refresh`, and a larger part of the source: the plan of a new version, and the keys that are gone.
+"""`--refresh`, and growing to a larger part of the source: the plan of a new version, and the keys that are gone.
 
 Reads: the source's list, and the rows of shards whose input changed; the published version's plan and image rows. Writes: the
 new plan. A key is never moved or reused. A row that left the source, or whose bytes or metadata changed, gets a tombstone,
-and new and changed rows go to new shards. Shards whose input is the same stay as they are and are not read.
+and new and changed rows are put into new shards. Shards with the same input are kept and not read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.sources import FetchingSource, Row, Source, Spec
 
 @dataclass(frozen=True)
 class Refresh:
-    """The new plan (the old one where nothing changed), what is gone now, and how many rows are new and changed."""
+    """The new plan (the old one if nothing changed), the keys that are gone, and the numbers of new and changed rows."""
 
     plan: BuildPlan
     gone: tuple[Gone, ...]
@@ -88,7 +88,7 @@ def plan_refresh(
         for item, entries in known.items()
         for entry in entries
     )
-    if same_source and not picked_rows and not gone:  # the metadata is the same too
+    if same_source and not picked_rows and not gone:  # the metadata is also the same
         return Refresh(old, (), 0, 0)
     before = gone_before | {entry.key for entry in gone}
     loose = [shard for shard in loose if has_rows_left(shard, before)]
@@ -103,7 +103,7 @@ def plan_refresh(
 
 
 def _holds_blocked(db: RetrievalDatabase, shard: Shard, blocked: BlockList, gone: frozenset[int]) -> bool:
-    """Whether a published shard holds a living row that was put on the block list since it was made."""
+    """Whether a published shard holds a row that was blocked after the shard was made and is not gone yet."""
     if not blocked.marks:
         return False
     table = db.read_table(db.image_table(shard.id), ["key", "item_id", "error", "url", "sha256"])
@@ -114,7 +114,7 @@ def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping
     """Raise DatabaseError if the source lost a column that the database has.
 
     A database keeps the columns and the types that it was built with: new columns of the source are left out, and values are
-    stored as the old type where they fit it.
+    stored as the old type if they fit it.
     """
     lost = [name for name in old if name not in now]
     if lost:
@@ -125,7 +125,7 @@ def _require_columns(db: RetrievalDatabase, old: Mapping[str, str], now: Mapping
 
 
 def _narrowed(old: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
-    """What to say of columns that hold more in the source now than their type in the database can."""
+    """Warnings about columns whose values in the source no longer fit their type in the database."""
     return tuple(
         f"column {name!r} is {kind} in the database and {now[name]} in the source now: values that are no {kind} are stored as "
         "null. Build another database with --name to keep them"
@@ -135,7 +135,7 @@ def _narrowed(old: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]
 
 
 def _items(source: Source, spec: Spec, config: DownloadConfig, blocked: BlockList) -> Iterator[tuple[str, str]]:
-    """(item id, digest of all that is stored of it) for each row of a part of the source."""
+    """(item id, digest of everything that is stored of it) for each row of a part of the source."""
     listed_only = isinstance(source, FetchingSource)
     for sample in read_spec(source, spec):
         row = image_row(config, 0, sample)
@@ -146,7 +146,7 @@ def _items(source: Source, spec: Spec, config: DownloadConfig, blocked: BlockLis
 def _rows_by_item(
     db: RetrievalDatabase, shards: list[Shard], config: DownloadConfig, gone: frozenset[int], listed_only: bool
 ) -> dict[str, list[Row]]:
-    """Living rows of published shards by item id: key, status, reason, digest."""
+    """Rows of published shards that are not gone, by item id: key, status, reason, digest."""
     found: dict[str, list[Row]] = {}
     for shard in shards:
         for row in db.read_table(db.image_table(shard.id)).to_pylist():
@@ -167,10 +167,10 @@ def _reason(error: str | None) -> str:
 
 
 def _digest(row: Row, listed_only: bool = False) -> str:
-    """Over a row's item, bytes, status and metadata; not over its key, nor over an error's wording. Of a list of URLs, over
-    what the list says alone: the pictures are not fetched to see whether they changed."""
+    """Hash of a row's item, bytes, status and metadata, without its key and an error's wording. For a list of URLs, only the
+    list's values: the pictures are not fetched to see whether they changed."""
     if row["error"] == PURGED:
-        return PURGED  # nothing else is known of it
+        return PURGED  # no other value is left
     left_out = {"key", "error", "status", IMAGE_KEY, PATCH_COORDS} | ({"sha256"} if listed_only else set())
     stored = {name: value for name, value in sorted(row.items()) if name not in left_out}
     return digest([stored, not listed_only and row["status"] == "failed" and _reason(row["error"])], 32)
@@ -179,7 +179,7 @@ def _digest(row: Row, listed_only: bool = False) -> str:
 def _picked_shards(
     plan: BuildPlan, rows: list[tuple[int, str, str]], specs: list[Row], first: int, most: int
 ) -> Iterator[Shard]:
-    """Shards that read only the picked rows of the source's parts, `most` each, in the source's order."""
+    """Shards that read only the picked rows of the source's parts, at most `most` rows each, in the source's order."""
     for start in range(0, len(rows), most):
         group = rows[start : start + most]
         parts: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What a build was asked for, what that means for a database that was begun before, and how it ended.
+"""The request of a build, its reconciliation with a database that exists, and the summary of its end.
 
 Reads: manifests, and manifest.json of a database that was begun. Writes nothing.
 """
@@ -25,7 +25,7 @@ STAGES = ("download", "embed", "index")
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What `build-index` was asked for; empty values mean the manifest's own or the default."""
+    """The arguments of `build-index`; empty values mean the manifest's value or the default."""
 
     target: str
     name: str = ""
@@ -36,8 +36,8 @@ class BuildRequest:
     images: str = ""  # keep | thumbnail | drop
     where: str = ""
     source: SourceOptions = field(default_factory=SourceOptions)
-    whole: bool = False  # all of the source, whatever part was built before (`--limit 0`)
-    new_where: str = ""  # filled in by `settle`: the filter that a published database is to have from now on
+    whole: bool = False  # the whole source, even if only a part was built before (`--limit 0`)
+    new_where: str = ""  # set by `settle`: the new filter of a published database
     index: IndexConfig = field(default_factory=IndexConfig)
     backend: Backend = field(default_factory=Backend)
     batch: int = 0  # pictures a forward pass
@@ -47,12 +47,12 @@ class BuildRequest:
     )
     wait_s: float = 0.0
     stages: tuple[str, ...] = STAGES
-    refresh: bool = False  # look at the source again and do what is new
-    retry: bool = False  # try the failed URLs of what is published again, and nothing else
+    refresh: bool = False  # read the source again and process what is new
+    retry: bool = False  # only fetch the failed URLs of the published version again
 
 
 class IndexSummary(TypedDict, total=False):
-    """The index of a published version. `recall` is what the version records of it; no key where no index was built."""
+    """The index of a published version, with its recorded recall; without keys if no index was built."""
 
     id: str
     kind: str
@@ -62,22 +62,22 @@ class IndexSummary(TypedDict, total=False):
 
 
 class HostCounts(TypedDict):
-    """What one host was asked and what came of it. `set_aside`: why it was given up; empty if it was not."""
+    """Counts of requests to one host and of their results. `set_aside`: the reason why it was set aside, or empty."""
 
     requests: int
     ok: int
     failed: int
     bytes: int
-    slowed: int  # answers that asked to wait
+    slowed: int  # answers that asked for a pause
     set_aside: str
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """How a build ended: input = ok + filtered + failed, `reasons` counts filtered and failed rows by reason."""
+    """The result of a build: input = ok + filtered + failed; `reasons` counts filtered and failed rows by reason."""
 
     name: str
-    version: str  # empty if the build was to stop before the index
+    version: str  # empty if the build stops before the index
     input: int
     ok: int
     filtered: int
@@ -89,16 +89,14 @@ class BuildSummary:
     index: IndexSummary
     shards: dict[str, dict[str, int]]  # by stage: ran and skipped
     changes: dict[str, int]  # of a refresh: rows added, changed and removed
-    left_out: dict[str, int]  # files of the source that are no rows, by kind
+    left_out: dict[str, int]  # files of the source that are not rows, by kind
     seconds: float
     hosts: dict[str, HostCounts]  # of a list of addresses, by host
     warnings: tuple[str, ...] = ()
-    vectors_for: str = (
-        ""  # the database whose pictures these are, where this one holds another encoder's vectors of them
-    )
+    vectors_for: str = ""  # the database with the same pictures, if this one holds another encoder's vectors of them
 
     def text(self) -> str:
-        """For people: what there is now, and what to do next."""
+        """The summary to print: the present state, and what to do next."""
         lines = [
             f"{self.name}: {self.input:,} rows in = {self.ok:,} ok + {self.filtered:,} filtered + {self.failed:,} failed"
         ]
@@ -136,7 +134,7 @@ class BuildSummary:
         return "\n".join(lines)
 
 
-_HOSTS_SHOWN = 10  # in the summary for people
+_HOSTS_SHOWN = 10  # in the printed summary
 
 
 def _host_line(name: str, figures: HostCounts) -> str:
@@ -146,7 +144,7 @@ def _host_line(name: str, figures: HostCounts) -> str:
     return f"  {name}: {figures['requests']:,} requests, {figures['ok']:,} ok{failed}, {size:,.1f} MB{slowed}"
 
 
-_CHANGES = {"retried": "retry", "refiltered": "filter"}  # what a change of rows comes from
+_CHANGES = {"retried": "retry", "refiltered": "filter"}  # kind of change -> its cause
 
 
 def _recall_words(kind: str, k: int, measured: Mapping[str, object]) -> str:
@@ -156,9 +154,9 @@ def _recall_words(kind: str, k: int, measured: Mapping[str, object]) -> str:
 
 
 def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
-    """The manifest, and the request with all that was left open filled in: from the database's beginning, else defaults.
+    """The manifest, and the request with all empty values set: from the database's first build, else to the defaults.
 
-    Raises DatabaseError if a published database was built otherwise: its rows cannot be mixed with others.
+    Raises DatabaseError if a published database was built with other settings, because its rows cannot be mixed with others.
     """
     before = begun(request.name or request.target, request.home)
     try:
@@ -194,14 +192,14 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
                     advice = f"add the vectors of {value} beside its own: {command}"
                 raise DatabaseError(
                     f"database {manifest.name!r} was built with {name} {settings[name] or 'nothing'}, not {value}: its rows do "
-                    f"not mix with others. Leave --{name} out to go on with it, or {advice}"
+                    f"not mix with others. Leave --{name} out to continue with it, or {advice}"
                 )
     manifest = replace(manifest, encoder=chosen["encoder"])
     return manifest, replace(request, **cast("Table", chosen))
 
 
 def _begun_part(request: BuildRequest, settings: Table) -> SourceOptions:
-    """The part of the source to build: as asked, else as the unfinished build before asked."""
+    """The part of the source to build: the requested one, else that of the unfinished build."""
     asked = request.source
     if request.whole or asked.limit or asked.shards:
         return asked
@@ -210,9 +208,9 @@ def _begun_part(request: BuildRequest, settings: Table) -> SourceOptions:
 
 
 def _require_same_source(manifest: Manifest, before: Table, refresh: bool) -> None:
-    """A published database stays that of its source: two folders may be called alike. Raises DatabaseError.
+    """Raise DatabaseError if a published database was built from another source, such as another folder of the same name.
 
-    A folder may have moved: the old place is then empty. Another address of the same kind is taken with --refresh.
+    A folder may have moved, if nothing is left at its old path. Another address of the same kind is accepted with --refresh.
     """
     now = manifest.source
     moved = now.path != before["path"] and bool(before["path"]) and not Path(before["path"]).expanduser().exists()
@@ -231,7 +229,7 @@ def _place(source: Mapping[str, object]) -> str:
 
 
 def begun(name: str, home: str | None) -> Table | None:
-    """What a database's first build wrote down, or None if there is no such database."""
+    """The record of a database's first build, or None if there is no such database."""
     if not NAME.match(name):
         return None
     database = RetrievalDatabase(name, home)

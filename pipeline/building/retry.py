@@ -1,7 +1,7 @@
-"""Make some rows of a published database again: those that failed (`rdmpipe retry`), or those that a new filter changes.
+"""Process some rows of a published database again: those that failed (`rdmpipe retry`), or those that a new filter changes.
 
 Reads: the status of the published rows; for a filter, their metadata. Writes: a plan with new shards, which hold these rows
-under new keys. The old keys get tombstones. The other shards stay and are not read from the source. The same version gives
+under new keys. The old keys get tombstones. The other shards are kept and not read from the source. The same version gives
 the same plan, so that an interrupted build continues. Memory: the keys of the rows.
 """
 
@@ -26,7 +26,7 @@ RETRIED, REFILTERED = "retried", "refiltered"  # why a key got a tombstone
 
 @dataclass(frozen=True)
 class Retry:
-    """The new plan (the old one where there is nothing to do), and the tombstones of the rows that are made again."""
+    """The new plan (the old one if there is nothing to do), and the tombstones of the rows that are processed again."""
 
     plan: BuildPlan
     gone: tuple[Gone, ...]
@@ -53,12 +53,12 @@ def plan_retry(
 def plan_filter(
     db: RetrievalDatabase, old: BuildPlan, config: DownloadConfig, where: str, gone_before: frozenset[int]
 ) -> Retry:
-    """Plan a version under another filter: rows that enter it or leave it are made again. Raises FilterError."""
+    """Plan a version with another filter: rows that enter or leave it are processed again. Raises FilterError."""
     check_filter(where, filter_columns(old.columns))
     gone: list[Gone] = []
     flipped = _flipped(db, old, config, where, gone_before, gone)
     made = _again(db, old, flipped, gone, gone_before, config.manifest.source.shard_rows, where)
-    if made.plan is old:  # no row changes, and yet the filter holds for what a refresh adds
+    if made.plan is old:  # no row changes, but the filter applies to rows that a refresh adds
         options = {**old.options, WHERE: where}
         return Retry(save_plan(db, plan_shards(db, old.id), old.columns, old.revision, options), ())
     return made
@@ -73,7 +73,7 @@ def _again(
     shard_rows: int,
     where: str | None = None,
 ) -> Retry:
-    """A plan in which `rows` stand in new shards. `gone` fills while `rows` is read."""
+    """A plan in which `rows` are in new shards. `gone` is filled while `rows` is read."""
     first = next_shard(db, old)
     fresh = list(_picked_shards(old, rows, first, shard_rows, where))
     if not fresh:
@@ -87,7 +87,7 @@ def _again(
 def _failed(
     db: RetrievalDatabase, old: BuildPlan, version: Version, gone_before: frozenset[int], gone: list[Gone]
 ) -> Iterator[tuple[Shard, list[int]]]:
-    """The shards that have failed rows, and the places of these rows. Adds their keys to `gone`."""
+    """The shards with failed rows, and the positions of these rows. Adds their keys to `gone`."""
     tables = {entry.id: entry.artifact.path for entry in version.shards}
     for shard in plan_shards(db, old.id):
         table = db.read_table(tables[shard.id], ["key", "status"])
@@ -106,7 +106,7 @@ def _flipped(
     gone_before: frozenset[int],
     gone: list[Gone],
 ) -> Iterator[tuple[Shard, list[int]]]:
-    """The rows that a new filter lets in or leaves out, by shard. Adds their keys to `gone`."""
+    """The rows whose status a new filter changes, by shard. Adds their keys to `gone`."""
     for shard in plan_shards(db, old.id):
         table = db.read_table(db.image_table(shard.id))
         inside = filter_mask(where, filterable(config.columns, table)).tolist()

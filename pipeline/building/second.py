@@ -1,6 +1,6 @@
 """A second encoder's vectors for the pictures of a database, without fetching the pictures again.
 
-The vectors get a database of their own, the companion NAME_ENCODER (pipeline/catalog/vectors.py), whose source is the
+The vectors are put into a separate database, the companion NAME_ENCODER (pipeline/catalog/vectors.py), whose source is the
 pictures that NAME keeps. Reads: the database's version, settings, rows and block list. Writes: the companion's manifest in
 <home>/manifests, and its block list. Builds nothing.
 """
@@ -21,8 +21,8 @@ from pipeline.schema import FROM_SOURCE
 
 
 def for_second_encoder(request: BuildRequest) -> BuildRequest:
-    """The request that builds NAME_ENCODER from the pictures of a published NAME, or brings it up to date; any other request as
-    it is.
+    """The request that builds NAME_ENCODER from the pictures of a published NAME, or brings it up to date; any other request
+    unchanged.
 
     Raises DatabaseError if NAME does not keep its pictures.
     """
@@ -39,7 +39,7 @@ def for_second_encoder(request: BuildRequest) -> BuildRequest:
             f"read them. {command_that_adds(database, request.encoder)} reads the source again"
         )
     same = [one for one in companions(base, request.home) if same_encoder(one.encoder, request.encoder)]
-    # An encoder may go by two names; the companion that is there keeps its own.
+    # An encoder may have two names; an existing companion keeps the name it has.
     encoder = same[0].encoder if same else request.encoder
     name = companion_name(base, encoder)
     manifests = Path(request.home or default_home()) / "manifests"
@@ -53,9 +53,10 @@ def for_second_encoder(request: BuildRequest) -> BuildRequest:
 
 
 def _left_out(database: RetrievalDatabase, version: Version, encoder: str) -> BlockList:
-    """What of the kept pictures is no part of the database: purged rows, and pictures of rows that were removed since.
+    """The kept pictures that are not part of the database: purged rows, and pictures of rows that were removed later.
 
-    Raises DatabaseError if only the metadata of a row changed: its old picture cannot be told from the new one.
+    Raises DatabaseError if only the metadata of a row changed, because its old picture cannot be distinguished from the
+    new one.
     """
     blocked = read_block_list(database.storage)
     gone = set(gone_keys(database, version.gone))
@@ -77,9 +78,9 @@ def _left_out(database: RetrievalDatabase, version: Version, encoder: str) -> Bl
 
 
 def _manifest(database: RetrievalDatabase, version: Version, name: str, encoder: str) -> str:
-    """A manifest, as TOML, whose source is the tars of another database."""
+    """A manifest, as TOML, whose source is the picture tars of another database."""
     before = (begun(database.name, database.home) or {})["manifest"]
-    # JSON's strings and lists of strings are TOML's.
+    # JSON strings and lists of strings are valid TOML.
     top = {
         "name": name,
         "title": f"{before['title']}, vectors of {encoder}",

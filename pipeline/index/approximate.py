@@ -1,8 +1,8 @@
-"""Candidates from a faiss index: rows that are probably near a query, before the stored vectors score them.
+"""Candidates from a faiss index: rows that are probably near a query, to be scored again with the stored vectors.
 
-Reads: index.faiss. Writes nothing. It does not promise how many candidates it finds or how good they are: index/search.py asks
-again with more effort, and re-ranks. It handles HNSW, IVF with any code, and flat codes (PQ, scalar quantizer, fast-scan,
-RaBitQ), each with or without a linear transform such as OPQ before it.
+Reads: index.faiss. Writes nothing. It does not promise how many candidates it finds or how good they are:
+index/search.py searches again with more effort, and re-ranks. It handles HNSW, IVF with any code, and flat codes (PQ,
+scalar quantizer, fast-scan, RaBitQ), each with or without a linear transform such as OPQ before it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 Family = Literal["hnsw", "ivf", "flat"]
 
-NEWCOMERS = 16  # a step that brings at most one row in so many of the k best is the last
+NEWCOMERS = 16  # the search ends after a step that brings at most k / 16 new rows into the k best
 
-MOST = 16.0  # at most so many times a filter alone may raise nprobe or efSearch
+MOST = 16.0  # the largest factor by which a filter may raise nprobe or efSearch
 
-WIDER = {"hnsw": 0.5, "ivf": 0.5}  # a filter that passes a share s widens a search by s ** -this
+WIDER = {"hnsw": 0.5, "ivf": 0.5}  # a filter that passes a share s multiplies the width of a search by s ** -WIDER
 
 
 class ApproximateIndex:
-    """A faiss index with its search parameters, in memory; one that was merged from partitions is mapped.
+    """A faiss index with its search parameters, in memory; an index that was merged from partitions is mapped.
 
     `params`: nprobe or efSearch, candidates, mapped.
     """
@@ -58,7 +58,7 @@ class ApproximateIndex:
         self.family = family_of(inner)
         if self.family == "ivf":
             self._ivf = faiss.downcast_index(faiss.extract_index_ivf(self.index))
-        # In faiss 1.13 the first of these ignores a selector and the others take none: their results are filtered afterwards.
+        # In faiss 1.13 the first of these ignores a selector and the others accept none: filter their results afterwards.
         self.selects = not isinstance(inner, faiss.IndexIVFRaBitQFastScan | faiss.IndexFastScan | faiss.IndexPQ)
         self._bare = isinstance(inner, faiss.IndexFastScan | faiss.IndexPQ) and self.family == "flat"
         self.lists = int(self._ivf.nlist) if self.family == "ivf" else 0
@@ -66,21 +66,21 @@ class ApproximateIndex:
 
     @functools.cached_property
     def chooses_lists(self) -> bool:
-        """Whether a filtered search opens the lists that hold matching rows, wherever they lie (index/lists.py)."""
+        """Whether a filtered search opens only lists that hold matching rows (index/lists.py)."""
         from pipeline.index.lists import serves
 
         return self.family == "ivf" and self.selects and not self._transformed and serves(self._ivf)
 
     @functools.cached_property
     def _on_gpu(self) -> faiss.Index | None:
-        """The inverted file on the GPU, for searches of many queries without a filter; None if that cannot be."""
+        """The inverted file on the GPU, for searches of many queries without a filter; None if that is not possible."""
         if self.family != "ivf" or self._transformed or self.params.get("mapped"):  # mapped: may be larger than memory
             return None
         gpu = open_gpu(self._device)
         return None if gpu is None else gpu.copy(self.index)
 
     def exhausted(self, count: int, rows: Subset | None, effort: float) -> bool:
-        """Whether more effort would find nothing more."""
+        """Whether more effort cannot find more."""
         if not self.selects and self._fetch(count, rows, effort) < self.index.ntotal:
             return False
         if self.family == "ivf":
@@ -91,11 +91,11 @@ class ApproximateIndex:
     def candidates(
         self, queries: NDArray[np.float32], count: int, rows: Subset | None = None, effort: float = 1.0, k: int = 0
     ) -> NDArray[np.int64]:
-        """Ordinals (Q, count) among `rows` (None: all), -1 where nothing was found; the k best of them are wanted (0: all).
+        """Ordinals (Q, count) among `rows` (None: all), -1 if nothing was found; the caller wants the k best of them (0: all).
 
         A filter that passes a share of the rows leaves that share of every list or neighbourhood. The search is therefore
         widened by a power of the share, WIDER (jobs/bench_search.py measures the recall), or continues list by list until more
-        lists bring nothing; `effort` multiplies that.
+        lists find no better rows; `effort` multiplies the width.
         """
         import faiss
 
@@ -103,7 +103,7 @@ class ApproximateIndex:
         if few and len(queries) >= MANY and self._on_gpu is not None:
             params = faiss.SearchParametersIVF(nprobe=self._probes(None, effort))
             return np.asarray(self._on_gpu.search(queries, count, params=params)[1], np.int64)
-        # faiss searches one query with one thread anyway, and starting the others would take longer than the search.
+        # faiss uses one thread for one query; starting the others would take longer than the search.
         faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads or cores())
         if rows is not None and self.chooses_lists:
             return self._in_lists(queries, count, rows, effort, min(k or count, count))
@@ -128,10 +128,10 @@ class ApproximateIndex:
     def _in_lists(
         self, queries: NDArray[np.float32], count: int, rows: Subset, effort: float, k: int
     ) -> NDArray[np.int64]:
-        """candidates() from the lists that hold some of the rows, the nearest first.
+        """candidates() from the lists that hold some of the rows, the nearest lists first.
 
-        Opens nprobe lists, then half as many again as are open, until such a step brings hardly any row into the k best. If the
-        order of the lists told nothing about their rows, a third of the k best would be new in every step.
+        Opens nprobe lists, then repeatedly half as many as are open, until a step brings hardly any row into the k best. If the
+        order of the lists were unrelated to their rows, a third of the k best would be new in every step.
         """
         lists, products = self._lists().ranked(queries, rows)
         scores = np.full((len(queries), count), -np.inf, np.float32)
@@ -190,7 +190,7 @@ class ApproximateIndex:
         return self._choice
 
     def _fetch(self, count: int, rows: Subset | None, effort: float) -> int:
-        """How many rows to ask for so that `count` of them pass the filter."""
+        """How many rows to request so that `count` of them pass the filter."""
         if self.selects or rows is None:
             return count
         return min(int(count * effort / max(rows.share, 1e-9)), int(self.index.ntotal))
@@ -208,7 +208,7 @@ def _wider(kind: str, share: float) -> float:
 
 
 def ladder(index: faiss.Index, k: int) -> list[dict[str, int]]:
-    """Search parameters of rising cost; the first that reaches the wanted recall is taken."""
+    """Search parameters in order of cost; the first that reaches the wanted recall is used."""
     import faiss
 
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index

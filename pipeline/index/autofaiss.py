@@ -1,13 +1,13 @@
-"""autofaiss, behind three functions. Only this module imports it, inside the worker process (index/worker.py).
+"""Three functions that call autofaiss. Only this module imports it, inside the worker process (index/worker.py).
 
 autofaiss is optional (`pip install 'rdmpipe[autofaiss]'`), because it needs NumPy below 2, which has no builds for Python 3.13.
 Without it index/keys.py chooses the same keys by its own rule, and faiss builds them.
 
-autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). It logs its failures and
-returns (None, None), or lets any exception through; here both become IndexBuildError. Three things are not left to it because
-it does them badly: training (it takes the first rows, which are one-sided in a sorted collection, and does not limit their
-number), compressed keys (OPQ takes longer to train than everything else together), and recall (it queries with the first 500
-rows).
+autofaiss chooses an index key for a memory budget, and builds the keys that need no training (HNSW). If it fails, it
+logs that and returns (None, None), or raises any exception; here both become IndexBuildError. It is not used for three
+things: training (it takes the first rows, which are not representative in a sorted collection, and does not limit their
+number), compressed keys (OPQ takes longer to train than everything else together), and recall (it queries with the first
+500 rows).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def autofaiss_works() -> bool:
-    """Whether autofaiss is installed and beside a NumPy that it works with (below 2: it cannot write its report with 2)."""
+    """Whether autofaiss is installed and works with this NumPy (below 2: it cannot write its report with 2)."""
     if importlib.util.find_spec("autofaiss") is None:
         return False
     return int(metadata.version("numpy").split(".")[0]) < 2
@@ -73,7 +73,7 @@ def autofaiss_build(vectors: Path, key: str, index_bytes: int, memory: int, thre
         )
     except (IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise IndexBuildError(
-            f"autofaiss could not build {key}: {type(error).__name__}: {error}. Name an index key yourself, as in "
+            f"autofaiss could not build {key}: {type(error).__name__}: {error}. Choose an index key, such as "
             "--index-key IVF1024,SQ8"
         ) from error
     finally:
@@ -82,6 +82,6 @@ def autofaiss_build(vectors: Path, key: str, index_bytes: int, memory: int, thre
         said = " ".join(log.getvalue().split())[-500:] or "nothing"
         raise IndexBuildError(
             f"autofaiss gave up on {key} without an error; its log says: {said}. Give more --memory, or name an index key "
-            "yourself, as in --index-key IVF1024,SQ8"
+            "yourself, such as --index-key IVF1024,SQ8"
         )
     return index

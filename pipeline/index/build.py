@@ -5,9 +5,9 @@ index.faiss above the exact size, and entry.json, last. The id is the digest of 
 killed therefore finds the same folder again, and a finished index is reused. An exact index has the same bytes every time. An
 approximate index has the same inputs every time, and a recall within its interval.
 
-Every build makes the index anew from the stored vectors; no build extends one, and nothing is embedded again. A refresh
+Every build makes a new index from the stored vectors; no build extends an index, and nothing is embedded again. A refresh
 therefore reads all vectors once and, above the exact size, trains and adds again. In return, ordinals stay dense, training is
-not biased by the rows that came first, and an index depends on a version's rows only.
+not biased towards older rows, and an index depends only on a version's rows.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from pipeline.index.recall import Queries
     from pipeline.index.records import IndexInput
 
-FORMAT = 1  # part of an index's id: raise it whenever the same inputs would give other files
+FORMAT = 1  # part of an index's id: increase it when the code writes other files for the same inputs
 
 
 def check_index(config: IndexConfig, rows: int, dim: int) -> None:
-    """Refuse an index that cannot be built, before any work: an unknown faiss key, or a budget too small for `rows` rows.
+    """Refuse an index that cannot be built, before any work: an unknown faiss key, or too little memory for `rows` rows.
 
     `rows` is 0 if the number is not known. Raises IndexBuildError, or BudgetError that names the smallest budget.
     """
@@ -64,7 +64,7 @@ def build_index(
     """Build and publish the index over `rows`, or return the finished one with the same inputs.
 
     `text` holds the text queries that recall is measured with (see text_queries), None if there are none. `backend` runs
-    the partitions of an index that is built in several. `device` (auto, cpu, cuda) says whether a GPU may help, where faiss has
+    the partitions of an index that is built in several. `device` (auto, cpu, cuda) says whether a GPU may be used, if faiss has
     one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
     """
@@ -80,7 +80,7 @@ def build_index(
 
 
 def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str:
-    """The id of the index with these inputs: a digest of 12 digits."""
+    """The id of the index with these inputs: a digest of 12 hex digits."""
     inputs = {
         "format": FORMAT,
         "encoder": rows.encoder.id,
@@ -95,7 +95,7 @@ def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str
 
 
 def _finished(db: RetrievalDatabase, folder: str) -> IndexEntry | None:
-    """The entry of an index that was finished before and whose files are all there."""
+    """The entry of an index that was finished before and whose files all exist."""
     try:
         table = db.read_json(f"{folder}/entry.json")
         if table is None:
@@ -138,7 +138,7 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
 
 
 def build_exact(folder: Path, config: IndexConfig, text: Queries | None, device: str = "auto") -> BuiltIndex:
-    """The index of a small database: folder/vectors.npy is scanned, nothing else is written."""
+    """The index of a small database: searches scan folder/vectors.npy; nothing else is written."""
     from pipeline.index.gpu import open_gpu
     from pipeline.index.recall import measure_recall
 

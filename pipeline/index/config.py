@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 
-EXACT_ROWS = 200_000  # up to here an exact scan answers in some ten milliseconds and needs no index
+EXACT_ROWS = 200_000  # up to this many rows, an exact scan takes some ten milliseconds and needs no index
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    memory: int = 4 << 30  # bytes that the process that builds may take at its peak, above the exact size
+    memory: int = 4 << 30  # bytes: limit of the peak of the building process, above the exact size
     key: str = (
         ""  # a faiss index key; empty: exact up to exact_rows rows, above them chosen for the memory (index/keys.py)
     )
     exact_rows: int = EXACT_ROWS
     min_recall: float = 0.95
-    k: int = 19  # neighbours that recall is measured for: the RDM is conditioned on the prompt and 19 of them
-    queries: int = 200  # queries of each kind that recall is measured with
+    k: int = 19  # neighbours for which recall is measured: the RDM is conditioned on the prompt and 19 neighbours
+    queries: int = 200  # queries of each kind with which recall is measured
     seed: int = 0
-    partitions: int = 0  # of an approximate index; 0: by rule (index/partitions.py), 1: one piece
+    partitions: int = 0  # of an approximate index; 0: by rule (index/partitions.py), 1: not partitioned
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_recall <= 1.0:

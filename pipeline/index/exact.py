@@ -1,9 +1,9 @@
-"""Exact inner-product search over float16 vectors that lie in a mapped file.
+"""Exact inner-product search over float16 vectors in a mapped file.
 
 Reads: a (N, D) float16 array, usually vectors.npy, mapped; only the rows that a query selects are copied. Writes nothing.
 Inner products are computed in float32: by faiss's half-precision kernels for few queries; for many, a block is decoded once
-and multiplied, on a GPU where faiss has one (index/gpu.py). `rescore` gives the final scores, in float64 rounded to float32:
-equal rows get equal scores wherever they lie, and a result does not depend on the way its candidates were found.
+and multiplied, on a GPU if faiss has one (index/gpu.py). `rescore` gives the final scores, in float64 rounded to float32:
+equal rows get equal scores at any position, and a result does not depend on how its candidates were found.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 Neighbours = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores (Q, m) and ordinals (Q, m)
 
-GATHER_ROWS = 1024  # rows copied at once for scattered reads: 1.5 MB at 768 dimensions stays in the second-level cache
+GATHER_ROWS = 1024  # rows copied at once for scattered reads: 1.5 MB at 768 dimensions fits the second-level cache
 
 BLOCK_ROWS = 4096  # rows decoded at once for many queries
 
-MANY_QUERIES = 12  # from here on, decoding a block once and multiplying is faster than half-precision scans
+MANY_QUERIES = 12  # from this number on, decoding a block once and multiplying is faster than half-precision scans
 
 SLACK = 2e-5  # above the largest error of float32 summation for unit vectors
 
@@ -57,9 +57,9 @@ class ExactScan:
         return open_gpu(self._device)
 
     def top(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None = None) -> Neighbours:
-        """The m = min(k, rows) best rows for each query, (Q, D): scores, falling, and ordinals.
+        """The m = min(k, rows) best rows for each query, (Q, D): descending scores, and ordinals.
 
-        `ordinals` (ascending) restricts the scan to those rows. Equal scores come in the order of their ordinals, also where
+        `ordinals` (ascending) restricts the scan to those rows. Equal scores are ordered by ordinal, also if
         only some of several equal rows are among the k best.
         """
         rows = len(self.vectors) if ordinals is None else len(ordinals)
@@ -71,7 +71,7 @@ class ExactScan:
             fetch = min(wanted + margin, rows)
             rough, found = self._scan(queries, fetch, ordinals)
             scores, order = rescore(self.vectors, queries, found)
-            # Rows with the score of the last wanted one may lie beyond the fetched ones: fetch more until they cannot.
+            # Rows with the score of the last result may not have been fetched: fetch more until that is impossible.
             cut = scores[:, wanted - 1] - SLACK
             if fetch == rows or bool((rough.min(axis=1) < cut).all()):
                 return scores[:, :wanted], order[:, :wanted]
@@ -83,7 +83,7 @@ class ExactScan:
             return self._scan_on(self._gpu, queries, k, ordinals)
         parts = max(1, min(self._threads, rows // GATHER_ROWS))
         if parts == 1:
-            with _single_thread():  # handing so few rows to the pool would take longer than the scan
+            with _single_thread():  # the pool would take longer than the scan of so few rows
                 return self._scan_part(queries, k, ordinals, 0, rows)
         edges = [rows * part // parts for part in range(parts + 1)]
         jobs = [
@@ -109,7 +109,7 @@ class ExactScan:
     def _scan_part(
         self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None, start: int, end: int
     ) -> Neighbours:
-        """The k best of the rows (or places in `ordinals`) start to end, in one thread."""
+        """The k best of the rows (or positions in `ordinals`) start to end, in one thread."""
         many = len(queries) >= MANY_QUERIES
         dim = self.vectors.shape[1]
         if ordinals is None and not many:
@@ -149,7 +149,7 @@ def rescore(vectors: NDArray[np.float16], queries: NDArray[np.float32], ordinals
     scores = np.empty(ordinals.shape, np.float32)
     ordered = np.empty_like(ordinals)
     for row, (query, wanted) in enumerate(zip(queries, ordinals, strict=True)):
-        # einsum instead of a matrix product: it sums every row in the same order and starts no threads.
+        # einsum instead of a matrix product, because it sums every row in the same order and starts no threads.
         rows = vectors[wanted].astype(np.float64)
         exact = np.einsum("cd,d->c", rows, query.astype(np.float64)).astype(np.float32)
         exact[wanted < 0] = -np.inf
@@ -159,7 +159,7 @@ def rescore(vectors: NDArray[np.float16], queries: NDArray[np.float32], ordinals
 
 
 def score_rows(rows: NDArray[np.float16], query: NDArray[np.float32], k: int) -> Neighbours:
-    """The k best of some rows (C, D) for one query (D,): scores (k,), falling, and their places (k,) in `rows`."""
+    """The k best of some rows (C, D) for one query (D,): descending scores (k,) and their positions (k,) in `rows`."""
     rough = np.arange(len(rows))[None]
     if len(rows) > 2 * k + 128:
         one_thread()  # starting a second one takes longer than the search
@@ -189,7 +189,7 @@ def _matrix(
     decoded: NDArray[np.float32] | None,
     bound: NDArray[np.float32] | None,
 ) -> Neighbours:
-    """The k best rows of the block, or, under a bound, all rows that are at least as good for some query."""
+    """The k best rows of the block, or, with a bound, all rows that reach it for some query."""
     import faiss
 
     codec = faiss.IndexScalarQuantizer(block.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
@@ -208,9 +208,9 @@ def _matrix(
 
 
 def half_precision_view(rows: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
-    """A faiss inner-product index whose codes are the bytes of `rows` (n, D) themselves, not a copy.
+    """A faiss inner-product index whose codes are the bytes of `rows` (n, D), without a copy.
 
-    faiss's fp16 code is the IEEE half, so mapped vectors are searched where they lie. `rows` has to outlive the index.
+    faiss's fp16 code is IEEE half precision, so mapped vectors are searched in place. `rows` must outlive the index.
     """
     import faiss
 
@@ -227,7 +227,7 @@ def half_precision_view(rows: NDArray[np.float16]) -> faiss.IndexScalarQuantizer
 
 @contextlib.contextmanager
 def _single_thread() -> Iterator[None]:
-    """Have faiss use a single thread, and afterwards as many as before."""
+    """Make faiss use a single thread in the block, and then as many as before."""
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -239,7 +239,7 @@ def _single_thread() -> Iterator[None]:
 
 
 def one_thread() -> None:
-    """Have faiss use a single thread in what this thread calls from now on."""
+    """Make faiss use a single thread for all further calls of this thread."""
     import faiss
 
     faiss.omp_set_num_threads(1)

@@ -1,9 +1,9 @@
 """faiss on a GPU: training, assigning rows to lists, exact neighbours, and searches of many queries without a filter.
 
-Only a faiss with GPU support can do this (`faiss-gpu` in place of `faiss-cpu`); beside any other faiss, or without a GPU,
-`open_gpu` gives None and everything runs on the CPU. What faiss's GPU code lacks stays on the CPU in any case: filtered
-searches (it ignores selectors), HNSW, fast-scan codes, and encoding rows. Final scores come from the stored vectors on the
-CPU, so results differ only where candidates differ. Reads and writes nothing.
+This needs a faiss with GPU support (`faiss-gpu` in place of `faiss-cpu`); with any other faiss, or without a GPU,
+`open_gpu` gives None and everything runs on the CPU. What faiss's GPU code lacks always runs on the CPU: filtered
+searches (it ignores selectors), HNSW, fast-scan codes, and encoding rows. Final scores are computed from the stored vectors on
+the CPU, so results differ only if candidates differ. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pipeline.errors import IndexBuildError
 if TYPE_CHECKING:
     import faiss
 
-MANY = 32  # queries from which on moving rows to the GPU takes less time than scanning them on the CPU
+MANY = 32  # from this number of queries on, moving rows to the GPU takes less time than scanning them on the CPU
 
-MOST = 2048  # neighbours and lists that faiss's GPU code takes at most
+MOST = 2048  # largest number of neighbours and lists in faiss's GPU code
 
 BLOCK_ROWS = 1 << 17  # rows moved at once: 400 MB at 768 dimensions
 
 
 class Gpu(Protocol):
-    """What this package asks of a GPU. FaissGpu is the real one."""
+    """The operations that this package needs of a GPU. FaissGpu is the real one."""
 
     def flat(self, dim: int, metric: int) -> faiss.Index:
         """An empty, exact index on the GPU: 0 is inner product, 1 is L2 (faiss.METRIC_*)."""
@@ -41,7 +41,7 @@ class Gpu(Protocol):
         ...
 
     def copy(self, index: faiss.Index) -> faiss.Index | None:
-        """The index on the GPU; None if faiss has no GPU form of it, or where it does not fit into memory."""
+        """The index on the GPU; None if faiss has no GPU form of it or it does not fit into memory."""
         ...
 
 
@@ -88,9 +88,9 @@ def check_installation() -> None:
 
 
 def open_gpu(device: str = "auto") -> Gpu | None:
-    """The GPU for a `--device` value (auto, cpu, cuda or cuda:1); None for cpu, and where faiss sees no such GPU.
+    """The GPU for a `--device` value (auto, cpu, cuda or cuda:1); None for cpu, or if faiss sees no such GPU.
 
-    Raises IndexBuildError if faiss-cpu and faiss-gpu are both installed: whichever was imported cannot be trusted.
+    Raises IndexBuildError if faiss-cpu and faiss-gpu are both installed, because their files overwrite each other.
     """
     if device == "cpu":
         return None
@@ -106,9 +106,9 @@ def open_gpu(device: str = "auto") -> Gpu | None:
 
 @contextlib.contextmanager
 def training_on(gpu: Gpu | None, index: faiss.Index) -> Iterator[None]:
-    """Have k-means run on the GPU while the index is trained: that of its inverted lists, and that of its product codes.
+    """Run k-means on the GPU while the index is trained, for its inverted lists and for its product codes.
 
-    Afterwards nothing of the index points to the GPU, so that it can be written. Does nothing without a GPU or without lists.
+    Afterwards no part of the index refers to the GPU, so that it can be written. Does nothing without a GPU or without lists.
     """
     import faiss
 
@@ -117,7 +117,7 @@ def training_on(gpu: Gpu | None, index: faiss.Index) -> Iterator[None]:
         yield
         return
     inverted = faiss.downcast_index(inverted)
-    # As on the CPU: a flat quantizer assigns by its own metric, one of another kind (HNSW) gets centroids found by L2.
+    # As on the CPU: a flat quantizer assigns by its own metric; any other kind (HNSW) gets centroids found by L2.
     is_flat = isinstance(faiss.downcast_index(inverted.quantizer), faiss.IndexFlat)
     lists = gpu.flat(inverted.d, inverted.metric_type if is_flat else faiss.METRIC_L2)
     codes = gpu.flat(int(inverted.pq.dsub), faiss.METRIC_L2) if hasattr(inverted, "pq") else None
@@ -133,7 +133,7 @@ def training_on(gpu: Gpu | None, index: faiss.Index) -> Iterator[None]:
 
 
 class Assigner:
-    """Adds rows to an inverted file whose lists are found on the GPU; the codes are made on the CPU."""
+    """Adds rows to an inverted file: their lists are found on the GPU, their codes are made on the CPU."""
 
     def __init__(self, gpu: Gpu, inverted: faiss.IndexIVF) -> None:
         import faiss

@@ -1,13 +1,13 @@
 """Choose a faiss index key for a memory budget.
 
-Reads and writes nothing. The budget is for the peak resident size of the process that builds, everything included. A budget for
-which no index fits is refused before any work, with the smallest budget that would do. Sizes are estimates; what a build really
-used is measured (VmHWM) and recorded.
+Reads and writes nothing. The budget limits the total peak resident size of the building process. If no index fits, the
+budget is refused before any work, with the smallest budget that would be enough. Sizes are estimates; the actual use of a build
+is measured (VmHWM) and recorded.
 
-Where memory suffices, the index is HNSW, as autofaiss chooses it (index/autofaiss.py says why its other choices are not taken).
-autofaiss is asked if it is installed; `graph_key` is the same rule without it. With less memory, the index is an
+With enough memory, the index is HNSW, as autofaiss chooses it (index/autofaiss.py says why its other choices are not used).
+autofaiss chooses the key if it is installed; `graph_key` is the same rule without it. With less memory, the index is an
 inverted file over 8-bit codes, else one over 4-bit product codes for fast scans. With candidates re-ranked by the stored
-vectors, these product codes found what uncompressed inverted files find, in a few milliseconds a query (100,000 x 768);
+vectors, these product codes had the recall of uncompressed inverted files, in a few milliseconds a query (100,000 x 768);
 RaBitQ codes of the same size took twenty times as long. Training uses a seeded sample of all rows, at most TRAINING_ROWS of
 them.
 """
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 TRAINING_ROWS = 200_000
 
-PER_LIST = 39  # training rows for each inverted list: faiss warns below it
+PER_LIST = 39  # training rows for each inverted list; faiss warns if there are fewer
 
 BASE = 64 << 20  # Python, numpy and faiss
 
-WORKING = 32 << 20  # a batch of rows that is added, and what faiss needs to add it; later the queries' exact answers
+WORKING = 32 << 20  # a batch of rows and faiss's memory for adding it; later the queries' exact answers
 
 GROWTH = 1.5  # inverted lists grow by doubling
 
-ROOMY = 2.2  # autofaiss builds where the budget is so many times the index: HNSW's storage grows by copying itself
+ROOMY = 2.2  # autofaiss builds if the budget is this many times the index, because HNSW's storage grows by copying
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """What building an index will take, in bytes."""
+    """The estimated memory for building an index, in bytes."""
 
     key: str
     training_rows: int
@@ -53,7 +53,7 @@ class Sizing:
 
 
 def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
-    """The index to build, and who builds it (autofaiss | faiss). Raises BudgetError that names the smallest budget."""
+    """The index to build, and its builder (autofaiss | faiss). Raises BudgetError, which names the smallest budget."""
     room = config.memory - BASE - WORKING
     if config.key:
         sizing = size_of(config.key, rows, dim, room)
@@ -80,11 +80,11 @@ def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
 
 
 def graph_key(rows: int, dim: int, index_bytes: int) -> str:
-    """The key of an uncompressed graph for `rows` rows within `index_bytes`; empty if a compressed index has to do.
+    """The key of an uncompressed graph for `rows` rows within `index_bytes`; empty if only a compressed index fits.
 
-    The rule is autofaiss's (2.18, get_optimal_index_keys_v2): no graph below 1,000 rows, 15 links a row below 10,000, above
-    as many links as the memory allows, at least 8 and at most 32. It counts 4 bytes for each of a row's `dim` numbers and
-    of its two times `links` neighbours.
+    The rule is autofaiss's (2.18, get_optimal_index_keys_v2): no graph below 1,000 rows, 15 links a row below 10,000; for more
+    rows as many links as the memory allows, from 8 to 32. It counts 4 bytes for each of a row's `dim` components and
+    for each of its 2 x `links` neighbours.
     """
     if rows < 1_000:
         return "Flat"
@@ -95,8 +95,8 @@ def graph_key(rows: int, dim: int, index_bytes: int) -> str:
 
 
 def compressed_keys(rows: int, dim: int) -> list[str]:
-    """Inverted files, the best first. The number of lists is a power of two near 4 sqrt(rows), or the largest below it that the
-    training rows suffice for; smaller ones follow."""
+    """Inverted files, the best first. The number of lists is a power of two near 4 sqrt(rows), or the largest below it
+    for which the training rows suffice; smaller ones follow."""
     possible = min(4 * math.sqrt(rows), min(TRAINING_ROWS, rows) / PER_LIST)
     most = max(4, int(math.log2(max(possible, 16))))
     products = [f"PQ{dim // step}x4fs" for step in (4, 8, 16) if dim % step == 0]
@@ -110,7 +110,7 @@ def compressed_keys(rows: int, dim: int) -> list[str]:
 
 
 def size_of(key: str, rows: int, dim: int, room: int, most: int = TRAINING_ROWS) -> Sizing:
-    """What building `key` takes, with the largest training sample of at most `most` rows that fits into `room` bytes.
+    """The memory for building `key`, with the largest training sample of at most `most` rows that fits into `room` bytes.
 
     Raises IndexBuildError for a key that faiss does not know or that needs more training rows than `most`.
     """
@@ -121,7 +121,7 @@ def size_of(key: str, rows: int, dim: int, room: int, most: int = TRAINING_ROWS)
     try:
         index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].rsplit(": ", 1)[-1]  # before it stands a place in faiss's source
+        reason = str(error).strip().splitlines()[-1].rsplit(": ", 1)[-1]  # without the position in faiss's source
         raise IndexBuildError(
             f"{key!r} is not a faiss index key for {dim} dimensions ({reason}); examples: IVF1024,SQ8  HNSW32  "
             f"IVF1024,PQ{max(dim // 4, 1)}x4fs"

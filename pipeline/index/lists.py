@@ -1,8 +1,8 @@
-"""Which inverted lists to open for a filter: only those that hold matching rows, the nearest first.
+"""The choice of inverted lists for a filter: only lists that hold matching rows, the nearest first.
 
-A search without this opens the lists nearest to the query. If the filter's rows lie elsewhere (a style far from what the text
-names), it finds few of them or none. Here the lists are ranked among those that hold matching rows, so the same number of
-lists finds them. Reads: the ids of an IVF index, once. Memory: 2 bytes a row. It serves indexes of at most MOST_LISTS lists,
+A plain search opens the lists nearest to the query. If the matching rows lie elsewhere (a style far from what the text
+names), it finds few of them or none. Here only the lists that hold matching rows are ranked, so that the same number of
+lists finds them. Reads: the ids of an IVF index, once. Memory: 2 bytes a row. It supports indexes of at most MOST_LISTS lists,
 because a query is compared with all centroids.
 """
 
@@ -41,7 +41,7 @@ class ListChoice:
         holding = np.flatnonzero(self.holding(rows))
         products = np.empty((len(queries), self.lists), np.float32)
         for query, out in zip(queries, products, strict=True):
-            # faiss's own loop: a matrix product would start the threads of BLAS.
+            # faiss's own loop, because a matrix product would start the threads of BLAS.
             faiss.fvec_inner_products_ny(
                 faiss.swig_ptr(out),
                 faiss.swig_ptr(query),
@@ -55,7 +55,7 @@ class ListChoice:
 
 
 def serves(ivf: faiss.IndexIVF) -> bool:
-    """Whether ListChoice can serve this index."""
+    """Whether ListChoice supports this index."""
     import faiss
 
     return (
@@ -75,7 +75,7 @@ def _flat(quantizer: faiss.Index) -> faiss.IndexFlat | None:
 
 
 def _centroids(ivf: faiss.IndexIVF) -> NDArray[np.float32]:
-    """(lists, D): the quantizer's own, not a copy."""
+    """(lists, D): a view of the quantizer's centroids."""
     import faiss
 
     flat = _flat(ivf.quantizer)
@@ -85,7 +85,7 @@ def _centroids(ivf: faiss.IndexIVF) -> NDArray[np.float32]:
 
 
 def _list_of_row(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The list that each row lies in, (N,)."""
+    """The list of each row, (N,)."""
     import faiss
 
     lists = np.zeros(int(ivf.ntotal), np.uint16)

@@ -1,6 +1,6 @@
-""".npy files by plain reads and in pieces: their headers, their shapes, some of their rows.
+"""Reading and writing .npy files in parts: headers, shapes, some of the rows.
 
-Plain reads, because mapped pages would count as the process's memory. Reads the files; writes only a header.
+Files are read without mapping, because mapped pages would count as the process's memory. Writes only headers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def read_npy_header(handle: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.gene
 
 
 def write_npy_header(handle: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    """Begin a .npy file whose data follow in pieces."""
+    """Write the header of a .npy file whose data follow in parts."""
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(handle, header)  # type: ignore[no-untyped-call]
 

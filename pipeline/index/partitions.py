@@ -2,11 +2,11 @@
 
 Reads: embedding shards; vectors.npy for training and recall. Writes, while it works, below `<index folder>/parts/`:
 trained.faiss, gone.npy, and for each partition <number>.faiss, its receipt, and its measurements (.log). Then it writes
-index.faiss into the scratch folder; search maps that file, so it need not fit into memory. A partition is a stage's shard: it
-is retried, its worker is replaced, and a build that was killed continues with the partitions that are finished.
+index.faiss into the scratch folder; a search maps that file, so it need not fit into memory. A partition is a shard of a stage:
+it is retried, its worker is replaced, and a killed build keeps the finished partitions.
 
 By rule (`IndexConfig.partitions` = 0) an index of more than PARTITION_ROWS rows has one partition for every PARTITION_ROWS of
-them, or smaller partitions if the memory is smaller. The memory budget holds for each process that builds: training, or one
+them, or smaller partitions if there is less memory. The memory budget applies to each building process: training, or one
 partition; merging maps its files. Without a named key, the index is an inverted file over 8-bit codes, because fast-scan codes
 cannot be merged on disk. It does not extend an index: a refresh trains and adds again.
 """
@@ -54,7 +54,7 @@ TIMEOUT_S = 12 * 3600.0
 
 @dataclass(frozen=True)
 class IndexJob:
-    """One index while it is built: its inputs, its folder in the database and a local folder for its files."""
+    """An index that is being built: its inputs, its folder in the database and a local folder for its files."""
 
     db: RetrievalDatabase
     config: IndexConfig
@@ -67,14 +67,14 @@ class IndexJob:
 
 @dataclass(frozen=True)
 class Partitioned:
-    """What the worker of a partition needs to know: where the parts go, and what they are made with."""
+    """The settings for the worker of a partition: the folder of the parts, and how they are made."""
 
     folder: str  # <index folder>/parts
     dim: int
     memory: int  # bytes
     trained: Artifact
     gone: Artifact
-    device: str = "auto"  # no part of the fingerprint: rows may go to the same lists here or there
+    device: str = "auto"  # not part of the fingerprint: CPU and GPU assign rows to the same lists
 
     def fingerprint(self) -> str:
         return digest([self.trained.sha256, self.gone.sha256], 32)
@@ -89,7 +89,7 @@ def partitions_of(rows: int, dim: int, config: IndexConfig) -> int:
 
 
 def plan_sizing(rows: int, dim: int, config: IndexConfig) -> Sizing:
-    """The key, and what one process takes at most: training, or a partition. Raises BudgetError that names what would do."""
+    """The key, and the peak memory of one process (training, or a partition). Raises BudgetError with a sufficient value."""
     room, part = config.memory - BASE - WORKING, math.ceil(rows / partitions_of(rows, dim, config))
     keys = [config.key] if config.key else partition_keys(rows)
     sizings = [
@@ -177,13 +177,14 @@ def _check_key(key: str, dim: int) -> None:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None or isinstance(faiss.downcast_index(inverted), faiss.IndexIVFFastScan):
         raise IndexBuildError(
-            f"{key}: partitions are merged on disk list by list, which needs inverted files over plain codes, as in "
+            f"{key}: partitions are merged on disk list by list, which needs inverted files over plain codes, such as "
             "IVF65536_HNSW32,SQ8 or IVF65536_HNSW32,PQ96; leave out --index-key, or give --partitions 1"
         )
 
 
 def _train(job: IndexJob, folder: str, sizing: Sizing) -> tuple[Artifact, Step]:
-    """The trained, empty index. One that an interrupted build published is reused, because its partitions fit no other."""
+    """The trained, empty index. If an interrupted build published one, it is reused, because finished partitions depend
+    on it."""
     path, storage, config = f"{folder}/trained.faiss", job.db.storage, job.config
     if storage.exists(path):
         data = storage.read_bytes(path)
@@ -208,7 +209,7 @@ def _train(job: IndexJob, folder: str, sizing: Sizing) -> tuple[Artifact, Step]:
 
 
 def plan_partitions(shards: Sequence[ShardEntry], keys: NDArray[np.int64], partitions: int) -> list[Shard]:
-    """About equal partitions of whole shards, in order of key. `keys` are the index's, (N,), ascending."""
+    """Partitions of whole shards and of about equal size, in order of key. `keys` are the index's, (N,), ascending."""
     import numpy as np
 
     edges = np.searchsorted(keys, [shard.id * SHARD_ROWS for shard in shards] + [(shards[-1].id + 1) * SHARD_ROWS])
@@ -251,7 +252,7 @@ def _open_parts(db: RetrievalDatabase, part: Partitioned) -> tuple[Path, NDArray
 def add_partition(
     db: RetrievalDatabase, part: Partitioned, context: tuple[Path, NDArray[np.int64]], shard: Shard
 ) -> Receipt:
-    """Add one partition's rows to the trained index, in a process of its own, and publish it."""
+    """Add one partition's rows to the trained index, in a separate process, and publish it."""
     trained, gone = context
     entries = [ShardEntry(**{**entry, "artifact": Artifact(**entry["artifact"])}) for entry in shard.spec["shards"]]
     with db.storage.scratch() as scratch:

@@ -1,6 +1,6 @@
 """Runs the process that builds faiss indexes.
 
-A process of its own has a peak memory of its own, which can be measured and held to a budget. Reads and writes nothing itself;
+The peak memory of a separate process can be measured and limited. Reads and writes nothing itself;
 index/worker.py says what that process reads and writes.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TrainJob,
     )
 
-# Freed blocks go back to the system at once, and waiting threads do not spin: the process keeps its budget and leaves the
+# Freed blocks are returned to the system at once, to stay within the budget; waiting threads do not spin, to leave the
 # processor to others.
 FRUGAL = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -77,7 +77,7 @@ def run_worker(job: Job, folder: Path | None = None) -> object:
 
 
 def query_record(text: Queries | None, folder: Path) -> QueryRecord | None:
-    """Text queries for a job. Writes their vectors to folder/queries.npy, where the worker looks for them."""
+    """Text queries for a job. Writes their vectors to folder/queries.npy, from which the worker reads them."""
     import numpy as np
 
     if text is None:
@@ -88,5 +88,5 @@ def query_record(text: Queries | None, folder: Path) -> QueryRecord | None:
 
 
 def config_record(config: IndexConfig) -> dict[str, object]:
-    """The configuration for a job: `IndexConfig(**record)` gives it back."""
+    """The configuration for a job; `IndexConfig(**record)` restores it."""
     return asdict(config)

@@ -1,13 +1,13 @@
 """Recall@k of an index against exact search, with an interval, for text and for image queries.
 
 Reads: vectors.npy in blocks, and the index under test. Writes nothing. Recall is the share of the k results whose score
-reaches the exact k-th score minus TOLERANCE, so any row that is as good as a true neighbour counts. The interval is Wilson's
-at 95 %. Its n is the number of queries and not of results, because the results of one query are not independent; the interval
-therefore has a width even at a recall of 1.
+reaches the exact k-th score minus TOLERANCE, so that a row with the same score as a true neighbour counts. The interval is
+Wilson's at 95 %. Its n is the number of queries and not of results, because the results of one query are not independent; the
+interval is therefore not empty even at a recall of 1.
 
 Text queries are captions of sampled rows, else sentences made from their metadata, else the prompts that ship with the
-package. Text and image vectors lie apart, so an index that is good for its own rows can be poor for text. Image queries are
-sampled rows; each is left out of its own results.
+package. Text and image vectors occupy different regions, so an index that is good for its own rows can be poor for text.
+Image queries are sampled rows; each is left out of its own results.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TOLERANCE = 1e-3
 
 BLOCK_ROWS = 2048
 
-BATCH = 8  # queries searched at once: so few that an exact index searches them as it searches single queries
+BATCH = 8  # queries searched at once: few enough that an exact index treats them like single queries
 
 NO_TEXT = "none: the encoder has no text tower"
 
 
 class TextEncoder(Protocol):
-    """What text queries need of an encoder: unit vectors, (n, D), of n texts."""
+    """The method of an encoder that text queries need: unit vectors, (n, D), of n texts."""
 
     @property
     def has_text(self) -> bool: ...
@@ -59,7 +59,7 @@ class TextEncoder(Protocol):
 class Queries:
     """Query vectors and their origin."""
 
-    origin: str  # captions | metadata | prompts | none: why
+    origin: str  # captions | metadata | prompts | none: <reason>
     texts: tuple[str, ...] = ()
     vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) float32, unit
 
@@ -68,13 +68,13 @@ class Queries:
 
 
 def prompts() -> list[str]:
-    """The prompts that ship with the package, one a line."""
+    """The prompts that ship with the package, one in each line."""
     text = asset("prompts.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def text_queries(encoder: TextEncoder, db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
-    """Up to `config.queries` text queries in the words of this database, encoded; none, and why, without a text tower.
+    """Up to `config.queries` encoded text queries in the words of this database; without a text tower none, with the reason.
 
     Raises IndexBuildError if the encoder gives vectors of another dimension than the database's.
     """
@@ -111,7 +111,7 @@ def _sample_rows(db: RetrievalDatabase, rows: IndexInput, count: int, seed: int)
 
 
 def _texts(table: pa.Table, columns: Mapping[str, str], count: int) -> tuple[str, list[str]]:
-    """The different captions of the sampled rows; if few rows have one, sentences from their metadata."""
+    """The distinct captions of the sampled rows; if few rows have one, sentences from their metadata."""
     captions = [text.strip()[:300] for text in table["caption"].to_pylist() if text and text.strip()]
     different = list(dict.fromkeys(captions))
     if len(different) >= min(count, max(1, table.num_rows // 4)):
@@ -128,7 +128,7 @@ def _texts(table: pa.Table, columns: Mapping[str, str], count: int) -> tuple[str
 
 
 def _sentence(told: dict[str, str]) -> str:
-    """A caption-like sentence from one row's words: `a landscape in the style of impressionism, by claude monet`."""
+    """A sentence like a caption from one row's metadata: `a landscape in the style of impressionism, by claude monet`."""
     subject = told.pop("genre", "") or told.pop("title", "") or "a picture"
     style, artist = told.pop("style", ""), told.pop("artist", "")
     if style or artist:
@@ -166,7 +166,7 @@ def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], k: int) -
 
 @dataclass(frozen=True)
 class Probe:
-    """Queries of one kind with their exact answers: the k-th best score of each, and the row to leave out of its results."""
+    """Queries of one kind with the k-th best exact score of each, and the row to leave out of its results."""
 
     kind: Literal["text", "image"]
     origin: str
@@ -190,7 +190,7 @@ class Probe:
 
 
 def probes(vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None) -> tuple[list[Probe], int]:
-    """The probes of an index, with exact answers, and their k (less than config.k in an index of few rows)."""
+    """The probes of an index with their exact scores, and their k (less than config.k in a small index)."""
     rows, _ = npy_shape(vectors)
     k = min(config.k, rows - 1)
     if k < 1:
@@ -212,7 +212,7 @@ def probes(vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | 
 
 
 def describe(measured: Mapping[str, Measured], k: int, text: Queries | None) -> Recall:
-    """The recall that an IndexEntry records. A kind that was not measured says why."""
+    """The recall for an IndexEntry. For a kind that was not measured, it has the reason."""
     missing = text.origin if text is not None else "none: no text queries were given"
     return {
         "k": k,

@@ -1,4 +1,4 @@
-"""Records that the modules of this package hand to each other: what goes into an index, what comes out, what was measured.
+"""Records that the modules of this package pass to each other: inputs, results and measurements of an index.
 
 The TypedDicts are JSON: an IndexEntry, a version file and the worker process hold them with these keys.
 """
@@ -23,7 +23,7 @@ Params = Mapping[str, int]  # search parameters: nprobe or efSearch, candidates,
 class IndexInput:
     """The rows that an index covers: the ok rows of `shards` whose keys are not in `gone`.
 
-    `columns` are the source's metadata columns by type name.
+    `columns` are the source's metadata columns with their type names.
     """
 
     encoder: EncoderRecord
@@ -47,7 +47,7 @@ class IndexInput:
 
 
 class Measured(TypedDict, total=False):
-    """Recall for one kind of queries. Without queries, `origin` says why and there is no value."""
+    """Recall for one kind of queries. Without queries, there is no value and `origin` has the reason."""
 
     queries: Required[int]
     origin: Required[str]
@@ -66,7 +66,7 @@ class Recall(TypedDict):
 
 
 class Measurements(TypedDict, total=False):
-    """What building took. Sizes are bytes, peaks are resident sizes of one process, times are seconds by step."""
+    """Measurements of a build. Sizes are bytes, peaks are resident sizes of one process, times are seconds by step."""
 
     budget_bytes: int
     planned_bytes: int
@@ -79,7 +79,7 @@ class Measurements(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """An index that was built but is not yet published; its files lie in the build's scratch folder."""
+    """An index that was built but is not yet published; its files are in the build's scratch folder."""
 
     kind: Literal["exact", "faiss"]
     key: str  # faiss index key; "Flat" for an exact index
@@ -89,7 +89,7 @@ class BuiltIndex:
 
 
 class QueryRecord(TypedDict):
-    """Text queries as a job carries them; their vectors lie in queries.npy."""
+    """Text queries in a job; their vectors are in queries.npy."""
 
     origin: str
     texts: list[str]
@@ -145,7 +145,7 @@ Job = ChooseJob | BuildJob | TrainJob | AddJob | MergeJob
 
 
 class Chosen(TypedDict):
-    key: str  # empty: autofaiss has none
+    key: str  # empty: autofaiss found none
 
 
 class Built(TypedDict):

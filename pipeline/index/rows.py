@@ -2,7 +2,7 @@
 
 Reads: embedding shards (Parquet), twice: once to count rows and to find exact duplicates, once to write. Writes keys.npy
 (int64), norms.npy (float32), vectors.npy (float16, C order) and metadata.parquet into a local folder. All are in key order,
-without rows that are not ok or that are gone. The same shards give the same bytes. It holds one shard, one row group, one
+without rows that are not ok or gone. The same shards give the same bytes. It holds one shard, one row group, one
 bucket of checksums and 16 bytes a row in memory. It publishes nothing.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILES = {"keys": "keys.npy", "norms": "norms.npy", "vectors": "vectors.npy", "metadata": "metadata.parquet"}
 
-GROUP_ROWS = 5_000  # rows in a row group of metadata.parquet: what looking up one result has to read
+GROUP_ROWS = 5_000  # rows in a row group of metadata.parquet, which a look-up of one result has to read
 
 BUCKET_ROWS = 1_000_000  # rows whose checksums are compared at once: 40 bytes each
 
@@ -38,7 +38,7 @@ MOST_BUCKETS = 256  # files open at once
 
 @dataclass(frozen=True)
 class RowCounts:
-    """`duplicates` of the `rows` are byte-for-byte copies of a row before them."""
+    """`duplicates` is the number of rows that are byte-for-byte copies of an earlier row."""
 
     rows: int
     duplicates: int
@@ -89,7 +89,7 @@ def write_rows(db: RetrievalDatabase, rows: IndexInput, folder: Path) -> RowCoun
 
 
 def _metadata(table: pa.Table, original: NDArray[np.int64], schema: pa.Schema) -> pa.Table:
-    """A shard's metadata columns. `original` holds the key of the first copy of each row, -1 for none."""
+    """A shard's metadata columns. `original` holds the key of the first copy of each row, or -1."""
     import pyarrow as pa
 
     of = pa.chunked_array([pa.array(original, pa.int64(), mask=original < 0)])
@@ -112,7 +112,7 @@ def write_vectors(
     shape: tuple[int, int],
     path: Path,
 ) -> None:
-    """Write the vectors alone of some shards' rows in the form of vectors.npy: `shape` (rows, D), float16, in key order."""
+    """Write only the vectors of some shards' rows, in the form of vectors.npy: `shape` (rows, D), float16, in key order."""
     done = 0
     with path.open("wb") as vectors:
         write_npy_header(vectors, np.float16, shape)
@@ -186,8 +186,8 @@ def _keys_and_duplicates(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Keys of all rows, and for each row the key of the first row with the same sha256, -1 if it is itself the first.
 
-    `crops` names the columns that have to be equal too, for rows that are crops of pictures. Checksums are spread over bucket
-    files by their first bytes, so that equal ones come into one bucket.
+    `crops` names columns that must also be equal, for rows that are crops of pictures. Checksums are distributed over bucket
+    files by their first bytes, so that equal ones are in one bucket.
     """
     record = np.dtype([("sha", "<u8", 4), ("ordinal", "<i8")])
     buckets = min(MOST_BUCKETS, 1 + sum(shard.ok for shard in shards) // BUCKET_ROWS)

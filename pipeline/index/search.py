@@ -1,11 +1,12 @@
-"""The nearest rows among all rows of an index or among some, by an exact scan or by a faiss index and the stored vectors.
+"""The nearest rows among all or some rows of an index, by an exact scan or by a faiss index and the stored vectors.
 
-Reads: vectors.npy, mapped, and index.faiss if there is one. Writes nothing. Few rows are scanned exactly. Among many, faiss
-proposes candidates under a selector, with more effort until there are k, and the stored vectors score them. A filter may pass
-rows that lie far from the query (a style in which what the prompt names is not painted). An index that looks near the query
-misses the best of these. An inverted file is therefore searched only in lists that hold matching rows (index/lists.py). For any
-other index, if a search without the filter finds far fewer matching rows than their share predicts, the
-matching rows are scanned exactly. A search always gives min(k, rows) results; only an exact scan is certain to give the best.
+Reads: vectors.npy, mapped, and index.faiss if there is one. Writes nothing. If few rows match, they are scanned exactly.
+If many match, faiss proposes candidates with a selector, with more effort until there are k, and they are scored with
+the stored vectors. The matching rows may lie far from the query (for example, a style without the subject of the
+prompt). An index that searches near the query misses the best of these. An inverted file is therefore searched only in
+lists that hold matching rows (index/lists.py). For any other index, if a search without the filter finds far fewer
+matching rows than their share predicts, the matching rows are scanned exactly. A search always gives min(k, rows)
+results; only an exact scan is certain to give the best.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from pipeline.index.approximate import ApproximateIndex
     from pipeline.index.records import Params
 
-EXACT_SUBSET = 40_000  # up to so many matching rows, a scan is as fast as any index, and exact
+EXACT_SUBSET = 40_000  # up to this many matching rows, a scan is as fast as any index, and exact
 
-TOGETHER = 8  # a batch of so many queries may scan as many times more rows, because they are read once for all queries
+TOGETHER = 8  # a batch may scan up to this many times more rows, because rows are read once for all queries
 
-RESCUE = 10  # times EXACT_SUBSET: up to so many matching rows are scanned if they lie far from the query
+RESCUE = 10  # up to this many times EXACT_SUBSET matching rows are scanned if they lie far from the query
 
 WIDEN = 4.0
 
@@ -42,7 +43,7 @@ LOOK = 128  # rows near a query that are checked for matches of the filter
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a search went, for --explain. Times are seconds of the whole batch."""
+    """How a search ran, for --explain. Times are seconds of the whole batch."""
 
     plan: str  # in words
     rows: int  # in the index
@@ -57,7 +58,7 @@ class SearchPlan:
 class SearchIndex:
     """The vectors of an index and, above the exact size, its faiss index: top-k among all rows or among some.
 
-    device: `cpu`, or `auto` or `cuda` to search many queries at once on a GPU where faiss has one.
+    device: `cpu`, or `auto` or `cuda` to search many queries at once on a GPU if faiss has one.
     mapped=False reads the rows to re-rank instead of mapping them: slower, but they do not count as this process's memory.
     Close it afterwards.
     """
@@ -117,7 +118,7 @@ class SearchIndex:
         return scores, found, dataclasses.replace(plan, search_s=time.perf_counter() - start - plan.rerank_s)
 
     def _all_lists(self, index: ApproximateIndex, rows: Subset | None) -> bool:
-        """Whether the index would search all its lists for these rows: then it is faster to read the rows themselves."""
+        """Whether the index would search all its lists for these rows; then scanning the rows is faster."""
         return (
             rows is not None
             and index.family == "ivf"
@@ -162,7 +163,7 @@ class SearchIndex:
 
 
 def _astray(index: ApproximateIndex, queries: NDArray[np.float32], rows: Subset) -> NDArray[np.bool_]:
-    """The queries, as a mask (Q,), whose LOOK nearest unfiltered rows hold less than a quarter of the matches to expect."""
+    """The queries, as a mask (Q,), whose LOOK nearest unfiltered rows hold less than a quarter of the expected matches."""
     if rows.share >= 0.5:
         return np.zeros(len(queries), bool)
     near = index.candidates(queries, LOOK)

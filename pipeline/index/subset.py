@@ -1,4 +1,4 @@
-"""Some rows of an index, in the forms that searching needs: ordinals, a mask, a bitmap."""
+"""Some rows of an index, in the forms that a search needs: ordinals, a mask, a bitmap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 
 class Subset:
-    """Rows of an index of `total` rows, given as a mask (total,) or as ascending ordinals; each other form is made once."""
+    """Rows of an index of `total` rows, given as a mask (total,) or as ascending ordinals; the other forms are made
+    once, when needed."""
 
     def __init__(self, rows: NDArray[np.bool_] | NDArray[np.int64], total: int) -> None:
         self.total = total

@@ -1,7 +1,7 @@
-"""The process that builds and tunes a faiss index, alone with its memory: `python -m pipeline.index.worker < job.json`.
+"""The process that builds and tunes a faiss index: `python -m pipeline.index.worker < job.json`.
 
-Reads: a job (index/records.py) as JSON on standard input; vectors.npy, by plain reads because mapped pages would count as its
-own memory; queries.npy. Writes index.faiss, trained.faiss or part.faiss into the job's folder, and the answer as one line of
+Reads: a job (index/records.py) as JSON on standard input; vectors.npy, without mapping, because mapped pages would count as its
+memory; queries.npy. Writes index.faiss, trained.faiss or part.faiss into the job's folder, and the answer as one line of
 JSON. Its peak resident size is part of the answer. An index in partitions (index/partitions.py) takes three kinds of jobs:
 train once, add for each partition, merge once.
 """
@@ -81,7 +81,7 @@ def _choose(job: ChooseJob) -> Chosen:
     try:
         return {"key": autofaiss_key(job["rows"], job["dim"], job["index_bytes"])}
     except BudgetError:
-        return {"key": ""}  # autofaiss's smallest index is larger than ours: the caller continues with compressed keys
+        return {"key": ""}  # autofaiss's smallest index is larger than ours; the caller tries compressed keys
 
 
 def _build(job: BuildJob) -> Built:
@@ -121,7 +121,7 @@ def _train(job: TrainJob) -> Step:
 
 
 def _add(job: AddJob) -> Step:
-    """part.faiss: the trained index with one partition's rows, numbered as in the whole index from `first` on."""
+    """part.faiss: the trained index with one partition's rows, numbered from `first` on as in the whole index."""
     import faiss
     import numpy as np
 
@@ -138,7 +138,7 @@ def _add(job: AddJob) -> Step:
 
 
 def _merge(job: MergeJob) -> Merged:
-    """index.faiss with the inverted lists of all parts, then tuned. Its resident pages of mapped files are the page cache."""
+    """index.faiss with the inverted lists of all parts, then tuned. Resident pages of mapped files belong to the page cache."""
     from pipeline.index.merge import map_index, merge_on_disk
 
     folder, start = Path(job["folder"]), time.monotonic()
@@ -164,7 +164,7 @@ def _queries(record: QueryRecord | None, folder: Path) -> Queries | None:
 
 
 def _gpu(device: str) -> tuple[Gpu | None, int]:
-    """The GPU, if faiss has one, and the resident bytes of its driver: they do not count against the budget for rows."""
+    """The GPU, if faiss has one, and the resident bytes of its driver, which do not count against the budget."""
     before = peak_bytes()
     gpu = open_gpu(device)
     return gpu, peak_bytes() - before if gpu is not None else 0
@@ -178,7 +178,7 @@ def _trained(vectors: Path, key: str, training_rows: int, seed: int, gpu: Gpu | 
     index = faiss.index_factory(npy_shape(vectors)[1], key, faiss.METRIC_INNER_PRODUCT)
     quantizer = faiss.downcast_index(faiss.try_extract_index_ivf(index) or index)
     if hasattr(quantizer, "do_polysemous_training"):
-        # It takes long, and orders the codes for a kind of search that is not used here.
+        # It is slow, and orders the codes for a kind of search that is not used here.
         quantizer.do_polysemous_training = False
     if not index.is_trained:
         with training_on(gpu, index):
@@ -195,7 +195,7 @@ def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int, gpu: 
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = HNSW_BUILD
         codes = faiss.downcast_index(index.storage).codes
-        codes.resize(rows * dim * 4)  # reserve: growing by doubling would hold the vectors twice
+        codes.resize(rows * dim * 4)  # reserve memory: growing by doubling would hold the vectors twice
         codes.clear()
     assigned = assigner(gpu, index)
     for block in _blocks(vectors):
@@ -209,7 +209,7 @@ def _train_and_add(vectors: Path, key: str, training_rows: int, seed: int, gpu: 
 def _tune(
     index: faiss.Index, vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None
 ) -> tuple[dict[str, int], Recall]:
-    """The cheapest search parameters whose recall interval lies above config.min_recall, else the best ones, and their recall.
+    """The cheapest search parameters whose recall interval is above config.min_recall, else the best ones, with their recall.
 
     Raises IndexBuildError if even the best recall is below config.min_recall.
     """
@@ -270,9 +270,9 @@ def _sample(vectors: Path, count: int, generator: np.random.Generator) -> NDArra
 
 
 def peak_bytes() -> int:
-    """The largest resident size this process ever had, in bytes.
+    """The peak resident size of this process, in bytes.
 
-    On Linux this is VmHWM, because ru_maxrss starts at the parent's there. Elsewhere it is ru_maxrss, in bytes on macOS.
+    On Linux this is VmHWM, because ru_maxrss starts at the parent's value. Elsewhere it is ru_maxrss, in bytes on macOS.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,9 +1,9 @@
 """Metadata columns as arrays, and the rows for which a simple filter is true.
 
-Reads: metadata columns, each once, when a filter first names it. Writes nothing. Gives what DuckDB gives for the same filter:
-comparisons with NULL are not true, NaN equals itself and is above every other number, texts compare by their UTF-8 bytes.
-Memory: 1 or 2 bytes a row for texts; 4 or 8 for numbers, from the second use on that again and 4 for their order; 1 for the
-NULLs of a column that has any.
+Reads: metadata columns, each once, when a filter first names it. Writes nothing. Gives the same result as DuckDB:
+comparisons with NULL are not true, NaN equals itself and is larger than every other number, texts are compared by UTF-8 bytes.
+Memory: 1 or 2 bytes a row for texts; 4 or 8 for numbers, and from the second use on the same again plus 4 for their order; 1
+for the NULLs of a column that has any.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Numbers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64] | Mask
 
-MOST_TEXTS = 65_535  # different texts of a column that is coded; columns with more are left to DuckDB
+MOST_TEXTS = 65_535  # distinct texts of a coded column; columns with more are left to DuckDB
 
 _OPPOSITE: dict[Operator, Operator] = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
@@ -33,7 +33,7 @@ class _Left(Exception):
 
 
 class TextColumn:
-    """Texts as codes (N,): 0 is NULL, 1, 2, ... are `texts`, which are sorted. A comparison is one of codes."""
+    """Texts as codes (N,): 0 is NULL, 1, 2, ... are `texts`, which are sorted, so that codes can be compared."""
 
     def __init__(self, codes: NDArray[np.uint8] | NDArray[np.uint16], texts: list[str]) -> None:
         self.codes, self.texts = codes, texts
@@ -65,7 +65,7 @@ class NumberColumn:
         self._uses = 0
         self._order = np.empty(0, np.int32)
         self._sorted = values[:0]
-        self._numbers = 0  # of the sorted values; behind them stands NaN
+        self._numbers = 0  # of the sorted values; NaNs follow them
 
     def compare(self, operator: Operator, value: Value) -> Mask:
         """Rows whose value is not NULL and for which the comparison is true."""
@@ -76,7 +76,7 @@ class NumberColumn:
         return np.zeros(len(self.values), bool) if self.valid is None else ~self.valid
 
     def between(self, parts: list[Comparison]) -> Mask:
-        """Rows for which all comparisons (none of them <>) are true. Among sorted values such rows lie side by side."""
+        """Rows for which all comparisons (none of them <>) are true. In sorted order such rows are contiguous."""
         self._uses += 1
         if self._uses == 1:
             return _and([self.compare(part.operator, part.value) for part in parts])
@@ -106,8 +106,8 @@ class NumberColumn:
         return found
 
     def _place(self, value: Value, after: bool) -> int:
-        """The place of a value in the sorted column, before or after those equal to it."""
-        # bisect and not searchsorted, which would convert the whole column to the type of the value.
+        """The position of a value in the sorted column, before or after equal values."""
+        # bisect, because searchsorted would convert the whole column to the type of the value.
         return (bisect.bisect_right if after else bisect.bisect_left)(self._sorted, value, 0, self._numbers)
 
 
@@ -126,7 +126,7 @@ class MetadataColumns:
             return None
 
     def _rows(self, condition: Condition, truth: bool) -> Mask:
-        """The rows for which the condition is true, or false. Where it compares with NULL it is neither."""
+        """The rows for which the condition is true, or false. A comparison with NULL is neither."""
         if isinstance(condition, Negation):
             return self._rows(condition.part, not truth)
         if isinstance(condition, Junction):
@@ -182,7 +182,7 @@ def _or(masks: list[Mask]) -> Mask:
 
 
 def _flattened(condition: Junction) -> Iterator[Condition]:
-    """The parts of an AND (or OR), those of ANDs (or ORs) in it included."""
+    """The parts of an AND (or OR), including those of nested ANDs (or ORs)."""
     for part in condition.parts:
         if isinstance(part, Junction) and part.every == condition.every:
             yield from _flattened(part)
@@ -196,7 +196,7 @@ def _compare(values: Numbers, operator: Operator, value: Value) -> Mask:
         return np.asarray(values == value if operator == "=" else values != value)
     if operator in ("<", "<="):
         return np.asarray(values < value if operator == "<" else values <= value)
-    # Negated, because NaN is above every number here and in DuckDB.
+    # Negated, because NaN is larger than every number here and in DuckDB.
     return ~np.asarray(values <= value if operator == ">" else values < value)
 
 
@@ -228,5 +228,6 @@ def _read(array: pa.ChunkedArray) -> TextColumn | NumberColumn | None:
 
 
 def _filled(array: pa.Array | pa.ChunkedArray, value: float) -> pa.Array | pa.ChunkedArray:
-    """The array with a value in place of NULL. Leaves an array without NULL to itself: pyarrow imports pandas for a value."""
+    """The array with a value in place of NULL. Returns an array without NULL unchanged, because pyarrow's fill imports
+    pandas."""
     return array.fill_null(value) if array.null_count else array

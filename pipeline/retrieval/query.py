@@ -1,6 +1,6 @@
-"""`rdmpipe search`: from a text, an image file or a row's key to the nearest rows, as records, Parquet or a contact sheet.
+"""`rdmpipe search`: from a text, a picture file or a row's key to the nearest rows, as records, Parquet or a contact sheet.
 
-Reads: a published database and the query's image. Writes only the files that are asked for.
+Reads: a published database and the query's picture. Writes only the requested files.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class QueryRequest:
     no_duplicates: bool = False
     device: str = "auto"
     home: str | None = None
-    sheet: Path | None = None  # where results will be written: the names are checked before any work
+    sheet: Path | None = None  # files for the results; their names are checked before any work
     out: Path | None = None
-    encoder: str = ""  # whose vectors are searched; empty: the database's own
+    encoder: str = ""  # the encoder whose vectors are searched; empty: the database's own
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Found:
         return [dict(row) for row in self.rows.to_pylist()]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-        """The columns for a terminal (those that hold a value), and their cells."""
+        """The columns that hold a value, and their cells, for a terminal."""
         skip = {"source", "sha256", "phash", "width", "height", "url", "duplicate_of", "licence"}
         names = [name for name in self.rows.column_names if name not in skip]
         names = [name for name in names if name in ("key", "score") or self.rows[name].null_count < self.rows.num_rows]
@@ -80,7 +80,7 @@ class Found:
         )
 
     def write(self, path: Path, title: str) -> None:
-        """Write the results with all their columns as Parquet or CSV, or as a page with the pictures, by the file's name.
+        """Write the results with all their columns as Parquet or CSV, or as a page with the pictures, by the file's suffix.
 
         Raises ConfigError if the file cannot be written.
         """
@@ -120,9 +120,7 @@ def run_query(request: QueryRequest) -> Found:
         if value not in ("", None)
     ]
     if len(asked) != 1:
-        raise ConfigError(
-            f"give exactly one of a text, --image and --key to look for; found {', '.join(asked) or 'none'}"
-        )
+        raise ConfigError(f"give exactly one of a text, --image and --key; found {', '.join(asked) or 'none'}")
     for flag, path, suffixes, kind in (
         ("--sheet", request.sheet, (".png",), "a PNG"),
         ("--out", request.out, FORMS, "Parquet, CSV or a page"),
@@ -166,7 +164,7 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
             f"database {selection.database.name!r} was made by {record.name}, which has no text tower; "
             "search with --image or --key"
         )
-    # The picture comes before the encoder, which takes longer to load.
+    # Read the picture before loading the encoder, which takes longer.
     pictures = read_pictures([request.image]) if request.image is not None else []
     encoder = load_recorded(record, request.device)
     if request.text:

@@ -1,6 +1,6 @@
 """The results of a search as a file: Parquet, CSV, or a page with the pictures inside it.
 
-Reads the stored thumbnails for a page. Writes the file that is asked for.
+Reads the stored thumbnails for a page. Writes the requested file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMS = (".parquet", ".csv", ".html")
 
 
 def write_results(path: Path, rows: pa.Table, database: RetrievalDatabase, title: str) -> None:
-    """Write results (columns `key`, `score` and metadata) in the form that the file's name ends in. Raises OSError."""
+    """Write results (columns `key`, `score` and metadata) in the format of the file's suffix. Raises OSError."""
     suffix = path.suffix.lower()
     if suffix == ".csv":
         path.write_text(_csv(rows), encoding="utf-8")
@@ -35,7 +35,7 @@ def write_results(path: Path, rows: pa.Table, database: RetrievalDatabase, title
 
 
 def _csv(rows: pa.Table) -> str:
-    """Comma-separated, a header first. A cell that a spreadsheet would run as a formula begins with an apostrophe."""
+    """Comma-separated values after a header. A cell that a spreadsheet would run as a formula begins with an apostrophe."""
     import csv
     import io
 

@@ -1,9 +1,9 @@
 """Filtered search in a retrieval database.
 
 Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. A filter of simple
-form is evaluated over arrays (retrieval/columns.py), any other one by DuckDB; index/search.py finds the best of its rows. A
-result has exactly min(k, matching rows) entries; equal scores come in the order of their keys. A Searcher does not serve
-several threads at once: open one for each.
+form is evaluated over arrays (retrieval/columns.py), any other by DuckDB; index/search.py finds the best of its rows. A
+result has exactly min(k, matching rows) entries; equal scores are ordered by key. A Searcher is not thread-safe: open one
+for each thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.database import RetrievalDatabase, Version
 
-KEPT = 8  # filters whose rows are kept for the next search
+KEPT = 8  # filters whose rows are cached
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Results:
 
     keys: NDArray[np.int64]  # (Q, m)
     scores: NDArray[np.float32]  # (Q, m), inner products with the stored vectors
-    ordinals: NDArray[np.int64]  # (Q, m), places in the index
+    ordinals: NDArray[np.int64]  # (Q, m), positions in the index
     plan: SearchPlan
 
 
 class Searcher:
-    """An open version of a database: vectors mapped, metadata columns in memory once a filter has used them.
+    """An open version of a database: mapped vectors, and the metadata columns that filters used.
 
     Close it afterwards, or use it in a `with` statement.
     """
@@ -98,8 +98,8 @@ class Searcher:
     ) -> Results:
         """The k best rows for each query, (Q, D) or (D,) of unit length, among those that match `where` and the view's filter.
 
-        `exclude_keys` are left out of the results, as the row itself is in a search by key. `distinct` keeps only the first
-        matching row of each picture that occurs more than once, byte for byte. `exact` scans all matching rows.
+        `exclude_keys` are left out of the results, for example the row itself in a search by key. `distinct` keeps only
+        the first matching row of each picture that occurs more than once, byte for byte. `exact` scans all matching rows.
         Raises FilterError, and ConfigError for queries of another dimension or length.
         """
         start = time.perf_counter()
@@ -115,24 +115,24 @@ class Searcher:
         scores, found, plan = self.index.top(queries, k + len(excluded), rows, exact)
         if len(excluded):
             keep = min(k, matched - len(excluded))
-            # The stable sort by "is excluded" moves excluded rows behind the others, which keep their order.
+            # The stable sort by "is excluded" moves excluded rows after the others, which keep their order.
             order = np.argsort(np.isin(found, excluded), axis=1, kind="stable")[:, :keep]
             scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
         keys = np.asarray(self.keys)[found]
-        search_s = time.perf_counter() - start - filter_s - plan.rerank_s  # so that the three times are the whole call
+        search_s = time.perf_counter() - start - filter_s - plan.rerank_s  # so that the times add up to the whole call
         plan = dataclasses.replace(plan, filter_s=filter_s, search_s=search_s, matched=matched - len(excluded))
         return Results(keys, scores, found, plan)
 
     def matching(self, where: str = "") -> NDArray[np.int64] | None:
         """Ascending ordinals of the rows that match the view's filter and `where`; None if neither is given: all rows.
 
-        They are not to be written to. Raises FilterError.
+        They must not be modified. Raises FilterError.
         """
         rows = self._subset(where)
         return None if rows is None else rows.ordinals
 
     def _subset(self, where: str) -> Subset | None:
-        """The rows that match the view's filter and `where`; None if neither is given. The last few are kept."""
+        """The rows that match the view's filter and `where`; None if neither is given. The last few are cached."""
         both = tuple(expression for expression in (self.where, where) if expression.strip())
         if not both:
             return None
@@ -169,7 +169,7 @@ class Searcher:
         return np.asarray(places, np.int64)
 
     def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The stored unit vectors (n, D), and the L2 norms (n,) they had before, in the order of `keys`."""
+        """The stored unit vectors (n, D), and their L2 norms (n,) before normalising, in the order of `keys`."""
         places = self.ordinals(keys)
         return self.index.vectors[places].astype(np.float32), np.asarray(self._norms[places], np.float32)
 
@@ -229,7 +229,7 @@ class Searcher:
         return np.asarray(places if rows is None else places[rows.mask[places]])
 
     def _distinct(self, rows: Subset | None) -> Subset | None:
-        """Leave out every matching row whose picture an earlier matching row has."""
+        """Leave out every matching row that has the same picture as an earlier matching row."""
         if self._originals is None:
             original = self._load(["duplicate_of"])["duplicate_of"]
             own = np.asarray(self.keys)
@@ -239,7 +239,7 @@ class Searcher:
         copies = originals != self.keys[within]
         if not copies.any():
             return rows
-        # Only rows that are copies, and the originals they point to, need sorting out.
+        # Only rows that are copies, and the originals they refer to, have to be examined.
         group = np.flatnonzero(copies | np.isin(originals, originals[copies]))
         _, first = np.unique(originals[group], return_index=True)
         keep = np.ones(len(within), bool)
@@ -251,7 +251,7 @@ class Searcher:
 def open_database(name: str, home: str | None = None, threads: int = 0) -> Searcher:
     """Open `name` (a database, a view, or either with @version) for searching. Raises DatabaseError if there is none.
 
-    `home` is the folder or address of the databases (None: the default one), `threads` how many a search may use (0: all
+    `home` is the folder or address of the databases (None: the default one), `threads` the number for a search (0: all
     cores).
     """
     selection = resolve_database(name, home)
@@ -266,9 +266,9 @@ def open_search(
     exact_subset: int = EXACT_SUBSET,
     device: str = "auto",
 ) -> Searcher:
-    """Open a version for searching. `where` is a view's filter, which holds in every search.
+    """Open a version for searching. `where` is a view's filter, which applies to every search.
 
-    Up to `exact_subset` matching rows are scanned exactly, whatever the index. `device` is a --device value: many queries at
-    once are searched on a GPU where faiss has one, unless it is `cpu`.
+    Up to `exact_subset` matching rows are scanned exactly, with any index. `device` is a --device value: many queries at
+    once are searched on a GPU if faiss has one, unless it is `cpu`.
     """
     return Searcher(db, version, where, threads, exact_subset, device)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row: its metadata without empty columns, the file of its picture (None: not kept), and the rows nearest to it."""
+    """A row: its metadata without empty columns, its picture file (None: not kept), and the rows nearest to it."""
 
     database: str
     version: str
@@ -54,7 +54,7 @@ def show_row(name: str, key: int, k: int = 5, home: str | None = None) -> ShownR
 
 
 def count_rows(name: str, home: str | None = None) -> int | None:
-    """The rows of a database, or those that a view's filter lets through; None for a database that is damaged."""
+    """The number of rows of a database, or of rows that match a view's filter; None for a damaged database."""
     from pipeline.retrieval.search import open_search
 
     try:
