@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test quick check docs test-cluster test-crash test-scale test-newest install clean
+.PHONY: demo test quick check docs test-cluster test-crash test-scale test-online test-newest install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
@@ -38,6 +38,11 @@ test-crash: $(STAMP)
 
 test-scale: $(STAMP)
 	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
+
+# What needs the network: WikiArt, ArtBench, CLIP and rdm-768, fetched (about 12 GB, kept in ~/.cache/rdmpipe-online and the Hub's cache),
+# compared with their known sums and counts, and used. Skipped, with the reason, without a network.
+test-online: $(STAMP)
+	$(PYTEST) -m online tests/test_online.py -rs --timeout 7200
 
 # The newest release of everything, uncapped, in an environment of its own: tells which release will break what. It is not the gate. TORCH may name a
 # CPU build where `torch` alone would bring gigabytes of CUDA, and PYTHON the newest Python: make test-newest PYTHON=python3.13 TORCH=torch==2.13.0

@@ -1,2 +1,3 @@
-from .examination import Finding as Finding
 from .examination import examine as examine
+from .findings import Finding as Finding
+from .published import verify as verify

@@ -1,8 +1,8 @@
-"""What `rdmpipe doctor` looks at: this machine, the home, optional packages, the network, the shipped encoder and model.
+"""What `rdmpipe doctor` looks at: this machine, the home, optional packages, fonts, the network, weights.
 
 Reads: the home, installed packages, one address of the Hub. Writes: one temporary file in the home, which is removed at once.
 Each finding says what was found and, where something is missing, the command that adds it. It does not look at the checksums of
-databases (`rdmpipe check NAME` does) and downloads nothing.
+databases or of downloads (`rdmpipe check NAME` and `rdmpipe doctor --verify` do) and downloads nothing.
 """
 
 from __future__ import annotations
@@ -17,30 +17,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pipeline import machine
 from pipeline.catalog import listing
 from pipeline.config import cache_dir, default_home
+from pipeline.doctor.findings import Finding
+from pipeline.doctor.published import ENCODERS, RDM, cached_weights, rdm_folder
+from pipeline.encoders import hub_files
 from pipeline.errors import RdmpipeError
+from pipeline.generation import HUB
+from pipeline.images import unlettered
 from pipeline.installation import EXTRAS, version
 from pipeline.storage import Storage
 
 LOW_DISK = 10 << 30  # bytes; a database of 100,000 pictures with thumbnails takes about 2 GB
 
 REACH_S = 5.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. state: ok; note (works without it); problem (does not work). `fix`: what to run."""
-
-    area: str
-    state: Literal["ok", "note", "problem"]
-    found: str
-    fix: str = ""
 
 
 def examine(home: str | None = None, load: bool = True) -> Iterator[Finding]:
@@ -51,6 +44,7 @@ def examine(home: str | None = None, load: bool = True) -> Iterator[Finding]:
         lambda: _disk("disk of the cache", str(cache_dir())), _faiss, _hub,
     ]  # fmt: skip
     checks += [lambda extra=extra: _extra(extra) for extra in EXTRAS]  # type: ignore[misc]
+    checks += [_fonts, lambda: _weights(place)]
     if load:
         checks += [_encoder, _model]
     for check in checks:
@@ -141,7 +135,10 @@ def _hub() -> Finding:
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         return Finding(
-            "Hub", "note", f"{place} cannot be reached ({why}): weights and data sets there are not to be had", offline
+            "Hub",
+            "note",
+            f"{place} cannot be reached ({why}): weights and data sets there cannot be downloaded",
+            offline,
         )
     return Finding("Hub", "ok", f"{place} can be reached")
 
@@ -153,6 +150,35 @@ def _extra(extra: str) -> Finding:
             f"extra {extra}", "note", f"{', '.join(missing)} not installed", f"pip install 'rdmpipe[{extra}]'"
         )
     return Finding(f"extra {extra}", "ok", "installed")
+
+
+LETTERS = {"accents": "é", "Greek": "α", "Cyrillic": "Ж", "Japanese": "海", "emoji": "🙂"}
+
+
+def _fonts() -> Finding:
+    """Fonts for contact sheets; pages are drawn by the browser, which has its own."""
+    missing = [name for name, letter in LETTERS.items() if unlettered([letter])]
+    if not missing:
+        return Finding("fonts", "ok", f"contact sheets show {', '.join(LETTERS)}")
+    return Finding(
+        "fonts", "note", f"contact sheets show boxes for {', '.join(missing)}; pages are not affected",
+        "install fonts, on Debian: apt install fonts-dejavu-core fonts-noto-cjk fonts-symbola",
+    )  # fmt: skip
+
+
+def _weights(place: str) -> Finding:
+    """Whether the published weights are on this disk."""
+    here = {name: cached_weights(name) is not None for name in ENCODERS} | {RDM: rdm_folder(place) is not None}
+    repos = {name: hub_files(name)[0] for name in ENCODERS} | {RDM: HUB[RDM]}
+    missing = [name for name, there in here.items() if not there]
+    if not missing:
+        return Finding("published weights", "ok", f"here: {', '.join(here)}", "rdmpipe doctor --verify")
+    there = [name for name in here if name not in missing]
+    return Finding(
+        "published weights", "note",
+        f"here: {', '.join(there) or 'none'}; not here: {', '.join(missing)} (downloaded when they are first used)",
+        " && ".join(f"hf download {repos[name]}" for name in missing),
+    )  # fmt: skip
 
 
 def _encoder() -> Finding:

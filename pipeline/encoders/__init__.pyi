@@ -13,6 +13,7 @@ from .record import UNSTATED as UNSTATED
 from .record import EncoderRecord as EncoderRecord
 from .specs import check_encoder as check_encoder
 from .specs import describe_encoders as describe_encoders
+from .specs import hub_files as hub_files
 from .specs import import_open_clip as import_open_clip
 from .specs import model_config as model_config
 from .specs import resolve_encoder as resolve_encoder

@@ -214,6 +214,16 @@ def tag_files(spec: EncoderSpec) -> tuple[str, tuple[str, ...]]:
     return repo, candidates(filename)
 
 
+def hub_files(name: str) -> tuple[str, tuple[str, ...]]:
+    """(Hub repository, file names to try) of an encoder whose weights are on the Hub. Raises EncoderError for others."""
+    spec = resolve_encoder(name)
+    if spec.kind == "hub":
+        return spec.repo, HUB_WEIGHTS
+    if spec.kind == "tag":
+        return tag_files(spec)
+    raise EncoderError(f"encoder {name!r}: its weights are not on the Hub")
+
+
 def _known_arch(spec: EncoderSpec) -> None:
     archs = import_open_clip().list_models()
     if spec.arch not in archs:

@@ -1,6 +1,7 @@
 from .expand import GenerateConfig as GenerateConfig
 from .kinds import LoadedModel as LoadedModel
 from .kinds import ModelInfo as ModelInfo
+from .models import HUB as HUB
 from .models import ModelRow as ModelRow
 from .models import convert_checkpoint as convert_checkpoint
 from .models import find_model as find_model

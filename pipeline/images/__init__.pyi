@@ -9,4 +9,5 @@ from .decoding import thumbnail as thumbnail
 from .decoding import upright_size as upright_size
 from .lettering import Lettering as Lettering
 from .lettering import lettering_note as lettering_note
+from .lettering import unlettered as unlettered
 from .resizing import resize as resize

@@ -23,4 +23,5 @@ from .patches import name_patches as name_patches
 from .patches import read_box as read_box
 from .readers import open_source as open_source
 from .web.addresses import networks as networks
+from .web.download import cached_place as cached_place
 from .web.hosts import retry_after as retry_after

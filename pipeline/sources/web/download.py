@@ -189,6 +189,12 @@ def rebase(url: str, base_url: str) -> str:
     return urlunsplit((base.scheme, base.netloc, base.path.rstrip("/") + parts.path, parts.query, ""))
 
 
+def cached_place(address: str) -> Path:
+    """Where the cache has, or would have, the file at an address."""
+    name = unquote(PurePosixPath(urlsplit(address).path).name) or "file"
+    return cache_dir() / "files" / digest(address, 24) / name.replace("/", "_")[-120:]
+
+
 def fetch(
     url: str,
     *,
@@ -211,10 +217,8 @@ def fetch(
     if urlsplit(address).scheme not in ("http", "https"):
         raise SourceError(f"{address}: expected an http(s) address")
     wanted = f"sha256:{sha256.lower()}" if sha256 else f"md5:{md5.lower()}" if md5 else identity
-    folder = cache_dir() / "files" / digest(address, 24)
-    name = unquote(PurePosixPath(urlsplit(address).path).name) or "file"
-    target = folder / name.replace("/", "_")[-120:]
-    with locked(folder):
+    target = cached_place(address)
+    with locked(target.parent):
         have = _cached(target)
         if have and (have.identity == wanted if wanted else offline):
             return have
