@@ -55,7 +55,7 @@ def test_nothing_downloaded_is_no_problem_and_says_what_downloads_it(hub: Path, 
 
 def test_weights_of_the_published_model_are_compared_by_sum_and_number(hub: Path, home: Path) -> None:
     for part, weights in published.RDM_PARTS.items():
-        hub_file(hub, "fusing/rdm", f"{part}/config.json", b"{}", git=True)
+        hub_file(hub, "fusing/rdm", f"{part}/config.json", part.encode(), git=True)
         blob = hub_file(hub, "fusing/rdm", f"{part}/diffusion_pytorch_model.safetensors", header(weights))
     model = published._model(str(home))
     assert model.state == "ok" and "4 file(s)" in model.found and "unet: 1,335,480,400 weights" in model.found
