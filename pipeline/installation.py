@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "atelier": ("cv2",),
+    "cloud": ("obstore",),
     "hf": ("transformers",),
     "ray": ("ray",),
     "s3": ("s3fs",),

@@ -38,6 +38,7 @@ from pipeline.generation.requests import (
 )
 from pipeline.generation.sampling import Sampling, is_scheduler, known
 from pipeline.schema import metadata_columns
+from pipeline.storage import read_url
 
 if TYPE_CHECKING:
     from pipeline.retrieval import Searcher
@@ -320,7 +321,7 @@ class Expander:
         if full in self._looked_at:
             return self._looked_at[full]
         try:
-            data = _bytes_at(full)
+            data = read_url(full)
             decode(data)
         except (OSError, ValueError, ImportError, PictureError) as error:
             raise ConfigError(f"image {path!r} is not a picture that can be read: {error}") from error
@@ -331,7 +332,7 @@ class Expander:
 
     def image_bytes(self, key: str) -> bytes:
         """An image prompt as it was when the rows were looked at. Raises ConfigError if it is another one now."""
-        data = _bytes_at(self.images[key])
+        data = read_url(self.images[key])
         if hashlib.sha256(data).hexdigest() != key:
             raise ConfigError(f"image {self.images[key]!r} changed while the run began; run the same command again")
         return data
@@ -339,10 +340,3 @@ class Expander:
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
-
-
-def _bytes_at(place: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(place, "rb") as handle:
-        return bytes(handle.read())

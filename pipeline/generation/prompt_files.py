@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline.errors import PromptError
 from pipeline.generation.spreadsheets import read_sheet
 from pipeline.schema import read_parquet
+from pipeline.storage import read_url
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".txt")
 
@@ -158,11 +159,8 @@ def unwritable(text: str) -> bool:
 
 
 def _read(source: str) -> bytes:
-    import fsspec
-
     try:
-        with fsspec.open(source if "://" in source else str(Path(source).expanduser()), "rb") as handle:
-            return bytes(handle.read())
+        return read_url(source if "://" in source else str(Path(source).expanduser()))
     except (OSError, ImportError, ValueError) as error:
         raise PromptError(
             f"{source}: cannot be read ({error}). Give the path of a prompt list, or a prompt that does not end in "

@@ -361,7 +361,7 @@ def _home(job: JobFile) -> str:
     if "://" not in home:
         raise ConfigError(
             f"job {job.name}: pods have no home to share. Set kubernetes claim to a ReadWriteMany volume claim, or environment "
-            "home to s3://bucket/prefix (or --home)"
+            "home to s3://bucket/prefix, az:// or gs:// (or --home)"
         )
     return home
 

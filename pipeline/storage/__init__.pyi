@@ -6,6 +6,7 @@ from .leases import Holder as Holder
 from .leases import holder_of as holder_of
 from .leases import lease as lease
 from .litter import is_litter as is_litter
+from .objects import read_url as read_url
 from .tars import TarMember as TarMember
 from .tars import behind_headers as behind_headers
 from .tars import next_archive as next_archive

@@ -1,4 +1,4 @@
-"""Object stores through fsspec: opening a store, compare-and-swap, and the translation of its errors.
+"""Object stores through fsspec: opening a store, compare-and-swap, and the translation of its errors. clouds.py: Azure, Google.
 
 Reads: the usual AWS_* environment (keys, AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 for a store other than Amazon's,
 AWS_MAX_ATTEMPTS). Listings are never cached, because other machines write too. Requests that are throttled, answered with
@@ -24,6 +24,8 @@ FileSystem: TypeAlias = Any  # fsspec's AbstractFileSystem: fsspec has no types
 
 CONFLICTS = 50  # attempts at a swap while the store reports conflicts
 
+CLOUDS = ("az://", "gs://")
+
 ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats an interrupted read
 
 
@@ -31,6 +33,11 @@ def open_store(url: str) -> FileSystem:
     """fsspec's file system for `url`. Raises ConfigError for a kind of address that fsspec does not know."""
     import fsspec
 
+    if url.startswith(CLOUDS):
+        require("cloud", url)
+        from pipeline.storage.clouds import CloudFiles
+
+        return CloudFiles("/".join(url.split("/")[:3]))
     options: dict[str, object] = {}
     if url.startswith(("s3://", "s3a://")):
         require("s3", url)
@@ -48,7 +55,10 @@ def open_store(url: str) -> FileSystem:
     try:
         return fsspec.core.url_to_fs(url, **options)[0]
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: no file system for this kind of address: {error}") from error
+        raise ConfigError(
+            f"{url}: no file system for this kind of address: {error}. Use a folder, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX "
+            "or gs://BUCKET/PREFIX"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -57,7 +67,8 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "bucket" in str(error).lower() and "does not exist" in str(error).lower():
+        said = str(error).lower()
+        if ("bucket" in said or "container" in said) and "does not exist" in said:
             raise ConfigError(
                 f"{url}: there is no such bucket. Create it, or correct RDMPIPE_HOME; rdmpipe does not create buckets."
             ) from error
@@ -75,7 +86,13 @@ def explained(url: str) -> Iterator[None]:
             raise ConfigError(
                 f"{url}: no usable keys: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from error
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        if name in ("PermissionDeniedError", "UnauthenticatedError"):
+            raise ConfigError(
+                f"{url}: the store refuses access: {str(error)[:500]}. az:// needs AZURE_STORAGE_ACCOUNT_NAME "
+                "and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, gs:// GOOGLE_APPLICATION_CREDENTIALS; or give the "
+                "machine an identity that may read, list, write and delete objects under this prefix."
+            ) from error
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "obstore"):
             raise ConnectionError(f"{url}: unexpected answer of the store: {name}: {error}") from error
         raise
 
@@ -87,8 +104,14 @@ def swap_object(fs: FileSystem, path: str, expected: str | None, new: str) -> bo
     the object's metadata identifies it. (A swap that succeeded is reported as failed only if another writer swapped in
     between.)
     """
+    if path.startswith(CLOUDS):
+        from pipeline.storage.clouds import swap_in_cloud
+
+        return swap_in_cloud(fs, path, expected, new)
     if not hasattr(fs, "call_s3"):
-        raise ConfigError(f"{path}: publishing needs an object store with conditional writes; use s3:// or a disk")
+        raise ConfigError(
+            f"{path}: publishing needs an object store with conditional writes; use s3://, az://, gs:// or a disk"
+        )
     bucket, key, _ = fs.split_path(path)
     _check_conditional_writes(fs, bucket, key.rpartition("/")[0])
     token = uuid.uuid4().hex
@@ -158,3 +181,14 @@ def _read(fs: FileSystem, bucket: str, key: str) -> tuple[str | None, str, str]:
             continue
         return text, answer["ETag"], answer.get("Metadata", {}).get("swap", "")
     raise AssertionError("unreachable")
+
+
+def read_url(url: str) -> bytes:
+    """The bytes at an address that fsspec knows, or at az:// or gs://. Raises OSError, ImportError, ValueError."""
+    import fsspec
+
+    if url.startswith(CLOUDS):
+        with explained(url):
+            return bytes(open_store(url).cat_file(url))
+    with fsspec.open(url, "rb") as handle:
+        return bytes(handle.read())
