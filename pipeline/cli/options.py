@@ -60,7 +60,7 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="PLACE",
-        help="Folder, s3://bucket/prefix, az:// or gs:// of databases and runs (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe).",
+        help="Folder, or s3://, az:// or gs:// URL: databases and runs (env: RDMPIPE_HOME; default: ~/.local/share/rdmpipe).",
         rich_help_panel=OUTPUT,
     ),
 ]
