@@ -241,7 +241,7 @@ def test_adapters_of_other_families_and_towers_are_refused(flux: Path, sd3: Path
         text = (tmp_path / "b" / "model.toml").read_text()
         (tmp_path / "b" / "model.toml").write_text(text.replace(takes, 'image_encoder = "tower"'))
         find_model(str(tmp_path / "b"))
-    with pytest.raises(ConfigError, match="say what the adapter takes"):
+    with pytest.raises(ConfigError, match="state what the adapter takes"):
         find_model(changed(flux, tmp_path / "c", (takes, "")))
     with pytest.raises(ConfigError, match=r"\[blocks\] style: family 'flux' takes a list of numbers, one a layer"):
         find_model(changed(flux, tmp_path / "d", ("[0.0, 1.0]", "{ up = { block_0 = [1.0] } }")))

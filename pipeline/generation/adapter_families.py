@@ -1,4 +1,4 @@
-"""The families of models that IP-Adapters exist for, and how diffusers' pipeline of each is called.
+"""The families of models for which IP-Adapters exist, and the calls of diffusers' pipeline of each.
 
     sd15, sdxl    a U-Net; one vector or, for `plus` adapters, the patches of a picture become tokens of a second attention
     flux          a transformer with rectified flow; vectors of CLIP ViT-L/14 (XLabs' adapters)
@@ -41,17 +41,17 @@ _UNET_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "to
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family have in common.
+    """The properties that all models of a family share.
 
     pipeline    diffusers' class, as a base's model_index.json names it
     denoiser    the base's part with the denoiser
     parts       the base's folders that are read
-    side        pictures' sides are multiples of so many pixels
+    side        pictures' sides are multiples of this many pixels
     weightings  how several image prompts can be weighted
-    precision   what the base is published in, used on a GPU unless told
+    precision   precision in which the base is published; the default on a GPU
     options     of `from_pretrained`
     batched     whether diffusers draws several pictures, each with its own image prompts, in one call
-    blocks      how sets of blocks are given: tables of a U-Net's blocks, or one number a layer
+    blocks      how sets of blocks are given: tables of a U-Net's blocks, or one number for each layer
     """
 
     pipeline: str
@@ -80,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
         "StableDiffusionXLPipeline", "unet", _UNET_PARTS, Sampling("dpmpp_2m", 30, 5.0, 0.0, 1024, 1024), _UNET_SAMPLERS, 8,
         ("equal", "similarity", "mean"), options={"add_watermarker": False},
     ),
-    # diffusers repeats image prompts by the batch's size for these two, so that each picture would see those of all others.
+    # For these two, diffusers repeats image prompts by the batch's size: each picture would see all image prompts.
     "flux": Family(
         "FluxPipeline", "transformer",
         ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
@@ -101,9 +101,9 @@ class ImagePrompts:
     """The image prompts of a batch of equal counts.
 
     features    (B, m, D) vectors, or (B, m, P, D) patches
-    blank       the same shape without B: what guidance leads away from
+    blank       the same shape without B: the unconditional input of guidance
     weights     (m,), or None if all count alike
-    scale       strength beside the text; 0 if there are no image prompts
+    scale       strength relative to the text; 0 if there are no image prompts
     """
 
     features: torch.Tensor
@@ -115,9 +115,9 @@ class ImagePrompts:
 def call(
     family: str, pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePrompts, negative_scale: float
 ) -> torch.Tensor:
-    """Pictures (B, 3, H, W) in 0..1 of one call of diffusers' pipeline; B is 1 where the family is not batched.
+    """Pictures (B, 3, H, W) in 0..1 of one call of diffusers' pipeline; B is 1 if the family is not batched.
 
-    negative_scale: strength of the guidance away from a negative prompt, where the family has it apart from `scale` (Flux).
+    negative_scale: strength of the guidance away from a negative prompt, if the family has it in addition to `scale` (Flux).
     """
     import torch
 
@@ -127,7 +127,7 @@ def call(
         "prompt": ["" if picture.use == NEIGHBOURS else picture.prompt for picture in pictures],
         "height": height, "width": width, "num_inference_steps": known(sampling.steps),
         "guidance_scale": known(sampling.scale), "output_type": "pt",
-        # Noise is drawn on the CPU from each picture's own seed: a batch does not change a picture.
+        # Noise is drawn on the CPU from each picture's own seed, so that a batch does not change a picture.
         "generator": [torch.Generator().manual_seed(picture.seed) for picture in pictures],
     }  # fmt: skip
     own = {"flux": _flux, "sd3": _sd3}.get(family, _unet)(pipe, pictures, prompts, negative_scale)
@@ -143,7 +143,7 @@ def _unet(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImageProm
     if known(sampling.scale) > 1:
         features = torch.cat([prompts.blank.expand_as(features), features])
     attention = {}
-    if prompts.weights is not None:  # masks of one value are weights
+    if prompts.weights is not None:  # a mask with a single value is a weight
         masks = prompts.weights[None, :, None, None].expand(1, -1, height // 8, width // 8)
         attention = {"cross_attention_kwargs": {"ip_adapter_masks": [masks.to(pipe.device)]}}
     return {
@@ -157,7 +157,7 @@ def _unet(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImageProm
 def _flux(
     pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePrompts, negative_scale: float
 ) -> dict[str, object]:
-    """Flux is trained to follow `scale` in one evaluation a step; a negative prompt takes a second one."""
+    """Flux is trained to follow `scale` with one evaluation a step; a negative prompt needs a second evaluation."""
     (picture,) = pictures
     negative = picture.negative if known(picture.sampling.scale) != 1 else ""
     guidance = {"negative_prompt": [negative], "true_cfg_scale": negative_scale} if negative else {}
@@ -169,7 +169,7 @@ def _flux(
 
 
 def _sd3(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePrompts, _: float) -> dict[str, object]:
-    """The resampler of SD 3's adapter reads one sequence: several pictures follow one another in it."""
+    """The resampler of SD 3's adapter reads one sequence, in which several pictures are concatenated."""
     import torch
 
     (picture,) = pictures
@@ -184,10 +184,10 @@ def _sd3(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePromp
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and progress bars of diffusers and transformers.
+    """Suppress the warnings and progress bars of diffusers and transformers in the block.
 
-    They warn that no image encoder is loaded, of modules that keep a type, and of weights that a tower leaves aside. A run has
-    a progress display of its own.
+    They warn that no image encoder is loaded, of modules that keep a type, and of unused weights of a tower. A run has
+    its own progress display.
     """
     from diffusers.utils import logging
     from transformers.utils import logging as other

@@ -1,6 +1,6 @@
-"""Files of models of the kind `ip-adapter`: the description, where base, adapter and LoRAs are, and whether they fit.
+"""Files of models of the kind `ip-adapter`: the description, the paths of base, adapter and LoRAs, and whether they fit.
 
-Reads: model.toml, the headers of safetensors files, folders in diffusers' format, the Hub. Writes nothing but the Hub's cache.
+Reads: model.toml, the headers of safetensors files, folders in diffusers' format, the Hub. Writes only the Hub's cache.
 Never reads pickled weights and never runs code that comes with a model.
 """
 
@@ -40,12 +40,13 @@ class AdapterModel:
     base            a folder in diffusers' format (relative to the description), or a Hub id
     variant         which of the base's files: "fp16" for `model.fp16.safetensors`
     adapter         a safetensors file (relative to the description), or `owner/repo/path/file` on the Hub
-    encoder, dim    the encoder whose vectors the adapter takes, as `--encoder` names it, and their length
-    image_encoder   for adapters that take a picture's patches: the vision tower that makes them of the neighbours' pictures, a
+    encoder, dim    the encoder whose vectors the adapter takes, named as in `--encoder`, and their length
+    image_encoder   for adapters that take a picture's patches: the vision tower that computes them from the neighbours'
+    pictures, a
                     folder in transformers' format (relative to the description), or `owner/repo[/folder]` on the Hub
     negative_scale  Flux: strength of the guidance away from a negative prompt
     k               neighbours by default
-    image_scale, weighting, blocks_used     as --image-scale, --weighting and --blocks by default
+    image_scale, weighting, blocks_used     defaults of --image-scale, --weighting and --blocks
     blocks          sets of attention blocks that --blocks may name, beside `all`
     """
 
@@ -89,7 +90,7 @@ def read_description(path: Path) -> AdapterModel:
     model = from_mapping(AdapterModel, read_toml(path), where)
     if bool(model.encoder and model.dim) == bool(model.image_encoder):
         raise ConfigError(
-            f"{where}: say what the adapter takes: `encoder` and `dim` for one vector a picture, or `image_encoder` for a "
+            f"{where}: state what the adapter takes: `encoder` and `dim` for one vector a picture, or `image_encoder` for a "
             "picture's patches (`plus` adapters, SD 3)"
         )
     form = FAMILIES[model.family].blocks
@@ -105,7 +106,7 @@ def read_description(path: Path) -> AdapterModel:
 
 
 def find_files(model: AdapterModel, folder: Path, name: str) -> AdapterPlaces:
-    """The files of a model; those that are not here come from the Hub. Raises ModelError."""
+    """The files of a model; missing ones are fetched from the Hub. Raises ModelError."""
     return AdapterPlaces(
         base=_base(model, folder, name),
         adapter=_file(model.adapter, model.adapter_revision, folder, name, "adapter"),
@@ -161,7 +162,7 @@ def _base(model: AdapterModel, folder: Path, name: str) -> Path:
                 model.base, revision=model.base_revision or None, allow_patterns=patterns, ignore_patterns=others
             )
         )
-    except Exception as error:  # the Hub's client has a dozen kinds of errors
+    except Exception as error:  # the Hub's client raises a dozen kinds of errors
         raise ModelError(_unreachable(name, "base", model.base, folder, error)) from error
 
 
@@ -194,7 +195,7 @@ def _unreachable(name: str, what: str, place: str, folder: Path, error: Exceptio
     )
 
 
-# ---- do they fit?
+# ---- checks that the files fit
 
 
 def read_shapes(path: Path) -> Shapes:
@@ -209,7 +210,7 @@ def read_shapes(path: Path) -> Shapes:
 
 
 def check_base(model: AdapterModel, base: Path, name: str) -> None:
-    """Raise ModelError if the base is another pipeline than the description says, or has no safetensors."""
+    """Raise ModelError if the base is not the pipeline of the description's family, or has no safetensors."""
     try:
         index = parse_json((base / "model_index.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -237,7 +238,7 @@ def check_base(model: AdapterModel, base: Path, name: str) -> None:
 
 
 def place_of(key: str) -> tuple[str, str]:
-    """(table, name) of a tensor as diffusers' loaders take them; XLabs' adapters for Flux have names of their own."""
+    """(table, name) of a tensor as diffusers' loaders take them; XLabs' adapters for Flux use other names."""
     table, _, name = key.partition(".")
     if table == "double_blocks":
         name = name.replace("processor.ip_adapter_double_stream_", "")
@@ -247,7 +248,7 @@ def place_of(key: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Widths:
-    """Numbers that an adapter has to agree with: of the base's text tokens, of its attention, of the vision tower's patches."""
+    """Widths that an adapter must match: of the base's text tokens, of its attention, of the vision tower's patches."""
 
     context: int
     attention: int = 0
@@ -255,7 +256,7 @@ class Widths:
 
 
 def check_adapter(model: AdapterModel, shapes: Shapes, widths: Widths, name: str) -> None:
-    """Raise ModelError for an adapter that is made for another base or encoder, or that a database cannot drive."""
+    """Raise ModelError for an adapter that is made for another base or encoder, or that needs what databases do not hold."""
     found = {place_of(key): shape for key, shape in shapes.items()}
     says = f"model {name!r}: {model.adapter}"
     _check_kind(model, found, says)
@@ -291,7 +292,7 @@ def check_adapter(model: AdapterModel, shapes: Shapes, widths: Widths, name: str
 
 
 def _check_kind(model: AdapterModel, found: Mapping[tuple[str, str], tuple[int, ...]], says: str) -> None:
-    """Raise ModelError for an adapter that takes something else than stored vectors, or patches of stored pictures."""
+    """Raise ModelError for an adapter that takes neither stored vectors nor patches of stored pictures."""
     full = ("image_proj", "proj.3.weight") in found
     if ("image_proj", "perceiver_resampler.proj_in.weight") in found or (
         ("image_proj", "proj.0.weight") in found and not full

@@ -1,4 +1,4 @@
-"""The memory that ip-adapter models take, counted on the meta device from their configs: nothing is downloaded or run.
+"""The memory that ip-adapter models need, computed on the meta device from their configs: nothing is downloaded or run.
 
 Reads: a base's configs, the shapes of an adapter's tensors. Writes nothing. Not counted: the CUDA context, workspaces of
 convolutions and the allocator's fragmentation, together 1 to 2 GiB; a vision tower's activations.
@@ -28,7 +28,8 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 @dataclass(frozen=True)
 class Adapted:
-    """A base and its adapter, as far as memory goes. `patches`: (patches a picture, numbers in one); None: vectors."""
+    """The facts about a base and its adapter that determine memory. `patches`: (patches a picture, width of one); None:
+    vectors."""
 
     base: Path
     adapter: Shapes
@@ -37,7 +38,7 @@ class Adapted:
 
 
 def count_pipeline(what: Adapted, precision: str, batch: int, size: tuple[int, int]) -> int:
-    """Bytes that weights and activations take at most while `batch` pictures of (height, width) pixels are made."""
+    """Peak bytes of weights and activations while `batch` pictures of (height, width) pixels are made."""
     import torch
 
     from rdm.memory import peak_bytes
@@ -45,9 +46,7 @@ def count_pipeline(what: Adapted, precision: str, batch: int, size: tuple[int, i
     dtype = torch_dtype(precision)
     denoiser, vae = meta_denoiser(what.base, what.adapter), _meta(what.base / "vae")
     upcast = precision != "fp32" and getattr(vae.config, "force_upcast", False)
-    torch.nn.Module.to(
-        denoiser, dtype=dtype
-    )  # not diffusers' own, which warns of modules that these networks do not have
+    torch.nn.Module.to(denoiser, dtype=dtype)  # not diffusers' method, which warns of modules that these networks lack
     torch.nn.Module.to(vae, dtype=torch.float32 if upcast else dtype)
     text = sum(_text_parameters(what.base)) * torch.empty(0, dtype=dtype).element_size()
     latent = (vae.config.latent_channels, size[0] // 8, size[1] // 8)
@@ -64,7 +63,7 @@ def count_pipeline(what: Adapted, precision: str, batch: int, size: tuple[int, i
 def _inputs(
     denoiser: Network, what: Adapted, dtype: torch.dtype, batch: int, latent: tuple[int, int, int]
 ) -> dict[str, object]:
-    """What the denoiser is called with for `batch` guided pictures; Flux and SD 3 draw one at a time."""
+    """The inputs of the denoiser for `batch` guided pictures; Flux and SD 3 draw one at a time."""
     import torch
 
     config, kind = denoiser.config, type(denoiser).__name__
@@ -106,12 +105,12 @@ def _inputs(
 
 
 def _taken(adapter: Shapes) -> int:
-    """Numbers in a vector that the adapter takes."""
+    """The length of a vector that the adapter takes."""
     return next(shape[1] for key, shape in adapter.items() if place_of(key) == ("image_proj", "proj.weight"))
 
 
 def meta_denoiser(base: Path, adapter: Shapes) -> Network:
-    """A base's denoiser with an adapter of these shapes, on the meta device: diffusers' own loader checks names and shapes."""
+    """A base's denoiser with an adapter of these shapes, on the meta device. diffusers' loader checks names and shapes."""
     import torch
 
     state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
@@ -144,7 +143,7 @@ def _bytes(network: torch.nn.Module) -> int:
 
 
 def _text_parameters(base: Path) -> list[int]:
-    """Numbers in each text encoder."""
+    """The number of parameters of each text encoder."""
     import torch
 
     import_whole("transformers")

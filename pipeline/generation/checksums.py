@@ -1,6 +1,6 @@
-"""Checksums of models' files, remembered by path, size and time, because weights have gigabytes.
+"""Checksums of models' files, cached by path, size and time, because weights are gigabytes.
 
-Reads: files. Writes: one small JSON file a checksum, in the cache.
+Reads: files. Writes: one small JSON file for each checksum, in the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def weights_of(folder: Path, parts: Sequence[str], patterns: Sequence[str] = WEIGHTS) -> list[list[str]]:
-    """[path in the folder, sha256] of the files with weights in the parts that are there, in order of their paths."""
+    """[path in the folder, sha256] of the weights files of the existing parts, in order of their paths."""
     files = sorted(
         file
         for part in parts

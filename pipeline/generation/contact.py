@@ -1,7 +1,7 @@
-"""contact.png: a run at a glance, a block of pictures for every prompt, blocks side by side.
+"""contact.png, an overview of a run: a block of pictures for every prompt, blocks side by side.
 
-Reads: a run's results and pictures. Writes: contact.png, of at most MOST pictures and BOUNDS pixels, as near to a screen's
-proportions as its blocks allow. The sheet of a longer run is an even sample of its prompts and says how much it leaves out.
+Reads: a run's results and pictures. Writes: contact.png, with at most MOST pictures and BOUNDS pixels, as near to a screen's
+proportions as its blocks allow. The sheet of a longer run is an even sample of its prompts and states how many it leaves out.
 Letters that Pillow's own font lacks are drawn in a font of this machine (images/lettering.py); index.html shows all letters.
 """
 
@@ -30,7 +30,7 @@ SCREEN = 16 / 10  # width to height
 
 SIDES = (192, 160, 128, 112, 96)  # of a picture, in pixels: the first that fits
 
-LEAST = 10  # pictures of a prompt that are shown however many prompts there are
+LEAST = 10  # pictures of a prompt that are always shown
 
 GAP, BETWEEN, MARGIN, HEAD, LABEL, LINE = 8, 24, 28, 48, 18, 17  # pixels
 
@@ -41,7 +41,7 @@ Rows = list[Row]
 
 @dataclass(frozen=True)
 class Layout:
-    """Pictures of `side` pixels, `across` in a block's line, blocks `columns` abreast, their headings of `lines` lines."""
+    """Pictures of `side` pixels, `across` in a line of a block, `columns` blocks side by side, headings of `lines` lines."""
 
     side: int
     across: int
@@ -52,9 +52,9 @@ class Layout:
 
 
 def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> str:
-    """Write contact.png: for every prompt of the sample its pictures, in the order of the results.
+    """Write contact.png: the pictures of every sampled prompt, in the order of the results.
 
-    Returns a note on letters that no font here has; empty where all have one.
+    Returns a note on letters that no font of this machine has; empty if there are none.
     """
     from PIL import Image, ImageDraw
 
@@ -85,7 +85,8 @@ def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> str:
 
 
 def sample(prompts: Sequence[Rows]) -> list[Rows]:
-    """At most MOST pictures: the first copies of every prompt in all databases; of too many prompts an even sample."""
+    """At most MOST pictures: the first copies of every prompt in all databases; an even sample if there are too many
+    prompts."""
     most = max(LEAST, MOST // max(1, len(prompts)))
     blocks = []
     for rows in prompts:
@@ -98,8 +99,8 @@ def sample(prompts: Sequence[Rows]) -> list[Rows]:
 def lay_out(blocks: int, pictures: int) -> Layout:
     """The layout of `blocks` blocks of at most `pictures` pictures.
 
-    It takes the largest pictures that fit BOUNDS, and of their arrangements the one nearest to a screen's proportions with few
-    empty places.
+    It chooses the largest pictures that fit BOUNDS, and of their arrangements the one nearest to a screen's proportions
+    with few empty places.
     """
     blocks, pictures = max(1, blocks), max(1, pictures)
     for side in SIDES:
@@ -124,7 +125,7 @@ def _layout(side: int, across: int, columns: int, blocks: int, pictures: int) ->
 
 
 def _cost(layout: Layout, blocks: int, pictures: int) -> float:
-    """How far from a screen's proportions (a factor of two counts 1), and twice the share of places that stay empty."""
+    """The distance from a screen's proportions (a factor of two counts 1) plus twice the share of empty places."""
     places = layout.columns * math.ceil(blocks / layout.columns) * layout.across * math.ceil(pictures / layout.across)
     return abs(math.log2(layout.size[0] / layout.size[1] / SCREEN)) + 2 * (1 - blocks * pictures / places)
 

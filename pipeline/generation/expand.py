@@ -1,7 +1,7 @@
-"""From flags and rows to requested pictures, every one of them checked before any work starts.
+"""From flags and rows to requested pictures, all of them checked before any work starts.
 
 Reads: the model's description, published databases, filters' columns, image prompts. Writes nothing. A mistake in a flag is an
-error at once, because it holds for every row; one in a row is a BadRow with its line. A row's value is used before the flag's.
+error at once, because it affects every row; a mistake in a row is a BadRow with its line. A row's value overrides the flag's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _Problem = (ConfigError, DatabaseError, EncoderError, ModelError)
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """One `rdmpipe generate`. None and empty mean: the row's, else the model's own."""
+    """The flags of one `rdmpipe generate`. None and empty mean the row's value, else the model's own."""
 
     prompts: str | tuple[PromptRow, ...]  # a list's path, one prompt, or rows
     db: tuple[str, ...] = ()
@@ -65,37 +65,37 @@ class GenerateConfig:
     image_scale: float | None = None  # for models that take neighbours as image prompts, as the next two
     weighting: str = ""
     blocks: str = ""
-    any_encoder: bool = False  # take a database whose encoder goes by another name than the model's
+    any_encoder: bool = False  # accept a database whose encoder has another name than the model's
     skip_bad: bool = False
     home: str | None = None
-    out: str = ""  # where the run is written; empty: <home>/generations/<run>
+    out: str = ""  # the run's folder; empty: <home>/generations/<run>
     run: str = ""  # the run's name; empty: made from the prompts' name and the flags
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     device: str = "auto"
     batch: int = 0  # pictures at a time; 0: 1 on a CPU, 4 on a GPU
-    shard: int = 0  # pictures a shard; 0: two batches, four pictures at least
-    threads: int = 0  # torch's, in each worker; 0: torch's own number
+    shard: int = 0  # pictures in a shard; 0: two batches, but at least four pictures
+    threads: int = 0  # of torch, in each worker; 0: torch's default
     gallery: bool = True  # whether index.html and contact.png are written beside the results
 
 
 @dataclass
 class Expander:
-    """Turns rows into requests; remembers databases, filters and images it has looked at."""
+    """Turns rows into requests; caches the databases, filters and images that it has checked."""
 
     config: GenerateConfig
     model: ModelInfo
     precision: str
-    folder: str = ""  # where rows' relative image paths start
+    folder: str = ""  # to which rows' image paths are relative
     warnings: list[str] = field(default_factory=list)
-    images: dict[str, str] = field(default_factory=dict)  # where image prompts are, by sha256
+    images: dict[str, str] = field(default_factory=dict)  # paths of image prompts, by sha256
     selections: dict[str, Selection] = field(default_factory=dict)
     text_encoder: EncoderRecord | None = None  # for pictures without a database
     _filters: dict[tuple[str, str], str] = field(default_factory=dict)
     _open: dict[str, Searcher] = field(default_factory=dict)
-    _looked_at: dict[str, str] = field(default_factory=dict)  # image prompts' sha256, by where they are
+    _looked_at: dict[str, str] = field(default_factory=dict)  # sha256 of image prompts, by path
 
     def requests(self, prompts: PromptList) -> tuple[list[RequestedCopy], list[BadRow]]:
-        """Every requested picture in order (rows, databases, copies), and the rows that cannot be made."""
+        """Every requested picture in order (rows, databases, copies), and the rows that cannot be used."""
         self.folder = prompts.folder
         self.check_flags()
         made: list[RequestedCopy] = []
@@ -209,7 +209,7 @@ class Expander:
         return replace(sampling, scale=float(known(sampling.scale)), eta=float(known(sampling.eta)))
 
     def _prompting(self) -> ImagePrompting | None:
-        """How neighbours act in a model that takes them as image prompts. Raises ConfigError for a flag it cannot use."""
+        """How a model uses neighbours as image prompts. Raises ConfigError for a flag that it does not take."""
         config, own = self.config, self.model.prompting
         if own is None:
             flags = {"--image-scale": config.image_scale is not None, "--weighting": bool(config.weighting),
@@ -230,7 +230,7 @@ class Expander:
         return ImagePrompting(own.scale if config.image_scale is None else float(config.image_scale), weighting, blocks)
 
     def selection(self, name: str) -> Selection:
-        """The published database of a name, checked to be one the model can use."""
+        """The published database of a name. Raises an error if the model cannot use it."""
         if name not in self.selections:
             found = self._for_model(resolve_database(name, self.config.home))
             self._check_encoder(found)
@@ -238,7 +238,7 @@ class Expander:
         return self.selections[name]
 
     def _for_model(self, found: Selection) -> Selection:
-        """The same pictures with the vectors that the model takes, where such a database is published beside this one."""
+        """The same pictures with the vectors that the model takes, if such a database is published beside this one."""
         if self.config.any_encoder or self.model.takes == "pictures":
             return found
         chosen = with_encoder(found, self.model.encoder) or found
@@ -260,7 +260,7 @@ class Expander:
         if not same_encoder(record.name, model.encoder) and not self.config.any_encoder:
             raise ModelError(
                 f"database {selection.name!r} was made by encoder {record.name}; {model.name} was trained with "
-                f"{model.encoder}. Add its vectors: {command}, or say --any-encoder if both have the same weights"
+                f"{model.encoder}. Add its vectors: {command}, or give --any-encoder if both have the same weights"
             )
         if not record.trained:
             self._warn(
@@ -268,7 +268,7 @@ class Expander:
             )
 
     def _check_pictures(self, selection: Selection) -> None:
-        """Raise ModelError for a database without pictures, whose neighbours a model of pictures cannot see."""
+        """Raise ModelError for a database without stored pictures if the model takes pictures."""
         database, images = selection.database, selection.version.images
         if images not in ("keep", "thumbnail"):
             raise ModelError(
@@ -297,7 +297,7 @@ class Expander:
         return Neighbourhood(selection.database.name, selection.version.id, tuple(part for part in (view, own) if part))
 
     def _where(self, name: str, where: str) -> str:
-        """The filter as DuckDB writes it, checked against the database's columns and found to match something."""
+        """The filter as DuckDB writes it, after a check of its columns and that it matches a row."""
         if not where:
             return ""
         if (name, where) not in self._filters:
@@ -314,7 +314,7 @@ class Expander:
         return self._filters[name, where]
 
     def _image(self, path: str, folder: str) -> str:
-        """sha256 of an image prompt that can be read and decoded."""
+        """sha256 of an image prompt, after a check that it can be decoded."""
         from pipeline.images import decode
 
         full = path if "://" in path or path.startswith(("/", "~")) or not folder else f"{folder}/{path}"
@@ -331,7 +331,7 @@ class Expander:
         return key
 
     def image_bytes(self, key: str) -> bytes:
-        """An image prompt as it was when the rows were looked at. Raises ConfigError if it is another one now."""
+        """An image prompt as it was when the rows were checked. Raises ConfigError if it has changed."""
         data = read_url(self.images[key])
         if hashlib.sha256(data).hexdigest() != key:
             raise ConfigError(f"image {self.images[key]!r} changed while the run began; run the same command again")

@@ -1,9 +1,9 @@
-"""The gallery of a run: index.html, one page that shows every picture and what it was drawn from.
+"""The gallery of a run: index.html, one page that shows every picture with its prompt, settings and neighbours.
 
 Reads: a run's results (results.py) and pictures, the databases' thumbnails through a function. Writes: index.html with
-small pictures inside it while they fit EMBEDDED_BYTES, else beside it in gallery/. Either way the folder can be copied anywhere
-and read offline: the page asks no other machine for anything. All words in it are untrusted: they are escaped here and set as
-text there, and a content policy lets only the page's own script run.
+small pictures inside it if they fit EMBEDDED_BYTES, else beside it in gallery/. The folder can be copied anywhere
+and read offline, because the page makes no requests to other machines. All texts in it are untrusted: they are escaped here and
+set as text by the script, and a content security policy allows only the page's own script.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EMBEDDED_BYTES = 24 << 20
 
 PICTURE_SIDE, NEIGHBOUR_SIDE = 448, 176  # pixels; shown at about half of it, for fine screens
 
-BATCH = 500  # results or thumbnails that are held as Python objects at a time
+BATCH = 500  # results or thumbnails held as Python objects at a time
 
 Thumbnails = Callable[[str, list[int]], Mapping[int, bytes]]
 
@@ -41,7 +41,7 @@ Data = dict[str, Any]
 def write_gallery(
     storage: Storage, results: pa.Table, thumbnails: Thumbnails, title: str, embedded_bytes: int = EMBEDDED_BYTES
 ) -> None:
-    """Write index.html (and gallery/, where the small pictures are too many for one file) for a run's results.
+    """Write index.html (and gallery/, if the small pictures are too many for one file) for a run's results.
 
     Memory: the results as Arrow, the small pictures while they are embedded, and a few words for each picture and neighbour.
     """
@@ -62,7 +62,7 @@ def write_gallery(
 
 
 def page(title: str, data: Iterable[str]) -> Iterator[str]:
-    """The HTML page around the JSON text `data`, in parts (its shape is read in assets/gallery.js)."""
+    """The HTML page around the JSON text `data`, in parts. assets/gallery.js defines the form of the JSON."""
     from markupsafe import Markup
 
     style = "".join(asset(name).read_text("utf-8") for name in ("design.css", "gallery.css"))
@@ -79,7 +79,7 @@ def page(title: str, data: Iterable[str]) -> Iterator[str]:
 
 
 def _inside_script(parts: Iterable[str]) -> Iterator[str]:
-    """JSON text as it may stand in a script element: only < can end it; the rest is escaped for parsers that are not ours."""
+    """JSON text escaped for a script element: only < can end it; the other characters are escaped for other parsers."""
     table = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
     return (part.translate(table) for part in parts)
 
@@ -92,14 +92,14 @@ def _policy_hash(text: str) -> str:
 
 
 def shrink(data: bytes, side: int) -> bytes | None:
-    """A WebP of at most side x side pixels; None if the bytes are no picture."""
+    """A WebP of at most side x side pixels; None if the bytes are not a picture."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.draft("RGB", (side, side))
             image = ImageOps.exif_transpose(opened)
-            if image.mode != "RGB":  # transparent pictures lie on white, as the encoder saw them
+            if image.mode != "RGB":  # transparent pictures are composited on white, as for the encoder
                 image = image.convert("RGBA")
                 ground = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(ground, image).convert("RGB")
@@ -112,7 +112,7 @@ def shrink(data: bytes, side: int) -> bytes | None:
 
 
 class _Small:
-    """Collects small pictures: kept for embedding while they fit, written to gallery/ from the first one that does not."""
+    """Collects small pictures for embedding; from the first that does not fit, all are written to gallery/."""
 
     def __init__(self, storage: Storage, bound: int) -> None:
         self.storage, self.bound, self.total = storage, bound, 0
@@ -120,7 +120,7 @@ class _Small:
         self.names: list[str] = []
 
     def add(self, data: bytes, side: int) -> int:
-        """The picture's place among urls(), or -1 where the bytes are no picture."""
+        """The picture's position in urls(), or -1 if the bytes are not a picture."""
         picture = shrink(data, side)
         if picture is None:
             return -1
@@ -152,7 +152,7 @@ def _rows(results: pa.Table, *columns: str) -> Iterator[Row]:
 
 
 def _first(rows: Iterable[Row], column: str) -> Iterator[Row]:
-    """The first row of each value of a column that says something."""
+    """The first row of each non-empty value of a column."""
     seen = set()
     for row in rows:
         if row[column] and row[column] not in seen:
@@ -161,7 +161,7 @@ def _first(rows: Iterable[Row], column: str) -> Iterator[Row]:
 
 
 def _image_prompts(storage: Storage, results: pa.Table, small: _Small) -> dict[str, int]:
-    """The places of the pictures that took a prompt's place, by sha256; those of older runs may not be there."""
+    """The positions of the image prompts, by sha256; those of older runs may be missing."""
     return {
         row["image"]: small.add(storage.read_bytes(f"inputs/{row['image']}"), NEIGHBOUR_SIDE)
         for row in _first(_rows(results, "image"), "image")
@@ -170,9 +170,9 @@ def _image_prompts(storage: Storage, results: pa.Table, small: _Small) -> dict[s
 
 
 class _Neighbours:
-    """Every neighbour once: `places` says where each (database, key) stands in the page's list.
+    """Every neighbour once: `places` gives the position of each (database, key) in the page's list.
 
-    Of a neighbour only its place and its thumbnail's are kept; `listed` reads the words from the results again.
+    Only the positions of a neighbour and of its thumbnail are kept; `listed` reads the texts from the results again.
     """
 
     def __init__(self, results: pa.Table, thumbnails: Thumbnails, small: _Small) -> None:
@@ -223,7 +223,7 @@ def _data(
 ) -> Iterator[str]:
     """The JSON object of the page, in parts.
 
-    Pictures in order; prompts, databases and settings once each, pictures pointing at them by number.
+    Pictures in order; prompts, databases and settings once each, to which pictures refer by number.
     """
     extra = [name for name in results.column_names if name not in COLUMNS]
     prompts: dict[str, int] = {}

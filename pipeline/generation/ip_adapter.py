@@ -47,16 +47,16 @@ if TYPE_CHECKING:
 SHARPNESS = 100.0  # weights by similarity are softmax(SHARPNESS * cosine): the temperature that CLIP was trained with
 
 
-# ---- what a model is
+# ---- descriptions
 
 
 def outline(folder: Path, name: str) -> ModelInfo:
-    """What the model is, from its description alone. Raises ModelError and ConfigError."""
+    """The model's facts, from its description only. Raises ModelError and ConfigError."""
     return _info(read_description(folder / DESCRIPTION), folder, name, "", {})
 
 
 def describe(folder: Path, name: str) -> ModelInfo:
-    """What the model is, after its files are found and fit each other. Raises ModelError and ConfigError."""
+    """The model's facts, after a check that its files exist and fit each other. Raises ModelError and ConfigError."""
     model = read_description(folder / DESCRIPTION)
     family = FAMILIES[model.family]
     require("sd", f"model {name!r}")
@@ -95,7 +95,7 @@ def _widths(family: Family, places: AdapterPlaces, name: str) -> Widths:
 
 
 def _revision(path: Path) -> str:
-    """The commit of a file in the Hub's cache, which keeps them in snapshots/<commit>."""
+    """The commit of a file in the Hub's cache, which stores files in snapshots/<commit>."""
     parts = path.parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
 
@@ -105,7 +105,7 @@ def _info(model: AdapterModel, folder: Path, name: str, made: str, files: Mappin
     blocks = ("all", *model.blocks)
     if model.blocks_used not in blocks:
         raise ModelError(f"model {name!r}: blocks_used is {model.blocks_used!r}; expected one of {', '.join(blocks)}")
-    # The mean of patches says nothing: a patch is a place in one picture.
+    # The mean of patches has no meaning, because a patch belongs to a position in one picture.
     weightings = tuple(one for one in family.weightings if one != "mean" or not model.image_encoder)
     if model.weighting not in weightings:
         raise ModelError(f"model {name!r}: weighting is {model.weighting!r}; expected one of {', '.join(weightings)}")
@@ -158,7 +158,7 @@ class LoadedAdapter:
         return FAMILIES[self.model.family]
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
-        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite."""
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values."""
         import torch
 
         try:
@@ -194,7 +194,7 @@ class LoadedAdapter:
         return call(self.model.family, self.pipe, pictures, prompts, self.model.negative_scale).float().cpu()
 
     def _image_prompts(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> ImagePrompts:
-        """The image prompts of pictures that have equally many: a picture prompt first, then the neighbours, nearest first."""
+        """The image prompts of pictures with equal counts: a picture prompt first, then the neighbours, nearest first."""
         import torch
 
         prompting = pictures[0].prompting
@@ -207,7 +207,7 @@ class LoadedAdapter:
             none = blank.new_zeros((0, *blank.shape))
             rows = [self.tower.patches(one.pictures) if one.pictures else none for one in given]
         scale, weights = prompting.scale, None
-        if not len(rows[0]):  # a text alone: the adapter is given the blank, and no weight
+        if not len(rows[0]):  # only a text: the adapter gets the blank and weight 0
             rows, scale = [blank[None]] * len(rows), 0.0
         elif prompting.weighting == "mean":
             rows = [row.mean(dim=0, keepdim=True) for row in rows]
@@ -225,7 +225,7 @@ class LoadedAdapter:
         return getattr(diffusers, name).from_config(dict(self.schedule), **options)
 
     def _scales(self, prompting: ImagePrompting | None, scale: float) -> float | BlockScales | list[float]:
-        """What `set_ip_adapter_scale` takes: one number, or the chosen blocks' numbers times it."""
+        """The argument of `set_ip_adapter_scale`: one number, or the chosen blocks' numbers times it."""
         if prompting is None or prompting.blocks == "all" or not scale:
             return scale
         found = _times(self.model.blocks[prompting.blocks], scale)
@@ -243,7 +243,7 @@ def _times(value: object, scale: float) -> object:
 
 
 def _groups(pictures: Sequence[PictureRequest], given: Sequence[Given], batched: bool) -> list[list[int]]:
-    """Places of pictures that can be drawn in one call: equal counts of image prompts; weighted ones by themselves."""
+    """Positions of pictures that can be drawn in one call: equal counts of image prompts; weighted ones one at a time."""
     groups: dict[tuple[str, int], list[int]] = {}
     for i, (picture, one) in enumerate(zip(pictures, given, strict=True)):
         weighting = picture.prompting.weighting if picture.prompting else "equal"
@@ -255,7 +255,7 @@ def _groups(pictures: Sequence[PictureRequest], given: Sequence[Given], batched:
 
 
 def _vectors_of(given: Given, dim: int) -> NDArray[np.float32]:
-    """(m, D): vectors as the encoder gave them."""
+    """(m, D): vectors before normalising."""
     parts = [given.vectors * given.norms[:, None]] if len(given.vectors) else []
     if given.prompt is not None:
         parts.insert(0, (given.prompt * np.float32(given.prompt_norm))[None])
@@ -273,7 +273,7 @@ def similarity_weights(scores: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
-    """The pipeline on its device, LoRAs merged and the adapter loaded. Raises ModelError."""
+    """The pipeline on its device, with merged LoRAs and the adapter. Raises ModelError."""
     import torch
 
     require("sd", f"model {info.name!r}")
@@ -299,7 +299,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"model {info.name!r} cannot be loaded: {type(error).__name__}: {str(error)[:400]}") from error
     pipe.set_progress_bar_config(disable=True)
-    pipe.vae.enable_slicing()  # decodes a picture at a time, which is what `count_bytes` counts
+    pipe.vae.enable_slicing()  # decode one picture at a time, as `count_bytes` assumes
     pipe.to(where)
     return LoadedAdapter(model, pipe, dict(pipe.scheduler.config), tower)
 
@@ -338,7 +338,7 @@ def adapter_state(path: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
-    """Bytes that weights and activations take at most while `batch` pictures are made, counted on the meta device."""
+    """Peak bytes of weights and activations while `batch` pictures are made, computed on the meta device."""
     folder = Path(info.folder)
     model = read_description(folder / DESCRIPTION)
     places = find_files(model, folder, info.name)

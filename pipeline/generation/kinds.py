@@ -1,8 +1,8 @@
-"""The seam between a run and a model: what a model says of itself, what it is given, and what it gives back.
+"""The interface between a run and a model: the model's facts, its input, and its output.
 
 A kind of model is one module with the functions of `ModelKind`, named in KINDS. A model of that kind is a folder with its
 weights or its description. Everything else in this package (keys, plans, resume, provenance, gallery, memory checks, workers)
-knows models through these types alone. Reads and writes nothing.
+uses models only through these types. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class ModelInfo:
     """A model before its weights are loaded.
 
     folder          where its weights or its description are
-    hash            sha256 that differs whenever its pictures would
+    hash            sha256 that changes whenever its pictures would
     encoder, dim    the encoder whose vectors it takes, and their length
     norm            unit: it takes unit vectors; raw: stored vectors times their norm
-    prompt          vector: it is given the prompt's vector; text: it encodes the prompt itself
-    sampling        its own settings, all of them; `samplers`: those it takes
-    side            pictures' sides are multiples of so many pixels
-    prompting       how neighbours act by default; None: they are not image prompts
+    prompt          vector: it takes the prompt's vector; text: it encodes the prompt itself
+    sampling        its default settings, complete; `samplers`: the samplers that it takes
+    side            pictures' sides are multiples of this many pixels
+    prompting       default use of neighbours as image prompts; None: it does not take image prompts
     blocks          names of sets of attention blocks that `prompting` may choose
-    facts           what else a person wants to know: base, adapter, revision, licence, terms
-    weightings      those that `prompting` may choose
+    facts           further facts to print: base, adapter, revision, licence, terms
+    weightings      weightings that `prompting` may choose
     takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
-    gpu_precision   what it is computed in on a GPU by default
+    gpu_precision   default precision on a GPU
     """
 
     name: str
@@ -79,7 +79,7 @@ class ModelInfo:
         return max(self.sampling.size)
 
     def check_size(self, height: int, width: int, dashes: str = "") -> None:
-        """Raise ModelError for a picture that the model cannot make."""
+        """Raise ModelError for a size that the model cannot make."""
         for name, length in (("height", height), ("width", width)):
             if length < self.side or length % self.side:
                 below = max(length // self.side, 1) * self.side
@@ -90,10 +90,10 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Given:
-    """What a picture is made from: the vectors of its prompt and of its neighbours, nearest first.
+    """The input of a picture: the vectors of its prompt and of its neighbours, nearest first.
 
-    Vectors are unit rows with their norms apart, as a database stores them. `prompt` and `negative` are None for a model that
-    encodes texts itself, unless a picture takes the text's place.
+    Vectors are unit rows with separate norms, as a database stores them. `prompt` and `negative` are None for a model that
+    encodes texts itself, unless a picture replaces the text.
 
     `pictures` are encoded pictures for a model that takes them: the picture prompt if there is one, then the neighbours'.
     """
@@ -111,7 +111,7 @@ class Given:
 
     @property
     def images(self) -> int:
-        """Image prompts: the neighbours, and a picture prompt."""
+        """The number of image prompts: the neighbours, and a picture prompt."""
         return len(self.pictures) or len(self.vectors) + (self.prompt is not None)
 
     @property
@@ -124,12 +124,13 @@ class LoadedModel(Protocol):
     """A model with its weights, in one worker."""
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
-        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite. Noise is drawn on the
-        CPU from each picture's own seed. Raises ModelError, and BudgetError if the GPU's memory does not suffice."""
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values. Noise is drawn on the
+        CPU from each picture's own seed. Raises ModelError, and BudgetError if the GPU has too little memory."""
         ...
 
     def through_first_stage(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 3, H, W) in -1..1 after the model's own encoder and decoder, on the CPU: the best that it could draw."""
+        """Pictures (B, 3, H, W) in -1..1 after the model's own encoder and decoder, on the CPU. A drawn picture cannot
+        be better than these."""
         ...
 
 
@@ -137,11 +138,11 @@ class ModelKind(Protocol):
     """The functions of a kind's module."""
 
     def outline(self, folder: Path, name: str) -> ModelInfo:
-        """What the model in this folder is, without its hash: nothing is fetched. Raises ModelError."""
+        """The facts of the model in this folder, without its hash. Fetches nothing. Raises ModelError."""
         ...
 
     def describe(self, folder: Path, name: str) -> ModelInfo:
-        """The same with the hash, which takes the weights' files: those that are not here are fetched. Raises ModelError."""
+        """The same with the hash, for which missing weights files are fetched. Raises ModelError."""
         ...
 
     def load(self, info: ModelInfo, precision: str, device: str) -> LoadedModel:
@@ -149,7 +150,7 @@ class ModelKind(Protocol):
         ...
 
     def count_bytes(self, info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
-        """Bytes that weights and activations take at most while `batch` pictures are made."""
+        """Peak bytes of weights and activations while `batch` pictures are made."""
         ...
 
 
@@ -177,9 +178,9 @@ def to_arrays(images: torch.Tensor) -> list[NDArray[np.uint8] | None]:
 
 
 def too_little_memory(pictures: Sequence[PictureRequest]) -> str:
-    """What to say when the GPU's memory ran out on a batch."""
+    """The error for a batch that ran out of GPU memory."""
     sampling = pictures[0].sampling
     return (
-        f"the GPU's memory does not suffice for {len(pictures)} picture(s) of {known(sampling.width)} x "
+        f"the GPU has too little memory for {len(pictures)} picture(s) of {known(sampling.width)} x "
         f"{known(sampling.height)} at a time: use a smaller --batch, or --precision fp16"
     )

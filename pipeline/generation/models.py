@@ -1,4 +1,4 @@
-"""Models by name: where a model's folder is, what it is, whether it fits this machine's memory.
+"""Models by name: a model's folder, its facts, and whether it fits this machine's memory.
 
 Reads: folders of models under their path, in <home>/models and in the package, and the Hub's copy of a published RDM. Writes:
 the folder of a converted checkpoint. Loads no weights, except to convert them.
@@ -21,7 +21,7 @@ SHIPPED = asset("models")  # models and descriptions that come with the package
 
 _RELEASE = "see the original release, github.com/CompVis/retrieval-augmented-diffusion-models, for its weights' terms"
 
-_RIGHTS = {  # of models without a description; those with one say it there
+_RIGHTS = {  # licences of models without a description; the others state theirs in it
     "rdm-mini": {"licence": "MIT, as this package"},
     "rdm-768": {"terms": _RELEASE},
     "rdm-imagenet": {"terms": _RELEASE},
@@ -44,7 +44,7 @@ def _kind_of(folder: Path) -> ModelKind:
 
 
 def _named(home: str | None) -> dict[str, Path]:
-    """Folders of the home's models and of the package's, by name; the home's come first."""
+    """Folders of the home's models and of the package's, by name; the home's have priority."""
     own = Path(home or default_home()) / "models"
     found: dict[str, Path] = {}
     for place in (own, SHIPPED):
@@ -83,7 +83,7 @@ def _fetch(name: str, own: Path) -> Path:
         return find_folder(HUB.get(name, name))
     except RDMError as error:
         raise ModelError(f"model {name!r}: {error}") from error
-    except Exception as error:  # the Hub's client has a dozen kinds of errors
+    except Exception as error:  # the Hub's client raises a dozen kinds of errors
         raise ModelError(
             f"model {name!r} cannot be fetched from the Hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Give "
             f"a folder, or put one at {own / name}: `rdmpipe convert model.ckpt {own / name}`"
@@ -100,7 +100,8 @@ def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model in a list: what it needs, and where it is. None if its folder cannot be read; `where` says why.
+    """A model in a list: what it needs, and where it is. Facts are None if its folder cannot be read; `where` then has
+    the reason.
 
     `encoder` is empty for a model that takes the neighbours' pictures in place of vectors.
     """
@@ -115,16 +116,16 @@ class ModelRow:
 
     @property
     def licence(self) -> str:
-        """Of the weights; where no licence is stated, what is known of their terms."""
+        """The licence of the weights, or what is known of their terms if no licence is stated."""
         return self.facts.get("licence") or self.facts.get("terms", "")
 
     @property
     def takes(self) -> str:
-        """The encoder whose vectors it takes, for people."""
+        """The encoder whose vectors it takes, as text."""
         return "any: takes pictures" if self.encoder == "" else self.encoder or ""
 
     def lines(self) -> list[tuple[str, object]]:
-        """All that is known, as names and values for people."""
+        """All known facts, as names and values to print."""
         own = [(name, getattr(self, name)) for name in ("name", "kind", "neighbours", "size", "where")]
         return [*own[:2], ("encoder", self.takes), *own[2:], *self.facts.items()]
 
@@ -188,9 +189,9 @@ def default_model(encoder: str, home: str | None = None) -> str:
 def check_memory(
     model: ModelInfo, precision: str, device: str, batch: int, sizes: set[tuple[int, int]], workers: int
 ) -> int:
-    """Bytes that one worker needs for its largest batch, (height, width) in `sizes`. Raises BudgetError if there are fewer.
+    """The bytes that one worker needs for its largest batch, (height, width) in `sizes`. Raises BudgetError if fewer are free.
 
-    Looks at this machine; for a cluster elsewhere (workers = 0) it gives the number alone.
+    Compares with this machine's memory; for another cluster (workers = 0) it only returns the number.
     """
     import torch
 
@@ -199,7 +200,7 @@ def check_memory(
     if not workers:
         return need
     if torch.device(device).type == "cuda":
-        free, workers = torch.cuda.mem_get_info(torch.device(device))[0] - (1 << 30), 1  # its context and workspaces
+        free, workers = torch.cuda.mem_get_info(torch.device(device))[0] - (1 << 30), 1  # less context and workspaces
     else:
         free = _available()
     if free and need * workers > free:
@@ -213,7 +214,7 @@ def check_memory(
 
 _counted: dict[
     tuple[str, str, int, int, int], int
-] = {}  # the count takes seconds, and a model's hash names all it depends on
+] = {}  # a cache: the computation takes seconds, and a model's hash covers its input
 
 
 def _count_bytes(model: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
@@ -224,7 +225,7 @@ def _count_bytes(model: ModelInfo, precision: str, batch: int, height: int, widt
 
 
 def _available() -> int:
-    """Bytes that this machine can still give, or 0 if it does not say."""
+    """Free memory of this machine in bytes, or 0 if it is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -237,10 +238,10 @@ def _available() -> int:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_checkpoint` did."""
+    """The result of `convert_checkpoint`."""
 
     folder: str
-    weights: str  # which of the checkpoint's weights: EMA or not
+    weights: str  # the checkpoint's weights that were used: EMA or not
     tensors: int
     left_aside: Mapping[str, int]
 
@@ -249,7 +250,7 @@ class Conversion:
 
 
 def convert_checkpoint(checkpoint: Path, folder: Path, config: str, say: Callable[[str], None]) -> Conversion:
-    """An original checkpoint as a diffusers folder of safetensors; says what was loaded and what was left aside.
+    """Convert an original checkpoint into a diffusers folder of safetensors. Reports what was loaded and what was not used.
 
     `config` is a model's name or the path of a JSON description. Raises ModelError.
     """

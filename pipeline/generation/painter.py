@@ -1,8 +1,8 @@
-"""What a worker holds, once: the model, the encoders, the open databases; and how pictures come of them.
+"""The state of a worker (the model, the encoders, the open databases), and how it makes pictures.
 
-Reads: model folder, databases, image prompts in <run>/inputs. Writes nothing. The same picture comes out in the same batch
-whatever the shard or worker: noise is drawn per picture on the CPU from its own seed, a prompt is encoded by itself, and scores
-are computed again from the stored vectors. In a batch of another shape pixels may differ by rounding (tests state how much).
+Reads: model folder, databases, image prompts in <run>/inputs. Writes nothing. A picture in the same batch is the same for any
+shard and worker: noise is drawn on the CPU from the picture's own seed, each prompt is encoded separately, and scores
+are computed again from the stored vectors. In a batch of another shape, pixels may differ by rounding (tests state how much).
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 CUT = "the prompt is longer than the encoder reads: its end was not seen"
 
-_LEFT_OUT = ("phash", "width", "height", "duplicate_of")  # columns that do not say where a neighbour comes from
+_LEFT_OUT = ("phash", "width", "height", "duplicate_of")  # columns that are not part of a neighbour's provenance
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a run's pictures are made: what every worker is set up with."""
+    """The settings with which every worker of a run is set up."""
 
     out: str  # the run's folder
     home: str | None
     model: ModelInfo
     precision: str
     device: str
-    threads: int  # torch's; 0: torch's own number
+    threads: int  # of torch; 0: torch's default
     text_encoder: EncoderRecord | None = None  # for pictures without a database
 
 
 class Encoded(NamedTuple):
-    """A prompt's unit vector (D,), its length before, and whether the text was cut off."""
+    """A prompt's unit vector (D,), its length before normalising, and whether the text was cut off."""
 
     vector: NDArray[np.float32]
     norm: float
@@ -55,7 +55,7 @@ class Encoded(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A prompt's neighbours, nearest first: unit vectors (m, D), norms (m,), and what the database says of each.
+    """A prompt's neighbours, nearest first: unit vectors (m, D), norms (m,), and the database's metadata of each.
 
     `pictures` are their stored pictures, encoded, for a model that takes pictures. `lost` counts neighbours that were left
     out because none is stored.
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Painter:
-    """One worker's model, encoders and databases, loaded when first needed. Close it at the end."""
+    """One worker's model, encoders and databases, each loaded when it is first needed. Close it at the end."""
 
     rendering: Rendering
     model: LoadedModel
@@ -109,13 +109,15 @@ class Painter:
                 unit, norms = encoder.picture_vectors([decode(self._input(image)).image])
                 cut = False
             else:
-                unit, norms = encoder.text_vectors([text])  # alone: a batch's other texts would change its last digits
+                unit, norms = encoder.text_vectors(
+                    [text]
+                )  # alone: the batch's other texts would change its last digits
                 cut = bool(encoder.overlong([text]))
             self._prompts[key] = Encoded(unit[0], float(norms[0]), cut)
         return self._prompts[key]
 
     def _input(self, image: str) -> bytes:
-        """An image prompt, encoded as it was given."""
+        """The file of an image prompt."""
         return Storage(self.rendering.out).read_bytes(f"inputs/{image}")
 
     def _encoder(self, record: EncoderRecord) -> Encoder:
@@ -128,7 +130,7 @@ class Painter:
     # ---- neighbours
 
     def near(self, pictures: Mapping[str, PictureRequest]) -> dict[str, Given]:
-        """What every picture is made from, by key; one search for all pictures that ask the same rows for as many."""
+        """The input of every picture, by key; one search for all pictures with the same database, filter and k."""
         groups: dict[tuple[Neighbourhood | None, int], list[str]] = {}
         for key, picture in pictures.items():
             groups.setdefault((picture.source, picture.k), []).append(key)
@@ -147,7 +149,7 @@ class Painter:
 
     def _prompt(self, picture: PictureRequest) -> Encoded | None:
         record = self.record(picture)
-        if record is None:  # a text alone, for a model that encodes texts itself
+        if record is None:  # only a text, for a model that encodes texts itself
             return None
         return self.vector(record, picture.prompt, picture.image)
 
@@ -196,7 +198,7 @@ class Painter:
             stored = picture_files(RetrievalDatabase(source.database, self.rendering.home), different.tolist(), True)
         for query, keys in zip(queries, found, strict=True):
             vectors, norms = searcher.vectors(keys)
-            # The last digits of a search's scores depend on the queries beside it; these do not.
+            # The last digits of a search's scores depend on the other queries of the batch; these do not.
             scores = vectors.astype(np.float64) @ query.astype(np.float64)
             order = np.lexsort((keys, -scores))
             if model.takes == "pictures":
@@ -220,7 +222,7 @@ class Painter:
     # ---- pictures
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
-        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite."""
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values."""
         return self.model.paint(pictures, given)
 
 
@@ -235,7 +237,7 @@ def set_up(rendering: Rendering) -> Painter:
 
 @contextlib.contextmanager
 def painter(rendering: Rendering) -> Iterator[Painter]:
-    """A painter for the length of the block."""
+    """A painter that is closed at the end of the block."""
     made = set_up(rendering)
     try:
         yield made

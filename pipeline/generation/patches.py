@@ -1,7 +1,7 @@
-"""A vision tower that turns pictures into patches: what `plus` adapters and SD 3's take in place of one vector a picture.
+"""A vision tower that turns pictures into patches, which `plus` adapters and SD 3's take in place of one vector a picture.
 
-Reads: a folder in transformers' format, and encoded pictures as a database keeps them. Writes nothing. A database holds no
-patches (257 vectors a picture), so they are made of the neighbours' stored pictures while a run draws.
+Reads: a folder in transformers' format, and picture files from a database. Writes nothing. A database holds no
+patches (257 vectors a picture), so a run computes them from the neighbours' stored pictures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Batch(Protocol):
 
 
 class _Processor(Protocol):
-    """One of transformers' image processors, as far as it is used here."""
+    """The part of transformers' image processors that is used here."""
 
     def __call__(self, images: Sequence[Image.Image], return_tensors: str) -> _Batch: ...
 
@@ -46,13 +46,13 @@ class PatchTower:
     processor: _Processor
 
     def patches(self, pictures: Sequence[bytes]) -> torch.Tensor:
-        """(m, P, D): the last hidden states but one of m encoded pictures, as the adapters were trained with."""
+        """(m, P, D): the second to last hidden states of m encoded pictures, with which the adapters were trained."""
         images = [decode(data, DRAFT_SIDE).image for data in pictures]
         return self._hidden(self.processor(images, return_tensors="pt").pixel_values)
 
     def blank(self) -> torch.Tensor:
-        """(P, D): what guidance leads away from. CLIP's adapters were trained with the patches of a picture of zeros, SigLIP's
-        with zeros."""
+        """(P, D): the unconditional input of guidance. CLIP's adapters were trained with the patches of a picture of
+        zeros, SigLIP's with zeros."""
         import torch
 
         config = self.network.config
@@ -72,19 +72,19 @@ class PatchTower:
 
 
 def patch_width(folder: Path, name: str) -> int:
-    """Numbers in a patch of the tower in this folder. Raises ModelError."""
+    """The width of a patch of the tower in this folder. Raises ModelError."""
     return _number(_config(folder, name), "hidden_size")
 
 
 def patch_count(folder: Path, name: str) -> int:
-    """Patches of a picture: those of its places, and CLIP's one for the whole. Raises ModelError."""
+    """The number of patches of a picture, including CLIP's class token. Raises ModelError."""
     config = _config(folder, name)
     places = (_number(config, "image_size") // _number(config, "patch_size")) ** 2
     return places + str(config["model_type"]).startswith("clip")
 
 
 def count_numbers(folder: Path, name: str) -> int:
-    """Numbers in the tower's weights, counted on the meta device. Raises ModelError."""
+    """The number of the tower's parameters, counted on the meta device. Raises ModelError."""
     import torch
 
     import_whole("transformers")
@@ -97,7 +97,7 @@ def count_numbers(folder: Path, name: str) -> int:
 
 
 def _number(config: dict[str, object], key: str) -> int:
-    """A setting of the vision tower, which a config of both towers has in a table of its own."""
+    """A setting of the vision tower, which is in a nested table in a config of both towers."""
     vision = config.get("vision_config", config)
     assert isinstance(vision, dict)
     return int(vision[key])
@@ -114,7 +114,7 @@ def load_tower(folder: Path, precision: torch.dtype, device: torch.device, name:
     )
     if (folder / "preprocessor_config.json").is_file():
         inputs = getattr(transformers, processor).from_pretrained(folder, local_files_only=True)
-    else:  # as diffusers does where a tower comes without: h94's folder has none
+    else:  # as diffusers does for a tower without one; h94's folder has none
         side = tower.config.image_size
         inputs = getattr(transformers, processor)(size=side, crop_size=side)
     return PatchTower(tower.to(device).eval().requires_grad_(False), inputs)

@@ -1,7 +1,7 @@
-"""Previews: what a picture looks like while it is being drawn, for whoever watches.
+"""Previews of pictures during drawing, for a watcher.
 
-Reads and writes nothing. Pictures do not depend on being watched: a preview is decoded from the sampler's estimate of the final
-latents, which the sampler does not read back. Watching is of one thread: it reaches models that draw in the thread that watches
+Reads and writes nothing. Previews do not change pictures: a preview is decoded from the sampler's estimate of the final
+latents, which the sampler does not read back. A watcher belongs to one thread: it only sees models that draw in its thread
 (the backend `inline`), and no worker of a cluster.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.generation.requests import PictureRequest
 
-# Told: the pictures of the batch, the step (from 1), the number of steps, and a function that decodes the batch's pixels.
+# Arguments: the pictures of the batch, the step (from 1), the number of steps, and a function that decodes the batch's pixels.
 Watcher = Callable[["Sequence[PictureRequest]", int, int, "Callable[[], list[NDArray[np.uint8] | None]]"], None]
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
@@ -27,7 +27,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextlib.contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of every step of every picture that is drawn in the block. It may raise, to stop the drawing."""
+    """Call `watcher` after every step of every picture that is drawn in the block. It may raise to stop the drawing."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -36,12 +36,12 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def current_watcher() -> Watcher | None:
-    """Who watches now."""
+    """The watcher of this thread."""
     return _watcher.get()
 
 
 def seldom(every_s: float) -> Callable[[bool], bool]:
-    """A function that says whether it is time for another preview: at most one in so many seconds, and always the last."""
+    """A function that says whether another preview is due: at most one in this many seconds, and always the last."""
     last = [-every_s]
 
     def due(is_last: bool) -> bool:

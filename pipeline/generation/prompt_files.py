@@ -1,7 +1,7 @@
 """The files that hold prompt lists: .csv, .tsv, .parquet, .json, .jsonl, .xlsx and .txt, as rows of names and values.
 
 Reads: a file, an address that fsspec knows, or standard input (`-`), in UTF-8 (or UTF-16 with its mark). A row that cannot be
-read becomes a text that says why; a file that cannot be read is a PromptError. Does not know what the columns mean.
+read becomes a text with the reason; a file that cannot be read is a PromptError. Does not interpret the columns.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".txt")
 
 STANDARD_INPUT = "-"
 
-# Suffixes of files that people mean when they write them, and that hold no list we can read.
+# Suffixes that mean a file, but not a list that can be read.
 _OTHER_FILES = (
     *(".xls", ".xlsm", ".ods", ".numbers", ".doc", ".docx", ".odt", ".rtf", ".pdf", ".md", ".yaml", ".yml", ".toml", ".xml"),
     *(".html", ".htm", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".zip", ".gz", ".py", ".ndjson", ".feather"),
 )  # fmt: skip
 
-_PATH = re.compile(r"(\.{0,2}|~[\w-]*)[/\\]")  # how a text begins that is a path and no prompt
+_PATH = re.compile(r"(\.{0,2}|~[\w-]*)[/\\]")  # the beginning of a text that is a path and not a prompt
 
 Record = dict[str, object]
 
-Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or what is wrong with it
+Records = Iterator[tuple[int, "Record | str"]]  # line, and the row or its fault
 
 
 def read_records(source: str) -> tuple[list[str], Records, str]:
-    """The names of the columns, the rows, and what their numbers count: "line" or "row". Raises PromptError."""
+    """The names of the columns, the rows, and the unit of their numbers: "line" or "row". Raises PromptError."""
     is_piped = source == STANDARD_INPUT
     data, suffix = (_standard_input(), "") if is_piped else (_read(source), Path(source).suffix.lower())
     if is_piped:
@@ -55,9 +55,9 @@ def read_records(source: str) -> tuple[list[str], Records, str]:
 
 
 def is_list(source: str) -> bool:
-    """Whether a text stands for a prompt list: `-`, or a name that ends as a list's does.
+    """Whether a text names a prompt list: `-`, or a name with the suffix of a list.
 
-    Raises PromptError for another file or folder, and for a path where nothing is: its name would be drawn.
+    Raises PromptError for any other file or folder and for a path that does not exist, because its name would be drawn.
     """
     if source == STANDARD_INPUT:
         return True
@@ -78,7 +78,7 @@ def is_list(source: str) -> bool:
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # a text that no path can be
+    except (OSError, ValueError, RuntimeError):  # the text cannot be a path
         return False
 
 
@@ -88,12 +88,12 @@ def _standard_input() -> bytes:
 
 
 def _suffix_of_data(data: bytes) -> str:
-    """Which kind of binary list piped data is; empty for text."""
+    """The suffix of the format of piped binary data; empty for text."""
     return ".xlsx" if data.startswith(b"PK\x03\x04") else ".parquet" if data.startswith(b"PAR1") else ""
 
 
 def _suffix_of_text(text: str) -> str:
-    """Which kind of list a text is: JSON, JSON lines, CSV with a column `prompt`, or a prompt a line."""
+    """The suffix of the format of a text: JSON, JSON lines, CSV with a column `prompt`, or one prompt in each line."""
     begin = text.lstrip()
     if begin.startswith("["):
         return ".json"
@@ -198,7 +198,7 @@ def _csv(source: str, text: str) -> tuple[list[str], Records]:
 
 
 def _csv_rows(lines: Sequence[str], begin: int, names: Sequence[str], delimiter: str) -> Records:
-    """The rows from line `begin` on (0 is the first). A quote that is left open takes no whole row with it."""
+    """The rows from line `begin` on (0 is the first). An open quote affects only its own row."""
     reader, offset = csv.reader(itertools.islice(lines, begin, None), delimiter=delimiter, strict=True), begin
     while True:
         first = offset + reader.line_num
@@ -233,10 +233,10 @@ def _csv_rows(lines: Sequence[str], begin: int, names: Sequence[str], delimiter:
 def _whole_row(
     lines: Sequence[str], first: int, behind: int, names: Sequence[str], delimiter: str, *, is_open: bool
 ) -> int:
-    """The first of the lines that continue a quoted cell which is a row of its own; 0 if none is.
+    """The first of the lines after an open quote that is a separate row; 0 if none is.
 
-    In prose a comma is followed by a space, so that a line of a prompt is not taken for a row; nor is one that closes the
-    quote. In a list of one column every line may be a row: that counts only where the quote `is_open` to the end of the file.
+    In prose a comma is followed by a space, so a line of a prompt is not mistaken for a row; nor is one that closes the
+    quote. In a list of one column every line may be a row: this counts only if the quote `is_open` to the end of the file.
     """
     for number in range(first, behind):
         if lines[number].count('"') % 2:

@@ -1,9 +1,9 @@
-"""Prompt lists: a file, one literal prompt, or rows that a program gives.
+"""Prompt lists: a file, one literal prompt, or rows from a program.
 
-Reads: the list, by generation/prompt_files.py. Known columns are those of COLUMNS; every other column is carried through to the
-results, and one that looks like a misspelt known column is warned about by name. A row that cannot be used becomes a `BadRow`
-with its line number; `accept_rows` turns all of them into one error, or leaves them out. Writes nothing. Does not know models
-or databases: generation/expand.py checks whether a `k` or a `db` can be used.
+Reads: the list, with generation/prompt_files.py. Known columns are those of COLUMNS; every other column is copied to the
+results, with a warning if it looks like a misspelt known column. A row that cannot be used becomes a `BadRow`
+with its line number; `accept_rows` turns all of them into one error, or leaves them out. Writes nothing. Does not check values
+against models or databases; generation/expand.py does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.errors import PromptError, nearest
 from pipeline.generation.prompt_files import Record, is_list, read_records, unwritable
 from pipeline.generation.sampling import BOUNDS, SAMPLERS, SETTINGS, Sampling, is_scheduler
 
-SHOWN = 20  # bad rows an error spells out
+SHOWN = 20  # bad rows that an error lists
 
-# Whole-number columns: lowest and highest value that makes sense for any model.
+# Whole-number columns: lowest and highest value for any model.
 _WHOLE = {
     "seed": (0, 2**62),
     "k": (0, 1000),
@@ -34,7 +34,7 @@ _TEXT = ("id", "where", "negative", "image")
 COLUMNS = ("prompt", "id", "seed", "db", "where", "k", "steps", "scale", "sampler", "n", "width", "height", "negative",
            "image")  # fmt: skip
 
-# What other programs call our columns; a plain comparison of letters would not find these.
+# Names of our columns in other programs, which a comparison of spelling would not find.
 _ELSEWHERE = {
     "text": "prompt",
     "database": "db",
@@ -57,7 +57,7 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row as written. None (or empty): the row leaves the choice to the flags. `line` is where it starts, from 1."""
+    """One row as written. None (or empty): the flag's value applies. `line` is its first line, from 1."""
 
     line: int
     prompt: str
@@ -83,21 +83,21 @@ class BadRow:
 
 @dataclass(frozen=True)
 class PromptList:
-    """A list as read. `folder` is where relative image paths start; `unit` is what `line` counts."""
+    """A list as read. `folder`: to which image paths are relative; `unit`: what `line` counts."""
 
     source: str
     rows: tuple[PromptRow, ...]
     bad: tuple[BadRow, ...] = ()
     warnings: tuple[str, ...] = ()
-    extra: tuple[str, ...] = ()  # names of the carried-through columns, in order
+    extra: tuple[str, ...] = ()  # names of the other columns, in order
     folder: str = ""
     unit: str = "line"
 
 
 def read_prompts(source: str | Sequence[PromptRow]) -> PromptList:
-    """A prompt list: read from a file, or `source` itself as the prompt where it does not end like a list's file name, or rows.
+    """A prompt list: from a file, from rows, or from `source` itself as the only prompt if it does not have a list's suffix.
 
-    Raises PromptError for what makes the whole list unreadable: no such file, no `prompt` column, not text, no rows.
+    Raises PromptError if the whole list is unreadable: no such file, no `prompt` column, not text, no rows.
     """
     if not isinstance(source, str):
         if not source:
@@ -132,7 +132,7 @@ def read_prompts(source: str | Sequence[PromptRow]) -> PromptList:
 
 
 def prompt_rows(rows: Sequence[str | Mapping[str, object]]) -> tuple[PromptRow, ...]:
-    """Rows of a program: prompts, or mappings with the columns of a list, checked as those of a file are.
+    """Rows from a program: prompts, or mappings with the columns of a list, checked like rows of a file.
 
     Raises PromptError with all rows that cannot be used, counted from 1.
     """
@@ -145,7 +145,7 @@ def prompt_rows(rows: Sequence[str | Mapping[str, object]]) -> tuple[PromptRow, 
 
 
 def accept_rows(prompts: PromptList, more: Iterable[BadRow] = (), skip_bad: bool = False) -> tuple[PromptRow, ...]:
-    """The usable rows. All bad rows together are one PromptError, unless `skip_bad`; no usable row always is."""
+    """The usable rows. Raises one PromptError for all bad rows, unless `skip_bad`, and if no row is usable."""
     bad = sorted({*prompts.bad, *more}, key=lambda row: (row.line, row.problem))
     lines = {row.line for row in bad}
     rows = tuple(row for row in prompts.rows if row.line not in lines)
@@ -162,7 +162,7 @@ def accept_rows(prompts: PromptList, more: Iterable[BadRow] = (), skip_bad: bool
 
 
 def _columns(source: str, names: list[str]) -> tuple[dict[str, str | None], list[str]]:
-    """For each column of the file: which known column it is, or None. Case and blanks around a name do not matter."""
+    """For each column of the file its known column, or None, ignoring case and blanks around a name."""
     found: dict[str, str | None] = {}
     warnings = []
     for name in names:
@@ -171,7 +171,7 @@ def _columns(source: str, names: list[str]) -> tuple[dict[str, str | None], list
         likely = _ELSEWHERE.get(plain) or next(iter(difflib.get_close_matches(plain, COLUMNS, 1, 0.74)), "")
         if found[name] is None and likely:
             warnings.append(
-                f"{source}: column {name!r} is not used (did you mean {likely!r}?); it is carried through to the results"
+                f"{source}: column {name!r} is not used (did you mean {likely!r}?); it is copied to the results"
             )
     known, bare = [value for value in found.values() if value], [name.strip() for name in names]
     twice = sorted({value for value in known if known.count(value) > 1} | {n for n in bare if n and bare.count(n) > 1})
@@ -210,7 +210,7 @@ def _row(line: int, record: Mapping[str, object], columns: Mapping[str, str | No
 
 
 def _cell(name: str, value: object) -> object:
-    """The value of a known column; ValueError's text is what was expected. Blank values do not come here."""
+    """The value of a known column, which is not blank. The text of a ValueError is the expected value."""
     if name in _WHOLE:
         low, high = _WHOLE[name]
         number = _number(value)
@@ -236,7 +236,7 @@ def _cell(name: str, value: object) -> object:
 
 
 def _number(value: object) -> float | int | None:
-    """A finite number, whole numbers kept exact (a seed may not fit a float); None for anything else."""
+    """A finite number; whole numbers stay exact (a seed may not fit a float); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""A picture that carries where it came from: PNG bytes with text chunks, and back.
+"""Provenance inside pictures: writing and reading text chunks of PNG files.
 
 The chunk `rdmpipe` holds everything as JSON (prompt, seed, settings, database version, neighbours with their rights, model,
-key); Description, Software and a few plain chunks are for other programs. Holds no times, so that the same picture is the
+key); Description, Software and a few plain chunks are for other programs. They hold no times, so that the same picture has the
 same bytes. Reads and writes bytes only.
 """
 
@@ -38,7 +38,7 @@ def encode_png(pixels: NDArray[np.uint8], record: Mapping[str, object]) -> bytes
     for name in _PLAIN:
         info.add_itxt(name, str(record.get(name, "")))
     text = canonical_json(record)
-    # Readers do not inflate a chunk of more than MAX_TEXT_CHUNK.
+    # Readers do not decompress a chunk of more than MAX_TEXT_CHUNK.
     info.add_itxt(CHUNK, text, zip=len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", pnginfo=info)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def outline(folder: Path, name: str) -> ModelInfo:
-    """What the RDM in this folder is, without its hash. Raises ModelError."""
+    """The facts of the RDM in this folder, without its hash. Raises ModelError."""
     return info_of(_read(folder, name), str(folder.absolute()))
 
 
 def describe(folder: Path, name: str) -> ModelInfo:
-    """What the RDM in this folder is. Raises ModelError."""
+    """The facts of the RDM in this folder. Raises ModelError."""
     config = _read(folder, name)
     return info_of(config, str(folder.absolute()), _hash(folder, config))
 
@@ -52,7 +52,7 @@ def _read(folder: Path, name: str) -> RDMConfig:
 
 
 def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInfo:
-    """A description in the terms of the seam; without a folder, of a model that is not here."""
+    """The ModelInfo of an RDM's description; without a folder, of a model that is not on this machine."""
     from rdm.sampling import SAMPLERS
 
     size = config.default_size
@@ -106,7 +106,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:
 
 
 def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
-    """Bytes that weights and activations take at most while `batch` pictures are made."""
+    """Peak bytes of weights and activations while `batch` pictures are made."""
     from rdm.folder import read_folder_config
     from rdm.memory import count_memory
 
@@ -121,7 +121,7 @@ class LoadedRDM:
     model: RDM
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
-        """Pixels (H, W, 3) of a batch of one shape; None for a picture whose numbers are not finite."""
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values."""
         import torch
 
         from rdm.errors import RDMError
@@ -143,7 +143,7 @@ class LoadedRDM:
             raise BudgetError(too_little_memory(pictures)) from error
 
     def _watched(self, pictures: Sequence[PictureRequest]) -> Callable[[Step], None] | None:
-        """What the sampler calls after each step, where somebody watches."""
+        """The function that the sampler calls after each step, if there is a watcher."""
         watcher = current_watcher()
         if watcher is None:
             return None
@@ -159,7 +159,7 @@ class LoadedRDM:
         return self.model.decode(latents).float().cpu()
 
     def context(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> Context:
-        """What the denoiser attends to: a row a picture, shorter rows masked."""
+        """The context of the denoiser: one row for each picture; shorter rows are masked."""
         import torch
 
         from rdm.conditioning import assemble, join
@@ -182,11 +182,11 @@ class LoadedRDM:
         return join(made)
 
     def _null(self, given: Sequence[Given]) -> torch.Tensor | None:
-        """What guidance leads away from: the negative prompts (B, 1, D), or None for the model's own."""
+        """The unconditional input of guidance: the negative prompts (B, 1, D), or None for the model's own."""
         import torch
 
         rows = [self._as_taken(one.negative, one.negative_norm) for one in given if one.negative is not None]
-        return torch.from_numpy(np.stack(rows))[:, None] if rows else None  # a batch has negative prompts or none
+        return torch.from_numpy(np.stack(rows))[:, None] if rows else None  # all of a batch or none
 
     def _as_taken(self, unit: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
         taken = unit * np.float32(norm) if self.model.config.context_norm == "raw" else unit

@@ -1,7 +1,7 @@
 """Requested pictures: rows x databases x copies, each with the key that names its pixels; and the plan of batches.
 
-Pure functions, no files. One picture is one key: a hash of everything that changes its pixels and of nothing else. Equal keys
-share a file, and a finished picture is never made again. The plan depends on the request and the batch size alone, never on
+Pure functions, no files. Each picture has a key: a hash of everything that changes its pixels and of nothing else. Equal keys
+share a file, and a finished picture is never made again. The plan depends only on the request and the batch size, never on
 the number of workers.
 """
 
@@ -18,7 +18,7 @@ from pipeline.execution import Shard
 from pipeline.generation.prompts import PromptRow
 from pipeline.generation.sampling import SETTINGS, Sampling
 
-# Raise it when a change of this code changes pictures: files that exist keep their keys, and new pictures get other ones.
+# Increase it when a change of the code changes pictures: existing files keep their keys, and new pictures get other keys.
 RECIPE = 1
 
 TEXT, NEIGHBOURS, BOTH = "text", "neighbours", "both"
@@ -32,7 +32,7 @@ WEIGHTINGS: tuple[Weighting, ...] = ("equal", "similarity", "mean")
 
 @dataclass(frozen=True)
 class Maker:
-    """What all pictures of a run have in common: model, encoder and arithmetic."""
+    """The properties that all pictures of a run share: model, encoder and arithmetic."""
 
     model: str  # sha256 over the model's files
     encoder: str  # EncoderRecord.id; empty if no encoder is used
@@ -41,7 +41,7 @@ class Maker:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Where a picture's neighbours come from: a published version, and the filters on it (all of them hold)."""
+    """The source of a picture's neighbours: a published version, and the filters on it, which must all match."""
 
     database: str
     version: str
@@ -50,10 +50,10 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class ImagePrompting:
-    """How the neighbours' vectors act in a model that takes them as image prompts (IP-Adapter).
+    """How a model uses the neighbours' vectors as image prompts (IP-Adapter).
 
-    scale      strength beside the text; 0 leaves the neighbours out
-    weighting  equal: k images in one attention; similarity: one attention an image, weighted; mean: one image, their mean
+    scale      strength relative to the text; 0 leaves the neighbours out
+    weighting  equal: k images in one attention; similarity: one weighted attention for each image; mean: one image, their mean
     blocks     the attention blocks that see them, by a name of the model's description: `all`, `style`, ...
     """
 
@@ -78,7 +78,7 @@ class PictureRequest:
     prompting: ImagePrompting | None = None  # None for models without image prompts
 
     def to_dict(self) -> Table:
-        """One flat table, as plans, keys and provenance hold it. `prompting` is there only where the model has it."""
+        """One flat table, as in plans, keys and provenance. `prompting` is only present if the model has it."""
         table = asdict(self)
         table |= table.pop("sampling")
         if table["prompting"] is None:
@@ -87,7 +87,7 @@ class PictureRequest:
 
     @staticmethod
     def from_dict(table: Table) -> PictureRequest:
-        """The request that `to_dict` gave, also after a round trip through JSON; other keys are left aside."""
+        """The request of a table from `to_dict`, also after a round trip through JSON; other keys are ignored."""
         values = {it.name: table[it.name] for it in fields(PictureRequest) if it.name not in ("sampling", "prompting")}
         source, prompting = values["source"], table.get("prompting")
         if source is not None:
@@ -96,20 +96,20 @@ class PictureRequest:
         return PictureRequest(**values, sampling=sampling, prompting=ImagePrompting(**prompting) if prompting else None)
 
     def key(self, maker: Maker) -> str:
-        """24 hex digits of sha256 over the picture, the maker and RECIPE; without what the picture does not use."""
+        """24 hex digits of sha256 over the picture, the maker and RECIPE, without settings that the picture does not use."""
         sampling = self.sampling
         used = replace(
             self,
-            negative="" if sampling.scale == 1 else self.negative,  # without guidance nothing leads away from it
+            negative="" if sampling.scale == 1 else self.negative,  # without guidance it has no effect
             text_weight=1.0
             if self.use == NEIGHBOURS
-            else float(self.text_weight),  # without the prompt, nothing to weigh
+            else float(self.text_weight),  # without the prompt it has no effect
             sampling=replace(sampling, scale=_float(sampling.scale), eta=_float(sampling.eta)),  # 1 is 1.0
         )
         return digest([RECIPE, used.to_dict(), asdict(maker)], 24)
 
     def shape(self) -> tuple[object, ...]:
-        """What pictures of one batch have in common."""
+        """The properties that pictures of one batch share."""
         return (self.sampling, bool(self.negative), self.prompting)
 
 
@@ -119,7 +119,7 @@ def _float(value: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class RequestedCopy:
-    """One requested picture: the row and copy that it came from, the name that the user gave the database, and its file."""
+    """One requested picture: its row and copy, the database's name as the user gave it, and its file."""
 
     row: PromptRow
     copy: int
@@ -133,7 +133,7 @@ class RequestedCopy:
 
 
 def file_name(prompt: str, seed: int, key: str) -> str:
-    """images/<beginning of the prompt>-<seed>-<key>.png: readable in a folder, and the same for the same key."""
+    """images/<beginning of the prompt>-<seed>-<key>.png: a readable name, the same for the same key."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-")
     return f"images/{slug + '-' if slug else ''}{seed}-{key}.png"
@@ -153,7 +153,7 @@ def batches(pictures: Mapping[str, PictureRequest], size: int) -> list[list[str]
 
 
 def shards(pictures: Mapping[str, PictureRequest], plan: Sequence[Sequence[str]], per_shard: int) -> list[Shard]:
-    """The plan's batches, whole, in shards of about `per_shard` pictures."""
+    """The plan's whole batches in shards of about `per_shard` pictures."""
     made: list[Shard] = []
     pending: list[list[dict[str, object]]] = []
 

@@ -1,7 +1,7 @@
-"""results.parquet: one row per requested picture, with where it came from.
+"""results.parquet: one row per requested picture, with its provenance.
 
-Reads: finished PNG files, whose text chunks hold their own provenance (generation/provenance.py) and are the truth, and the
-logs of shards for seconds and errors. Makes the table and writes nothing. Rights follow every row: each neighbour comes with
+Reads: finished PNG files, whose text chunks are the authoritative provenance (generation/provenance.py), and the
+logs of shards for seconds and errors. Makes the table and writes nothing. Each neighbour in a row has its
 licence, source, address and checksum.
 """
 
@@ -42,8 +42,8 @@ COLUMNS = {
     "file": "string",  # relative to results.parquet
     "status": "string",  # ok | failed | pending
     "error": "string",
-    "note": "string",  # what to know of a finished picture: fewer neighbours than asked for, a prompt cut off
-    "seconds": "float64",  # of the worker, shared evenly by the pictures of a batch
+    "note": "string",  # remarks on a finished picture: fewer neighbours than requested, a prompt cut off
+    "seconds": "float64",  # of the worker, divided evenly among the pictures of a batch
     "neighbour_keys": "list<int64>",
     "neighbour_scores": "list<float64>",
     "neighbour_captions": "list<string>",
@@ -71,7 +71,7 @@ COLUMNS = {
     "rdmpipe": "string",
 }
 
-PROMPTING = ("image_scale", "image_weighting", "image_blocks")  # only of models that take neighbours as image prompts
+PROMPTING = ("image_scale", "image_weighting", "image_blocks")  # only for models that take neighbours as image prompts
 
 SETTINGS = ("k", "sampler", "steps", "scale", "eta", "text_weight", "image_scale", "image_weighting", "image_blocks",
             "use", "where", "precision", "model", "model_hash",
@@ -84,7 +84,7 @@ _OWN = ("key", "score", *_NEIGHBOUR.values())
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What all pictures of a run have in common."""
+    """The properties that all pictures of a run share."""
 
     model: str
     model_hash: str
@@ -100,7 +100,7 @@ def results_table(
 ) -> pa.Table:
     """The table. `made` is the provenance of finished pictures, `log` seconds or error, both by key.
 
-    The prompt list's other columns come last; one with the name of a column above is called row_<name>.
+    The prompt list's other columns are last; one with the name of a column above is called row_<name>.
     """
     import pyarrow as pa
 
@@ -127,7 +127,7 @@ def _type(kind: str) -> pa.DataType:
 
 
 def _carried(values: Sequence[object]) -> pa.Array:
-    """A column as it came where its values are of one type, as text (JSON for nested values) where they are not."""
+    """A column unchanged if its values have one type, else as text (JSON for nested values)."""
     import pyarrow as pa
 
     try:

@@ -1,14 +1,14 @@
-"""`rdmpipe generate`: prompts x databases x copies -> pictures, results and gallery; resumable picture by picture.
+"""`rdmpipe generate`: prompts x databases x copies -> pictures, results and gallery; every finished picture is kept.
 
 Reads: a prompt list or rows, databases, a model's folder. Writes below the run's folder, each file whole or not at all:
 
-    images/<prompt>-<seed>-<key>.png    a picture and its provenance; it exists = it is finished
+    images/<prompt>-<seed>-<key>.png    a picture and its provenance; if it exists, it is finished
     inputs/<sha256>                     image prompts
     plan/<id>.json, shards/<id>/        which keys are made together, receipts, seconds and errors
     results.parquet, index.html, contact.png
 
 The plan is a function of the request: after a kill the same request continues with the same batches, and so gives the
-same bytes whatever the number of workers. A picture that another run of this home has made is copied, not made again.
+same bytes for any number of workers. A picture that another run of this home has made is copied, not made again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateSummary:
-    """How a run ended: requested pictures = ok + failed; `pictures` counts different ones (equal keys share a file)."""
+    """The result of a run: requested pictures = ok + failed; `pictures` counts distinct ones (equal keys share a file)."""
 
     run: str
     out: str
@@ -62,10 +62,10 @@ class GenerateSummary:
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For people: what there is now, and where to look."""
+        """The summary to print: the present state, and where the results are."""
         before = self.pictures - self.made - self.copied - self.failed
         lines = [
-            f"{self.run}: {self.requested:,} pictures asked for = {self.ok:,} ok + {self.failed:,} failed; "
+            f"{self.run}: {self.requested:,} pictures requested = {self.ok:,} ok + {self.failed:,} failed; "
             f"{self.made:,} made now, {max(before, 0):,} before, {self.copied:,} copied from other runs; {self.seconds:,.1f} s"
         ]
         lines += [f"note: {warning}" for warning in self.warnings]
@@ -73,7 +73,7 @@ class GenerateSummary:
         return "\n".join(lines)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The run's results: one row a requested picture, in the order of the request."""
+        """The run's results: one row for each requested picture, in the order of the request."""
         with Storage(self.out).open("results.parquet") as handle:
             return read_parquet(handle, columns=columns)
 
@@ -83,18 +83,18 @@ class GenerateSummary:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the pictures are computed with, where the config says auto."""
+    """The resolved values of settings that are auto in the config."""
 
     device: str
     precision: str
     batch: int
     workers: int
-    threads: int  # of torch, in each worker; 0: torch's own number, on a GPU
+    threads: int  # of torch, in each worker; 0: torch's default, on a GPU
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that a run was asked for, checked: nothing of it needs to be looked up again."""
+    """A complete, checked request: nothing has to be resolved again."""
 
     name: str
     title: str
@@ -112,7 +112,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and with what a request's pictures are made."""
+    """The folder, the machine's settings and the worker's set-up of a request."""
 
     config: GenerateConfig
     machine: Machine
@@ -126,9 +126,9 @@ class Run:
 def generate(
     config: GenerateConfig, progress: Progress, backend: Backend | None = None, wait_s: float = 0.0
 ) -> GenerateSummary:
-    """Make every requested picture that is not there yet, then results, gallery and contact sheet.
+    """Make every requested picture that does not exist yet, then results, gallery and contact sheet.
 
-    Raises PromptError with all bad rows, and any RdmpipeError for a bad flag, before work starts; StageFailed where shards
+    Raises PromptError with all bad rows, and any RdmpipeError for a bad flag, before work starts; StageFailed if shards
     kept failing (results are written even then). After a kill or Ctrl-C the same call continues.
     """
     start, backend = time.monotonic(), backend or Backend()
@@ -173,7 +173,7 @@ def generate(
 def _run(
     request: Request, model: ModelInfo, machine: Machine, expander: Expander, progress: Progress, backend: Backend
 ) -> Run:
-    """Where the pictures go and what a worker is set up with. Raises BudgetError if memory will not suffice."""
+    """The run of a request. Raises BudgetError if there is too little memory."""
     config = expander.config
     sizes = {picture.sampling.size for picture in request.pictures.values()}
     here = 0 if backend.address else machine.workers
@@ -205,7 +205,7 @@ def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, pr
 
 
 def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
-    """Make the pictures that are not finished `before`; what failed. Says how to continue where it is interrupted."""
+    """Make the pictures that are not finished `before`; returns the failures. If interrupted, it prints how to continue."""
     if len(before) >= len(request.pictures):
         return ()
     storage, batch = run.storage, run.machine.batch
@@ -220,16 +220,16 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
     except KeyboardInterrupt:
         done = len(_finished(storage, request.files))
         run.progress.say(f"stopped: {done:,} of {len(request.pictures):,} pictures are finished and kept in {storage.url}. "
-                         "Run the same command again to go on.")  # fmt: skip
+                         "Run the same command again to continue.")  # fmt: skip
         raise
 
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
-    """By the encoder of the first database that flags or rows name. Raises ConfigError if none is named."""
+    """The model for the encoder of the first database that flags or rows name. Raises ConfigError if none is named."""
     if config.db:
         return default_model(resolve_database(config.db[0], config.home).version.encoder.name, config.home)
     for name in dict.fromkeys(name for row in prompts.rows for name in row.db):
-        with contextlib.suppress(RdmpipeError):  # a row that names what is not there is that row's error
+        with contextlib.suppress(RdmpipeError):  # an unknown name is an error of its row
             return default_model(resolve_database(name, config.home).version.encoder.name, config.home)
     if any(row.db for row in prompts.rows):
         return "rdm-768"
@@ -237,13 +237,13 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
         ", ".join(list_databases(config.home)) or "none yet: `rdmpipe build-index atelier --limit 500 --encoder mini`"
     )
     raise ConfigError(
-        f"no database is named, and so no model can be chosen: add --db NAME to draw from its pictures (published: "
+        f"no database is named, so no model can be chosen: add --db NAME to draw from its pictures (published: "
         f"{published}), or --model NAME to draw from the text alone"
     )
 
 
 def _machine(config: GenerateConfig, backend: Backend, model: ModelInfo) -> Machine:
-    """Device, precision, batch, workers and threads, where the config says auto. Raises ConfigError."""
+    """Resolve device, precision, batch, workers and threads that are auto in the config. Raises ConfigError."""
     device = this_machine.device(config.device)
     on_gpu = device.startswith("cuda")
     precision: str = config.precision
@@ -253,14 +253,14 @@ def _machine(config: GenerateConfig, backend: Backend, model: ModelInfo) -> Mach
         raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
     if config.batch < 0 or config.shard < 0 or config.threads < 0:
         raise ConfigError("--batch, --shard and --threads are numbers from 1; 0 leaves the choice to rdmpipe")
-    # On a CPU one thread unless told, however many workers there are: the number of threads changes the last digits of a
-    # picture's numbers, and with them a few of its pixels by one level.
+    # On a CPU the default is one thread for any number of workers, because the number of threads changes the last digits
+    # of a picture's values and thereby a few of its pixels by one level.
     threads = config.threads or (0 if on_gpu else 1)
     workers = max(1, backend.workers) if backend.kind == "ray" else 1
     return Machine(device, precision, config.batch or (4 if on_gpu else 1), workers, threads)
 
 
-# Fields that are no part of a run's name: where it runs, and how much of it.
+# Fields that are not part of a run's name: where it runs, and with how many workers.
 _ELSEWHERE = (
     "prompts",
     "home",
@@ -276,12 +276,12 @@ _ELSEWHERE = (
     "gallery",
 )
 
-# What the flags meant before a model had settings of its own: names of runs are made with these, and stay what they were.
+# Former defaults of flags, from before models had their own settings. Names of runs use them, so that they do not change.
 _NAMED_WITH = Sampling("ddim", 50, None, 0.0)
 
 
 def run_name(config: GenerateConfig) -> str:
-    """The prompts' name and a mark of the flags: an edited list continues in its run, other flags make another run."""
+    """The prompts' name and a hash of the flags: an edited list continues in its run, other flags make another run."""
     prompts = config.prompts
     if isinstance(prompts, str):
         is_list = prompts.lower().endswith(SUFFIXES)
@@ -307,7 +307,7 @@ def _title(config: GenerateConfig) -> str:
     return Path(config.prompts).stem if config.prompts.lower().endswith(SUFFIXES) else config.prompts.strip()[:120]
 
 
-# ---- what is there already
+# ---- finished pictures
 
 
 def _finished(storage: Storage, files: Mapping[str, str]) -> set[str]:
@@ -316,13 +316,13 @@ def _finished(storage: Storage, files: Mapping[str, str]) -> set[str]:
 
 
 def _with_others_noted(storage: Storage, request: Request, progress: Progress) -> Request:
-    """The request with a warning where pictures of other requests lie in the run's folder: the results will not list them."""
+    """The request with a warning if the run's folder holds pictures of other requests, which the results will not list."""
     wanted = {file.removeprefix("images/") for file in request.files.values()}
     others = len(set(storage.list("images", ".png")) - wanted)
     if not others:
         return request
     note = (
-        f"{others:,} picture(s) of an earlier request lie in {storage.url}/images; they stay there, and results.parquet and "
+        f"{others:,} picture(s) of an earlier request are in {storage.url}/images; they stay there, and results.parquet and "
         "the gallery will list this request's alone. To keep both tables, give this one another folder (--out) or name (--run)"
     )
     progress.say(f"note: {note}")
@@ -351,7 +351,7 @@ def _copy_finished(storage: Storage, files: Mapping[str, str], config: GenerateC
 def _plan(
     storage: Storage, pictures: Mapping[str, PictureRequest], finished: set[str], batch: int
 ) -> tuple[str, list[list[str]]]:
-    """The request's plan: the one an earlier, interrupted call wrote, else batches of what is not finished, now written."""
+    """The request's plan: that of an earlier, interrupted call, else a new one with the unfinished pictures."""
     plan_id = digest([RECIPE, list(pictures), batch], 16)
     text = storage.read_text(f"plan/{plan_id}.json")
     if text is not None:
@@ -364,7 +364,7 @@ def _plan(
 
 
 def _read_plan(text: str) -> list[list[str]]:
-    """The batches of a plan; none where it is damaged: it is then made again."""
+    """The batches of a plan; none if it is damaged, so that it is made again."""
     try:
         found = parse_json(text)
     except ValueError:
@@ -376,7 +376,7 @@ def _read_plan(text: str) -> list[list[str]]:
 
 
 def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
-    """Pictures that failed are tried again by the next call: take back the receipts that count one."""
+    """Remove the receipts that count a failed picture, so that the next call tries it again."""
     for shard in work:
         receipt = stage.receipt(shard)
         if receipt is not None and receipt.failed:
@@ -387,7 +387,7 @@ def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
 
 
 def _write_pages(run: Run, request: Request, expander: Expander) -> None:
-    """Write results.parquet, and index.html and contact.png where they are wanted."""
+    """Write results.parquet and, if wanted, index.html and contact.png."""
     from pipeline.database import picture_files
     from pipeline.generation.contact import write_contact_sheet
     from pipeline.generation.gallery import write_gallery

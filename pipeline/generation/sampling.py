@@ -1,6 +1,6 @@
-"""How a picture is sampled: the one place where these settings are declared.
+"""The settings of the sampler: the only place where they are declared.
 
-A row of a prompt list, the flags and a model each say some of them; a row's value comes first, then the flags', then the
+A row of a prompt list, the flags and a model each give some of them; a row's value has priority, then the flag's, then the
 model's. A picture's request holds all of them. Reads and writes nothing; imports no torch, so that `--help` stays fast.
 """
 
@@ -23,7 +23,7 @@ _SCHEDULER = re.compile(r"[A-Za-z0-9]+Scheduler(:[a-z]+)?")  # as in rdm/schedul
 
 
 def is_scheduler(sampler: str) -> bool:
-    """Whether a sampler is one of diffusers' schedulers, as in `DPMSolverMultistepScheduler:karras`. RDMs take them."""
+    """Whether a sampler is one of diffusers' schedulers, such as `DPMSolverMultistepScheduler:karras`. RDMs take them."""
     return _SCHEDULER.fullmatch(sampler) is not None
 
 
@@ -33,21 +33,21 @@ def _number(low: float, high: float) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampler. None: not said here, so that the next in order decides (see `over`)."""
+    """Settings of the sampler. None: not given here, so that the next in order applies (see `over`)."""
 
     sampler: str | None = None
     steps: int | None = field(default=None, metadata=_number(1, 1000))
-    scale: float | None = field(default=None, metadata=_number(0, 1000))  # guidance; 1 is without
+    scale: float | None = field(default=None, metadata=_number(0, 1000))  # guidance; 1: none
     eta: float | None = field(default=None, metadata=_number(0, 1))  # DDIM's noise
     width: int | None = field(default=None, metadata=_number(8, 8192))  # pixels
     height: int | None = field(default=None, metadata=_number(8, 8192))
 
     def over(self, other: Sampling) -> Sampling:
-        """These settings, with `other`'s where this one says nothing."""
+        """These settings, with the values of `other` for those that are None."""
         return replace(other, **{name: value for name, value in asdict(self).items() if value is not None})
 
     def check(self, prefix: str = "--") -> None:
-        """Raise ConfigError for a value that no model takes. `prefix` stands before a setting's name in the message."""
+        """Raise ConfigError for a value that no model takes. `prefix` precedes a setting's name in the message."""
         if self.sampler is not None and self.sampler not in SAMPLERS and not is_scheduler(self.sampler):
             raise ConfigError(
                 f"{prefix}sampler {self.sampler!r}: expected one of {', '.join(SAMPLERS)}{nearest(self.sampler, SAMPLERS)}"
@@ -59,7 +59,7 @@ class Sampling:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels of a sampling that holds all settings."""
+        """(height, width) in pixels of a complete sampling."""
         return known(self.height), known(self.width)
 
 
@@ -71,6 +71,6 @@ SETTINGS = tuple(setting.name for setting in fields(Sampling))
 
 
 def known(value: T | None) -> T:
-    """A setting of a picture's request, where every setting has a value."""
+    """A setting of a picture's request, in which every setting has a value."""
     assert value is not None, "a request's sampling holds all settings"
     return value

@@ -1,8 +1,8 @@
 """Rows of an .xlsx file: the cells of its first sheet as texts.
 
-Reads: Office Open XML (ECMA-376) with the standard library. The first sheet is the first tab that is shown. A cell of a formula
-has the value that was stored with it; one that holds an error is empty. Does not know formats: a date is its serial number.
-Bounded: an archive that unpacks to more than `MAX_BYTES`, or that declares entities, is refused.
+Reads: Office Open XML (ECMA-376) with the standard library. The first sheet is the first visible tab. A formula's cell
+has its stored value; a cell with an error is empty. Number formats are ignored: a date is its serial number.
+An archive that unpacks to more than `MAX_BYTES`, or that declares entities, is refused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_sheet(source: str, data: bytes) -> list[tuple[int, list[str]]]:
 
 
 def _first_tab(source: str, archive: zipfile.ZipFile) -> str:
-    """The file of the first tab that is shown: tabs may be in another order than their files. Empty if none is named."""
+    """The file of the first visible tab, because tabs may be in another order than their files. Empty if none is named."""
     book, links = "xl/workbook.xml", "xl/_rels/workbook.xml.rels"
     if not {book, links} <= set(archive.namelist()):
         return ""
@@ -69,7 +69,7 @@ def _first_tab(source: str, archive: zipfile.ZipFile) -> str:
 
 
 def _written(item: ElementTree.Element) -> str:
-    """The text of a string: its own and that of its runs, without how East Asian words are pronounced."""
+    """The text of a string and of its runs, without phonetic hints for East Asian words."""
     parts = [*item.findall(f"{_MAIN}t"), *item.findall(f"{_MAIN}r/{_MAIN}t")]
     return "".join(part.text or "" for part in parts)
 

@@ -1,4 +1,4 @@
-"""The stage that makes pictures: one shard of a run's plan, and how a worker for it is set up.
+"""The stage that makes pictures: one shard of a run's plan, and the set-up of its workers.
 
 Reads: the run's inputs, databases and the model through the worker's Painter. Writes, below the run's folder, each file whole
 or not at all: images/*.png, and shards/<plan>/<shard>.log with seconds and errors. A picture is finished when its file exists.
@@ -24,14 +24,14 @@ NOT_FINITE = "not_finite: the model gave numbers that are no colours; try --prec
 
 
 class LogEntry(TypedDict, total=False):
-    """What a shard's log says of one key."""
+    """The entry of one key in a shard's log."""
 
-    seconds: float  # of the worker, shared evenly by the pictures of a batch
+    seconds: float  # of the worker, divided evenly among the pictures of a batch
     error: str
 
 
 def read_log(storage: Storage, file: str) -> dict[str, LogEntry]:
-    """A shard's log by key; nothing if it is absent or damaged: it holds times, and errors that are tried again."""
+    """A shard's log by key; empty if it is absent or damaged, because it holds only times and errors of pictures to retry."""
     try:
         found = parse_json(storage.read_text(file) or "{}")
     except ValueError:
@@ -41,10 +41,10 @@ def read_log(storage: Storage, file: str) -> dict[str, LogEntry]:
 
 
 def generate_shard(painter: Painter, storage: Storage, plan: str, shard: Shard) -> Receipt:
-    """Make the shard's pictures that are not there yet.
+    """Make the shard's pictures that do not exist yet.
 
     A batch is made whole, so that a picture's bytes do not depend on which pictures of its batch an earlier worker finished
-    before it died. Files that are there are left alone.
+    before it died. Existing files are not rewritten.
     """
     planned = [{entry["key"]: PictureRequest.from_dict(entry) for entry in batch} for batch in shard.spec["batches"]]
     pictures = {key: picture for batch in planned for key, picture in batch.items()}
@@ -79,7 +79,7 @@ def _artifact(storage: Storage, file: str) -> Artifact:
 
 
 def provenance(painter: Painter, key: str, picture: PictureRequest, given: Given) -> Record:
-    """All that made a picture, as its PNG carries it. Holds no times, and nothing of the row that asked for it."""
+    """The provenance of a picture for its PNG. It holds no times, and nothing of the row that requested it."""
     rendering, encoder = painter.rendering, painter.record(picture)
     notes = list(given.notes)
     matched = len(given.records) + given.lost
