@@ -97,8 +97,9 @@ def is_required(field: dataclasses.Field[object]) -> bool:
 
 def _table(cls: type, table: object, where: str, problems: list[str]) -> object:
     """The dataclass `cls` made from a table. Faults are appended to `problems`; the returned value must then not be used."""
+    named = where.removesuffix(":")  # of a table inside another
     if not isinstance(table, Mapping):
-        problems.append(f"{where}: expected a table, found {type(table).__name__}")
+        problems.append(f"{named}: expected a table, found {type(table).__name__}")
         return None
     fields, hints = fields_and_hints(typing.cast("Hashable", cls))
     before = len(problems)
@@ -108,10 +109,10 @@ def _table(cls: type, table: object, where: str, problems: list[str]) -> object:
             values[key] = _convert(hints[key], value, f"{where} {key}", problems)
         else:
             problems.append(
-                f"{where}: unknown key {key!r}{nearest(key, fields)}; known keys: {', '.join(sorted(fields)) or 'none'}"
+                f"{named}: unknown key {key!r}{nearest(key, fields)}; known keys: {', '.join(sorted(fields)) or 'none'}"
             )
     problems += [
-        f"{where}: missing key {name!r}; add `{name} = ...`"
+        f"{named}: missing key {name!r}; add `{name} = ...`"
         for name, field in fields.items()
         if is_required(field) and name not in values
     ]

@@ -47,7 +47,7 @@ def test_every_problem_of_a_file_is_told_at_once_with_its_hint() -> None:
         "size: expected float, found str '2'",
         "inner: sides[1]: expected int, found str '2'",
         "inner: sides[2]: expected int, found float 3.5",
-        "inner:: unknown key 'knd' (did you mean 'kind'?)",
+        "inner: unknown key 'knd' (did you mean 'kind'?)",
         "missing key 'name'; add `name = ...`",
     ):
         assert sum(words in line for line in told) == 1, words
