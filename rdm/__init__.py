@@ -1,4 +1,4 @@
-"""The retrieval-augmented diffusion model (RDM): pure torch and diffusers, no disk layout, no Ray.
+"""The retrieval-augmented diffusion model (RDM), with torch and diffusers only.
 
     from rdm import RDM
     model = RDM.from_compvis("model.ckpt", "rdm-768")      # or RDM.from_pretrained("rdm-768/")

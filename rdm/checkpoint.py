@@ -1,8 +1,8 @@
-"""The original release's checkpoint: read strictly, and its tensors put into diffusers' networks.
+"""Loading of the original release's checkpoint: strict, with its tensors put into diffusers' networks.
 
-Reads one CompVis/Lightning `model.ckpt`. Writes nothing. All weights of the denoiser and the first stage must be there
+Reads one CompVis/Lightning `model.ckpt`. Writes nothing. All weights of the denoiser and the first stage must be present
 with the right shape. Other entries that such files are known to hold are counted in the report; an unknown entry is an
-error that names it. The moving averages (EMA) are used where the file has them, as in the original's inference.
+error that names it. The moving averages (EMA) are used if the file has them, as in the original's inference.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KNOWN_TOP = ("epoch", "global_step", "pytorch-lightning_version", "state_dict",
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded: `weights` is "ema", "live" or "saved"; `ignored` counts the known entries that were not used."""
+    """The result of loading: `weights` is "ema", "live" or "saved"; `ignored` counts the known entries that were not used."""
 
     source: str
     weights: str
@@ -70,7 +70,7 @@ def denoiser_entries(unet: nn.Module, config: RDMConfig) -> list[Entry]:
 
 
 def first_stage_entries(first_stage: nn.Module, config: RDMConfig) -> list[Entry]:
-    """Every weight of the first stage under both names. The original holds the matrices of attention as 1x1 convolutions."""
+    """Every weight of the first stage under both names. The original stores the matrices of attention as 1x1 convolutions."""
     entries = []
     for name, value in first_stage.state_dict().items():
         shape = tuple(value.shape)
@@ -85,7 +85,7 @@ def load_compvis(
 ) -> LoadReport:
     """Put the checkpoint's weights into networks that were built on the meta device.
 
-    A tensor that already has `dtype` (None: any) becomes the parameter, a view of the mapped file. Others are converted one
+    A tensor that already has `dtype` (None: any) becomes the parameter, as a view of the mapped file. Others are converted one
     by one, so that at most one copy is held. Raises CheckpointError with the names of missing, misshapen and unknown keys.
     """
     content = load_tensors(path)
@@ -166,7 +166,7 @@ def _check(path: str | Path, state: Mapping[str, object], wanted: list[Entry]) -
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Make the tensors of `state` the parameters of a network on the meta device. `state` is emptied one by one."""
+    """Make the tensors of `state` the parameters of a network on the meta device. `state` is emptied in the process."""
     converted = {}
     for name in list(state):
         value = state.pop(name)

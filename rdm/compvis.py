@@ -1,8 +1,8 @@
-"""The original code's configuration and names of weights, translated to those of diffusers.
+"""Translation of the original code's configuration and weight names to those of diffusers.
 
 Reads and writes nothing. The names come from the original's UNetModel and Autoencoder, as listed for the full-size model;
-the sizes come from its YAML configurations. Only names change, and the shape of 1x1 convolutions that diffusers holds as
-matrices; the numbers of the weights never change.
+the sizes come from its YAML configurations. Only names change, and the shape of 1x1 convolutions that diffusers stores as
+matrices; the values of the weights never change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resol
                "channel_mult", "context_dim")  # fmt: skip
 _UNET_FIXED = {"use_scale_shift_norm": False, "resblock_updown": False, "use_spatial_transformer": True,
                "conv_resample": True, "dims": 2, "num_classes": None, "n_embed": None, "dropout": 0}  # fmt: skip
-_UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # they change neither weights nor result
+_UNET_MOOT = ("use_checkpoint", "use_fp16", "legacy", "num_heads_upsample")  # without effect on weights and results
 _AUTOENCODER = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
                 "attn_resolutions", "dropout")  # fmt: skip
 _LISTS = ("channel_mult", "attention_resolutions", "ch_mult", "attn_resolutions")
@@ -33,7 +33,7 @@ _OURS = ("name", "scale_factor", "context_norm", "null_context", "encoder", "max
 
 
 def translate_config(content: JsonObject) -> JsonObject:
-    """The fields of RDMConfig from a description with the original's `unet` and `ddconfig` sections.
+    """The fields of RDMConfig for a description with the original's `unet` and `ddconfig` sections.
 
     Raises ConfigError for an unknown or missing key, a wrong value, or a network that diffusers cannot build.
     """
@@ -194,7 +194,7 @@ def first_stage_key(key: str, first_stage: Mapping[str, object]) -> str:
         assert isinstance(widths, list | tuple)
         levels = len(widths)
         block = int(parts[2])
-        level = block if parts[1] == "down_blocks" else levels - 1 - block  # the original counts from the outside
+        level = block if parts[1] == "down_blocks" else levels - 1 - block  # the original counts from the outer level
         kind = {"resnets": f"block.{parts[4]}", "attentions": f"attn.{parts[4]}", "downsamplers": "downsample",
                 "upsamplers": "upsample"}[parts[3]]  # fmt: skip
         place = f"{'down' if parts[1] == 'down_blocks' else 'up'}.{level}.{kind}"

@@ -1,9 +1,9 @@
-"""From CLIP vectors to the tokens that the denoiser attends to: (B, T, D) contexts and their masks.
+"""From CLIP vectors to the context of the denoiser: tokens (B, T, D) and their masks.
 
 A context row is [prompt, neighbour_1 .. neighbour_k]; the model is invariant to the order of its tokens. A mask (B, T)
-gives the weight of each token: bool (True is 1), or weights >= 0. A token of weight r acts exactly as r copies of it, and
-one of weight 0 as if it were absent. Padding with zeros without a mask changes the result: a zero token has logit 0 and
-takes its share of the attention. Reads and writes nothing; the caller encodes texts and images.
+gives the weight of each token: bool (True is 1), or weights >= 0. A token of weight r acts exactly like r copies of it, and
+a token of weight 0 as if it were absent. Padding with zeros without a mask changes the result, because a zero token has logit 0
+and receives a share of the attention. Reads and writes nothing; the caller encodes texts and images.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def assemble(
     norms: Sequence[Tensor | None] | Tensor | None = None,
     prompt_weight: float = 1.0,
 ) -> Context:
-    """The context of B prompts with their neighbours, as the model of `config` takes it.
+    """The context of B prompts with their neighbours, for the model of `config`.
 
-    prompt      (B, D): text or image vectors, which share one space; or None for neighbours alone
-    neighbours  (B, k, D), or B tensors (k_i, D) of unequal k_i (None: no neighbours), or None for prompts alone
-    norms       the neighbours' norms, (B, k) or B tensors (k_i,), where `neighbours` are unit vectors and the model takes
-                vectors as the encoder gave them (context_norm "raw"); None if they already have those norms
+    prompt      (B, D): text or image vectors, which share one space; or None for neighbours only
+    neighbours  (B, k, D), or B tensors (k_i, D) with different k_i (None: no neighbours), or None for prompts only
+    norms       the neighbours' norms, (B, k) or B tensors (k_i,), if `neighbours` are unit vectors and the model takes
+                vectors before normalising (context_norm "raw"); None if they already have those norms
     prompt_weight   the weight of the prompt's token; a neighbour's is 1
 
-    context_norm "unit" normalises every token; "raw" leaves the prompt's token as given. Raises RequestError.
+    context_norm "unit" normalises every token; "raw" leaves the prompt's token unchanged. Raises RequestError.
     """
     rows = _rows(prompt, neighbours)
     lists = [neighbours[i] if neighbours is not None else None for i in range(rows)]
@@ -94,7 +94,7 @@ def _pad(contexts: Sequence[Tensor], weights: Sequence[Tensor]) -> Context:
 
 
 def join(contexts: Sequence[Context]) -> Context:
-    """Contexts of any numbers of rows and tokens as one batch. Shorter rows are padded and masked."""
+    """Contexts with any numbers of rows and tokens as one batch. Shorter rows are padded and masked."""
     rows = [row for context in contexts for row in context.tokens]
     weights = [
         weight for c in contexts
@@ -104,9 +104,9 @@ def join(contexts: Sequence[Context]) -> Context:
 
 
 def null_context(config: RDMConfig, rows: int, device: torch.device | str = "cpu") -> Context:
-    """The default null branch of guidance: one token of zeros a row.
+    """The default null branch of guidance: one token of zeros in each row.
 
-    The number of zero tokens does not matter, because keys and values have no bias.
+    The number of zero tokens has no effect, because keys and values have no bias.
     """
     return Context(torch.zeros(rows, 1, config.context_dim, device=device), None)
 

@@ -1,8 +1,8 @@
-"""What a model is: its networks' sizes, its noise schedule, and how it wants to be conditioned.
+"""The description of a model: its networks' sizes, its noise schedule, and its conditioning.
 
-Reads the shipped `configs/*.json`, a JSON file, or a dict. A description is either ours (`unet` and `first_stage` hold
-the arguments of diffusers' networks) or in the original code's terms (`unet` with `model_channels`, and `ddconfig`);
-the second is translated by `rdm.compvis`. An unknown key is an error that names the nearest known one.
+Reads the shipped `configs/*.json`, a JSON file, or a dict. A description is either in our form (`unet` and `first_stage` hold
+the arguments of diffusers' networks) or in the original code's form (`unet` with `model_channels`, and `ddconfig`), which
+`rdm.compvis` translates. An unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _SHIPPED = Path(str(resources.files("rdm"))) / "configs"
 
 @dataclass(frozen=True)
 class RDMConfig:
-    """A model's description. Sizes are in pixels unless they say otherwise.
+    """A model's description. Sizes are in pixels unless stated otherwise.
 
     unet, first_stage   arguments of diffusers' UNet2DConditionModel and of the class `first_stage["_class_name"]`; a unet with
-                        class_embed_type "projection" takes the context's first token and mean beside the time
+                        class_embed_type "projection" adds the context's first token and mean to the time embedding
     prediction_type     what the denoiser predicts: "epsilon", "v_prediction" or "sample" (rdm/prediction.py)
     scale_factor        latents = scale_factor * first-stage latents
     beta_start, _end    betas = linspace(sqrt(start), sqrt(end), train_steps)**2, as in latent diffusion
-    context_norm        "unit": context tokens are unit vectors; "raw": as the CLIP encoder gave them
-    null_context        what stands for "no condition": "zeros"
+    context_norm        "unit": context tokens are unit vectors; "raw": the CLIP encoder's vectors before normalising
+    null_context        the context that means "no condition": "zeros"
     encoder             name of the CLIP encoder whose vectors the model takes
-    max_neighbours      most neighbours it takes beside the prompt's token; default_k: how many by default
+    max_neighbours      largest number of neighbours beside the prompt's token; default_k: the default number
     """
 
     name: str
@@ -112,7 +112,7 @@ class RDMConfig:
             )
 
     def _check_pooling(self) -> None:
-        """Raise ConfigError for a class embedding of another kind or length than `rdm.denoiser.pool` gives."""
+        """Raise ConfigError for a class embedding whose kind or length does not fit `rdm.denoiser.pool`."""
         kind, given = self.unet.get("class_embed_type"), self.unet.get("projection_class_embeddings_input_dim")
         if kind is not None and (kind != "projection" or given != 2 * self.context_dim):
             raise ConfigError(
@@ -158,7 +158,7 @@ class RDMConfig:
     def to_dict(self) -> JsonObject:
         """All fields as a JSON object; `read_config` reads it back.
 
-        The prediction_type "epsilon" is left out: a description from before the field keeps its hash.
+        The prediction_type "epsilon" is left out, so that a description from before that field keeps its hash.
         """
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.prediction_type == "epsilon":
@@ -171,7 +171,7 @@ _NUMBERS = (*_WHOLE, "scale_factor", "beta_start", "beta_end", "default_guidance
 _UNET_KEYS = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
               "layers_per_block", "cross_attention_dim", "attention_head_dim")  # fmt: skip
 _FOLDED_KEYS = ("factor", "latent_channels")
-_LARGEST_FACTOR = 64  # pixels of a side that a folded first stage makes one latent
+_LARGEST_FACTOR = 64  # largest side, in pixels, of the patch that a folded first stage makes one latent
 _FIRST_STAGE_KEYS = ("_class_name", "block_out_channels", "latent_channels")
 
 
@@ -199,7 +199,7 @@ def read_config(config: str | Path | Arguments | RDMConfig) -> RDMConfig:
         known = ", ".join(model_names())
         hint = nearest(str(config), model_names())
         raise ConfigError(f"no model and no JSON file is called {str(config)!r}{hint}; models: {known}") from None
-    except (ValueError, RecursionError, OSError) as error:  # nested too deeply, numbers of very many digits
+    except (ValueError, RecursionError, OSError) as error:  # deep nesting and very long numbers too
         raise ConfigError(f"{path} is not a JSON description of a model: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; a description is a JSON object")

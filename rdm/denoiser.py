@@ -1,14 +1,15 @@
-"""The denoiser's forward pass, arranged for sampling: same weights, same result, less work.
+"""The denoiser's forward pass, optimised for sampling: same weights, same result, less work.
 
-Runs diffusers' modules of a UNet2DConditionModel in their order, with what is constant over the steps done once:
+Runs diffusers' modules of a UNet2DConditionModel in their order; work that is the same in all steps is done once:
 
 - keys and values of the context are computed once for a whole sampling run (they do not depend on x or t);
 - a null context of zeros needs no attention at all: keys and values have no bias, so its values are zero and the layer
-  adds its output bias, whatever the number of tokens;
-- with guidance both branches run in one batch, and as one up to the first layer that sees the context: until there
-  they are equal. A denoiser with a class embedding sees the context (its first token and its mean) from the start.
+  only adds its output bias, for any number of tokens;
+- with guidance both branches run in one batch, and as a single branch up to the first layer that uses the context,
+because until there
+  they are equal. A denoiser with a class embedding uses the context (its first token and its mean) from the start.
 
-Inference only: works in place where it can. Any latent size of at least one pixel at the deepest level is taken.
+Inference only: it works in place if possible. Any latent size with at least one pixel at the deepest level is accepted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rdm.untyped import Attention, Transformer, TransformerBlock, UNet
 class LayerContext:
     """Keys and values (R, heads, T, d) of one cross-attention layer and their bias (R, 1, 1, T) or None.
 
-    R is the number of rows that attend: the batch, or twice the batch when the null branch has tokens of its own.
+    R is the number of rows that attend: the batch, or twice the batch if the null branch has its own tokens.
     """
 
     key: Tensor
@@ -36,11 +37,11 @@ class LayerContext:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A context, ready for any number of denoiser calls.
+    """A context, prepared for any number of denoiser calls.
 
     guided: the batch is doubled at the first cross-attention, null branch first. silent_null: the null branch is
-    zeros, and `layers` are for the conditional rows alone. pooled: (R, 2 D) for a denoiser with a class embedding, of both
-    branches when guided.
+    zeros, and `layers` are only for the conditional rows. pooled: (R, 2 D) for a denoiser with a class embedding, for both
+    branches if guided.
     """
 
     layers: tuple[LayerContext, ...]
@@ -50,7 +51,7 @@ class Prepared:
 
 
 def cross_attentions(unet: UNet) -> list[Attention]:
-    """The cross-attention layers in the order in which the forward pass meets them."""
+    """The cross-attention layers in the order of the forward pass."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = [transformer for block in blocks for transformer in getattr(block, "attentions", ())]
     return [block.attn2 for transformer in transformers for block in transformer.transformer_blocks]
@@ -80,9 +81,9 @@ def prepare(
 
 
 def pool(context: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(R, 2 D): the first token that counts (the prompt's, if there is one) and the mean of all.
+    """(R, 2 D): the first token of non-zero weight (the prompt's, if there is one) and the mean of all.
 
-    context (R, T, D), bias (R, T) on the tokens' logits as rdm.conditioning.mask_bias gives it, or None.
+    context (R, T, D), bias (R, T) on the tokens' logits from rdm.conditioning.mask_bias, or None.
     """
     if bias is None:
         return torch.cat([context[:, 0], context.mean(dim=1)], dim=1)
@@ -126,7 +127,7 @@ def forward(unet: UNet, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
         transformers = getattr(block, "attentions", (None,) * len(block.resnets))
         for resnet, transformer in zip(block.resnets, transformers, strict=True):
             skip = skips.pop()
-            if skip.shape[0] != x.shape[0]:  # taken before the branches parted
+            if skip.shape[0] != x.shape[0]:  # from before the branches were separated
                 skip = torch.cat([skip, skip])
             x = run.attend(transformer, resnet(torch.cat([x, skip], dim=1), run.emb))
         for upsample in block.upsamplers or ():
@@ -135,7 +136,7 @@ def forward(unet: UNet, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
 
 
 class _Run:
-    """One forward pass: how many cross-attention layers it has met, and the time embedding of its rows."""
+    """The state of one forward pass: the number of cross-attention layers so far, and the time embedding of its rows."""
 
     def __init__(self, prepared: Prepared, emb: Tensor) -> None:
         self.prepared = prepared
@@ -170,7 +171,7 @@ class _Run:
         if not silent:
             added: Tensor = tokens + out
             return added
-        attending += out  # in place: `tokens` is this pass's own, made by the addition or the doubling before
+        attending += out  # in place: `tokens` belongs to this pass; the addition or the doubling before made it
         tokens[:silent] += attention.to_out[0].bias
         return tokens
 
@@ -183,5 +184,5 @@ def _self_attention(attention: Attention, tokens: Tensor) -> Tensor:
 
 
 def _apply_linear(projection: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A linear layer, or the 1x1 convolution that the original has in its place, on tokens (B, N, C)."""
+    """A linear layer, or the 1x1 convolution that the original uses instead, on tokens (B, N, C)."""
     return F.linear(tokens, projection.weight.flatten(1), projection.bias)

@@ -1,4 +1,4 @@
-"""The exceptions of rdm. A message says what was expected, what was found, and what to do.
+"""The exceptions of rdm. A message states what was expected, what was found, and what to do.
 
 RDMError                 any error that rdm raises on purpose
 |- ConfigError           a model description that is wrong: unknown name or key, unsupported network

@@ -1,7 +1,7 @@
-"""Which fields a foreign description of a network may have, before they become keyword arguments of diffusers' constructors.
+"""The fields that a foreign description of a network may have, checked before they become arguments of diffusers' constructors.
 
-Reads and writes nothing. A value is a number, a flag, a word, null, or a list of those (of lists, at most two deep), within
-bounds: a description must not be able to name a class, a file or code, nor to ask for more than any known model has. diffusers
+Reads and writes nothing. A value is a number, a flag, a word, null, or a list of those (nested at most two levels), within
+limits: a description must not name a class, a file or code, nor need more than any known model does. diffusers
 decides whether the fields make a network.
 """
 
@@ -35,9 +35,9 @@ FIRST_STAGE_FIELDS = frozenset((
     "num_vq_embeddings", "vq_embed_dim", "norm_type", "lookup_from_codebook", "factor",
 ))  # fmt: skip
 
-LARGEST = 1_000_000  # of a whole number
+LARGEST = 1_000_000  # largest whole number
 
-LONGEST = 64  # entries of a list
+LONGEST = 64  # largest number of entries in a list
 
 
 def check_network(part: str, table: object, known: frozenset[str]) -> None:

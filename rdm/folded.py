@@ -1,4 +1,4 @@
-"""A first stage without weights: pixels folded into channels, nothing lost.
+"""A first stage without weights, which folds pixels into channels without loss.
 
 A latent of a Folded stage is an f x f patch of pixels (torch's pixel_unshuffle). With patches this large the denoiser
 should predict the clean picture, not the noise (arXiv 2511.13720). Saved as folded/config.json alone.
@@ -59,6 +59,6 @@ class Folded(nn.Module):
 
 
 def home(network: nn.Module) -> tuple[torch.device, torch.dtype] | None:
-    """Where a network's weights are and their type; None for one without weights, which takes its input as it is."""
+    """The device and type of a network's weights; None for a network without weights, which takes any input."""
     parameter = next(network.parameters(), None)
     return None if parameter is None else (parameter.device, parameter.dtype)

@@ -1,10 +1,10 @@
-"""A model as a folder in the layout of diffusers: unet/, a first stage, scheduler/, and rdm.json with our own fields.
+"""A model as a folder in diffusers' layout: unet/, a first stage, scheduler/, and rdm.json with our own fields.
 
 The first stage is in vae/, vqvae/ or folded/.
 
 Reads: folders that `save_folder` wrote, and plain diffusers copies without rdm.json, such as the Hub's of the
 768-pixel model (its clip/, tokenizer/ and feature_extractor/ are not read). `save_folder` writes each file whole or not at
-all. Weights are memory-mapped safetensors; `.bin` files are read without running what is pickled in them.
+all. Weights are memory-mapped safetensors; `.bin` files are read without running pickled code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WEIGHTS = "diffusion_pytorch_model"
 _PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae", "Folded": "folded"}
 _HUB_FILES = ["rdm.json", "scheduler/scheduler_config.json"] + [
     f"{part}/{file}"
-    for part in ("unet", *_PARTS.values())  # folded/ has a config.json alone
+    for part in ("unet", *_PARTS.values())  # folded/ has only a config.json
     for file in ("config.json", f"{_WEIGHTS}.safetensors*", f"{_WEIGHTS}-*.safetensors", f"{_WEIGHTS}.bin")
 ]
 # Names of attention weights in autoencoders that diffusers wrote before 0.14.
@@ -37,7 +37,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def find_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder, or a download of the Hub's copy (only the parts that are ours to read)."""
+    """The local folder, or a download of the parts of the Hub's copy that are read here."""
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
@@ -82,7 +82,7 @@ def _first_stage_folder(folder: Path) -> Path:
 
 
 def read_folder_config(folder: Path) -> RDMConfig:
-    """The model's description. Without rdm.json: a published model's, where the sizes are its; else from the parts."""
+    """The model's description. Without rdm.json: that of a published model with the same sizes, else one from the parts."""
     unet = _arguments(_read_json(folder / "unet" / "config.json"))
     first_stage_folder = _first_stage_folder(folder)
     first_stage = _arguments(raw := _read_json(first_stage_folder / "config.json"))
@@ -98,7 +98,7 @@ def read_folder_config(folder: Path) -> RDMConfig:
     for name in model_names():
         published = read_config(name)
         if _sizes(published.unet) == _sizes(unet) and _sizes(published.first_stage) == _sizes(first_stage):
-            # Early copies hold defaults for some values (number of heads, scaling factor), which load but give wrong
+            # Early copies hold default values for some fields (number of heads, scaling factor), which load but give wrong
             # pictures. The published description is used instead.
             return published
     schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
@@ -214,16 +214,16 @@ def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstS
         unet.save_pretrained(fresh / "unet", max_shard_size="50GB")
         first_stage.save_pretrained(fresh / _PARTS[type(first_stage).__name__], max_shard_size="50GB")
         scheduler.save_pretrained(fresh / "scheduler")
-        for written in fresh.glob("*/config.json"):  # not where the weights once lay on somebody's machine
+        for written in fresh.glob("*/config.json"):  # without the path of the weights on the machine that saved them
             content = json.loads(written.read_text())
             content.pop("_name_or_path", None)
             written.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         (fresh / CONFIG_FILE).write_text(json.dumps(ours, indent=2) + "\n")
-        mode = (fresh / CONFIG_FILE).stat().st_mode  # safetensors writes for its owner alone
+        mode = (fresh / CONFIG_FILE).stat().st_mode  # safetensors makes files that only their owner can read
         for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
             target = folder / source.relative_to(fresh)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(mode)
             source.replace(target)
-    for other in set(_PARTS.values()) - {_PARTS[type(first_stage).__name__]}:  # of a model saved here before
+    for other in set(_PARTS.values()) - {_PARTS[type(first_stage).__name__]}:  # of a model that was saved here before
         shutil.rmtree(folder / other, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Modules of large libraries, imported without the parts of those libraries that nothing here uses.
+"""Import modules of large libraries without the unused parts of those libraries.
 
-`import diffusers` or `import open_clip` also executes transformers, peft, timm, scipy and torch's compiler where they are
-installed: 6 to 8 seconds of processor time in every process. `import_apart` imports a copy of a library under its own name, as
-though those packages were not installed. `import diffusers` itself still gives the whole library, before and after. Reads
+`import diffusers` or `import open_clip` also executes transformers, peft, timm, scipy and torch's compiler if they are
+installed: 6 to 8 seconds of processor time in every process. `import_apart` imports a copy of a library under another name, as
+if those packages were not installed. `import diffusers` still gives the whole library, before and after. Reads
 installed packages and writes nothing.
 """
 
@@ -24,13 +24,13 @@ _lock = threading.RLock()
 def import_apart(
     names: Iterable[str], without: Iterable[str], plain: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[ModuleType, ...]:
-    """Import modules of one library while the packages `without` look absent.
+    """Import modules of one library while the packages `without` appear to be missing.
 
     names: full names of modules of one library; they are returned in this order.
-    plain: packages of the library whose `__init__` is not executed, with the names that importing modules ask them for; a name
+    plain: packages of the library whose `__init__` is not executed, with the names that other modules import from them; a name
         stands for an empty class. The modules of such a package can be imported as usual.
 
-    Where the library is imported already, the modules are those of the whole library. Otherwise the library's modules are in
+    If the library is already imported, the modules are those of the whole library. Otherwise the library's modules are in
     `sys.modules` under the name `apart_<library>`, because functions of a library import more of it when they are called.
     """
     names = tuple(names)
@@ -51,9 +51,9 @@ def import_apart(
 
 
 def import_whole(*libraries: str) -> None:
-    """Import those of the libraries that are installed, before `import` statements that would run beside `import_apart`.
+    """Import those of the libraries that are installed, before `import` statements that could run during `import_apart`.
 
-    It waits while another thread hides packages: an import that began meanwhile would find them absent.
+    It waits while another thread hides packages, because an import during that time would not find them.
     """
     with _lock:
         for library in libraries:
@@ -95,7 +95,7 @@ def _plain_package(name: str, folder: Path, attributes: Sequence[str]) -> Module
 
 @contextmanager
 def _absent(names: Iterable[str]) -> Iterator[None]:
-    """Make packages look as though they were not installed, to `import` and to `importlib.util.find_spec`."""
+    """Hide packages from `import` and from `importlib.util.find_spec` in the block."""
     hidden = [name for name in names if name not in sys.modules]
     try:
         sys.modules.update(cast("Mapping[str, ModuleType]", dict.fromkeys(hidden)))  # None: the import fails
@@ -107,9 +107,9 @@ def _absent(names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def no_compiler() -> Iterator[None]:
-    """Put a stand-in in the place of torch._dynamo, which takes two seconds to import and which only torch.compile needs.
+    """Replace torch._dynamo by a stand-in in the block: its import takes two seconds, and only torch.compile needs it.
 
-    Functions that torch would keep out of torch.compile lose that mark where they are decorated, or first called, meanwhile.
+    Functions that are decorated or first called in the block lose the mark that excludes them from torch.compile.
     """
     name = "torch._dynamo"
     if name in sys.modules:

@@ -1,8 +1,8 @@
-"""The memory that sampling needs, counted without running it.
+"""The memory that sampling needs, computed without running it.
 
 Builds the model on the meta device, passes shapes through the code that samples and decodes, and counts the bytes that
-are alive at once. Attention counts as its output, as in the fused kernels that torch uses on GPUs and CPUs. Not counted:
-the workspaces of convolutions, the allocator's fragmentation and the CUDA context, together 1 to 2 GiB.
+are alive at the same time. Attention counts as its output, as in the fused kernels that torch uses on GPUs and CPUs. Not
+counted: the workspaces of convolutions, the allocator's fragmentation and the CUDA context, together 1 to 2 GiB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Keywords = dict[str, object] | None
 
 @dataclass(frozen=True)
 class MemoryCount:
-    """Bytes: the weights, and the peak beside them in a call of the denoiser and in decoding."""
+    """Bytes: the weights, and the additional peak in a call of the denoiser and in decoding."""
 
     weights: int
     denoiser: int
@@ -39,13 +39,13 @@ class MemoryCount:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operators make, until they are freed."""
+    """Counts the bytes of the storages that operators allocate, until they are freed."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: int = 0
         self.most: int = 0
-        # A view of a weight costs nothing.
+        # A view of a weight needs no memory.
         self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())
 
     def __torch_dispatch__(
@@ -76,14 +76,14 @@ class _FusedAttention(TorchFunctionMode):
             query, value = given["query"], given["value"]
             assert isinstance(query, torch.Tensor) and isinstance(value, torch.Tensor)
             *batch, heads, places, _ = query.shape
-            # The layout of the fused kernels: a place's heads lie side by side.
+            # The layout of the fused kernels: the heads of a position are contiguous.
             return query.new_empty((*batch, places, heads, value.shape[-1])).transpose(-3, -2)
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
 def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
-    """The most bytes that are alive at once during `call`, which runs `network` on the meta device; its weights are free."""
+    """The peak bytes during `call`, which runs `network` on the meta device, without the network's weights."""
     with _FusedAttention(), _LiveBytes(network) as counted:
         call()
     return int(counted.most)
@@ -103,8 +103,8 @@ def count_memory(
 ) -> MemoryCount:
     """Bytes for sampling `batch` pictures of height x width pixels at once, with the first stage in single precision.
 
-    tokens is the number of context tokens a picture (default: the most that the model takes). Decoding counts as many
-    pictures at once as `RDM.decode` takes.
+    tokens is the number of context tokens of a picture (default: the largest that the model takes). Decoding counts as many
+    pictures at once as `RDM.decode` uses.
     """
     size = config.default_size
     latent = config.latent_size(height or size, width or size)

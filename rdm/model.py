@@ -1,4 +1,4 @@
-"""RDM: denoiser, first stage and noise schedule in one place.
+"""RDM: denoiser, first stage and noise schedule in one class.
 
 Reads checkpoints and saved folders through rdm.checkpoint and rdm.folder; writes only in `save_pretrained`. Holds the
 weights once. Does not encode prompts, search neighbours, or turn images into files.
@@ -30,7 +30,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class RDM:
-    """A retrieval-augmented diffusion model. `unet` and `first_stage` are networks that may be trained."""
+    """A retrieval-augmented diffusion model. `unet` and `first_stage` are networks that can be trained."""
 
     def __init__(
         self, config: RDMConfig, unet: UNet, first_stage: FirstStage, report: LoadReport | None = None
@@ -44,7 +44,7 @@ class RDM:
 
     @classmethod
     def from_config(cls, config: str | Path | Arguments | RDMConfig, *, device: str | torch.device = "cpu") -> RDM:
-        """A model with fresh weights, to be trained; on device "meta" with none."""
+        """A model with fresh weights, for training; on the device "meta" without weights."""
         description = read_config(config)
         return cls(description, *build(description, device))
 
@@ -56,10 +56,10 @@ class RDM:
         *,
         dtype: torch.dtype | None = torch.float32,
     ) -> RDM:
-        """The original release's checkpoint, on the CPU; `report` says what was loaded and what was left aside.
+        """The original release's checkpoint, on the CPU; `report` says what was loaded and what was not used.
 
-        config is a model name ("rdm-768"), a description, or the path of one. Nothing pickled in the file is run. EMA
-        weights are preferred. `dtype` None keeps the file's. Raises CheckpointError naming missing, misshapen or
+        config is a model name ("rdm-768"), a description, or the path of one. Pickled code in the file is never run. EMA
+        weights are preferred. `dtype` None keeps the file's type. Raises CheckpointError, which names missing, misshapen or
         unknown keys.
         """
         model = cls.from_config(config, device="meta")
@@ -72,7 +72,7 @@ class RDM:
     ) -> RDM:
         """A folder that `save_pretrained` wrote, or the diffusers layout of the Hub's copies (local, or by Hub id).
 
-        Raises CheckpointError for what is missing or does not fit.
+        Raises CheckpointError for files that are missing or do not fit.
         """
         folder = find_folder(folder_or_hub_id, revision)
         description = read_folder_config(folder)
@@ -81,7 +81,7 @@ class RDM:
         return cls(description, unet, first_stage, report)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write unet/, vae/ (or vqvae/, folded/), scheduler/ and rdm.json: safetensors that plain diffusers loads too.
+        """Write unet/, vae/ (or vqvae/, folded/), scheduler/ and rdm.json: safetensors that diffusers can also load.
 
         The same weights give the same files.
         """
@@ -94,27 +94,28 @@ class RDM:
         *,
         first_stage_dtype: torch.dtype | None = None,
     ) -> RDM:
-        """Move in place, and return self. `dtype` is the denoiser's.
+        """Move the model in place, and return it. `dtype` is that of the denoiser.
 
         The first stage stays in single precision unless `first_stage_dtype` is given: it has a twentieth of the weights, and
         half precision can give blank pictures.
         """
-        # Module.to, not diffusers' own, which warns about modules that these networks do not have.
+        # Module.to, not diffusers' method, which warns about modules that these networks lack.
         nn.Module.to(self.unet, device=device, dtype=dtype)
         nn.Module.to(self.first_stage, device=device, dtype=first_stage_dtype)
-        # For a GPU's convolutions. On a CPU it gained a percent or two and would copy a mapped file.
+        # For a GPU's convolutions. On a CPU it gains one or two percent and would copy a mapped file.
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         for network in (self.unet, self.first_stage):
             network.to(memory_format=layout)  # type: ignore[call-overload]
         return self
 
     def compile(self, **options: Untyped) -> RDM:
-        """Sample through torch.compile with these options. Compiling takes about a minute; it pays for long GPU runs."""
+        """Sample through torch.compile with these options. Compiling takes about a minute, which is worth it for long
+        runs on a GPU."""
         self._forward = torch.compile(denoiser.forward, **options)
         return self
 
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes, types and numbers of all weights: the same for the same model, however stored."""
+        """SHA-256 over names, shapes, types and values of all weights: the same for the same model in any format."""
         digest = hashlib.sha256()
         for part, network in (("unet", self.unet), ("first_stage", self.first_stage)):
             for name, value in sorted(network.state_dict().items()):
@@ -140,9 +141,9 @@ class RDM:
 
     @torch.no_grad()
     def denoise(self, x: Tensor, t: Tensor | int, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The noise that the model sees in latents x (B, C, h, w) at time t (one, or B of them): float32, like x.
+        """The noise that the model predicts for latents x (B, C, h, w) at time t (one, or B of them): float32, like x.
 
-        context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train through `unet`.
+        context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train `unet` directly.
         """
         self._check_latents(x, context)
         bias = self._bias(context, mask)
@@ -179,7 +180,7 @@ class RDM:
         height: int | None = None,
         width: int | None = None,
     ) -> Iterator[Step]:
-        """The sampling run as a generator of Steps: progress and previews are a `for` loop. Arguments as in `sample`."""
+        """The sampling run as a generator of Steps, for progress and previews. Arguments as in `sample`."""
         if x_T is None:
             size = self.config.default_size
             latent = self.config.latent_size(height or size, width or size)
@@ -214,7 +215,7 @@ class RDM:
 
     def _with_null(self, context: Context, null: Tensor, null_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens and bias of both branches, null rows first, the shorter ones masked."""
-        self._bias(null, null_mask)  # for its complaints
+        self._bias(null, null_mask)  # for its checks
         rows = len(context.tokens)
         if len(null) not in (1, rows):
             raise RequestError(f"null_context has {len(null)} rows; 1 or {rows} were expected")
@@ -243,12 +244,12 @@ class RDM:
         """Latents (B, C, h, w), float32, scaled as `decode` takes them.
 
         context         (B, T, D), and mask (B, T), bool or weights: see rdm.conditioning
-        x_T             starting noise; else drawn for height x width pixels (default: the model's size)
-        generator       CPU generator(s) for x_T and eta: one each makes a picture independent of its batch
+        x_T             starting noise; None: drawn for height x width pixels (default: the model's size)
+        generator       CPU generator(s) for x_T and eta; with one for each picture, a picture is independent of its batch
         sampler, steps  "ddim", "plms", "dpmpp_2m", "unipc", or a diffusers scheduler; 1 to 1000 steps
-        guidance_scale  null + scale * (conditional - null) of the denoiser's outputs; 1 leaves the null branch out
+        guidance_scale  the output is null + scale * (conditional - null); 1 leaves the null branch out
         null_context    (1 or B, T', D) and null_mask: a negative prompt in place of zeros
-        callback        called with every Step
+        callback        a function that is called with every Step
         """
         x: Tensor | None = None
         for step in self.steps(
@@ -265,7 +266,7 @@ class RDM:
     def encode(self, images: Tensor) -> Tensor:
         """First-stage latents of images (B, 3, H, W) in [-1, 1]: the posterior's mean, unscaled, float32.
 
-        Of a VQ first stage: what the encoder gives, before quantisation. Sampling and training use
+        For a VQ first stage: the encoder's output before quantisation. Sampling and training use
         `config.scale_factor` times this.
         """
         channels = int(self.config.first_stage.get("in_channels", 3))
@@ -278,11 +279,11 @@ class RDM:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, pixels_at_once: int = PIXELS_AT_ONCE) -> Tensor:
-        """Images (B, 3, H, W), float32, of latents as sampled; in [-1, 1] but for overshoot: clamp before use.
+        """Images (B, 3, H, W), float32, for latents from `sample`; in [-1, 1] except for overshoot: clamp before use.
 
         A VQ first stage quantises first: each latent becomes its nearest codebook entry. Pictures are decoded in
-        groups of at most `pixels_at_once` (but at least one picture): at 768 x 768 one at a time, where the first
-        stage's activations are the peak of memory, and many at a time where they are small.
+        groups of at most `pixels_at_once` (but at least one picture): one at a time at 768 x 768, where the first
+        stage's activations determine the peak of memory, and many at a time if they are small.
         """
         if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels or not latents.numel():
             raise RequestError(
@@ -298,7 +299,7 @@ class RDM:
 def noise_like(shape: Sequence[int], generator: Generators = None) -> Tensor:
     """Standard normal noise of `shape` (B, C, h, w), float32, drawn on the CPU so that every device gets the same.
 
-    With a sequence of B generators each image's noise comes from its own.
+    With a sequence of B generators, each image's noise comes from its own generator.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator)

@@ -20,14 +20,14 @@ from rdm.torchvision_ops import declare_torchvision_ops
 if TYPE_CHECKING:
     from rdm.untyped import Diffusers, FirstStage, UNet
 
-PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes together
+PIXELS_AT_ONCE = 1024 * 1024  # that a first stage decodes in one batch
 
 FIRST_STAGES = ("AutoencoderKL", "VQModel", "Folded")
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
-# The networks' modules; and packages and modules that import every network, loader or quantizer of diffusers.
+# The networks' modules, and the packages and modules that import every network, loader or quantizer of diffusers.
 _NETWORKS = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
@@ -47,12 +47,12 @@ _UNUSED = ("accelerate", "peft", "transformers")
 
 @cache
 def diffusers() -> Diffusers:
-    """diffusers without what our networks do not use: the networks above, the schedulers, no pipelines."""
-    declare_torchvision_ops()  # needed where the whole of diffusers is imported already
+    """diffusers with only the networks above and the schedulers, without pipelines."""
+    declare_torchvision_ops()  # needed if the whole of diffusers is already imported
     return cast("Diffusers", import_apart(("diffusers", *_NETWORKS), _UNUSED, _PLAIN)[0])
 
 
-# What diffusers raises for a description that makes no network.
+# The errors of diffusers for a description that does not make a network.
 _REFUSALS = (
     TypeError,
     ValueError,
@@ -92,5 +92,5 @@ def build(config: RDMConfig, device: str | torch.device = "cpu") -> tuple[UNet, 
 
 
 def at_once(pixels: int, most: int = PIXELS_AT_ONCE) -> int:
-    """How many pictures of so many pixels are decoded together: at least one."""
+    """How many pictures of this many pixels are decoded together; at least one."""
     return max(1, most // pixels)

@@ -34,10 +34,10 @@ def autoencoder_loss(
     The loss is the absolute plus the squared error of the reconstruction, plus `kl` times the mean KL of the latents,
     `perceptual` times the error of the features and `texture` times the error of the features' covariances.
 
-    images (B, 3, H, W) in [-1, 1]; noise (B, C, h, w), standard normal, like the latents. `features` gives the activations
-    of a frozen network; the error of each is its squared error over its own square. Covariances over a picture compare how
-    much of a feature there is, not its place (arXiv 1508.06576, equation 4, centred), so that grain is drawn which the
-    latents cannot place. decoder_only gives the encoder no gradient.
+    images (B, 3, H, W) in [-1, 1]; noise (B, C, h, w), standard normal, with the shape of the latents. `features` gives the
+    activations of a frozen network; the error of each is its squared error divided by its own square. Covariances over a
+    picture compare the amount of a feature and not its position (arXiv 1508.06576, equation 4, centred), so that grain is drawn
+    whose position the latents do not encode. With decoder_only the encoder gets no gradient.
     """
     with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
         posterior = autoencoder.encode(images).latent_dist
@@ -62,7 +62,7 @@ def autoencoder_loss(
 
 
 def _apart(found: Tensor, wanted: Tensor) -> Tensor:
-    """The squared distance over the square of `wanted`, its mean over the batch."""
+    """The squared distance divided by the square of `wanted`, averaged over the batch."""
     square = (found - wanted).square().flatten(1).sum(1)
     return (square / (wanted.square().flatten(1).sum(1) + 1e-6)).mean()
 
@@ -92,7 +92,7 @@ def denoising_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted mean squared error of the predicted noise, and the plain one as `error`.
 
-    latents (B, C, h, w) as a sampler gives them (scaled); context (B, T, D); t (B,). With snr_limit > 0 the weight of a
+    latents (B, C, h, w), scaled, as from a sampler; context (B, T, D); t (B,). With snr_limit > 0 the weight of a
     row is min(snr, limit) / snr, normalised over all times; with 0 it is 1.
     """
     predicted = unet(noised(latents, noise, t, schedule), t, encoder_hidden_states=context).sample

@@ -1,9 +1,9 @@
 """An encoder that needs no training: the principal components of picture patches as weights of an AutoencoderKL.
 
-A learned encoder takes long to reach the quality of this linear one. The components of the f x f patches, f being the
-downsampling factor, are put into the convolutions. Strided convolutions gather 2 x 2 neighbours, residual branches are set
-to zero, and constant channels, far larger than the rest, keep the last normalisation from changing the others. The result
-is the linear map up to 1/900 of the float's precision. Changes only the network that it is given.
+A learned encoder takes long to reach the quality of this linear one. The principal components of the f x f patches (f is the
+downsampling factor) are put into the convolutions. Strided convolutions gather 2 x 2 neighbours, residual branches are set
+to zero, and constant channels, far larger than the rest, prevent the last normalisation from changing the others. The result
+is the linear map with a relative error of about 1/900. Changes only the given network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _silence(block: ResidualBlock) -> None:
-    """Reduce a residual block to its shortcut. The branch can still learn."""
+    """Reduce a residual block to its shortcut. The branch can still be trained."""
     nn.init.zeros_(block.conv2.weight)
     nn.init.zeros_(block.conv2.bias)
     if block.conv_shortcut is not None:
@@ -39,8 +39,8 @@ def _silence(block: ResidualBlock) -> None:
 def start_as_patches(autoencoder: FirstStage, images: Tensor, *, noise: float = 0.15) -> None:
     """Set the encoder so that its mean is the principal components of the patches and its deviation is `noise`.
 
-    The components are those of images (N, 3, H, W) in [-1, 1]. The scale of a component is the square root of its standard
-    deviation, between leaving the components as they are and making them equal; the deviation of all latents together is 1.
+    The components are computed from images (N, 3, H, W) in [-1, 1]. The scale of a component is the square root of its standard
+    deviation, a compromise between unchanged and equal scales; the standard deviation of all latents together is 1.
     Raises ConfigError unless the network has one residual block a level, two different widths at the deepest levels, at
     least twice the latent channels plus two there, no attention, and one normalisation group.
     """

@@ -1,8 +1,8 @@
-"""Reads tensors out of a torch checkpoint without running anything that is pickled in it.
+"""Reads tensors from a torch checkpoint without running any pickled code.
 
-Reads: one `.ckpt`/`.pt`/`.bin` file, memory-mapped where its format allows. Writes nothing. The pickle's instructions are
-looked at first: nesting and size are bounded (`require_bounded`), because unpickling very deep tuples ends the process. The
-file is then read as plain weights (torch's own `weights_only`). Where it also pickles objects of its training framework, those
+Reads: one `.ckpt`/`.pt`/`.bin` file, memory-mapped if its format allows that. Writes nothing. The pickle's instructions are
+checked first: nesting and size are limited (`require_bounded`), because unpickling very deep tuples ends the process. The
+file is then read as plain weights (torch's `weights_only`). If it also pickles objects of its training framework, those
 become inert placeholders: nothing is imported, called or constructed for them.
 """
 
@@ -37,7 +37,7 @@ _ALLOWED = {
 
 
 class Placeholder:
-    """Stands for an object that was not unpickled. Takes whatever state the pickle holds and forgets it."""
+    """Represents an object that was not unpickled. Accepts any state from the pickle and discards it."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
@@ -73,7 +73,7 @@ def _refuse(*args: object, **kwargs: object) -> Any:
     raise CheckpointError("only the zip format of torch.save is read with placeholders")
 
 
-# What torch.load wants of a `pickle_module`.
+# The attributes that torch.load needs of a `pickle_module`.
 _RESTRICTED: Any = SimpleNamespace(__name__="rdm.pickles", Unpickler=_Unpickler, load=_refuse)
 
 
@@ -90,7 +90,7 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     zipped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # damaged files fail in any way they like
+    except Exception as error:  # a damaged file may raise any error
         content = _load_with_placeholders(path, zipped, error)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors")
@@ -157,7 +157,7 @@ def _require_shallow(path: Path, pickled: IO[bytes]) -> None:
                 popped.append(depth)
             below = [stack.pop() for _ in range(wanted)]
             inside = max(popped, default=0)
-            if name in ("APPEND", "SETITEM", "BUILD"):  # the container lies lowest
+            if name in ("APPEND", "SETITEM", "BUILD"):  # the container is the lowest
                 depth = max(below[-1], max(below[:-1]) + 1)
             elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
                 depth = max(below[-1], inside + 1)
@@ -176,18 +176,18 @@ def _load_with_placeholders(path: Path, zipped: bool, first: Exception) -> Any:
     if not zipped:
         reason = (
             str(first).partition("\n")[0].partition(". ")[0] or type(first).__name__
-        )  # not torch's advice to trust it
+        )  # without torch's advice to trust the file
         raise CheckpointError(
             f"{path} is not a checkpoint that can be read safely ({reason}). If it is one of torch 1.5 or older, "
             "load it with the software that wrote it and save it again with a newer torch"
         ) from first
     with zipfile.ZipFile(path) as archive:  # its directory was read before, by `require_bounded`
         names = {name.rpartition("/")[2] for name in archive.namelist()}
-    if "constants.pkl" in names or "data.pkl" not in names:  # torch.load would hand TorchScript to its interpreter
+    if "constants.pkl" in names or "data.pkl" not in names:  # torch.load would run TorchScript
         raise CheckpointError(
             f"{path} is a zip file but not a torch checkpoint (no data.pkl, or a TorchScript program)"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=True, pickle_module=_RESTRICTED)
-    except Exception as error:  # damaged pickles fail in any way they like; nothing of theirs has run
+    except Exception as error:  # a damaged pickle may raise any error; none of its code has run
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error

@@ -1,8 +1,8 @@
-"""What a denoiser's output means, and the losses that follow from it.
+"""The meanings of a denoiser's output, and the losses that follow from them.
 
 x_t = alpha x_0 + sigma noise. A network may give the noise ("epsilon"), the clean latents ("sample") or
-v = alpha noise - sigma x_0 ("v_prediction", arXiv 2202.00512, appendix D); the names are diffusers'. With x_t known each
-gives the others, so that samplers need the noise alone, and errors of one kind are those of another times a function of t.
+v = alpha noise - sigma x_0 ("v_prediction", arXiv 2202.00512, appendix D); the names are diffusers'. If x_t is known, each
+determines the others, so samplers only need the noise, and the error of one equals that of another times a function of t.
 Reads and writes nothing.
 """
 
@@ -24,7 +24,7 @@ def levels(schedule: Schedule, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]
 
 
 def to_epsilon(kind: str, output: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """The noise that an output (B, C, h, w) of that kind stands for, x (B, C, h, w) being noised to times t (1 or B,)."""
+    """The noise for an output (B, C, h, w) of this kind, where x (B, C, h, w) is noised to times t (1 or B,)."""
     if kind == "epsilon":
         return output
     alpha, sigma = levels(schedule, t, output)
@@ -34,10 +34,11 @@ def to_epsilon(kind: str, output: Tensor, x: Tensor, t: Tensor, schedule: Schedu
 
 
 def velocity_error(kind: str, output: Tensor, latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """(B,) mean squared errors of v, whatever the network gives.
+    """(B,) mean squared errors of v, for any kind of output.
 
-    Of equal size at all times for a network that knows nothing, where the error of the noise vanishes at the noisy end and
-    that of the clean latents at the other. Error of v = error of the noise / alpha = error of the clean latents / sigma.
+    For an untrained network this error has about the same size at all times, whereas the error of the noise vanishes at
+    the noisy end and that of the clean latents at the other. Error of v = error of the noise / alpha = error of the
+    clean latents / sigma.
     """
     alpha, sigma = levels(schedule, t, output)
     if kind == "v_prediction":
@@ -78,7 +79,7 @@ def error_by_level(
     seed: int = 0,
     extra: Mapping[str, Tensor] | None = None,
 ) -> dict[int, float]:
-    """Mean velocity error at each time, on the same noise whenever it is asked: a held-out loss that can be compared.
+    """Mean velocity error at each time, with the same noise in every call, so that held-out losses can be compared.
 
     `extra` holds further arguments of the denoiser, such as class_labels.
     """

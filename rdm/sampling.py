@@ -1,12 +1,12 @@
-"""Samplers: from noise to latents, one call of the denoiser (or two) a step.
+"""Samplers: from noise to latents, with one or two calls of the denoiser in each step.
 
-A sampler is a generator. It takes a model `eps = model(x, t)` that has applied guidance, the starting noise and a schedule,
+A sampler is a generator. It takes a model `eps = model(x, t)` that includes guidance, the starting noise and a schedule,
 and yields a Step after every step: the caller's `for` loop shows progress or previews, or stops. Reads and writes nothing.
 Arithmetic is in the dtype of x with float64 coefficients.
 
-DDIM (arXiv 2010.02502) and PLMS (arXiv 2202.09778) equal the original release's where the number of steps divides the
+DDIM (arXiv 2010.02502) and PLMS (arXiv 2202.09778) equal the original release's if the number of steps divides the
 1000 of training. DPM-Solver++(2M) (arXiv 2211.01095) and UniPC (arXiv 2302.04867, order 2, B2) need fewer steps.
-All end at the noise level of t = 0, as the original does, so that they converge to one result. Any other sampler is one of
+All end at the noise level of t = 0, as the original does, so that they converge to the same result. Any other sampler is one of
 diffusers' schedulers (rdm/schedulers.py).
 """
 
@@ -71,7 +71,8 @@ _ADAMS_BASHFORTH = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 /
 
 
 def plms(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
-    """PLMS: Adams-Bashforth on the predicted noise, of order 4 from the fourth step on. The first step calls twice."""
+    """PLMS: Adams-Bashforth on the predicted noise, of order 4 from the fourth step on. The first step calls the model
+    twice."""
     times = schedule.leading(steps)
     history: list[Tensor] = []  # newest first
     for i, t in enumerate(times):
@@ -92,7 +93,7 @@ _FEW = 15
 
 
 def dpmpp_2m(model: Model, x: Tensor, schedule: Schedule, steps: int) -> Iterator[Step]:
-    """DPM-Solver++(2M): a second-order exponential integrator on the predicted x0, one call a step."""
+    """DPM-Solver++(2M): a second-order exponential integrator on the predicted x0, with one call in each step."""
     times = schedule.multistep(steps)
     previous: Tensor | None = None
     h_previous = 0.0
@@ -172,7 +173,7 @@ def sampler_steps(
     noise: Noise | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Iterator[Step]:
-    """The generator of a named sampler: one of SAMPLERS, or a diffusers scheduler (rdm.schedulers), which `generator` is for.
+    """The generator of a named sampler: one of SAMPLERS, or a diffusers scheduler (rdm.schedulers), which uses `generator`.
 
     Raises RequestError for an unknown name, or steps or eta out of range.
     """
@@ -181,7 +182,7 @@ def sampler_steps(
     if sampler not in SAMPLERS and not by_diffusers:
         raise RequestError(
             f"unknown sampler {sampler!r}{nearest(str(sampler), SAMPLERS)}; known: {', '.join(SAMPLERS)}, and diffusers' "
-            "schedulers, as in DPMSolverMultistepScheduler:karras"
+            "schedulers, such as DPMSolverMultistepScheduler:karras"
         )
     if not is_number(eta) or not 0 <= eta <= 1:
         raise RequestError(f"eta is {eta}; a number in 0..1 was expected")

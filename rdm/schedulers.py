@@ -1,8 +1,9 @@
 """diffusers' schedulers as samplers: any class that takes a table of betas, by its name, with a choice of times.
 
 `DPMSolverMultistepScheduler:karras` is a class and, after the colon, the spacing of its times: `karras`, `exponential` or
-`beta` (spacings of sigma), or `leading`, `trailing` or `linspace` (spacings of t). The scheduler is given predicted noise,
-whatever the model predicts. Reads and writes nothing. It does not promise the same pictures with another version of diffusers.
+`beta` (spacings of sigma), or `leading`, `trailing` or `linspace` (spacings of t). The scheduler always receives
+predicted noise, even if the model predicts v or the clean picture. Reads and writes nothing. It does not promise the
+same pictures with another version of diffusers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def is_scheduler(sampler: str) -> bool:
 
 
 def scheduler_names() -> list[str]:
-    """The schedulers of the installed diffusers that can sample a latent diffusion model: they take a table of betas."""
+    """The schedulers of the installed diffusers that can sample a latent diffusion model, because they take a table of
+    betas."""
     library = diffusers()
     found = [name for name in dir(library) if name.endswith("Scheduler") and not name.startswith("Flax")]
     return [name for name in found if "trained_betas" in _parameters(getattr(library, name))]
@@ -83,7 +85,7 @@ def make_scheduler(sampler: str, schedule: Schedule) -> Untyped:
         options |= chosen
     try:
         return cls(**options)
-    except (ImportError, ValueError) as error:  # of some, another package is needed
+    except (ImportError, ValueError) as error:  # some need another package
         raise RequestError(f"{sampler!r}: diffusers refuses it: {error}") from error
 
 
@@ -97,7 +99,7 @@ def scheduler_steps(
 ) -> Iterator[tuple[int, int, int, Tensor, Tensor]]:
     """(index, number of steps, t, x, x0) after every call of the model, as in rdm.sampling.Step.
 
-    Schedulers that call the model twice a step (Heun, KDPM2) give up to twice as many. `generator` draws the noise of
+    Schedulers that call the model twice in each step (Heun, KDPM2) yield up to twice as many. `generator` draws the noise of
     schedulers that add some.
     """
     scheduler = make_scheduler(sampler, schedule)
@@ -111,7 +113,7 @@ def scheduler_steps(
     x = x * scheduler.init_noise_sigma
     times: list[Tensor] = list(scheduler.timesteps)
     for index, t in enumerate(times):
-        at = round(float(t))  # the model knows whole steps; Karras' spacing has others between them
+        at = round(float(t))  # the model takes whole steps, and Karras' spacing has fractions
         scaled = scheduler.scale_model_input(x, t)
         eps = model(scaled, at)
         x0 = (scaled - schedule.sigma(at) * eps) / schedule.alpha(at)

@@ -1,4 +1,4 @@
-"""torchvision beside a CPU-only torch: declares the operators that `import torchvision` asks for.
+"""torchvision beside a CPU-only torch: declares the operators that `import torchvision` needs.
 
 The torchvision on PyPI is a CUDA build. Beside a CPU-only torch its compiled part does not load, and `import torchvision` fails
 because `torchvision::nms` is missing. Declared operators without an implementation are enough for transforms, open_clip and

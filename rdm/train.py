@@ -1,10 +1,10 @@
-"""The training loop: one network, one loss, and a state that survives a kill.
+"""The training loop: one network, one loss, and a saved state from which a killed run resumes.
 
-Reads and writes two files in the folder it is given: `state.pt` (weights, moving average, optimizer, step; tensors and plain
+Reads and writes two files in the given folder: `state.pt` (weights, moving average, optimizer, step; tensors and plain
 values only, read without unpickling objects) and `curve.csv`. The data of a step are a function of (seed, step). A run that
-was killed and resumed therefore equals a run that was not, to the last bit on the same machine with the same number of
-threads; only the work after the last save is repeated. A state with numbers that are not finite is never saved. The loop
-knows no pictures, databases or workers: a loss closes over its data, and `average` makes several workers agree on a gradient.
+was killed and resumed therefore equals an uninterrupted run, to the last bit on the same machine with the same number of
+threads; only the work after the last save is repeated. A state with non-finite values is never saved. The loop
+is independent of pictures, databases and workers: a loss closes over its data, and `average` averages the gradients of workers.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class LoopConfig:
                     linearly to zero. Between them it is constant, so that a run can be made longer later
     clip            the largest norm of the gradient
     accumulate      passes whose gradients make one step; each draws its own part of the batch
-    local_steps     1: several workers average their gradients at every step. More: they average their weights after so
-                    many steps of their own (arXiv 1805.09767), where communication costs more than a step
+    local_steps     1: several workers average their gradients at every step. More: they average their weights after this
+                    many local steps (arXiv 1805.09767), for clusters on which communication takes longer than a step
     ema             decay of the moving average of the weights; it rises to this value over the first steps
     precision       "fp32", or "bf16" for mixed precision
-    save_seconds    time between two saves, the most work that a kill can cost
+    save_seconds    time between two saves: the most work that a kill can lose
     """
 
     steps: int
@@ -109,7 +109,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after step `step` (from 0)."""
+        """Update the average with the weights after step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         live = {name: value.detach() for name, value in network.state_dict().items()}
         floats = [name for name, value in live.items() if value.is_floating_point()]
@@ -137,7 +137,7 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train `network` in place on `loss(index, generator) -> (scalar, values to report)`. Returns the averaged weights.
 
-    index       counts the passes from 0: the step, where `accumulate` is 1
+    index       counts the passes from 0; it is the step if `accumulate` is 1
 
     average     replaces tensors by their mean over all workers. It is called with the gradients of each step, or with the
                 parameters after every `local_steps`
@@ -185,7 +185,8 @@ def _step(
     step: int,
     average: Agree | None,
 ) -> dict[str, Tensor]:
-    """One step of the optimizer. Returns the values to report: the loss, the norm of the gradient, the loss's own."""
+    """One step of the optimizer. Returns the values to report: the loss, the norm of the gradient, and those of the loss
+    function."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for group in optimizer.param_groups:
         group["lr"] = config.rate(step)
@@ -238,7 +239,7 @@ class _Ledger:
         if self.bad is None or not (bad := int(self.bad)):
             return
         kept = f"{self.folder / STATE} holds step {self.saved}" if self.saved else "nothing was saved before it"
-        again = "go on with --resume and" if self.saved else "start again with"
+        again = "continue with --resume and" if self.saved else "start again with"
         raise DivergedError(
             f"the loss or its gradient is not finite at step {bad} of {self.config.steps}; {kept}: {again} a smaller "
             f"learning_rate than {self.config.learning_rate:g}"

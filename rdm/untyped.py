@@ -1,6 +1,6 @@
-"""Types for what untyped libraries hand to rdm: JSON objects, and the parts of diffusers' networks that rdm reads.
+"""Types for values from untyped libraries: JSON objects, and the parts of diffusers' networks that rdm reads.
 
-diffusers has no types. The classes below only declare its attributes for the type checker; nothing is made from them.
+diffusers has no types. The classes below only declare its attributes for the type checker; they are never instantiated.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Posterior(Protocol):
 
 
 class Encoded(Protocol):
-    latent_dist: Posterior  # of a KL first stage
-    latents: Tensor  # of the other kinds
+    latent_dist: Posterior  # for a KL first stage
+    latents: Tensor  # for the other kinds
 
 
 class Decoded(Protocol):

@@ -1,7 +1,7 @@
-"""Training of the first stage: a KL autoencoder on crops.
+"""Training of the first stage: a KL autoencoder, on crops.
 
-Reads the run's pictures, and the trained encoder where `perceptual` or `texture` needs its features. Writes the part's
-folder (see pipeline/training/run.py) and `model/`, as diffusers saves an AutoencoderKL.
+Reads the run's pictures, and the trained encoder if `perceptual` or `texture` needs its features. Writes the part's
+folder (see pipeline/training/run.py) and `model/`, in diffusers' format for an AutoencoderKL.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pipeline.training.loop import PartRun
     from rdm.untyped import FirstStage
 
-_SHOWN = 2000  # pictures that the principal components and the held-out sample are taken from
+_SHOWN = 2000  # pictures for the principal components and the held-out sample
 
 
 def to_model(pixels: Tensor) -> Tensor:
-    """uint8 pictures as the first stage takes them: float32 in [-1, 1]."""
+    """uint8 pictures as the input of the first stage: float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
@@ -74,7 +74,7 @@ def train_autoencoder(run: PartRun) -> Path:
 def draw_crops(
     pixels: Tensor, part: AutoencoderConfig, network: FirstStage, generator: torch.Generator, crew: Crew
 ) -> tuple[Tensor, Tensor]:
-    """This worker's crops of a batch, (b, 3, side, side) uint8, half of them mirrored, and the noise of their latents."""
+    """This worker's crops of a batch, (b, 3, side, side) uint8, half of them mirrored, and the noise for their latents."""
     import torch
 
     side, batch = part.crop or pixels.shape[-1], part.train.rows

@@ -45,7 +45,7 @@ class Steps:
 
     @property
     def rows(self) -> int:
-        """Pictures of one pass; `accumulate` passes make a step."""
+        """Pictures in one pass; `accumulate` passes make a step."""
         return self.batch // self.accumulate
 
     def loop(self) -> LoopConfig:
@@ -59,7 +59,7 @@ class Steps:
 class EncoderConfig:
     """A contrastive encoder. `model` is an open_clip model config (embed_dim, vision_cfg, text_cfg).
 
-    both, style_only    shares of the captions that name content and style, and the style alone; the rest name the content
+    both, style_only    shares of the captions that name content and style, and only the style; the others name the content
     tags                share of the content texts that are the picture's tags instead of its caption
     gap                 weight of the squared distance between the mean picture vector and the mean text vector
     """
@@ -76,11 +76,11 @@ class EncoderConfig:
 class AutoencoderConfig:
     """A KL autoencoder: arguments of diffusers' AutoencoderKL, trained on crops of `crop` pixels (0: whole pictures).
 
-    patches     set the encoder to the principal components of patches (rdm/patches.py) and train the decoder alone. The
+    patches     set the encoder to the principal components of patches (rdm/patches.py) and train only the decoder. The
                 latents are then final from the first save on, so that the denoiser can train at the same time
-    noise       with `patches`, the deviation of the noise on latents of deviation 1 that the decoder learns to accept
+    noise       with `patches`, the standard deviation of the noise that is added to latents of standard deviation 1
     perceptual, texture     weights of the distance between early activations of the trained encoder, and between their
-                covariances; they give grain instead of blur
+                covariances; they preserve grain
     """
 
     model: Mapping[str, object]
@@ -97,14 +97,14 @@ class AutoencoderConfig:
 class DenoiserConfig:
     """The denoiser: arguments of diffusers' UNet2DConditionModel, and how it is conditioned in training.
 
-    base            name or description of a published model, whose sizes and numbers replace `model`; or the folder of a saved
+    base            name or description of a published model, whose sizes replace `model`; or the folder of a saved
                     model, whose weights are trained further
     first_stage     folder or Hub id of a first stage or a saved model; empty: the run's own, else that of a saved `base`
-    encoder         name of the encoder, where the run trains none of its own
-    neighbours      the most neighbours of a picture
+    encoder         name of the encoder, if the run does not train one
+    neighbours      the largest number of neighbours of a picture
     counts          numbers of neighbours; each batch draws one of them with equal chance
-    p_own_style     share of the batches whose neighbours come from the picture's own style, as from a database that was
-                    swapped in; with 0 they come from all pictures, as in the paper
+    p_own_style     share of the batches whose neighbours come from the picture's own style, as after a swap of the
+                    database; with 0 they come from all pictures, as in the paper
     p_null          share of the pictures whose whole context is dropped, for guidance
     p_text          share of the batches whose first token is the caption's vector; with 0 there is no text, as in the paper
     checkpointing   compute activations again in the backward pass: much less memory, a third more arithmetic
@@ -152,19 +152,19 @@ class TrainConfig:
         return Path(self.run)
 
 
-#: Keys of a recipe that the first release did not know. With these values they are left out, so that its runs keep theirs.
+#: Keys of a recipe that the first release did not have. With these values they are left out, so that old recipes do not change.
 _ADDED: Mapping[str, Mapping[str, object]] = {
     "train": {"accumulate": 1},
     "data": {"where": "", "content": list(CONTENT_COLUMNS), "prepared": ""},
     "part": {"first_stage": "", "checkpointing": False},
 }
 
-#: Keys of a part that a resumed run must keep, because its weights were made for them.
+#: Keys of a part that a resumed run must not change, because its weights depend on them.
 _FIXED = ("model", "base", "first_stage", "encoder", "patches")
 
 
 def recipe(config: TrainConfig, part: Part) -> dict[str, dict[str, object]]:
-    """What a part is trained with, as plain JSON: the tables [data] and [<part>]."""
+    """The recipe of a part as plain JSON: the tables [data] and [<part>]."""
     made: dict[str, dict[str, object]] = json.loads(canonical_json({"data": config.data, part: getattr(config, part)}))
     train = made[part]["train"]
     assert isinstance(train, dict)
@@ -178,7 +178,7 @@ def recipe(config: TrainConfig, part: Part) -> dict[str, dict[str, object]]:
 def check_resumed(
     before: Mapping[str, Mapping[str, object]], now: Mapping[str, Mapping[str, object]], part: Part
 ) -> None:
-    """Raise ConfigError if a recipe does not fit the weights that an earlier form of it made."""
+    """Raise ConfigError if a recipe does not fit the weights that an earlier form of it produced."""
     pairs = [(f"[{part}] {key}", before[part].get(key), now[part].get(key)) for key in _FIXED]
     pairs.append(("[data] size", before["data"].get("size"), now["data"].get("size")))
     for name, old, new in pairs:

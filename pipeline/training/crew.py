@@ -1,6 +1,6 @@
-"""One of the workers that train together: its device, its rows of a batch, and the mean of all gradients.
+"""One of the workers that train together: its device, its rows of a batch, and the averaging of gradients.
 
-Reads RANK, WORLD_SIZE and LOCAL_RANK where torchrun has set them; writes nothing. A crew of one needs no process group. A
+Reads RANK, WORLD_SIZE and LOCAL_RANK if torchrun has set them; writes nothing. A crew of one needs no process group. A
 larger one uses the default group of torch.distributed, made by Ray Train (pipeline/training/ray.py) or from torchrun's
 variables. Each worker takes every `size`-th row of the same global batch, so that the gradient of the crew equals that of a
 single worker with all rows.
@@ -31,7 +31,8 @@ class Crew:
 
     @staticmethod
     def of_environment(device: str, threads: int) -> Crew:
-        """The place that torchrun's variables give this process, with its process group joined; alone without variables."""
+        """This process's rank from torchrun's variables, after joining the process group; a crew of one without the
+        variables."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return Crew(device, threads)
@@ -49,7 +50,7 @@ class Crew:
         return self.rank == 0
 
     def prepare(self) -> None:
-        """Set the number of threads, and flush denormal numbers, which slow a CPU down by a factor of tens."""
+        """Set the number of threads, and flush denormal numbers, which can slow a CPU down more than tenfold."""
         import torch
 
         if self.threads:
@@ -67,7 +68,7 @@ class Crew:
 
     @property
     def average(self) -> Callable[[Sequence[Tensor]], None] | None:
-        """Replaces tensors by their mean over all workers; None for a crew of one."""
+        """A function that replaces tensors by their mean over all workers; None for a crew of one."""
         return None if self.size == 1 else self._average
 
     def _average(self, gradients: Sequence[Tensor]) -> None:
@@ -84,8 +85,8 @@ class Crew:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all workers, (B / size, D) each, as (B, D) in the order of the global batch.
 
-        Gradients reach the worker that made a row. Every worker computes the same loss of the same global batch; the
-        backward pass sums their gradients, and `average` makes the mean of the sum, as for one worker.
+        Gradients flow back to the worker that made a row. Every worker computes the same loss of the same global batch; the
+        backward pass sums their gradients, and `average` divides the sum, so that the result equals that of one worker.
         """
         if self.size == 1:
             return rows

@@ -2,7 +2,7 @@
 
 Reads Parquet with the columns caption, style, tags, license, png and base_hexcode (which names the content), or the image
 shards of a database. Writes only the cache of drawn pictures. Decides what is held out: whole styles, and a share of the
-contents in all styles. The decision depends on the pictures and their names alone.
+contents in all styles. The decision depends only on the pictures and their names.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class DataConfig:
     """What to train on.
 
     parquet     files or glob patterns
-    databases   names of retrieval databases, versions or views, as every command takes them
+    databases   names of retrieval databases, versions or views
     where       a filter over the databases' rows, as in `rdmpipe search --where`
-    prepared    a database that `rdmpipe train prepare` prepared, as DATABASE or DATABASE/ID; for [rdm] alone, in place of all
+    prepared    a database that `rdmpipe train prepare` prepared, as DATABASE or DATABASE/ID; only for [rdm], in place of all
                 other sources
-    content     columns that name the content of a database's row; the first that a database has. Without one each row is a
-                content of its own
-    atelier     number of contents of the atelier (seed 0), each drawn in every style; its own held-out contents are held out
+    content     columns that name the content of a database's row; the first that a database has is used. Without one, each row
+                is a separate content
+    atelier     number of contents of the atelier (seed 0), each drawn in every style; the atelier defines which are held out
     held_out_contents   share of the contents held out, in all styles. Every word of a held-out caption remains in another
                 caption or tag, because a text tower cannot know a word that it never read
-    held_out_styles     styles held out whole
+    held_out_styles     styles held out completely
     size        pixels a side
     """
 
@@ -102,9 +102,9 @@ class LabelledPictures:
 
 
 def read_pictures(config: DataConfig, cache: Path | None = None, home: str | None = None) -> LabelledPictures:
-    """All pictures of the sources, held out or not, on a white ground.
+    """All pictures of the sources, including held-out ones, on a white background.
 
-    Drawn pictures are kept in the folder `cache`. Raises SourceError with what a source lacks, ConfigError where there is
+    Drawn pictures are cached in the folder `cache`. Raises SourceError if a source lacks something, ConfigError if there is
     no picture.
     """
     import torch
@@ -139,7 +139,7 @@ def _parquet_rows(path: Path, size: int) -> Iterator[LabelledPicture]:
 
 
 def _database_rows(name: str, config: DataConfig, home: str | None) -> Iterator[LabelledPicture]:
-    """The rows of a database, version or view whose picture is stored, without removed rows, in the order of their keys."""
+    """The rows of a database, version or view with a stored picture, without removed rows, in the order of their keys."""
     from pipeline.catalog import resolve_database
     from pipeline.database import SIDE, picture_files
     from pipeline.retrieval import open_search
@@ -179,9 +179,9 @@ def _database_rows(name: str, config: DataConfig, home: str | None) -> Iterator[
 
 
 def content_name(database: str, key: int, column: str, value: object) -> str:
-    """The name of the content of a database's row, for training and evaluation: two rows with one name show one content.
+    """The name of the content of a database's row, for training and evaluation: rows with the same name show the same content.
 
-    `value` is that of the content column; without one each row is a content of its own.
+    `value` is the value of the content column; without it, each row is a separate content.
     """
     if value is None:
         return f"{database}:{key}"
@@ -213,7 +213,7 @@ def _atelier_rows(contents: int, size: int, cache: Path | None) -> Iterator[Labe
 
 
 def decode_picture(data: bytes, size: int) -> Tensor:
-    """The picture in a file's bytes as (3, size, size) uint8 on a white ground."""
+    """The picture in a file's bytes as (3, size, size) uint8 on a white background."""
     import numpy as np
     import torch
     from PIL import Image
@@ -226,13 +226,13 @@ def decode_picture(data: bytes, size: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-_OWN = re.compile(r"[\w-]+:\d+")  # the name of a row that is a content of its own
+_OWN = re.compile(r"[\w-]+:\d+")  # the content's name of a row that is a separate content
 
 
 def content_order(name: str) -> int:
-    """A content's place between 0 and 2**64 in the order of what is held out: the first are. A function of its name alone.
+    """A content's rank between 0 and 2**64: the first contents in this order are held out. It depends only on the name.
 
-    Contents of the atelier have the atelier's own split: its held-out contents come first, the others last.
+    Contents of the atelier follow the atelier's split: its held-out contents are first, the others last.
     """
     if name.startswith(ATELIER):
         from pipeline.atelier import split_of
@@ -249,9 +249,9 @@ def caption_words(text: str) -> list[str]:
 def held_out_contents(pictures: LabelledPictures, share: float) -> frozenset[str]:
     """The contents to hold out.
 
-    Of the atelier these are its own. Rows that are contents of their own are held out by the hash of their name alone, so
-    that a part of a database gives the same ones as the whole. Of the others it is `share` of all in the order of their
-    hashes, without those whose captions have a word that no other content has.
+    For the atelier, these are its own held-out contents. Rows that are separate contents are held out by the hash of their
+    name, so that a part of a database gives the same ones as the whole. Of the others, a `share` is held out in the order of
+    their hashes, without those whose captions have a word that no other content has.
     """
     if any(name.startswith(ATELIER) for name in pictures.contents):
         from pipeline.atelier import split_of
@@ -282,7 +282,7 @@ def held_out_contents(pictures: LabelledPictures, share: float) -> frozenset[str
 
 
 def training_rows(pictures: LabelledPictures, config: DataConfig) -> list[int]:
-    """The rows that may be trained on: neither their style nor their content is held out. Raises ConfigError."""
+    """The rows for training: neither their style nor their content is held out. Raises ConfigError."""
     unknown = set(config.held_out_styles) - set(pictures.styles)
     if unknown:
         raise ConfigError(

@@ -1,12 +1,12 @@
-"""Training of the denoiser: neighbours and latents are computed once, then the loop reads tensors alone.
+"""Training of the denoiser: neighbours and latents are computed once, and then the loop only reads tensors.
 
 Reads the run's pictures, and an encoder and a first stage (see pipeline/training/networks.py). Writes the part's folder (see
 pipeline/training/run.py), `cache.pt` with neighbours and latents, and `model/`: the RDM in the layout of diffusers, in fp16.
 
-Trains as arXiv 2204.11824 does. The neighbours of a picture are the training pictures nearest to its own vector, without
-itself. Each batch draws their number, so that no masks are needed, and p_null drops all of them. Neighbours are found by the
-exact search of a database over vectors as a database stores them. Text is not needed; with `p_text` the first token of some
-batches is the caption's vector.
+The method is that of arXiv 2204.11824. The neighbours of a picture are the training pictures nearest to its own vector, without
+itself. The number of neighbours is drawn for each batch, so that no masks are needed; p_null drops all of them. Neighbours are
+found by a database's exact search, over vectors in the form in which a database stores them. Text is not needed; with `p_text`
+the first token of some batches is the caption's vector.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
     from rdm.config import RDMConfig
     from rdm.untyped import FirstStage, JsonObject, UNet
 
-_TEXTS = 3  # captions of one picture: two that name the content, one that names the style too
+_TEXTS = 3  # captions of one picture: two that name the content, one that also names the style
 
 _COLUMNS = 10  # of a sheet
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What is computed once of N training pictures.
+    """The tensors that are computed once from N training pictures.
 
-    latents (N, C, h, w) as the first stage gives them; vectors (N, D) unit rows of the pictures; texts (N, 3, D) of their
+    latents (N, C, h, w) from the first stage, unscaled; vectors (N, D) unit rows of the pictures; texts (N, 3, D) of their
     captions; near (N, k) rows of the nearest others, nearest first; near_own (N, k) the same within the picture's own style;
     scale, one over the standard deviation of the latents.
     """
@@ -84,12 +84,12 @@ class Cache:
         return self.texts[rows, which]
 
     def neighbours(self, rows: Tensor, count: int, own: bool) -> Tensor:
-        """(B, count, D) vectors of the nearest others, of the row's own style alone where `own` is True."""
+        """(B, count, D) vectors of the nearest other rows; with `own`, only of the row's own style."""
         return self.vectors[(self.near_own if own else self.near)[rows, :count]]
 
 
 class Examples(Protocol):
-    """What a denoiser is trained on: N pictures, by rows or places."""
+    """The training data of a denoiser: N pictures, by row numbers or places."""
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
@@ -124,7 +124,7 @@ def nearest_others(index: SearchIndex, k: int, groups: Tensor | None = None) -> 
         rows = np.arange(count) if members is None else members
         some = min(k, len(rows) - 1)
         if not some:
-            raise ConfigError("a style has one picture alone, which has no neighbour of its own style: leave it out")
+            raise ConfigError("a style has only one picture, which has no neighbour of its own style: leave it out")
         for part in np.array_split(rows, max(1, len(rows) // 512)):
             queries = np.asarray(index.vectors[part], np.float32)
             _, near, _ = index.top(queries, some + 1, members, exact=True)
@@ -147,7 +147,7 @@ class _Kept(TypedDict):
 
 
 def read_cache(run: PartRun, pictures: LabelledPictures) -> Cache:
-    """The cache: read from cache.pt where that was made of the same data and networks, else computed and written."""
+    """The cache: read from cache.pt if that was made from the same data and networks, else computed and written."""
     import torch
 
     part = run.config.rdm
@@ -197,7 +197,7 @@ def _compute(
         drawn = [f"a picture of {caption}" for caption in pictures.captions]
         named = [with_style(caption, style) for caption, style in zip(pictures.captions, pictures.styles, strict=True)]
         texts = torch.stack([embedder.texts(words) for words in (pictures.captions, drawn, named)], dim=1)
-    else:  # a picture without a caption stands for itself in the sheets
+    else:  # in the sheets, a picture without a caption is represented by its own vector
         texts = vectors[:, None].repeat(1, _TEXTS, 1)
     latents = encode_pictures(first_stage, pictures.pixels, run.device)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     """The model to train: the networks of a saved `base` with their weights, else a fresh denoiser.
 
     `scale` is one over the deviation of the latents, for a model without a `base`. A fresh first stage has only the right
-    shape: its weights stay in their folder.
+    shape; its weights stay in their folder.
     """
     from rdm import RDM
     from rdm.config import read_config
@@ -274,9 +274,9 @@ def draw_context(
     examples: Examples, part: DenoiserConfig, rows: Tensor, generator: torch.Generator,
     mine: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:  # fmt: skip
-    """Contexts (b, T, D) of this worker's rows: their neighbours, in some batches after their caption, some dropped.
+    """Contexts (b, T, D) of this worker's rows: their neighbours, in some batches preceded by their caption, some dropped.
 
-    The numbers drawn are those of all rows of the batch, so that each of several workers gets its rows of the same batch.
+    Random numbers are drawn for all rows of the batch, so that several workers use parts of the same batch.
     """
     import torch
 
@@ -317,7 +317,7 @@ def train_rdm(run: PartRun) -> Path:
 
     def keep(step: int, twin: nn.Module) -> None:
         unet = cast("UNet", twin)
-        # The decoder may have been trained since: the first stage is read again.
+        # The decoder may have been trained further, so the first stage is read again.
         model.first_stage = load_first_stage(first_stage)
         save_rdm(model, unet, run.folder / "model")
         run.write_sheet(step, sample_sheet(model, unet, cache, pictures, part, _COLUMNS), _COLUMNS)
@@ -326,7 +326,7 @@ def train_rdm(run: PartRun) -> Path:
 
 
 def _train_on_prepared(run: PartRun) -> Path:
-    """Train on a database that was prepared, with a held-out loss by time at every save."""
+    """Train on a prepared database, with a held-out loss by time at every save."""
     data = run.config.data
     with open_prepared(data.prepared, data.held_out_contents) as rows:
         return _train_on_rows(run, rows)
@@ -369,7 +369,7 @@ def _train_on_rows(run: PartRun, rows: PreparedRows) -> Path:
 def prepared_batch(
     rows: PreparedRows, part: DenoiserConfig, train_steps: int, crew: Crew, index: int, generator: torch.Generator
 ) -> Batch:
-    """This worker's rows of pass `index`. Each row's noise has a seed of its own: no worker draws the noise of others."""
+    """This worker's rows of pass `index`. Each row's noise has its own seed, so that no worker draws the noise of others."""
     import torch
 
     places = rows.places(index, part.train.rows, part.train.seed)
@@ -381,7 +381,7 @@ def prepared_batch(
 
 
 def check_prepared(prepared: Prepared, part: DenoiserConfig, size: int) -> None:
-    """Raise ConfigError if a recipe asks for what was not prepared."""
+    """Raise ConfigError if a recipe needs what was not prepared."""
     from pipeline.encoders import same_encoder
 
     for name, wanted, found, fits in (
@@ -486,10 +486,10 @@ def save_rdm(model: RDM, unet: UNet, folder: Path) -> None:
 def sample_sheet(
     model: RDM, unet: UNet, cache: Cache, pictures: LabelledPictures, part: DenoiserConfig, columns: int
 ) -> Tensor:
-    """The pictures of a sheet, (N, 3, S, S) in [0, 1]: for each style a row of real ones and a row of samples.
+    """The pictures of a sheet, (N, 3, S, S) in [0, 1]: for each style a row of real pictures and a row of samples.
 
-    The first token of a sample is the vector of a picture's caption, the others the nearest pictures of that style by this
-    vector, as a swapped database would give them. The contents are the same in all styles of a collection.
+    The first token of a sample is the vector of a picture's caption; the others are the nearest pictures of that style to this
+    vector, as from a swapped database. The contents are the same in all styles of a collection.
     """
     import torch
 
@@ -516,7 +516,7 @@ def sample_sheet(
 
 
 def _spread(pictures: LabelledPictures, members: Sequence[int], most: int) -> list[int]:
-    """Rows of at most `most` members, whose contents are evenly spread over those of all members."""
+    """Rows of at most `most` members, whose contents are evenly distributed over those of all members."""
     contents = sorted({pictures.contents[i] for i in members})
     wanted = set(contents[:: max(1, len(contents) // most)][:most])
     return [i for i in members if pictures.contents[i] in wanted][:most]

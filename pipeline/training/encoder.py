@@ -1,9 +1,9 @@
-"""Training of the encoder: an open_clip model with a contrastive loss and several positives a row.
+"""Training of the encoder: an open_clip model with a contrastive loss and several positives in each row.
 
 Reads the run's pictures. Writes the part's folder (see training/run.py) and `model/` (see training/trained.py).
 
-A batch holds contents in pairs: two pictures of one content, in two styles where there are two. A caption names the content,
-the content and the style, or the style alone. Every picture that a caption is true of is a positive of it.
+A batch holds contents in pairs: two pictures of one content, in two styles if there are two. A caption names the content,
+the content and the style, or only the style. Every picture for which a caption is true is a positive of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def style_words(style: str) -> str:
 
 
 def with_style(caption: str, style: str) -> str:
-    """The prompt that names a style in words, as the paper appends it."""
+    """The prompt with the style's name appended, as in the paper."""
     return f"{caption} in the style of {style_words(style)}"
 
 
@@ -78,7 +78,7 @@ def draw_rows(names: Names, batch: int, generator: torch.Generator) -> Tensor:
 def draw_texts(
     pictures: LabelledPictures, rows: Sequence[int], config: EncoderConfig, seed: int
 ) -> tuple[list[str], list[int]]:
-    """One caption a row, and its kind: CONTENT, BOTH or STYLE."""
+    """One caption for each row, and its kind: CONTENT, BOTH or STYLE."""
     die = random.Random(seed)
     texts, kinds = [], []
     for row in rows:
@@ -103,10 +103,11 @@ def positives(contents: Tensor, styles: Tensor, kinds: Tensor) -> Tensor:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """-log softmax, its mean over the positives of a row and over the rows, from captions to pictures and back.
+    """-log softmax, averaged over the positives of a row and over the rows, from captions to pictures and from pictures
+    to captions.
 
-    images, texts (B, D) unit rows; scale the inverse of the temperature; true (B, B) as `positives` gives it. With one
-    positive a row this is the loss of CLIP. The mean is outside the logarithm, as in arXiv 2004.11362.
+    images, texts (B, D) unit rows; scale the inverse of the temperature; true (B, B) from `positives`. With one
+    positive in each row this is the loss of CLIP. The mean is outside the logarithm, as in arXiv 2004.11362.
     """
     from torch.nn import functional as F
 
@@ -120,7 +121,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 pictures (B, 3, H, W) moved by up to 3 pixels, the border repeated; half of them are mirrored."""
+    """uint8 pictures (B, 3, H, W) shifted by up to 3 pixels, with repeated border pixels; half of them are mirrored."""
     import torch
     from torch.nn import functional as F
 
@@ -182,9 +183,9 @@ def evaluate_encoder(
     """Retrieval figures of `most` captions and pictures, evenly chosen, among all pictures.
 
     recall10_*      share of captions whose content is among the ten nearest pictures in the style of the caption's picture,
-                    for contents trained on (`trained` holds rows), held out, and of styles held out whole
+                    for training contents (`trained` holds rows), held-out contents, and held-out styles
     same_style_*    share of the twelve nearest others of those pictures that share their style
-    style_text      share of pictures of the styles trained on whose nearest style name is their own
+    style_text      share of pictures of the training styles whose nearest style name is their own
     """
     import torch
 

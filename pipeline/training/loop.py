@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingPictures:
-    """All pictures of a run, and the rows of those that may be trained on."""
+    """All pictures of a run, and the rows for training."""
 
     everything: LabelledPictures
     rows: list[int]
 
     @cached_property
     def chosen(self) -> LabelledPictures:
-        """The pictures that may be trained on."""
+        """The pictures for training."""
         return self.everything.take(self.rows)
 
 
@@ -89,11 +89,11 @@ class PartRun:
         return self.folder / "model"
 
     def write_figures(self, step: int, figures: Mapping[str, float], indent: int | None = None) -> None:
-        """figures.json: what was measured at the last save."""
+        """Write figures.json: the measurements of the last save."""
         Storage(str(self.folder)).write_text("figures.json", json.dumps({"step": step, **figures}, indent=indent))
 
     def write_sheet(self, step: int, pictures: Tensor, columns: int) -> None:
-        """A sheet of pictures (N, 3, S, S) in [0, 1], under sheets/."""
+        """Write a sheet of pictures (N, 3, S, S) in [0, 1] into sheets/."""
         sheet(pictures, self.folder / "sheets" / f"{step:07d}.png", columns=columns)
 
 

@@ -1,6 +1,6 @@
-"""The frozen networks that a denoiser is trained with: an encoder and a first stage, the run's own or named ones.
+"""The frozen networks for training a denoiser: an encoder and a first stage, the run's own or named ones.
 
-Reads the run's `encoder/model` and `autoencoder/model`, or what [rdm] names: an encoder as `--encoder` takes it, and a first
+Reads the run's `encoder/model` and `autoencoder/model`, or what [rdm] names: an encoder by a name for `--encoder`, and a first
 stage or a whole model as a folder or Hub id. Writes nothing.
 """
 
@@ -62,7 +62,7 @@ class OwnEmbedder:
 
 @dataclass(frozen=True)
 class NamedEmbedder:
-    """An encoder by name, prepared and normalised as a database's vectors are."""
+    """An encoder by name, with the preparation and normalisation of a database's vectors."""
 
     encoder: Encoder
 
@@ -86,7 +86,7 @@ class NamedEmbedder:
 
 
 def choose_embedder(config: TrainConfig, name: str, device: torch.device) -> Embedder:
-    """The run's own encoder where it was trained, else the encoder called `name`.
+    """The run's own encoder if it was trained, else the encoder called `name`.
 
     Raises ConfigError if the run's TOML has a table [encoder] that was not trained, EncoderError for an unknown name.
     """
@@ -104,7 +104,7 @@ def choose_embedder(config: TrainConfig, name: str, device: torch.device) -> Emb
 
 
 def choose_first_stage(config: TrainConfig, part: DenoiserConfig) -> str:
-    """The folder or Hub id of the first stage: the one named, else the run's own, else that of a saved `base`.
+    """The folder or Hub id of the first stage: the named one, else the run's own, else that of a saved `base`.
 
     Raises ConfigError if there is none.
     """
@@ -122,14 +122,14 @@ def choose_first_stage(config: TrainConfig, part: DenoiserConfig) -> str:
 
 
 def is_saved_model(base: str) -> bool:
-    """Whether `base` is the folder of a saved model, with weights, and not the name of a description."""
+    """Whether `base` is the folder of a saved model with weights, and not the name of a description."""
     return bool(base) and (Path(base) / "unet").is_dir()
 
 
 def load_first_stage(place: str | Path) -> FirstStage:
-    """A first stage in fp32 and eval mode: of a folder that diffusers saved, or of a saved model.
+    """A first stage in fp32 and eval mode, from a folder that diffusers saved or from a saved model.
 
-    Raises ConfigError for a folder of another network, CheckpointError for a place that is not there.
+    Raises ConfigError for a folder of another network, CheckpointError for a path that does not exist.
     """
     from rdm import RDM
     from rdm.networks import FIRST_STAGES, diffusers

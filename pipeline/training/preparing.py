@@ -1,9 +1,9 @@
-"""The stage that prepares a database for the training of a denoiser: pictures once through the first stage.
+"""The stage that prepares a database for training a denoiser, with one pass of the pictures through the first stage.
 
 Reads a version's embedding shards and stored pictures, and the index of the database that neighbours come from. Writes, in
 the database's folder,
 
-    prepared/<id>/prepared.json              what was prepared, of which versions, with which networks
+    prepared/<id>/prepared.json              the versions, networks and settings of the preparation
     prepared/<id>/<shard>.keys.npy           (n,) int64 keys of the rows
     prepared/<id>/<shard>.order.npy          (n,) uint64 hash of each row's content, which decides what is held out
     prepared/<id>/<shard>.latents.npy        (n, C, h, w) float16, unscaled
@@ -13,7 +13,7 @@ the database's folder,
 
 A shard is done when its receipt is written; a preparation that was killed continues with the same command. Rows that the
 version removed and rows that the filter does not match are counted as filtered. A purge removes its rows from these files
-(pipeline/maintenance/derived.py). Training leaves out what the current version no longer has, and a new version is prepared
+(pipeline/maintenance/derived.py). Training leaves out rows that the current version no longer has; a new version is prepared
 under another id.
 """
 
@@ -51,20 +51,20 @@ STAGE = "prepare"
 
 FILES = ("keys", "order", "latents", "texts", "neighbours")
 
-_FORMAT = 1  # raise it when the same rows would give other files
+_FORMAT = 1  # increase it when the code writes other files for the same rows
 
-_PIXELS = 1 << 27  # of the pictures that are in memory together
+_PIXELS = 1 << 27  # total pixels of the pictures in memory
 
 
 @dataclass(frozen=True)
 class PrepareRequest:
     """What to prepare.
 
-    name             the database, version or view whose pictures are trained on
-    neighbours_from  the database, version or view that neighbours come from; empty: `name`
+    name             the database, version or view with the training pictures
+    neighbours_from  the database, version or view in which neighbours are searched; empty: `name`
     where            a filter over the rows of `name`
     first_stage      folder or Hub id of a first stage or a saved model
-    size             pixels a side; pictures are scaled to it by their shorter side and cropped to their middle
+    size             pixels a side; the shorter side of a picture is scaled to it, and its centre is cropped
     neighbours       neighbours of a row
     device           auto, cpu or cuda
     """
@@ -108,7 +108,7 @@ class Prepared:
 
     @staticmethod
     def from_json(text: str) -> Prepared:
-        """What prepared.json says. Raises ConfigError for another text."""
+        """The content of prepared.json. Raises ConfigError for any other text."""
         try:
             found = parse_json(text)
         except ValueError as error:
@@ -124,8 +124,8 @@ class Prepared:
 def prepare(request: PrepareRequest, progress: Progress, backend: Backend) -> Prepared:
     """Prepare every shard of the database that is not prepared yet.
 
-    Raises ConfigError for a size that the first stage does not take or too few rows for so many neighbours, EncoderError
-    where the two databases have different encoders, SourceError where no picture is stored or no row is left, StageFailed
+    Raises ConfigError for a size that the first stage does not take or too few rows for the number of neighbours, EncoderError
+    if the two databases have different encoders, SourceError if no picture is stored or no row is left, StageFailed
     for shards that failed.
     """
     from pipeline.catalog import resolve_database
@@ -229,7 +229,7 @@ def _shard(database: RetrievalDatabase, receipt_path: str, number: int) -> Shard
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a worker holds open."""
+    """The open resources of a worker."""
 
     first_stage: FirstStage
     encoder: Encoder
@@ -263,7 +263,7 @@ def _run(request: PrepareRequest, own: Selection, config: str, worker: _Worker, 
 
 
 def prepare_shard(request: PrepareRequest, own: Selection, config: str, worker: _Worker, shard: Shard) -> Receipt:
-    """Prepare one shard and write its files. Rows without a stored picture, or with one that does not decode, fail."""
+    """Prepare one shard and write its files. Rows whose picture is missing or cannot be decoded fail."""
     from pipeline.filters import filter_mask
 
     database, record = own.database, own.version.encoder
@@ -314,7 +314,7 @@ def prepare_shard(request: PrepareRequest, own: Selection, config: str, worker: 
 def _pictures(
     database: RetrievalDatabase, keys: NDArray[np.int64], rows: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Rows with their pictures, (n, 3, size, size) uint8, some at a time; without those that are absent or broken."""
+    """Rows with their pictures, (n, 3, size, size) uint8, in batches; without rows whose picture is missing or damaged."""
     import torch
 
     from pipeline.database import picture_files
@@ -329,7 +329,7 @@ def _pictures(
 
 
 def _square(data: bytes | None, size: int) -> torch.Tensor | None:
-    """A picture as (3, size, size) uint8 on a white ground, scaled by its shorter side, its middle; None for a broken one."""
+    """A picture as (3, size, size) uint8 on a white background: shorter side scaled, centre cropped; None if it is damaged."""
     import torch
     from PIL import Image
 
@@ -369,7 +369,7 @@ def _texts(encoder: Encoder, captions: Sequence[str | None], dim: int) -> NDArra
 def _neighbours(
     searcher: Searcher, vectors: NDArray[np.float16], keys: NDArray[np.int64], k: int, own: Selection
 ) -> NDArray[np.int64]:
-    """Keys of the k nearest rows of the other database; a row is no neighbour of itself."""
+    """Keys of the k nearest rows of the other database; a row is not its own neighbour."""
     wide = vectors.astype(np.float32)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     found = searcher.search(wide, k + 1).keys
@@ -388,7 +388,7 @@ def _write(storage: Storage, config: str, shard: int, name: str, values: NDArray
 
 
 def load_array(storage: Storage, receipt: Receipt, name: str) -> NDArray[np.generic]:
-    """One of a shard's arrays (a name of FILES), mapped; fetched first where the storage is remote."""
+    """One of a shard's arrays (a name of FILES), mapped; fetched first if the storage is remote."""
     artifact = next(found for found in receipt.artifacts if found.path.endswith(f".{name}.npy"))
     values: NDArray[np.generic] = np.load(storage.local(artifact), mmap_mode="r")
     return values

@@ -1,7 +1,7 @@
 """Training on several workers. Ray Train starts them and makes their process group; pipeline/training/run.py does the work.
 
 Reads what pipeline/training/run.py reads, on every worker: on several nodes the run's folder and its pictures must be on a
-shared disk. The first worker alone writes. A worker that dies ends the run; the same command with --resume continues from
+shared disk. Only the first worker writes. A worker that dies ends the run; the same command with --resume continues from
 the last save.
 """
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def train_on_ray(
     part: Part, config: TrainConfig, progress: Progress, *, workers: int, address: str = "", resume: bool = False
 ) -> Path:
-    """Train one part on `workers` workers, each with a GPU where the cluster has enough. Returns the model's folder.
+    """Train one part on `workers` workers, each with a GPU if the cluster has enough. Returns the model's folder.
 
     The workers share every batch, so that the gradient equals that of a single worker. Raises JobError for a batch that
-    cannot be shared equally, and where a worker failed, with its message.
+    cannot be divided equally, and if a worker failed, with its message.
     """
     require("ray", "training on several workers")
     import ray
@@ -57,7 +57,7 @@ def train_on_ray(
 
 
 class _Order(TypedDict):
-    """What a worker is sent."""
+    """The order that a worker receives."""
 
     part: Part
     config: TrainConfig
@@ -66,7 +66,7 @@ class _Order(TypedDict):
 
 
 def _work(given: _Order) -> None:
-    """One worker: the function that a single process runs, with the worker's place in the crew."""
+    """One worker: the function of a single process, with the worker's rank in the crew."""
     import ray.train
 
     from pipeline.execution import Progress

@@ -2,13 +2,13 @@
 
 Reads: the run's TOML, the pictures it names. Writes, under the run folder,
 
-    <part>/config.json    the recipe of the part, after every earlier form of it where a resumed run changed it
+    <part>/config.json    the recipe of the part, preceded by earlier forms if a resumed run changed it
     <part>/state.pt       the state to resume from; <part>/curve.csv and curve.png
-    <part>/sheets/        sample sheets as it goes
+    <part>/sheets/        sample sheets, written during training
     encoder/model/        open_clip's own folder;  autoencoder/model/, rdm/model/: diffusers' folders
     weights.json          sha256 of every weights file above
 
-rdm needs the encoder and the autoencoder; the autoencoder uses the encoder's features where its recipe asks for them.
+rdm needs the encoder and the autoencoder; the autoencoder uses the encoder's features if its recipe needs them.
 pipeline/training/ray.py trains on several workers. Does not promise the same bits on another machine or with another number
 of threads.
 """
@@ -33,8 +33,8 @@ def train(
 ) -> Path:
     """Train one part. Returns the folder of its finished model.
 
-    `crew` is this worker's place among several; by default the one that torchrun's variables give, or alone. Raises
-    ConfigError for a recipe that cannot be trained, SourceError for pictures that cannot be read, ModelError where the
+    `crew` is this worker's rank among several; by default it comes from torchrun's variables, else it is a crew of one. Raises
+    ConfigError for a recipe that cannot be trained, SourceError for pictures that cannot be read, ModelError if the
     model or its state is wrong or the loss is not finite.
     """
     from pipeline.training.crew import Crew
@@ -84,7 +84,7 @@ def _read_forms(folder: Path) -> list[_Form]:
 
 
 def _record_config(folder: Path, config: TrainConfig, part: Part, forms: list[_Form]) -> None:
-    """Write config.json: all forms of the recipe with the step each began at, the newest last."""
+    """Write config.json: all forms of the recipe with their first steps, the newest last."""
     now = recipe(config, part)
     if not forms or forms[-1]["recipe"] != now:
         from rdm.train import CURVE, read_curve

@@ -1,6 +1,6 @@
 """Contact sheets and curves of a training run, as PNG files.
 
-Writes the file that it is given, whole or not at all. Draws with Pillow, so that no plotting library is needed.
+Writes the given file, completely or not at all. Draws with Pillow, so that no plotting library is needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _write_png(image: Image.Image, path: Path) -> None:
 
 
 def curve_picture(curve: Path, path: Path, names: Sequence[str], size: tuple[int, int] = (720, 260)) -> None:
-    """Write one panel a name: the value over the steps, its range and its last value."""
+    """Write one panel for each name: the value over the steps, its range and its last value."""
     from PIL import Image, ImageDraw
 
     from rdm.train import read_curve

@@ -1,9 +1,9 @@
-"""The rows of a prepared database, read as training needs them.
+"""The rows of a prepared database, read when training needs them.
 
 Reads prepared/<id>/ of a database (see pipeline/training/preparing.py) and the index of the database that neighbours come
 from, all mapped. Writes nothing. The rows of a step are a function of the seed and the step, so that the position in the data
-needs no file of its own: the step that rdm.train saves is the position. In memory are the row numbers of one window of
-shards, whatever the number of rows.
+needs no separate file: the step that rdm.train saves is the position. Only the row numbers of one window of shards are in
+memory, for any number of rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pipeline.database import RetrievalDatabase
     from pipeline.retrieval import Searcher
 
-_WINDOW = 8  # shards whose rows are mixed
+_WINDOW = 8  # number of shards whose rows are shuffled together
 
-_OPEN = 64  # mapped arrays
+_OPEN = 64  # number of mapped arrays
 
-_SHOWN = 64  # held-out rows that are measured
+_SHOWN = 64  # number of held-out rows for the loss
 
 
 class PreparedRows:
@@ -71,14 +71,14 @@ class PreparedRows:
         return self.prepared.dim
 
     def places(self, index: int, rows: int, seed: int) -> Tensor:
-        """(rows, 2) places of pass `index` of `rows` rows each. Every epoch goes once through all rows, in another order."""
+        """(rows, 2) places of pass `index` of `rows` rows each. Every epoch uses each row once, in another order."""
         import torch
 
         found = [self._place(position, seed) for position in range(index * rows, (index + 1) * rows)]
         return torch.tensor(found, dtype=torch.long)
 
     def held_out_places(self) -> Tensor:
-        """At most 64 places of held-out rows, of the first shards that have some."""
+        """At most 64 places of held-out rows, from the first shards that have some."""
         import torch
 
         found: list[tuple[int, int]] = []
@@ -130,7 +130,7 @@ class PreparedRows:
         return np.stack([self._mapped(shard, name)[row] for shard, row in places.tolist()])
 
     def _split(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of a shard to train on, and those held out."""
+        """Rows of a shard for training, and held-out rows."""
         there = _contains(self._current, np.asarray(self._map(shard, "keys"), np.int64))
         held = np.asarray(self._map(shard, "order")) <= np.uint64(min(2**64 - 2, int(self._held_out * 2**64)))
         return np.flatnonzero(there & ~held), np.flatnonzero(there & held)
@@ -153,13 +153,13 @@ class PreparedRows:
 
 
 def _contains(ascending: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of `keys` are among the ascending ones."""
+    """Whether each of `keys` is among the ascending ones."""
     found = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
     return np.asarray(ascending[found] == keys)
 
 
 def nearest_present(keys: NDArray[np.int64], present: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """The first `count` present keys of each row of (B, k), in their order; fewer are repeated.
+    """The first `count` present keys of each row of (B, k), in their order; if there are fewer, they are repeated.
 
     Raises DatabaseError if a row has none left.
     """
@@ -198,7 +198,7 @@ def open_prepared(name: str, held_out: float, home: str | None = None) -> Prepar
         ) from error
     try:
         other = resolve_database(prepared.neighbours_from, home)
-    except DatabaseError:  # a purge removed that version: the current one lacks the purged rows alone
+    except DatabaseError:  # a purge removed that version; the current one only lacks the purged rows
         other = resolve_database(prepared.neighbours_from.partition("@")[0], home)
     searcher = open_search(other.database, other.version, other.where, threads=1)
     return PreparedRows(database, prepared, searcher, held_out)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def to_model(pixels: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, S, S) as the encoder takes them: less open_clip's mean, over its standard deviation."""
+    """uint8 pictures (B, 3, S, S) as the encoder's input: open_clip's mean subtracted, divided by its standard deviation."""
     import torch
 
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
@@ -58,7 +58,7 @@ def to_model(pixels: Tensor) -> Tensor:
 
 
 def build_encoder(model: Mapping[str, object], seed: int) -> tuple[Clip, Tokenizer]:
-    """open_clip's model of a config with fresh weights, and its tokenizer. Raises ConfigError without a text_cfg."""
+    """open_clip's model for a config, with fresh weights, and its tokenizer. Raises ConfigError without a text_cfg."""
     import torch
 
     text = model.get("text_cfg")
