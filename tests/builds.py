@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from pipeline.building import BuildRequest, build
 from pipeline.building.request import BuildSummary
 from pipeline.execution import Backend, Progress
 from tests.encoders import RANDOM
+from tests.forked import Forked
 
 REPO = Path(__file__).parent.parent
 
@@ -58,19 +57,16 @@ def quiet_build(target: str | Path, **options: Any) -> BuildSummary:
     return build(BuildRequest(target=str(target), **options), Progress(stream=io.StringIO()))
 
 
-def command(*arguments: str | Path, home: Path, wait: bool = True, **environment: str) -> subprocess.Popen[str]:
+def command(*arguments: str | Path, home: Path, wait: bool = True, **environment: str) -> Forked:
     """`rdmpipe ARGUMENTS` as a process of its own."""
     env = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": str(REPO), **environment}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=REPO, start_new_session=True,
-    )  # fmt: skip
+    process = Forked(tuple(map(str, arguments)), module="pipeline.cli", env=env)
     if wait:
         process.wait(timeout=240)
     return process
 
 
-def last_json(process: subprocess.Popen[str]) -> Any:
+def last_json(process: Forked) -> Any:
     out, err = process.communicate()
     assert process.returncode == 0, err
     return json.loads(out.strip().splitlines()[-1])

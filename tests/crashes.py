@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,6 +23,7 @@ import psutil
 from pipeline.building import BuildRequest, build
 from pipeline.execution import Backend, Progress
 from tests.builds import contents, folder_of, manifest_of, quiet_build
+from tests.forked import preloaded_processes
 
 KILLS = 10  # blows a stage
 # A busy machine starts workers slowly, and all blows may fall on one shard.
@@ -74,10 +74,10 @@ class Driver:
     """A build as a process of its own, forked from a server that has the large imports behind it: a blow comes cheap."""
 
     def __init__(self, target: Target, home: Path, ray: bool = False) -> None:
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["tests.preloaded"])
         self.log = home.parent / f"said {time.monotonic_ns()}"
-        self.process = processes.Process(target=_drive, args=(target.manifest, str(home), ray, str(self.log)))
+        self.process = preloaded_processes().Process(
+            target=_drive, args=(target.manifest, str(home), ray, str(self.log))
+        )
         self.process.start()
 
     def said(self) -> str:

@@ -1,10 +1,14 @@
-"""The imports that a forked driver of the crash tests has behind it."""
+"""The imports that the processes of tests/forked.py have behind them when they start."""
 
 import duckdb  # noqa: F401
 import faiss  # noqa: F401
 import pyarrow.parquet  # noqa: F401
+import rich.console  # noqa: F401
+import typer  # noqa: F401
 
-import tests.crashes  # noqa: F401
+import rdm.networks  # noqa: F401
+import tests.crashes
+import tests.forked  # noqa: F401
 from pipeline.encoders import import_open_clip
 
 import_open_clip()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +18,9 @@ from pipeline.generation import find_model, list_models, outline_model
 from pipeline.generation.models import check_memory
 from pipeline.generation.provenance import read_record
 from tests.adapters import small_adapter_model
-from tests.builds import REPO, folder_of, quiet_build
+from tests.builds import folder_of, quiet_build
 from tests.encoders import RANDOM
+from tests.forked import Forked
 from tests.generations import pictures, quiet_generate, results, styles_database
 
 PROMPTS = "prompt,negative\na fox,\nan owl at night,blurry\n"
@@ -210,7 +208,7 @@ def test_a_killed_run_goes_on_with_two_workers_on_ray_to_the_same_bytes(
         f"quiet_generate({str(prompts)!r}, model={world.model!r}, home={str(world.home)!r}, db={world.views!r}, batch=1, n=2,"
         f" steps=8, out={str(out)!r})\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)})
+    process = Forked((), code=code)
     deadline = time.monotonic() + 200
     while len(list(out.glob("images/*.png"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline

@@ -11,13 +11,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.metadata
-import io
 import json
-import multiprocessing
 import os
 import platform
 import re
-import runpy
 import shutil
 import socket
 import subprocess
@@ -34,6 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.forked import Forked
+
 pytestmark = pytest.mark.process
 
 REPO = Path(__file__).parent.parent
@@ -41,7 +40,6 @@ FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = FIXTURE / "expected"
 TIME = 1_700_000_000  # of the gallery's files: a folder's plan holds times, and a checkout does not keep them
 LIBRARIES = ("torch", "numpy", "pyarrow", "pillow", "open_clip_torch", "diffusers", "faiss-cpu", "duckdb")
-PRELOADED = ("tests.preloaded", "rdm.networks", "typer", "rich.console", __name__)
 # What another processor may make of it. Of weights: their distance, as a share of the way that the resumed steps went.
 SCORE, COSINE, PIXEL, LOSS, APART = 1e-4, 0.9999, 2, 1e-3, 0.05
 
@@ -148,29 +146,13 @@ class Ran:
         return json.loads(self.out.strip().splitlines()[-1])
 
 
-def _command(arguments: tuple[str, ...], work: str) -> None:
-    """`python -m pipeline.cli ARGUMENTS`, in a process that was forked with the large libraries imported."""
-    os.chdir(work)
-    for name in ("RDMPIPE_ENCODER", "RAY_ADDRESS"):
-        os.environ.pop(name, None)
-    os.environ |= {"RDMPIPE_HOME": "home", "RDMPIPE_CACHE": "cache"}
-    for name, number in (("said.out", 1), ("said.err", 2)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(number, "wb"), write_through=True) for number in (1, 2))
-    sys.path.insert(0, str(REPO))
-    sys.argv = ["rdmpipe", *arguments]
-    runpy.run_module("pipeline.cli", run_name="__main__", alter_sys=True)
-
-
 def rdmpipe(work: Path, *arguments: str) -> Ran:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([*PRELOADED])
+    env = {name: value for name, value in os.environ.items() if name not in ("RDMPIPE_ENCODER", "RAY_ADDRESS")}
+    env |= {"RDMPIPE_HOME": "home", "RDMPIPE_CACHE": "cache"}
     line = tuple(word.replace("{first}", first_version(work)) for word in arguments)
-    process = processes.Process(target=_command, args=(line, str(work)))
-    process.start()
-    process.join(240)
-    process.kill()
-    return Ran(process.exitcode, (work / "said.out").read_text(), (work / "said.err").read_text())
+    process = Forked(line, module="pipeline.cli", env=env, cwd=work)
+    out, err = process.communicate(240)
+    return Ran(process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")

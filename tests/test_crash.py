@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
+from tests.forked import Forked
 
 pytestmark = pytest.mark.process
 
@@ -53,7 +53,7 @@ def _indexing(home: Path) -> bool:
     return _receipts(home, "embed") == SHARDS
 
 
-def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400.0) -> None:
+def _wait_for(ready: Callable[[], bool], process: Forked, seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "the build never came to that point"
@@ -61,13 +61,13 @@ def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds
         time.sleep(0.002)
 
 
-def _drain(process: subprocess.Popen[str]) -> None:
+def _drain(process: Forked) -> None:
     """Read its output away, so that it never waits for us."""
     for stream in (process.stdout, process.stderr):
-        threading.Thread(target=stream.read, daemon=True).start()  # type: ignore[union-attr]
+        threading.Thread(target=stream.read, daemon=True).start()
 
 
-def _kill_tree(process: subprocess.Popen[str]) -> None:
+def _kill_tree(process: Forked) -> None:
     """SIGKILL to the driver alone; Ray's own processes notice and end, or are ended here."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)

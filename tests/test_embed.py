@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +27,7 @@ from pipeline.images import decode, perceptual_hash
 from pipeline.schema import embedding_schema
 from pipeline.sources import Manifest, open_source
 from tests.encoders import CONFIG, RANDOM, local_encoder
+from tests.forked import Forked
 
 CONFIGURED = EmbedConfig(RANDOM, device="cpu", batch=8, torch_threads=1, decode_threads=2)
 
@@ -133,16 +131,9 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, tiny: Encoder, po
         "stage = embed_stage(db, config, load_encoder(RANDOM, 'cpu').record)\n"
         "run_shard_once(stage, stage.setup, shards[0])\n"
     )
-    repository = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "two"), str(folder)],
-        cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    done = Forked((str(tmp_path / "two"), str(folder)), code=code)
+    _, said = done.communicate(200)
+    assert done.returncode == 0, said
     other = RetrievalDatabase(db.name, str(tmp_path / "two"))
     assert files_of(db) == files_of(other)
     assert any(name.startswith("embeddings/") and name.endswith(".parquet") for name in files_of(db))

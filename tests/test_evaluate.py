@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +18,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluateConfig
-from tests.builds import REPO
 from tests.evaluations import atelier_database, quiet_evaluate, small_config
+from tests.forked import Forked
 from tests.generations import pictures, save_model
 
 
@@ -159,15 +156,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(
     """Killed in each of its parts in turn; the last case finishes what the others began."""
     folder, config = place
     until = time.monotonic() + 200
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder)], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = Forked((str(folder),), code=PROGRAM)
     while not (folder / "killed" / moment).exists() and time.monotonic() < until and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said.decode()
+    assert process.returncode == -signal.SIGKILL, said
     assert not (folder / "killed" / "summary.json").exists()
     if moment == "pictures/images":
         found, expected = flat(quiet_evaluate(config, folder / "killed", folder / "home")), flat(whole)

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from pipeline.generation.rdm_model import LoadedRDM
 from pipeline.generation.requests import Neighbourhood, PictureRequest
 from pipeline.generation.run import run_name
 from pipeline.retrieval import open_search
-from tests.builds import REPO
+from tests.forked import Forked
 from tests.generations import pictures, quiet_generate, results, save_model, styles_database
 
 PROMPTS = 'prompt,mood\na fox,calm\nan owl at night,\n"a house, red",grim\n'
@@ -185,7 +183,7 @@ def test_ray_with_two_workers_makes_the_same_bytes(world: World, prompts: Path, 
 # ---- killed and interrupted
 
 
-def started(world: World, prompts: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
+def started(world: World, prompts: Path, out: Path, **options: Any) -> Forked:
     """A run in a process of its own, slow enough to be stopped in the middle."""
     config = {"prompts": str(prompts), "model": world.model, "home": str(world.home), "db": world.views, "k": 3,
               "threads": 1, "out": str(out), **options}  # fmt: skip
@@ -194,13 +192,10 @@ def started(world: World, prompts: Path, out: Path, **options: Any) -> subproces
         "from pipeline.execution import Progress\nfrom pipeline.generation import GenerateConfig, Sampling, generate\n"
         f"print(generate(GenerateConfig(**{config!r}, sampling=Sampling(steps={steps})), Progress()).made)"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(REPO)}, start_new_session=True,
-    )  # fmt: skip
+    return Forked((), code=code)
 
 
-def wait_for_pictures(process: subprocess.Popen[str], out: Path, count: int) -> None:
+def wait_for_pictures(process: Forked, out: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while len(list(out.glob("images/*.png"))) < count:
         assert process.poll() is None, process.communicate()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import random
 import shutil
@@ -27,6 +26,7 @@ from pipeline.retrieval import QueryRequest, run_query
 from pipeline.sources import SourceOptions
 from tests.attempts import tried
 from tests.builds import contents, folder_of, manifest_of, picture, quiet_build
+from tests.forked import preloaded_processes
 from tests.generations import save_model
 from tests.server import Fault, serve
 from tests.urls import HOST
@@ -127,10 +127,8 @@ def _run(command: str, root: str, home: str, said: str) -> None:
 
 def killed(command: str, root: Path, home: Path, after_s: float) -> bool:
     """Run a command in a process that is killed after so many seconds. Returns whether the blow fell before its end."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.preloaded"])
     said = home.parent / f"said {time.monotonic_ns()}"
-    process = processes.Process(target=_run, args=(command, str(root), str(home), str(said)))
+    process = preloaded_processes().Process(target=_run, args=(command, str(root), str(home), str(said)))
     process.start()
     process.join(after_s)
     alive = process.is_alive()

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from pipeline.index.partitions import partition_keys, partitions_of, plan_partit
 from pipeline.retrieval import open_search
 from pipeline.schema import SHARD_ROWS
 from pipeline.storage import Artifact, Storage
-from tests.builds import REPO
+from tests.forked import Forked
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
 pytestmark = pytest.mark.process
@@ -127,7 +125,7 @@ def test_a_build_that_was_stopped_goes_on_with_the_partitions_it_has(rows: Rows)
         f"shards = {shards!r}\n"
         "build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)})
+    process = Forked((), code=script)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("parts/*.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline

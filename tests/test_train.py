@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.execution import Progress
 from pipeline.training import read_train_config, train
 from pipeline.training.config import TrainConfig
 from rdm.train import read_average, read_curve
+from tests.forked import Forked
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 SMALL = """
@@ -176,14 +175,19 @@ def test_texture_wants_an_encoder_of_convolutions(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     whole, killed = (write_run(tmp_path, name, steps=14, save=0.0) for name in ("whole", "killed"))
-    command = [sys.executable, "-c", "from pipeline.cli.train import train_app; train_app()", "autoencoder"]
-    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent), "OMP_NUM_THREADS": "1"}
+
+    def started(*arguments: str) -> Forked:
+        return Forked(
+            ("train", "autoencoder", *arguments), module="pipeline.cli", env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
     def run(*arguments: str) -> None:
-        subprocess.run([*command, *arguments], check=True, env=environment, capture_output=True, timeout=240)
+        process = started(*arguments)
+        _, said = process.communicate(240)
+        assert process.returncode == 0, said
 
     run(str(whole))
-    process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    process = started(str(killed))
     curve = tmp_path / "killed" / "autoencoder" / "curve.csv"
     until = time.monotonic() + 200
     while len(read_curve(curve)) < 5 and time.monotonic() < until and process.poll() is None:
