@@ -32,6 +32,7 @@ _NETWORKS = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.autoencoders.vq_model",
+    "diffusers.hooks.group_offloading",  # which `to` of a network imports, and with it the compiler
 )
 _PLAIN = {
     "diffusers.models.transformers": (),

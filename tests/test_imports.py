@@ -21,7 +21,7 @@ import sys
 from pipeline.encoders import load_encoder
 from rdm import RDM
 encoder = load_encoder("mini", "cpu")
-model = RDM.from_pretrained({str(REPO / "pipeline/assets/models/rdm-mini")!r})
+model = RDM.from_pretrained({str(REPO / "pipeline/assets/models/rdm-mini")!r}).to("cpu")
 encoder.encode_texts(["a boat"])
 print(*[name for name in {HEAVY!r} if name in sys.modules])
 print(*[name for name in ("diffusers", "open_clip") if name in sys.modules])
