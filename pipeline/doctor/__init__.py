@@ -1,4 +1,4 @@
-"""What can be used and reached here: `rdmpipe doctor`.
+"""`rdmpipe doctor`: a check of what can be used and reached on this machine.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

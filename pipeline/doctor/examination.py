@@ -1,7 +1,7 @@
-"""What `rdmpipe doctor` looks at: this machine, the home, optional packages, fonts, the network, weights.
+"""The checks of `rdmpipe doctor`: this machine, the home, optional packages, fonts, the network, weights.
 
 Reads: the home, installed packages, one address of the Hub. Writes: one temporary file in the home, which is removed at once.
-Each finding says what was found and, where something is missing, the command that adds it. It does not look at the checksums of
+Each finding states what was found and, if something is missing, the command that adds it. It does not compare the checksums of
 databases or of downloads (`rdmpipe check NAME` and `rdmpipe doctor --verify` do) and downloads nothing.
 """
 
@@ -37,7 +37,7 @@ REACH_S = 5.0
 
 
 def examine(home: str | None = None, load: bool = True) -> Iterator[Finding]:
-    """Look at everything, one finding after another. load: also load the shipped encoder and model."""
+    """Run all checks and yield their findings. load: also load the shipped encoder and model."""
     place = home or default_home()
     checks: list[Callable[[], Finding]] = [
         _program, _device, lambda: _home(place), lambda: _disk("disk of the home", place),
@@ -130,7 +130,7 @@ def _hub() -> Finding:
     try:
         request = urllib.request.Request(place, method="HEAD")
         urllib.request.urlopen(request, timeout=REACH_S).close()
-    except urllib.error.HTTPError:  # it answers
+    except urllib.error.HTTPError:  # the server answers
         return Finding("Hub", "ok", f"{place} can be reached")
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
@@ -156,7 +156,7 @@ LETTERS = {"accents": "é", "Greek": "α", "Cyrillic": "Ж", "Japanese": "海", 
 
 
 def _fonts() -> Finding:
-    """Fonts for contact sheets; pages are drawn by the browser, which has its own."""
+    """Fonts for contact sheets. HTML pages do not need them, because the browser has its own."""
     missing = [name for name, letter in LETTERS.items() if unlettered([letter])]
     if not missing:
         return Finding("fonts", "ok", f"contact sheets show {', '.join(LETTERS)}")

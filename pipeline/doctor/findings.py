@@ -1,4 +1,4 @@
-"""Finding: what `rdmpipe doctor` says of one thing. Reads and writes nothing."""
+"""Finding: the result of one check of `rdmpipe doctor`. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. state: ok; note (works without it); problem (does not work). `fix`: what to run."""
+    """The result of one check. state: ok; note (works without it); problem (does not work). `fix`: the command to run."""
 
     area: str
     state: Literal["ok", "note", "problem"]

@@ -1,9 +1,9 @@
-"""What `rdmpipe doctor --verify` adds: downloaded files and databases, compared with their known sums and counts.
+"""The checks of `rdmpipe doctor --verify`: compare downloaded files and databases with known checksums and counts.
 
-Known are: the checksum of every file of the Hub (the Hub's cache names a file by it), the md5 sums of ArtBench's files and the
-numbers of rows of data sets (their manifests), and the numbers of weights in CLIP and in the original checkpoint of rdm-768.
-Reads: the caches of the Hub's client and of sources, databases of the home; all of it byte for byte, which takes minutes.
-Writes: the run `doctor-rdm-768` in the home, if that model is here. Downloads nothing.
+The known values are the checksum of every file of the Hub (the Hub's cache names a file by it), the md5 sums of
+ArtBench's files and the numbers of rows of data sets (in their manifests), and the numbers of weights in CLIP and in the
+original checkpoint of rdm-768. Reads: the caches of the Hub's client and of sources, databases of the home, all of them
+completely, which takes minutes. Writes: the run `doctor-rdm-768` in the home, if that model is here. Downloads nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ RDM = "rdm-768"
 
 RDM_PARTS = {"unet": 1_335_480_400, "vae": 69_610_963}  # weights by part
 
-SIDE, STEPS = 384, 12  # of the picture that is drawn: small, so that a CPU takes minutes
+SIDE, STEPS = 384, 12  # of the picture that is drawn: small, so that it takes minutes on a CPU
 
 _MOST_HEADER = 64 << 20  # bytes of a safetensors file's header
 
 
 def verify(home: str, only: Collection[str] = ()) -> Iterator[Finding]:
-    """Look at what was downloaded, one finding after another. only: names of data sets, encoders and the model; empty: all."""
+    """Check what was downloaded, and yield findings. only: names of data sets, encoders and the model; empty: all."""
     for name in DATA_SETS:
         if not only or name in only:
             manifest = load_manifest(name, home)
@@ -70,7 +70,7 @@ class Sum:
     value: str
 
     def of(self, path: Path) -> str:
-        """What the file's checksum is."""
+        """The file's checksum."""
         with path.open("rb") as handle:
             if self.algorithm != "git":
                 return hashlib.file_digest(handle, self.algorithm).hexdigest()
@@ -83,7 +83,7 @@ class Sum:
 def hub_sums(repository: Path) -> dict[Path, Sum]:
     """The files of one repository in a cache of the Hub's client, with the checksums that the Hub gave.
 
-    A cache without links (on some file systems) does not keep the checksums: its files are left out.
+    A cache without links (on some file systems) does not keep the checksums, so its files are left out.
     """
     found: dict[Path, Sum] = {}
     for path in sorted(repository.glob("snapshots/*/**/*")):
@@ -130,7 +130,7 @@ def _repository(cache: Path, kind: str, repo: str) -> Path:
 
 
 def _database(name: str, manifest: Manifest, home: str) -> Finding:
-    """A published database of a data set: its number of rows, and every file of it."""
+    """Check the number of rows and every file of a data set's published database."""
     from pipeline.maintenance import check_database
     from pipeline.retrieval import count_rows
 
@@ -176,7 +176,7 @@ def _views(name: str, home: str) -> list[str]:
 
 
 def count_weights(path: Path) -> int:
-    """How many numbers a safetensors file holds, from its header alone. Raises ValueError if it is not such a file."""
+    """The number of values in a safetensors file, from its header only. Raises ValueError if it is not such a file."""
     with path.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8).ljust(8, b"\0"))
         if not 2 <= length <= min(_MOST_HEADER, path.stat().st_size):
@@ -186,7 +186,7 @@ def count_weights(path: Path) -> int:
 
 
 def cached_weights(name: str) -> Path | None:
-    """Where the Hub's cache has an encoder's weights; None if it has none."""
+    """The path of an encoder's weights in the Hub's cache; None if it has none."""
     from huggingface_hub import try_to_load_from_cache
 
     repo, names = hub_files(name)
@@ -195,7 +195,7 @@ def cached_weights(name: str) -> Path | None:
 
 
 def _encoder(name: str, weights: int) -> Finding:
-    """Weights of CLIP in the Hub's cache: checksum, number, and whether they find the captions of pictures."""
+    """Check CLIP's weights in the Hub's cache: checksum, number, and whether they find the captions of pictures."""
     from huggingface_hub import constants
 
     area, cache = f"encoder {name}", Path(constants.HF_HUB_CACHE)
@@ -213,7 +213,7 @@ def _encoder(name: str, weights: int) -> Finding:
 
 
 def _miscounted(area: str, files: list[Path], weights: int, again: str) -> Finding | None:
-    """A problem if files hold another number of weights; None if they hold it, or are not safetensors."""
+    """A problem if files hold another number of weights; None if the number is right or the files are not safetensors."""
     if not files or any(path.suffix != ".safetensors" for path in files):
         return None
     try:
@@ -227,7 +227,7 @@ def _miscounted(area: str, files: list[Path], weights: int, again: str) -> Findi
 
 
 def _encodes(finding: Finding, name: str) -> Finding:
-    """The finding, and of how many drawn pictures the encoder finds the caption among six."""
+    """The finding, with the number of drawn pictures for which the encoder finds the caption among six."""
     import numpy as np
     from PIL import Image
 
@@ -248,7 +248,7 @@ def _encodes(finding: Finding, name: str) -> Finding:
 
 
 def rdm_folder(home: str) -> Path | None:
-    """Where rdm-768 is on this disk: <home>/models, or the Hub's cache; None if it, or a part of it, is not here."""
+    """The folder of rdm-768 on this disk: in <home>/models, or in the Hub's cache; None if it is missing or incomplete."""
     from huggingface_hub import constants
 
     cached = _repository(Path(constants.HF_HUB_CACHE), "models", HUB[RDM])
@@ -257,7 +257,7 @@ def rdm_folder(home: str) -> Path | None:
 
 
 def _model(home: str) -> Finding:
-    """rdm-768: checksums of the Hub's files, numbers of weights by part."""
+    """Check rdm-768: checksums of the Hub's files, number of weights of each part."""
     area, again = f"model {RDM}", f"hf download {HUB[RDM]}"
     folder = rdm_folder(home)
     if folder is None:
@@ -277,7 +277,7 @@ def _model(home: str) -> Finding:
 
 
 def _drawing(home: str) -> Finding:
-    """One picture with rdm-768, from the text alone."""
+    """Draw one picture with rdm-768, from the text only."""
     import numpy as np
     from PIL import Image
 

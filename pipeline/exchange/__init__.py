@@ -1,4 +1,4 @@
-"""Embeddings from elsewhere and to elsewhere: CompVis npz files and clip-retrieval folders.
+"""Import and export: CompVis npz files, clip-retrieval folders, data sets and folders of pictures.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

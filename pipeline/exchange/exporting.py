@@ -1,8 +1,8 @@
 """`rdmpipe export`: write a database's embeddings as CompVis `.npz` or as a clip-retrieval folder.
 
 Reads: a version's embedding shards. Writes files into a new or empty folder. An imported database gives its arrays back bit for
-bit, one file for each that was imported, without the rows that are gone or purged. A database that was built here gives norm
-times unit vector in float32, which is exact to the float16 of the stored unit vectors, without the rows that are not ok. An
+bit, one file for each imported file, without the rows that are gone or purged. A database that was built here gives norm
+times unit vector in float32, with the precision of the stored float16, without the rows that are not ok. An
 export that was interrupted leaves some of the files.
 """
 
@@ -36,7 +36,7 @@ class _Stored(TypedDict):
 
 
 class _Published(TypedDict):
-    """What an imported shard records of the file that it came from."""
+    """The facts about the imported file that a shard records."""
 
     file: str
     arrays: dict[str, _Stored]
@@ -61,14 +61,14 @@ def export_embeddings(db: RetrievalDatabase, version: Version, form: str, out: P
 
 
 def empty_folder(out: Path) -> None:
-    """Make the folder of an export. Raises ConfigError if it is there and not empty."""
+    """Make the folder of an export. Raises ConfigError if it exists and is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already and is not an empty folder; name another")
+        raise ConfigError(f"{out} already exists and is not an empty folder; name another")
     out.mkdir(parents=True, exist_ok=True)
 
 
 def kept_rows(db: RetrievalDatabase, version: Version, where: str) -> Iterator[pa.Table]:
-    """The rows of each shard that are not gone, not purged, and match. Of a database that was built here: the ok ones."""
+    """The rows of each shard that are not gone, not purged, and match; for a database that was built here, the ok ones."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -86,7 +86,7 @@ def kept_rows(db: RetrievalDatabase, version: Version, where: str) -> Iterator[p
 
 
 def _file(table: pa.Table) -> str | None:
-    """The published file a shard came from; None for one that was built here."""
+    """The imported file of a shard; None for a shard that was built here."""
     return (table.schema.metadata or {}).get(b"published") and _published(table)["file"]
 
 
@@ -126,7 +126,7 @@ def _arrays(table: pa.Table) -> dict[str, NDArray[np.generic]]:
     for name, about in _published(table)["arrays"].items():
         data = b"".join(table[f"{BYTES}{name}"].to_pylist())
         made[name] = np.frombuffer(data, np.dtype(about["dtype"])).reshape(table.num_rows, *about["shape"])
-    if "|" in _published(table)["file"]:  # a clip-retrieval folder: its rows have no other name in an .npz
+    if "|" in _published(table)["file"]:  # from a clip-retrieval folder, whose rows have no other name in an .npz
         made["img_id"] = np.array(table["item_id"].to_pylist(), dtype=np.str_)
     return made
 

@@ -1,8 +1,8 @@
-"""`rdmpipe import`: published embeddings without pictures become a database that can be searched.
+"""`rdmpipe import`: make a searchable database from published embeddings without pictures.
 
 Reads: files as exchange/npz.py describes. Writes: a plan, embedding shards with receipts, an index, a version. Each row keeps
 the unit vector (float16) and its norm, and the bytes of the published vector, of the arrays beside it or of its metadata row,
-so that an export gives them back exactly, dtype included. The user names the encoder: only the number of dimensions is
+so that an export gives them back exactly, including the dtype. The user names the encoder: only the number of dimensions is
 checked, not that this encoder made the vectors.
 """
 
@@ -42,7 +42,7 @@ BYTES, ORIGINAL = "published_bytes:", "published:"
 def import_embeddings(
     name: str, path: Path, encoder: str, home: str | None = None, config: IndexConfig | None = None
 ) -> Version:
-    """Import files as a new database. Raises ManifestError (name), DatabaseError (there is one already), SourceError."""
+    """Import files as a new database. Raises ManifestError (name), DatabaseError (the database exists), SourceError."""
     if not NAME.match(name):
         raise ManifestError(f"name {name!r}: use lower-case letters, digits and _, parts joined by -")
     form, config = form_of(path), config or IndexConfig()
@@ -55,7 +55,7 @@ def import_embeddings(
 
 
 def _is_interrupted_import(db: RetrievalDatabase) -> bool:
-    """Whether what lies under an unpublished name may be imported into: nothing, or an import that did not finish."""
+    """Whether an unpublished name can be used for an import: its folder is empty, or holds an import that did not finish."""
     found = begun(db.name, db.home)
     return found is None or found["manifest"].get("source", {}).get("kind") == "embeddings"
 
@@ -114,7 +114,8 @@ def _store(
 
 
 def _reach(name: str, dim: int) -> tuple[Encoder | None, str]:
-    """The encoder, for text queries to measure recall with; or None and why. Raises EncoderError if it cannot fit."""
+    """The encoder for text queries with which recall is measured, or None and the reason. Raises EncoderError if it
+    cannot fit."""
     from pipeline.encoders import load_encoder, model_config, resolve_encoder
 
     spec = resolve_encoder(name)
@@ -130,7 +131,7 @@ def _reach(name: str, dim: int) -> tuple[Encoder | None, str]:
 
 
 def _plain(part: Part, start: int, stop: int) -> Iterator[dict[str, object]]:
-    """Rows as plain values; an array's row of several numbers (patch_coords) becomes text, as `0, 0, 256, 256`."""
+    """Rows as plain values; an array's row of several numbers (patch_coords) becomes text, such as `0, 0, 256, 256`."""
     if part.table is not None:
         yield from part.table.slice(start, stop - start).to_pylist()
         return

@@ -1,8 +1,8 @@
 """Published embeddings in files: CompVis `.npz` and clip-retrieval folders.
 
 Reads: `.npz` files with `embedding` (N, D) and other arrays of N rows, without ever unpickling; or img_emb/*.npy with
-metadata/*.parquet, joined by position: part 3 with part 3. Files come in natural numeric order: part_2 before part_10. What an
-operating system leaves behind is no part. Writes nothing. Holds one file in memory at a time.
+metadata/*.parquet, joined by position: part 3 with part 3. Files are read in natural numeric order: part_2 before
+part_10. Files that operating systems leave behind are skipped. Writes nothing. Holds one file in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
-_UNPACK_RATIO, _MOST_ARRAYS = 50, 1000  # vectors hardly compress
+_UNPACK_RATIO, _MOST_ARRAYS = 50, 1000  # limits of an .npz; vectors hardly compress
 
 NPZ, CLIP_RETRIEVAL = "npz", "clip-retrieval"
 
@@ -43,7 +43,7 @@ class Part:
 
 
 def natural(path: Path) -> list[object]:
-    """A sort key that takes runs of digits as numbers; the name itself decides between 01 and 1."""
+    """A sort key that reads runs of digits as numbers; the name itself decides between 01 and 1."""
     pieces = re.split(r"(\d+)", path.name)
     return [[int(piece) if piece.isdecimal() else piece for piece in pieces], path.name]
 
@@ -63,9 +63,9 @@ def form_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """What all files have in common: dimensions and dtype of the vectors, and the other columns by type name.
+    """The properties that all files share: dimensions and dtype of the vectors, and the other columns with their type names.
 
-    A type of None stands for nested values and bytes.
+    A type of None means nested values or bytes.
     """
 
     dim: int
@@ -74,10 +74,10 @@ class Described:
 
 
 def describe(path: Path) -> Described:
-    """Read what the files say of themselves, and of their columns no more than a type needs.
+    """Read the headers of the files, and of their columns only as much as is needed for a type.
 
-    A column that is null in one file has the type that it has in another; integers and floats are floats together. Raises
-    SourceError naming the file, the column and both types where two files do not fit together.
+    A column that is null in one file has the type of another file; integers and floats together are floats. Raises
+    SourceError, which names the file, the column and both types, if two files do not fit together.
     """
     found: Described | None = None
     first = ""
@@ -89,12 +89,12 @@ def describe(path: Path) -> Described:
         if (about.dim, about.dtype) != (found.dim, found.dtype):
             raise SourceError(
                 f"{path}: {name} has {about.dtype} vectors of {about.dim} dimensions, {first} has {found.dtype} of "
-                f"{found.dim}: import them apart"
+                f"{found.dim}: import them separately"
             )
         if set(about.kinds) != set(found.kinds):
             raise SourceError(
                 f"{path}: {name} has the columns {', '.join(about.kinds) or 'none'}, {first} has "
-                f"{', '.join(found.kinds) or 'none'}: import them apart"
+                f"{', '.join(found.kinds) or 'none'}: import them separately"
             )
         kinds = dict(found.kinds)
         for column, kind in about.kinds.items():
@@ -108,7 +108,7 @@ def describe(path: Path) -> Described:
             else:
                 raise SourceError(
                     f"{path}: column {column!r} holds {kind or 'nested values'} in {name}, and "
-                    f"{kinds[column] or 'nested values'} in a file before it: import them apart, or write them with one type"
+                    f"{kinds[column] or 'nested values'} in an earlier file: import them separately, or write one type"
                 )
         untyped &= nulls
         found = Described(found.dim, found.dtype, kinds)
@@ -169,7 +169,7 @@ def _number(path: Path) -> int | None:
 
 
 def _headers(path: Path) -> Iterator[tuple[str, Described, frozenset[str]]]:
-    """(name, what it holds, its columns without a value) of each file, from headers and footers."""
+    """(name, its properties, its columns without a value) of each file, from headers and footers."""
     if form_of(path) == NPZ:
         for file in _npz_files(path):
             yield file.name, _npz_header(file), frozenset()
@@ -238,7 +238,7 @@ def _read_npz(path: Path) -> Part:
             arrays = {name: file[name] for name in file.files}
     except SourceError:
         raise
-    except Exception as error:  # zip, zlib and numpy each raise what they like for damaged files
+    except Exception as error:  # zip, zlib and numpy raise different errors for damaged files
         raise SourceError(
             f"{path}: cannot be read without unpickling ({error}); arrays of objects have to be stored as numbers or text"
         ) from error
@@ -255,7 +255,7 @@ def _read_npz(path: Path) -> Part:
 
 
 def _check_members(path: Path) -> None:
-    """Raise SourceError if a member of an .npz is not an array, or where the file unpacks to far more than it has."""
+    """Raise SourceError if a member of an .npz is not an array, or if the file unpacks to far more than its size."""
     size, total = path.stat().st_size, 0
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -292,7 +292,7 @@ def _read_pair(array: Path, metadata: Path) -> Part:
     try:
         vectors = np.load(array, allow_pickle=False)
         table = read_parquet(metadata)
-    except Exception as error:  # numpy and Arrow each raise what they like for damaged files
+    except Exception as error:  # numpy and Arrow raise different errors for damaged files
         raise SourceError(f"{array} with {metadata}: cannot be read: {error}") from error
     _check_vectors(array, vectors)
     if table.num_rows != len(vectors):

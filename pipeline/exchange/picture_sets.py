@@ -5,8 +5,8 @@
     imagefolder   pictures/KEY.jpg and metadata.csv with the column file_name: what `datasets.load_dataset("imagefolder", ...)`
                   and `rdmpipe build-index FOLDER` read
 
-Reads: a version's embedding shards and stored pictures (the originals where they were kept, else thumbnails). Writes into a new
-or empty folder. Rows that are not ok, that are gone or purged, and those that a view's filter leaves out are not exported. A
+Reads: a version's embedding shards and stored pictures (the originals if they were kept, else thumbnails). Writes into a new
+or empty folder. Rows that are not ok, gone, purged or outside a view's filter are not exported. A
 row without a stored picture has a null image, and is left out of an imagefolder. Holds one shard in memory.
 """
 
@@ -37,7 +37,7 @@ PICTURE_FORMS = (DATASETS, IMAGEFOLDER)
 # Names of Pillow's formats as file suffixes.
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 
-# Licences by the names that the Hub's cards know; any other is `other` with its name beside it.
+# Licences by the names that the Hub's cards use; any other licence is `other` with its name.
 _CARD_LICENCES = {
     "cc0-1.0",
     "cc-by-4.0",
@@ -75,7 +75,7 @@ def _shards(db: RetrievalDatabase, version: Version, where: str) -> Iterator[pa.
 
 
 def _columns(table: pa.Table, version: Version) -> dict[str, str]:
-    """The metadata columns of a shard that others get, by type name."""
+    """The exported metadata columns of a shard, with their type names."""
     own = metadata_columns(version.columns)
     return {name: kind for name, kind in own.items() if name in table.column_names}
 
@@ -108,7 +108,7 @@ def _datasets(db: RetrievalDatabase, version: Version, out: Path, where: str) ->
 
 
 def _as_dataset(db: RetrievalDatabase, version: Version, table: pa.Table) -> tuple[pa.Table, int]:
-    """A shard as the library `datasets` stores one, and how many rows have a picture."""
+    """A shard in the format of the library `datasets`, and the number of rows with a picture."""
     import pyarrow as pa
 
     keys = table["key"].to_pylist()
@@ -132,7 +132,7 @@ def _as_dataset(db: RetrievalDatabase, version: Version, table: pa.Table) -> tup
 
 
 def _feature(table: pa.Table, name: str, kind: str) -> str:
-    """The name of a column's type as `datasets` writes it; width and height are stored as int32."""
+    """The name of a column's type in `datasets`; width and height are stored as int32."""
     stored = str(table.schema.field(name).type)
     return stored if stored in ("int32", "float32") else _DTYPES[kind]
 

@@ -1,4 +1,4 @@
-"""Purging rows, listing versions and collecting files that no version needs.
+"""Checking, repairing, purging and deleting databases; listing versions and removing old ones.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

@@ -1,11 +1,11 @@
-"""`rdmpipe check`: whether every file of a database holds what it should.
+"""`rdmpipe check`: compare every file of a database with its checksum and counts.
 
 Reads every file of every version, and writes nothing. A file is compared with a checksum: of its version, of its receipt, or of
-the database's lists (database/checksums.py). What has no checksum is compared with what it can be derived from: a receipt with
-its rows, its files and the plan; a plan with its id, which is a hash; an index's entry, the manifest and the encoder with the
-version. In a database that an older rdmpipe wrote, only what a plan's shards read, a plan's options and a manifest's texts
-can be derived from nothing and are not compared. Not compared anywhere: progress.json, failures.json, nonce and the lease,
-which describe a run and not the data. Repairing is maintenance/repairing.py.
+the database's lists (database/checksums.py). A file without a checksum is compared with the files from which it can be
+derived: a receipt with its rows, its files and the plan; a plan with its id, which is a hash; an index's entry, the
+manifest and the encoder with the version. In a database that an older rdmpipe wrote, the specs of a plan's shards, a
+plan's options and a manifest's texts cannot be derived and are not compared. progress.json, failures.json, nonce and the
+lease are never compared, because they describe a run and not the data. maintenance/repairing.py makes repairs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pipeline.storage import Artifact
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that does not hold what it should."""
+    """A damaged file."""
 
     file: str  # relative to the database's folder
     problem: str
@@ -49,7 +49,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. `repaired` lists what a repair did; `damages` are then those that are left."""
+    """The result of a check. `repaired` lists the actions of a repair; `damages` are then those that remain."""
 
     name: str
     version: str  # the current one; empty if there is none
@@ -69,9 +69,9 @@ class CheckReport:
         return "\n".join(lines)
 
 
-REBUILT = "--repair makes it again"
+REBUILT = "--repair rebuilds it"
 ASIDE = "--repair moves it to damaged/, and points `current` at the newest version that can be read"
-BY_HAND = "nothing else holds what it said: restore it from a copy"
+BY_HAND = "no other file holds its content: restore it from a copy"
 POINT = "--repair points it at the newest version that can be read"
 PLANNED = (
     "search works without it. --repair lists the source again, which makes the same plan if the source is the same"
@@ -80,7 +80,7 @@ ODD = "the files have their checksums, so a build wrote this: please report it"
 
 
 def check_database(db: RetrievalDatabase, say: Callable[[str], None] = lambda text: None) -> CheckReport:
-    """Compare all files of a database with what they should hold. Raises DatabaseError if there is no such database."""
+    """Compare all files of a database with their checksums and counts. Raises DatabaseError if there is no such database."""
     if not db.storage.list():
         raise DatabaseError(f"no database {db.name!r} in {db.home}; `rdmpipe list` shows those that exist")
     return _Check(db, say).run()
@@ -88,7 +88,7 @@ def check_database(db: RetrievalDatabase, say: Callable[[str], None] = lambda te
 
 @dataclass
 class _Known:
-    """What the receipts of a version are compared with."""
+    """The values with which the receipts of a version are compared."""
 
     sums: Mapping[str, str]  # by path; empty if there is no list
     shards: Mapping[int, Shard]  # of the plan; empty if it is damaged
@@ -96,7 +96,7 @@ class _Known:
 
 
 class _Check:
-    """One check: what was read, and what was found."""
+    """The state of one check: the files that were read, and the damages that were found."""
 
     def __init__(self, db: RetrievalDatabase, say: Callable[[str], None]) -> None:
         self.db, self.say = db, say
@@ -123,7 +123,7 @@ class _Check:
     # ---- small files
 
     def _pointers(self) -> None:
-        """The files that say what the database is, apart from its versions."""
+        """The small files of the database that belong to no version."""
         storage = self.db.storage
         text = storage.read_text("lease")
         if text and text.strip() and not _is_json(text, dict):
@@ -154,14 +154,14 @@ class _Check:
             self._damaged("current", f"it names version {current}, which is missing", POINT)
 
     def _list(self, name: str) -> None:
-        """A list of checksums against its own."""
+        """Check a list of checksums with its own checksum."""
         try:
             read_list(self.db.storage, name)
         except ValueError as error:
-            self._damaged(list_path(name), str(error), "--repair writes it again")
+            self._damaged(list_path(name), str(error), "--repair rewrites it")
 
     def _settings(self, current: Version) -> None:
-        """The encoder and the manifest against those of the current version."""
+        """Compare the encoder and the manifest with those of the current version."""
         storage, record = self.db.storage, current.encoder
         text = storage.read_text("encoder.json")
         if text is not None and text != canonical_json(record) + "\n":
@@ -236,7 +236,8 @@ class _Check:
         return artifact.path not in self.found
 
     def _index(self, version: Version) -> None:
-        """The index's entry against the version. What building took may differ: it was measured on another run."""
+        """Compare the index's entry with the version. Measurements of the build may differ, because they may be of
+        another run."""
         file = f"{self.db.index_folder(version.encoder, version.index.id)}/entry.json"
         self._list(file)
         try:
@@ -250,7 +251,7 @@ class _Check:
             self._damaged(file, f"it is not the index of version {version.id}")
 
     def _plan(self, version: Version) -> Mapping[int, Shard]:
-        """The plan's shards by id, after comparing both of its files with its id; none where one is damaged."""
+        """The plan's shards by id, after comparing both of its files with its id; none if one is damaged."""
         header, table = f"plan/{version.plan}.json", f"plan/{version.plan}.parquet"
         for file in (header, table):
             self._list(file)
@@ -282,7 +283,7 @@ class _Check:
             return frozenset()
 
     def _shard(self, version: Version, artifact: Artifact, ok: int, gone: frozenset[int], counts: Counter[str]) -> None:
-        """The rows of a shard against the version's counts."""
+        """Compare the rows of a shard with the version's counts."""
         try:
             table = self.db.read_table(artifact.path, ["key", "status"])
         except DatabaseError as error:
@@ -298,13 +299,13 @@ class _Check:
     # ---- receipts
 
     def _receipt_sums(self, version: Version, current: bool) -> Mapping[str, str]:
-        """The list of a version's receipts. Those of an older version may have been made again since."""
+        """The list of a version's receipts. The receipts of an older version may have been rewritten since."""
         name = receipts_list(version.id)
         try:
             sums = receipt_sums(self.db.storage, version.id)
             return sums if current else {}
         except ValueError as error:
-            self._damaged(list_path(name), str(error), "--repair writes it again")
+            self._damaged(list_path(name), str(error), "--repair rewrites it")
             return {}
 
     def _receipt(self, path: str, known: _Known) -> Receipt | None:
@@ -322,7 +323,7 @@ class _Check:
         return receipt if path not in self.found else None
 
     def _derived(self, path: str, receipt: Receipt, shard: int, table: str, known: _Known) -> None:
-        """A receipt's counts against its rows, and its input against the plan."""
+        """Compare a receipt's counts with its rows, and its input with the plan."""
         try:
             rows = self.db.read_table(table, ["status", "error"])
         except DatabaseError as error:
@@ -338,7 +339,7 @@ class _Check:
         known.stages.setdefault(str(PurePosixPath(path).parent), []).append((path, f"{receipt.stage} {receipt.config}"))
 
     def _embedded(self, version: Version, shard: int, rows: Artifact, known: _Known) -> None:
-        """The receipt of a shard's vectors, and the thumbnails that it names."""
+        """Check the receipt of a shard's vectors, and the thumbnails that it names."""
         path = self.db.embedding_receipt(version.encoder, shard)
         receipt = self._receipt(path, known)
         if receipt is None:
@@ -357,7 +358,7 @@ class _Check:
             self._derived(path, receipt, shard, rows.path, known)
 
     def _pictures(self, version: Version, shard: int, known: _Known) -> None:
-        """The receipt of a shard's pictures, their table, and their tar as far as the version keeps it."""
+        """Check the receipt of a shard's pictures, their table, and their tar if the version keeps it."""
         path = str(PurePosixPath(self.db.image_table(shard)).with_suffix(".json"))
         if not self.db.storage.exists(path):
             if path in known.sums and version.images == "keep":
@@ -377,7 +378,8 @@ class _Check:
             self._derived(path, receipt, shard, rows_file(receipt).path, known)
 
     def _configs(self, known: _Known) -> None:
-        """All shards of a version went through a stage with one config. One that differs is damaged."""
+        """Check that all shards of a version were processed with one config in each stage. A receipt with another is
+        damaged."""
         for receipts in known.stages.values():
             usual, _ = Counter(stage for _, stage in receipts).most_common(1)[0]
             for path, stage in receipts:
@@ -388,7 +390,7 @@ class _Check:
 
 
 def _lasting(entry: Mapping[str, object]) -> object:
-    """An index's entry without what building took, as plain JSON."""
+    """An index's entry without the measurements of its build, as plain JSON."""
     known = {name: entry.get(name) for name in IndexEntry.__dataclass_fields__}
     build = known["build"]
     stays = {name: build.get(name) for name in ("config", "duplicates")} if isinstance(build, Mapping) else None

@@ -1,4 +1,4 @@
-"""Copy the files behind failed rows into a folder, so that they can be looked at and repaired.
+"""Copy the files of failed rows into a folder, so that they can be examined and fixed.
 
 Reads: the published plan, and the source again. Writes: DIR/<key>-<name> for each file that the source still has, and
 DIR/failures.csv, which lists every failed row. Addresses are not fetched again: `rdmpipe retry` does that.
@@ -23,7 +23,7 @@ from pipeline.sources import SourceOptions, open_source
 def copy_failed(database: RetrievalDatabase, rows: Sequence[FailedRow], folder: Path) -> int:
     """Copy the files of failed rows; returns how many. Raises ConfigError if the folder is not empty, SourceError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already and is not an empty folder; name another")
+        raise ConfigError(f"{folder} already exists and is not an empty folder; name another")
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "failures.csv")
     wanted = {row.key: row for row in rows}

@@ -1,8 +1,8 @@
 """`rdmpipe delete`: remove a database with all its versions.
 
-Removes everything below <home>/databases/<name>, under the database's lease, `current` first: whoever looks meanwhile finds no
-database instead of half of one. Also removes the list of what was purged (blocked.txt): a later build of the same name may
-fetch those rows again. Runs that were drawn from the database keep their pictures and their provenance.
+Removes everything below <home>/databases/<name>, under the database's lease. `current` is removed first, so that other
+processes find no database instead of an incomplete one. The block list (blocked.txt) is removed too: a later build of
+the same name may fetch those rows again. Runs that used the database keep their pictures and their provenance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.storage import Storage, lease
 class Deletion:
     """What a deletion removes: rows of the current version, versions, and the views that no longer work.
 
-    `companions` are databases with other encoders' vectors of the same pictures: they stay.
+    `companions` are databases with other encoders' vectors of the same pictures, which are kept.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Deletion:
     companions: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For people, before it is done."""
+        """The text to print before the deletion."""
         parts = [f"{self.rows:,} rows in {self.versions} version(s)"]
         if self.views:
             parts.append(f"its view(s) {', '.join(self.views)} will not work")
@@ -45,7 +45,7 @@ class Deletion:
 
 
 def plan_deletion(name: str, home: str | None = None) -> Deletion:
-    """What deleting would remove. Raises DatabaseError if there is no such database, or only a view of that name."""
+    """What a deletion would remove. Raises DatabaseError if there is no such database, or only a view of that name."""
     database = RetrievalDatabase(name, home)
     known = Storage(database.home).list("databases")
     if name not in known:

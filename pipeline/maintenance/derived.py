@@ -1,4 +1,4 @@
-"""What else in a home was made from purged pictures: removed where that can be done, else named.
+"""Data in a home that was derived from purged pictures: it is removed if possible, else named.
 
 Reads: prepared shards of a database (training writes prepared/<id>/, and its docstring describes the files), tables of runs,
 protocols of evaluations, manifests and rows of the home's other databases. Writes: prepared shards without the purged rows.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Purged:
-    """The rows that were purged: their keys, the checksums of their pictures, and all versions that the database ever had."""
+    """The rows that were purged: their keys, the checksums of their pictures, and all versions that the database has had."""
 
     keys: NDArray[np.int64]
     sums: frozenset[str]
@@ -72,7 +72,7 @@ def _purge_shard(db: RetrievalDatabase, path: str, keys: NDArray[np.int64]) -> t
     artifacts = []
     for file in sorted(names.values(), key=lambda file: file == names["keys"]):
         values = _mapped(db, file)
-        written = len(values) == kept < len(own)  # a purge before this one was killed behind this file
+        written = len(values) == kept < len(own)  # an earlier purge was killed after it wrote this file
         rows = np.arange(kept) if written else np.flatnonzero(~gone)
         artifacts.append(_write_rows(db.storage, file, values, rows))
     for artifact in receipt.artifacts:
@@ -105,7 +105,7 @@ def _write_rows(storage: Storage, path: str, values: NDArray[np.generic], rows: 
 
 
 def _count(storage: Storage, path: str, left: dict[int, int]) -> None:
-    """Correct the number of rows in prepared.json, and leave out shards without rows. Does nothing where it is right."""
+    """Correct the number of rows in prepared.json, and leave out shards without rows. Does nothing if it is correct."""
     text = storage.read_text(path)
     if text is None:
         return
@@ -124,7 +124,7 @@ def _count(storage: Storage, path: str, left: dict[int, int]) -> None:
 
 
 def _sources(db: RetrievalDatabase) -> Iterator[tuple[RetrievalDatabase, dict[str, object]]]:
-    """The home's other databases, published or begun, with their [source] tables."""
+    """The home's other databases, published or unfinished, with their [source] tables."""
     for name in Storage(db.home).list("databases"):
         if name == db.name or not is_name(name):
             continue
@@ -139,11 +139,11 @@ def _sources(db: RetrievalDatabase) -> Iterator[tuple[RetrievalDatabase, dict[st
             yield other, source
 
 
-# ---- places that are named
+# ---- places to report
 
 
 def places_left(db: RetrievalDatabase, purged: Purged, say: Callable[[str], None]) -> Iterator[str]:
-    """Places of the home and the cache that may still show a purged picture, each with what to do about it."""
+    """Places in the home and the cache that may still show a purged picture, each with the command for it."""
     if not len(purged.keys):
         return
     root = Storage(db.home)
@@ -180,7 +180,7 @@ def _own_source(db: RetrievalDatabase) -> dict[str, object]:
 
 
 def _shows(root: Storage, path: str, purged: Purged) -> bool:
-    """Whether a run's table has a purged row among the neighbours. A table that cannot be read counts as one that has."""
+    """Whether a run's table has a purged row among the neighbours; True if the table cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,11 +1,11 @@
-"""`rdmpipe purge`: remove rows for good, by picture (sha256), by URL or by filter, and keep them out of later builds.
+"""`rdmpipe purge`: remove rows permanently, by picture (sha256), by URL or by filter, and keep them out of later builds.
 
 Reads: the embedding shards of every version. Writes, under the database's lease: the block list, the shards that held such rows
 (maintenance/rewriting.py), the index, and a new version by compare-and-swap. Then it searches for every purged row, and removes
 the versions that still hold one, with all files that no remaining version needs. That includes files of an unfinished build.
 Databases with other encoders' vectors of the same pictures (pipeline/catalog/vectors.py) are purged with it, and so are shards
-that were prepared for training (maintenance/derived.py). Other places of the home that may show a purged picture are named in
-the summary. A purge that was killed finishes when it is run again; builds refuse to run until then. It does not reach exports,
+that were prepared for training (maintenance/derived.py). The summary names other places of the home that may show a purged
+picture. A purge that was killed finishes when it is run again; until then builds refuse to run. A purge does not reach exports,
 backups, caches of other machines, or models that were trained on a picture.
 """
 
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-# A header line has one of these words, and nothing that an address or a sum has.
+# A header line has one of these words, and no part of an address or a sum.
 _HEADER = re.compile("url|address|link|image|picture|file|sha|hash|checksum", re.IGNORECASE)
 _ENTRY = re.compile(r"[/:\\.]|[0-9a-fA-F]{32}")
 
-SAME = 0.9999  # a score from which on two float16 vectors may be of the same picture
+SAME = 0.9999  # two float16 vectors with at least this score may be of the same picture
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,26 @@ class PurgeRequest:
 
 @dataclass(frozen=True)
 class PurgeSummary:
-    """What was purged. A purge that continues after an interruption counts what is still left in the files it finds."""
+    """The result of a purge. After an interruption, it counts only the rows that the second call still found."""
 
     name: str
     version: str
     rows: int  # keys of all versions whose rows are removed
     in_current: int  # of them, in the index that was current
-    shards: int  # of the current version, written anew
+    shards: int  # rewritten shards of the current version
     versions_removed: tuple[str, ...] = ()
     files_removed: int = 0
     searched: int = 0  # purged vectors that were searched for
-    found: int = 0  # of them, or their keys or pictures, still there: always 0, or an error is raised
+    found: int = 0  # of them, or of their keys or pictures, those that were found: always 0, else an error is raised
     look_alikes: tuple[int, ...] = ()  # keys of other rows with the same vector as a purged one
     prepared: int = 0  # rows that were removed from shards prepared for training
-    left: tuple[str, ...] = ()  # places of the home that may still show a purged picture, and what to do about each
-    unmatched: tuple[str, ...] = ()  # entries of the list that match no row; they are kept out of later builds too
+    left: tuple[str, ...] = ()  # places of the home that may still show a purged picture, each with a command
+    unmatched: tuple[str, ...] = ()  # entries of the list that match no row; they are also kept out of later builds
     notes: tuple[str, ...] = ()
     companions: tuple[PurgeSummary, ...] = ()  # of databases with other encoders' vectors of these pictures
 
     def text(self, dry_run: bool = False) -> str:
-        """For people."""
+        """The summary to print."""
         return "\n".join([self._own(dry_run), *(one.text(dry_run) for one in self.companions)])
 
     def _own(self, dry_run: bool) -> str:
@@ -100,7 +100,7 @@ class PurgeSummary:
         )
         if self.look_alikes:
             keys = ", ".join(map(str, self.look_alikes[:20]))
-            lines.append(f"{len(self.look_alikes):,} other row(s) have the same vector and stay: key {keys}")
+            lines.append(f"{len(self.look_alikes):,} other row(s) have the same vector and are kept: key {keys}")
         lines.append(
             f"versions removed: {', '.join(self.versions_removed) or 'none'}; {self.files_removed:,} files removed"
         )
@@ -133,13 +133,13 @@ class Wanted:
 
 
 def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None) -> PurgeSummary:
-    """Purge; with dry_run only count. Raises ConfigError, FilterError, DatabaseError, BusyError, ConflictError."""
+    """Purge, or with dry_run only count. Raises ConfigError, FilterError, DatabaseError, BusyError, ConflictError."""
     if "@" in request.name:
         raise ConfigError(f"{request.name}: rows are purged from all versions; leave out the part from @ on")
     selection = resolve_database(request.name, request.home)
     db, notes = selection.database, []
     if db.name != request.name:
-        notes.append(f"{request.name} is a view: rows are purged from {db.name}, the database it looks at")
+        notes.append(f"{request.name} is a view: rows are purged from {db.name}, its base")
     asked = [value for value in (request.hash_list, request.url_list, request.where.strip()) if value]
     if len(asked) > 1 or not (asked or db.storage.exists(PURGE_BEGUN)):
         raise ConfigError("give exactly one of --hash-list, --url-list and --where")
@@ -168,7 +168,7 @@ def purge(request: PurgeRequest, say: Callable[[str], None] = lambda text: None)
 def _purge(
     db: RetrievalDatabase, current: Version, blocked: BlockList, dry_run: bool, say: Callable[[str], None]
 ) -> PurgeSummary:
-    """Purge one database, whose lease the caller holds; it stays marked as begun. With dry_run only count."""
+    """Purge one database, whose lease the caller holds, and leave it marked as being purged. With dry_run only count."""
     held, sums = _held(db, blocked)
     done = _counted(db, current, held)
     if dry_run:
@@ -229,7 +229,7 @@ def _read_list(path: Path, hashes: bool) -> list[str]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a list: {error}") from error
     found: list[str] = []
-    names: list[str] = []  # of the columns, where there is a header line
+    names: list[str] = []  # of the columns, if there is a header line
     delimiter = ","
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
@@ -264,7 +264,7 @@ def _entry(line: str, cells: list[str], names: list[str], hashes: bool) -> str:
         cell = cells[0] if line.startswith('"') or hashes else line
     if not hashes:
         return cell if "://" in cell else ""
-    word = cell.split(" ")[0].removeprefix("sha256:")  # sha256sum writes the file's name behind it
+    word = cell.split(" ")[0].removeprefix("sha256:")  # sha256sum writes the file's name after the sum
     return word.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", word) else ""
 
 
@@ -276,9 +276,9 @@ def _tables(db: RetrievalDatabase, columns: list[str]) -> Iterator[tuple[str, pa
 
 
 def _names(db: RetrievalDatabase, wanted: Wanted, where: str, columns: list[str]) -> tuple[BlockList, frozenset[str]]:
-    """(the rows asked for, by their names in the source; the list's entries that match no row).
+    """(the requested rows, by their names in the source; the list's entries that match no row).
 
-    Blocking the names keeps the rows out whatever bytes the source gives for them later.
+    Blocking the names keeps the rows out even if the source later delivers other bytes for them.
     """
     found, blocked = BlockList(), wanted.blocked()
     seen: set[str] = set()
@@ -305,7 +305,7 @@ def _held(db: RetrievalDatabase, blocked: BlockList) -> tuple[dict[str, NDArray[
 
 
 def _purged_keys(db: RetrievalDatabase, current: Version) -> NDArray[np.int64]:
-    """The keys of all rows that were ever purged from the shards of a version."""
+    """The keys of all purged rows in the shards of a version."""
     import numpy as np
 
     found = [np.empty(0, np.int64)]
@@ -346,7 +346,7 @@ def _publish(
 
 
 def _texts(db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Queries:
-    """Text queries to measure recall with. None if the encoder cannot be reached: a purge must not depend on it."""
+    """Text queries for measuring recall. None if the encoder cannot be reached, because a purge must not depend on it."""
     from pipeline.encoders import load_recorded
 
     try:
@@ -359,7 +359,8 @@ def _texts(db: RetrievalDatabase, rows: IndexInput, config: IndexConfig) -> Quer
 def _searched(
     db: RetrievalDatabase, current: Version, blocked: BlockList, held: dict[str, NDArray[np.int64]], done: PurgeSummary
 ) -> PurgeSummary:
-    """Look for every purged row in the current version, by key, block list, stored picture and vector. Raises DatabaseError."""
+    """Search for every purged row in the current version, by key, block list, stored picture and vector. Raises
+    DatabaseError."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -383,7 +384,7 @@ def _searched(
             searched += table.num_rows
     if found:
         raise DatabaseError(
-            f"purged rows are still found in {db.name}@{current.id}: keys {sorted(found)[:10]}. This is an error of rdmpipe: "
-            "older versions were left as they are, please report it"
+            f"purged rows are still found in {db.name}@{current.id}: keys {sorted(found)[:10]}. This is a bug in rdmpipe: "
+            "older versions were not changed; please report it"
         )
     return replace(done, searched=searched, look_alikes=tuple(sorted(alike)))

@@ -1,10 +1,10 @@
-"""`rdmpipe check --repair`: making again what can be made again.
+"""`rdmpipe check --repair`: rebuild damaged files that can be rebuilt.
 
-Reads what a check reads, and the source where shards or a plan have to be made again. Writes, under the lease: `current` and
+Reads what a check reads, and the source if shards or a plan have to be rebuilt. Writes, under the lease: `current` and
 manifest.json from a version that can be read, receipts from their rows, the plan by listing the source again, lists of
-checksums, and everything that a build makes. Unreadable version files are moved to damaged/. If the source has changed since,
-the shard is another one and a new version is published; a plan of another source is not written over the old one. A repair
-cannot restore the block list or tombstones: nothing else holds what they say.
+checksums, and everything that a build makes. Unreadable version files are moved to damaged/. If the source has changed, the
+rebuilt shard differs and a new version is published; a plan of a changed source does not replace the old one. A repair
+cannot restore the block list or tombstones, because no other file holds their content.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from pipeline.storage import Artifact, lease, read_member, tar_members
 
 
 def repair_database(db: RetrievalDatabase, progress: Progress, device: str = "auto") -> CheckReport:
-    """Check a database, and make again what can be made again. Returns a second check's report with what was done.
+    """Check a database, and rebuild what can be rebuilt. Returns the report of a second check with the actions of the repair.
 
-    Raises BusyError while another process writes the database, and what a build raises, as where the source cannot be reached.
+    Raises BusyError while another process writes the database, and the errors of a build, for example if the source
+    cannot be reached.
     """
     found = check_database(db, progress.say)
     done: list[str] = []
@@ -64,9 +65,9 @@ class _Repair:
         self.db, self.damages, self.done = db, {each.file for each in found.damages}, done
 
     def run(self) -> bool:
-        """Do what needs no build. Returns whether a build has to make something again."""
+        """Do what needs no build. Returns whether a build is needed."""
         if "lease" in self.damages:
-            self.done.append("replaced the lease")  # by taking it
+            self.done.append("replaced the lease")  # by acquiring it
         for name in ("progress.json", "failures.json", "encoder.json"):
             if name in self.damages:
                 self.db.storage.remove(name)
@@ -82,7 +83,7 @@ class _Repair:
         return self._shards(version) | self._index(version)
 
     def _versions(self) -> None:
-        """Set version files aside that cannot be read."""
+        """Move unreadable version files to damaged/."""
         for path in sorted(path for path in self.damages if path.startswith("versions/")):
             if self.db.storage.exists(path):
                 self.db.storage.write_bytes(f"damaged/{PurePosixPath(path).name}", self.db.storage.read_bytes(path))
@@ -121,7 +122,7 @@ class _Repair:
         )
 
     def _plan(self, version: Version) -> None:
-        """Make the current version's plan again: its header from its shards, its shards from the source's list."""
+        """Rebuild the current version's plan: its header from its shards, its shards from the source's list."""
         header, table = f"plan/{version.plan}.json", f"plan/{version.plan}.parquet"
         if not self.damages & {header, table}:
             return
@@ -150,13 +151,13 @@ class _Repair:
         self.done.append(f"left {table} as it is: the source's list now makes plan {plan.id}")
 
     def _next_shard(self, version: Version) -> int:
-        """A number above that of every shard there is."""
+        """A number above that of every existing shard."""
         names = [*self.db.storage.list(self.db.embedding_folder(version.encoder)), *self.db.storage.list("images")]
         numbers = [int(stem) for name in names if (stem := PurePosixPath(name).stem[:20].split("-")[0]).isdecimal()]
         return 1 + max([*numbers, *(entry.id for entry in version.shards)])
 
     def _receipts(self, version: Version) -> None:
-        """Write damaged receipts again whose files are whole, so that no build has to make the files again."""
+        """Rewrite damaged receipts whose files are intact, so that no build has to make the files again."""
         config = self._config([self.db.embedding_receipt(version.encoder, entry.id) for entry in version.shards])
         images = self._config([_images_receipt(self.db, entry.id) for entry in version.shards])
         try:
@@ -177,7 +178,7 @@ class _Repair:
                 continue
             if version.images == "keep" and self._same_pictures(shard):
                 self._receipt(path, shard, images, inputs, (*self._artifact_of(tar), *self._artifact_of(table)))
-            elif version.images != "keep":  # its pictures are embedded and gone, and nothing needs it any more
+            elif version.images != "keep":  # its pictures were removed after embedding, and nothing needs it
                 self.db.storage.remove(path)
                 self.damages.discard(path)
                 self.done.append(f"removed {path}, which nothing needs")
@@ -206,7 +207,7 @@ class _Repair:
         self.done.append(f"wrote {path} from its rows")
 
     def _same_rows(self, table: str, embedded: Artifact) -> bool:
-        """Whether a table of pictures says the same as the embedded rows, whose checksum the version has."""
+        """Whether a table of pictures agrees with the embedded rows, whose checksum the version has."""
         if table in self.damages or embedded.path in self.damages:
             return False
         try:
@@ -221,7 +222,7 @@ class _Repair:
         return same and images.select(names).equals(rows.select(names))
 
     def _same_pictures(self, shard: int) -> bool:
-        """Whether every picture in a shard's tar has the checksum that its row says."""
+        """Whether every picture in a shard's tar has the checksum in its row."""
         path = self.db.image_tar(shard)
         if not self.db.storage.exists(path):
             return False
@@ -274,7 +275,7 @@ def _images_receipt(db: RetrievalDatabase, shard: int) -> str:
 
 
 def _lists(db: RetrievalDatabase, damaged: set[str], done: list[str]) -> None:
-    """Write damaged lists of checksums again, from files that the check found whole."""
+    """Rewrite damaged lists of checksums from files that the check found intact."""
     for name in db.versions():
         if list_path(receipts_list(name)) in damaged:
             record_receipts(db, db.version(name))
@@ -292,6 +293,6 @@ def _lists(db: RetrievalDatabase, damaged: set[str], done: list[str]) -> None:
 
 
 def _build_again(db: RetrievalDatabase, progress: Progress, device: str) -> None:
-    """Run the build of the current version again: it makes what is missing, with the settings of before."""
+    """Run the build of the current version again with the same settings; it makes what is missing."""
     config = IndexConfig(**db.version().index.build["config"])
     build(BuildRequest(target=db.name, home=db.home, index=config, device=device), progress)

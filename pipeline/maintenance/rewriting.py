@@ -1,8 +1,8 @@
 """Rewrite one shard without its purged rows.
 
 Reads: a published embedding shard, its pictures, thumbnails and receipts. Writes: pictures, image rows and thumbnails in place,
-the embedding table under a new name, receipts last. A purged row keeps its place and its key, its name in the source and the
-note that it was purged; everything else in it is blank. The embedding table that published versions name is not changed.
+the embedding table under a new name, receipts last. A purged row keeps its position, its key, its name in the source and the
+note that it was purged; all its other values are blank. The embedding table of published versions is not changed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _blanked(table: pa.Table, blocked: BlockList) -> pa.Table:
 
 
 def _update(db: RetrievalDatabase, path: str, table: pa.Table, written: dict[str, Artifact]) -> Receipt | None:
-    """Write the receipt at `path` again with the table's counts and the new files; None if there is no receipt."""
+    """Rewrite the receipt at `path` with the table's counts and the new files; None if there is no receipt."""
     if not db.storage.exists(path):
         return None
     old = db.read_receipt(path)

@@ -1,7 +1,7 @@
 """Versions of a database: list them, and remove those that are no longer needed.
 
-Reads: version files and plans. Removes files under the database's lease. Versions share files, so that only files that no kept
-version and no unfinished build needs are removed. `current` is always kept.
+Reads: version files and plans. Removes files under the database's lease. Because versions share files, only files that
+neither a kept version nor an unfinished build needs are removed. `current` is always kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class VersionLine:
 
 
 def lineage(database: RetrievalDatabase) -> list[Version]:
-    """The published versions, newest first: the current one, the one it was made from, and so on. Raises DatabaseError."""
+    """The published versions, newest first: the current one, its parent, and so on. Raises DatabaseError."""
     found = [database.version()]
     known = set(database.versions())
     while found[-1].parent in known and len(found) <= len(known):
@@ -62,7 +62,7 @@ def list_versions(database: RetrievalDatabase) -> list[VersionLine]:
 
 @dataclass(frozen=True)
 class Collected:
-    """What `gc` removed and kept."""
+    """The result of `gc`."""
 
     kept: tuple[str, ...]
     removed: tuple[str, ...]
@@ -83,7 +83,7 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
         plans_of_doomed = {version.plan for version in doomed}
         needed |= _unfinished(database, kept, plans_of_doomed)
         removed = bytes_removed = 0
-        # Version files first: from here on nobody can open what is being taken apart.
+        # Version files first, so that nobody can open a version that is being removed.
         for version in doomed:
             _remove_version(database.storage, version.id)
         for path in sorted(paths_of(database, doomed) - needed):
@@ -97,8 +97,8 @@ def collect(database: RetrievalDatabase, keep: int, say: Callable[[str], None] =
 def remove_versions(database: RetrievalDatabase, doomed: list[str]) -> tuple[tuple[str, ...], int]:
     """Remove versions, and every file that no other version needs, including those of an unfinished build.
 
-    The caller holds the lease. Leaves a note for each version, so that opening it by id says why it is gone. Removes this
-    machine's copies of a store's files too. Returns all versions that were ever removed this way, and the number of files.
+    The caller holds the lease. Writes a note for each version, so that opening it by id gives the reason. Also removes this
+    machine's copies of a store's files. Returns all versions that were removed this way so far, and the number of files.
     """
     storage = database.storage
     for name in doomed:
@@ -120,7 +120,7 @@ def _remove_version(storage: Storage, version: str) -> None:
 
 
 def _remove(storage: Storage, path: str) -> None:
-    """Remove a file that no version needs, and its recorded checksum where it has one."""
+    """Remove a file that no version needs, and its recorded checksum if it has one."""
     if path.startswith("plan/") or path.endswith("/entry.json"):
         remove_recorded(storage, path)
     else:
@@ -165,7 +165,7 @@ def _shard_paths(database: RetrievalDatabase, shard: int) -> set[str]:
 
 
 def _unfinished(database: RetrievalDatabase, kept: list[Version], doomed_plans: set[str]) -> set[str]:
-    """What a refresh that was interrupted has made so far: the shards of plans that belong to no version."""
+    """The files of an interrupted refresh: the shards of plans that belong to no version."""
     finished = {version.plan for version in kept} | doomed_plans
     paths: set[str] = set()
     for name in database.storage.list("plan", ".json"):

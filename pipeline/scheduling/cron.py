@@ -50,7 +50,7 @@ def parse_cron(text: str, where: str = "schedule") -> Cron:
     if len(fields) != 5 or not (text.isascii() and len(text) <= 1000):
         raise ConfigError(
             f"{where}: {text[:200]!r} has {len(fields)} fields; a cron expression has five: minute, hour, day of month, month, "
-            "day of week, as in '15 2 * * *' for 2:15 every night"
+            "day of week, such as '15 2 * * *' for 2:15 every night"
         )
     values = [_values(field, spec, where) for field, spec in zip(fields, _FIELDS, strict=True)]
     minutes, hours, days, months, weekdays = values

@@ -80,9 +80,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run's summary goes besides the home.
+    """Where a run's summary is written or sent, besides the home.
 
-    summary: a file. webhook: an address that gets it by POST; `$NAME` means the value of the secret NAME.
+    summary: a file. webhook: an address that receives it by POST; `$NAME` means the value of the secret NAME.
     """
 
     summary: str = ""

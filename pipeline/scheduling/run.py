@@ -72,7 +72,7 @@ class JobSummary:
     webhook: str = ""  # `sent`, or the reason why not; empty if the job names no webhook
 
     def text(self) -> str:
-        """One line for people."""
+        """One line to print."""
         tries = f" in {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
         return f"job {self.job}, slot {self.slot}: {self.status}{tries}, exit code {self.exit_code}"
 

@@ -1,7 +1,7 @@
 """Keep secrets out of output: remove their values from text, and recognize values in a job file that look like secrets.
 
-Reads and writes nothing. `scrub` finds a value as it is, and as JSON, HTML, URLs, Python's repr, the shell, hex and base64
-write it, also with one of these forms inside another, line by line, and in the middle of a longer text that was made base64
+Reads and writes nothing. `scrub` finds a value unchanged, in the forms of JSON, HTML, URLs, Python's repr, the shell, hex and
+base64, with one of these forms inside another, line by line, and inside a longer text that was encoded in base64
 (as in `Authorization: Basic`). It does not promise to find a value that a program changes in another way.
 """
 
@@ -42,7 +42,7 @@ _FORMS: tuple[Callable[[str], str], ...] = (
     lambda text: text.encode("utf-8", "surrogateescape").hex().upper(),
 )
 
-_INSIDE = 6  # characters from which a secret is looked for inside other base64, where a part of it has to do
+_INSIDE = 6  # the shortest secret that is searched inside other base64, where only a part of it can be matched
 
 # Words in a variable's name that mark its value as a secret. A word ends at an underscore or before a capital letter.
 _NAMES = re.compile(
@@ -105,11 +105,11 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def _inside_base64(text: str) -> Iterator[str]:
-    """The characters that the text gives in base64 of a longer text, whatever stands before and behind it."""
+    """The characters of the text in the base64 of a longer text, independent of the text before and after it."""
     data = text.encode("utf-8", "surrogateescape")
     if len(data) < _INSIDE:
         return
-    for before in range(3):  # three bytes give four characters: the place decides which bits a character holds
+    for before in range(3):  # three bytes give four characters, so the position determines the bits of a character
         whole = base64.b64encode(bytes(before) + data).decode().rstrip("=")
         sure = whole[-(-before * 4 // 3) : (before + len(data)) * 8 // 6]
         yield sure

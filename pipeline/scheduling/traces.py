@@ -1,4 +1,4 @@
-"""What a job's command left in the home that its page shows: progress, failed shards, and the rows that failed.
+"""The traces of a job's command in the home, for the job's page: progress, failed shards, and the rows that failed.
 
 Reads: progress.json and failures.json of the database or generation that the command wrote, the database's shards, and the
 generation's results.parquet. Writes nothing. A file that is absent or damaged shows nothing.
@@ -21,7 +21,7 @@ MOST_ROWS = 200  # failed rows on a page
 
 @dataclass(frozen=True)
 class FailedItem:
-    """A row that failed: its file, address or prompt, and why."""
+    """A row that failed: its file, address or prompt, and the reason."""
 
     item: str
     reason: str
@@ -30,7 +30,7 @@ class FailedItem:
 
 @dataclass(frozen=True)
 class Traces:
-    """What was left. `failed` counts all failed rows, of which `rows` has the first."""
+    """The traces. `failed` counts all failed rows, of which `rows` has the first."""
 
     progress: Mapping[str, object]
     shards: tuple[Mapping[str, object], ...] = ()
@@ -42,7 +42,7 @@ class Traces:
 def read_traces(
     url: str, result: Mapping[str, object], command: Sequence[str], hidden: Mapping[str, str] | None = None
 ) -> Traces:
-    """What a command left in the home at `url`: `result` is the object that it printed. `hidden` secrets are not shown."""
+    """The traces of a command in the home at `url`. `result` is the object that it printed. `hidden` secrets are not shown."""
     home = Storage(url)
     for subject in (result.get("name"), result.get("run"), *command[1:2]):
         for kind in ("databases", "generations"):
@@ -65,7 +65,7 @@ def _scrubbed(row: FailedItem, hidden: Mapping[str, str]) -> FailedItem:
 
 
 def _readable(found: Iterator[FailedItem]) -> Iterator[FailedItem]:
-    """The items until one cannot be read: the page shows less, and the run ends as it did."""
+    """The items up to the first that cannot be read, so that such an item does not change the end of a run."""
     import pyarrow as pa
 
     try:

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.sources import retry_after
 
 # The variable holds allowed addresses, separated by commas. A webhook must have the scheme, host and port of one of them, and
-# its path must be that address's path or lie below it.
+# its path must be that address's path or below it.
 ALLOWED = "RDMPIPE_WEBHOOK_ALLOW"
 
 ATTEMPTS = 3
@@ -65,7 +65,7 @@ def _parts(address: str) -> tuple[str, str, int, str] | None:
 
 
 def _decoded(path: str) -> str:
-    """A path without percent-encoding, also where it was encoded several times. Raises ValueError for one that never ends."""
+    """A path without percent-encoding, also if it was encoded several times. Raises ValueError for more levels than allowed."""
     for _ in range(5):
         once = urllib.parse.unquote(path, errors="strict")
         if once == path:
@@ -83,9 +83,9 @@ def post_json(address: str, value: Mapping[str, object], timeout_s: float = 10.0
     """POST `value` as JSON, in up to three attempts. Returns `sent`, or `not sent: ...` with the reason of the last failure.
 
     An answer of 429 or 5xx, or none, leads to another attempt: after 2 and 4 seconds, or after the answer's Retry-After.
-    timeout_s: the longest that one attempt may take, whatever the server does. The answer's body is not read.
+    timeout_s: the longest time of one attempt, for any behaviour of the server. The answer's body is not read.
     """
-    # A lone surrogate, which a command may print, has no encoding; backslashreplace makes it the JSON escape that it is.
+    # A lone surrogate, which a command may print, has no encoding; backslashreplace writes it as a JSON escape.
     body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
     said = ""
@@ -100,10 +100,10 @@ def post_json(address: str, value: Mapping[str, object], timeout_s: float = 10.0
 
 
 def _attempt(request: urllib.request.Request, timeout_s: float) -> tuple[str, bool, float | None]:
-    """One attempt: what came of it, whether another may help, and the seconds that the server asks to wait before it.
+    """One attempt: its result, whether another may help, and the seconds that the server asks to wait before that.
 
-    It runs in a thread that is left behind when its time is over: a socket's timeout starts again with every byte, so that a
-    server which sends one byte now and then would hold the run forever.
+    It runs in a thread that is abandoned after its time limit, because a socket's timeout starts again with every byte: a
+    server that sends one byte at a time would otherwise block the run forever.
     """
     found: list[tuple[str, bool, float | None]] = [(f"not sent: no answer within {timeout_s:g} s", True, None)]
 
