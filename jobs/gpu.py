@@ -24,7 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GIB = 2**30
-SHARES = {"sampling": 0.42, "training": 0.14, "faiss": 0.18, "embedding": 0.22}  # of the time, the rest is for starting
+SHARES = {
+    "sampling": 42,
+    "training": 14,
+    "faiss": 18,
+    "embedding": 22,
+}  # of the time; what a part leaves goes to the next ones
+GRACE_S = 15.0  # for a part to start, and to end its last measurement
 PACKAGES = ("torch", "diffusers", "safetensors", "numpy", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12",
             "open_clip_torch", "duckdb", "pyarrow", "rdmpipe")  # fmt: skip
 
@@ -320,10 +326,10 @@ def run_part(name: str, out: Path, seconds: float, tiny: bool) -> dict[str, obje
     command = [sys.executable, __file__, "--out", str(out), "--part", name, "--seconds", str(seconds)]
     start = time.monotonic()
     try:
-        done = subprocess.run(command + ["--tiny"] * tiny, capture_output=True, text=True, timeout=seconds + 15)
+        done = subprocess.run(command + ["--tiny"] * tiny, capture_output=True, text=True, timeout=seconds + GRACE_S)
         ended = "ok" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired:
-        ended = f"ended after {seconds:.0f} s"
+        ended = f"out of time: stopped after {seconds + GRACE_S:.0f} s, with what it had measured"
     rows = json.loads(path.read_text()) if path.exists() else []
     path.unlink(missing_ok=True)
     return {"ended": ended, "seconds": round(time.monotonic() - start, 1), "rows": rows}
@@ -386,8 +392,11 @@ def main() -> None:
         return
     start = time.monotonic()
     found: dict[str, object] = {"tiny": given.tiny, "machine": versions(), "parts": {}}
-    for name in chosen(given.parts):
-        found["parts"][name] = run_part(name, given.out, 60 * given.minutes * SHARES[name] - 15, given.tiny)  # type: ignore[index]
+    names = list(chosen(given.parts))
+    for i, name in enumerate(names):
+        left = 60 * given.minutes - (time.monotonic() - start)
+        share = left * SHARES[name] / sum(SHARES[later] for later in names[i:])
+        found["parts"][name] = run_part(name, given.out, max(1.0, share - GRACE_S), given.tiny)  # type: ignore[index]
         found["seconds"] = round(time.monotonic() - start, 1)
         print(name, found["parts"][name]["ended"], flush=True)  # type: ignore[index]
         (given.out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -95,7 +95,7 @@ def make_run(
             pixels = np.asarray(image.convert("RGB").crop((left, top, left + cut, top + cut)).resize((side, side)))
         storage.write_bytes(request.file, encode_png(pixels, record))
         made[request.key] = record
-    return storage, results_table(requests, tuple(extra or ()), made, log, COMMON)
+    return storage, results_table(requests, tuple(extra or ()), lambda request: made.get(request.key), log, COMMON)
 
 
 def thumbnails(shared: Path, without: int = 3) -> Any:

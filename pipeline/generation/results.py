@@ -8,7 +8,7 @@ licence, source, address and checksum.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,8 @@ SETTINGS = ("k", "sampler", "steps", "scale", "eta", "text_weight", "image_scale
             "use", "where", "precision", "model", "model_hash",
             "encoder", "db_version", "image", "rdmpipe")  # fmt: skip
 
+BATCH = 500  # pictures whose records are held as Python objects at a time
+
 _NEIGHBOUR = {"captions": "caption", "licences": "licence", "sources": "source", "urls": "url", "sha256": "sha256"}
 
 _OWN = ("key", "score", *_NEIGHBOUR.values())
@@ -94,13 +96,14 @@ class MadeWith:
 def results_table(
     requests: Sequence[RequestedCopy],
     extra: Sequence[str],
-    made: Mapping[str, Record],
+    made: Callable[[RequestedCopy], Record | None],
     log: Mapping[str, LogEntry],
     common: MadeWith,
 ) -> pa.Table:
-    """The table. `made` is the provenance of finished pictures, `log` seconds or error, both by key.
+    """The table. `made` reads the provenance of a picture, None if it is not finished; `log` has seconds or error by key.
 
     The prompt list's other columns are last; one with the name of a column above is called row_<name>.
+    Memory: the table, and the records of BATCH pictures.
     """
     import pyarrow as pa
 
@@ -112,8 +115,13 @@ def results_table(
         while stored in columns or stored in names.values() or (stored != name and stored in extra):
             stored = f"row_{stored}"
         names[name] = stored
-    rows = [_row(request, made.get(request.key), log.get(request.key, {}), common) for request in requests]
-    arrays = {name: pa.array([row[name] for row in rows], _type(kind)) for name, kind in columns.items()}
+    parts: dict[str, list[pa.Array]] = {name: [] for name in columns}
+    for start in range(0, len(requests), BATCH):
+        some = requests[start : start + BATCH]
+        rows = [_row(request, made(request), log.get(request.key, {}), common) for request in some]
+        for name, kind in columns.items():
+            parts[name].append(pa.array([row[name] for row in rows], _type(kind)))
+    arrays = {name: pa.chunked_array(parts[name], _type(kind)).combine_chunks() for name, kind in columns.items()}
     for name, stored in names.items():
         arrays[stored] = _carried([request.row.extra.get(name) for request in requests])
     return pa.table(arrays)

@@ -33,7 +33,7 @@ from pipeline.generation.models import check_memory, default_model, find_model
 from pipeline.generation.painter import Rendering
 from pipeline.generation.prompt_files import SUFFIXES
 from pipeline.generation.prompts import PromptList, accept_rows, read_prompts
-from pipeline.generation.provenance import read_record
+from pipeline.generation.provenance import Record, read_record
 from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
 from pipeline.generation.results import MadeWith, results_table
 from pipeline.generation.sampling import Sampling
@@ -410,16 +410,18 @@ def _write_pages(run: Run, request: Request, expander: Expander) -> None:
 def _write_results(storage: Storage, request: Request, common: MadeWith) -> pa.Table:
     import pyarrow.parquet as pq
 
-    made = {}
-    for key, file in request.files.items():
-        if storage.exists(file):
-            with storage.open(file) as handle:
-                record = read_record(handle)
-            if record is None:
-                raise ConfigError(
-                    f"{storage.full(file)} is no picture of this program: move it away, and run the same command again"
-                )
-            made[key] = record
+    def made(copy: RequestedCopy) -> Record | None:
+        file = request.files[copy.key]
+        if not storage.exists(file):
+            return None
+        with storage.open(file) as handle:
+            record = read_record(handle)
+        if record is None:
+            raise ConfigError(
+                f"{storage.full(file)} is no picture of this program: move it away, and run the same command again"
+            )
+        return record
+
     log: dict[str, LogEntry] = {}
     for plan in storage.list("shards"):
         for name in storage.list(f"shards/{plan}", ".log"):
