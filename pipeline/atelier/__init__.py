@@ -1,4 +1,4 @@
-"""Pictures drawn from numbers: scenes, subjects, settings and styles. A style never knows a subject.
+"""Pictures drawn by code, from a seed and a number: scenes, subjects, settings and styles. Styles are independent of subjects.
 
 `__init__.pyi` lists what other packages may import; names load when they are first used.
 """

@@ -1,4 +1,4 @@
-"""From a scene to shapes: the setting, the subjects with their shadows and reflections, the weather in front of them."""
+"""From a scene to shapes: the setting, the subjects with their shadows and reflections, and the weather in front of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def compose(scene: Scene) -> Pen:
-    """Draw a scene. The drawing has a random generator of its own, so that it is the same for every style."""
+    """Draw a scene. The drawing has its own random generator, so that it is the same for every style."""
     pen = Pen(scene.light, scene.palette, chance(scene.seed, scene.content_id, 2), snow=scene.weather == "snow")
     place = SETTINGS[scene.setting]
     ground = place.draw(pen, View(scene.weather, scene.time_of_day, scene.horizon))
@@ -49,7 +49,7 @@ def _stand(pen: Pen, scene: Scene, spot: Place, ground: Ground, *, airborne: boo
     y = ground.far + (ground.near - ground.far) * near
     top = 0.05 + 0.04 * (1 - near)
     height = min(spot.height, (y - top) / (1.0 + subject.lift))
-    if airborne:  # subjects in the air are not all at one height
+    if airborne:  # subjects in the air have different heights
         y = max(height + top, y)
     half = height * subject.width / 2 * 0.85
     pen.picture_frame()

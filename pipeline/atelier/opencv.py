@@ -1,4 +1,4 @@
-"""OpenCV, which the pictures are drawn with. It is optional: importing this module without it names the pip command."""
+"""OpenCV, with which the pictures are drawn. It is optional: without it, importing this module raises the pip command."""
 
 from __future__ import annotations
 

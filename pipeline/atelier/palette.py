@@ -1,6 +1,6 @@
 """Colours and light of a scene: named colours, the sky at each hour, the effect of the weather on both.
 
-A colour is a tuple of three sRGB floats in 0..1. Colours are mixed in sRGB: the result is a picture, not photometry.
+A colour is a tuple of three sRGB floats in 0..1. Colours are mixed in sRGB, which is not photometrically correct.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def mute(a: Colour, t: float) -> Colour:
 
 
 def vary(a: Colour, rng: np.random.Generator, amount: float = 1.0) -> Colour:
-    """`a` with a small random change of hue, saturation and value, as another tube of paint would give it."""
+    """`a` with a small random change of hue, saturation and value."""
     dh, ds, dv = (rng.random(3) - 0.5).tolist()
     h, s, v = colorsys.rgb_to_hsv(*a)
     return colorsys.hsv_to_rgb(
@@ -97,9 +97,9 @@ def vary(a: Colour, rng: np.random.Generator, amount: float = 1.0) -> Colour:
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from, and the colours of its lit and shaded sides."""
+    """The direction of the light, and the colours of lit and shaded sides."""
 
-    sun: tuple[float, float]  # place of the sun or moon in the picture, x right and y down, 0..1
+    sun: tuple[float, float]  # position of the sun or moon in the picture, x right and y down, 0..1
     direction: tuple[float, float]  # unit vector towards the light, y down
     lit: Colour
     shade: Colour
@@ -109,7 +109,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours that a scene's surroundings are mixed from."""
+    """The base colours of a scene's surroundings."""
 
     sky: Colour
     horizon: Colour

@@ -1,7 +1,7 @@
-"""The pen that subjects and settings draw with: shapes in unit coordinates, each with a paint.
+"""The pen with which subjects and settings draw: shapes in unit coordinates, each with a paint.
 
-A paint says what a shape is made of: its colours in light and in shade, the light on it, its depth, its object and the
-direction of its surface. A style decides how that looks on paper. Nothing is rasterised here.
+A paint describes the material of a shape: its colours in light and in shade, the light on it, its depth, its object and the
+direction of its surface. A style decides how that is shown. Nothing is rasterised here.
 
 Subjects draw in their own frame: x to the right, y *up*, standing on y = 0, about one unit tall and centred on x = 0.
 Settings draw in the frame of the picture: x to the right, y *down*, 0..1.
@@ -21,7 +21,7 @@ from pipeline.atelier.palette import INK, Array, Colour, Light, Palette, mix, ti
 
 Points = Sequence[tuple[float, float]]
 
-#: The most paints of one picture. A paint's number is one byte, and 0 is the bare ground of the plate.
+#: The largest number of paints in a picture. A paint's number is one byte, and 0 is the bare ground of the plate.
 MAX_PAINTS = 255
 
 
@@ -38,7 +38,7 @@ class Paint:
     gy: float
     curve: float
     over: int
-    blend: bool  # a gradient that the drawing asked for, instead of light
+    blend: bool  # an explicit gradient instead of light
     depth: float  # from 0 (near) to 1 (far)
     thing: int  # number of the object that the region belongs to; outlines between two objects are stronger
     subject: bool
@@ -50,13 +50,13 @@ class Paint:
 
 
 class Look(TypedDict, total=False):
-    """How a paint looks, beside its colour. The default of each key is in parentheses.
+    """The properties of a paint other than its colour. The default of each key is in parentheses.
 
     to      end of a gradient from the colour along `way`, which replaces the light of the scene (none)
     way     direction of that gradient, y down (0, 1)
     shade   how strongly the colour turns from light to shadow (0)
     round   how much the light falls off towards the edges (0)
-    glow    the paint shines: neither light nor haze changes it (False)
+    glow    the paint emits light: neither light nor haze changes it (False)
     ink     weight of its outline (1)
     grain   strength of its texture (0.25)
     flow    direction of its surface in radians, y down (0)
@@ -120,10 +120,10 @@ class Pen:
         self._matrix, self._origin, self._scale = np.eye(2), np.zeros(2), 1.0
         self._thing, self._depth, self._subject = 0, 1.0, False
 
-    # -- where ---------------------------------------------------------------------------------------------------
+    # -- frames --------------------------------------------------------------------------------------------------
 
     def thing(self, depth: float, *, subject: bool = False) -> None:
-        """Start a new object at `depth`, from 0 (near) to 1 (far). It gets an outline of its own and haze by its depth."""
+        """Start a new object at `depth`, from 0 (near) to 1 (far). It gets its own outline, and haze according to its depth."""
         self._thing, self._depth, self._subject = self._thing + 1, depth, subject
 
     def picture_frame(self) -> None:
@@ -139,7 +139,7 @@ class Pen:
         self._matrix = np.array([[wide * c, wide * s], [s, -c]]) * height
         self._origin, self._scale = np.array([x, y]), height * math.sqrt(stretch)
 
-    # -- what ----------------------------------------------------------------------------------------------------
+    # -- shapes --------------------------------------------------------------------------------------------------
 
     def paint(self, colour: Colour, **look: Unpack[Look]) -> int:
         """The number of a paint for the next shape. Equal flat paints of one object share a number.
@@ -174,7 +174,7 @@ class Pen:
         number = len(self.paints)
         if number > MAX_PAINTS:
             raise ValueError(
-                f"this picture asked for more than {MAX_PAINTS} paints: draw small details that repeat with one flat "
+                f"this picture needs more than {MAX_PAINTS} paints: draw small details that repeat with one flat "
                 "paint (shade=0)"
             )
         if not shaded:

@@ -1,4 +1,4 @@
-"""Pictures by number: `picture(index)` is a pure function of index, seed, size, style and layout.
+"""Pictures by index: `picture(index)` is a pure function of index, seed, size, style and layout.
 
 Reads nothing, writes nothing, and keeps no state except small caches of textures. The same arguments give the same bytes
 in every process and in every order of calls. It does not promise the same bytes with another version of OpenCV or NumPy, or
@@ -49,7 +49,7 @@ class DrawnPicture:
 def caption_with_style(caption: str, style: str) -> str:
     """The caption with the style in it ("a mosaic of a red lighthouse ..."); a caption always gets the same phrase."""
     phrases = STYLE_REGISTRY[_known_style(style)].phrases
-    # The length of the caption picks the phrase, so that no seed is needed
+    # The length of the caption selects the phrase, so that no seed is needed
     return phrases[len(caption) % len(phrases)].format(caption)
 
 
@@ -80,7 +80,7 @@ def cell(
 
 
 def describe(scene: Scene, style: str) -> dict[str, str | int]:
-    """The metadata row of a picture: one scalar a column."""
+    """The metadata row of a picture: one scalar in each column."""
     return {
         "item_id": f"{scene.seed}-{scene.content_id:09d}-{style}",
         "caption": scene.caption,

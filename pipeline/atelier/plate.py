@@ -1,6 +1,6 @@
-"""From shapes to a plate: the paint of every pixel, and all that a style derives from it.
+"""From shapes to a plate: the paint of every pixel, and the maps that styles derive from it.
 
-Reads the shapes and paints of a `Pen`. A plate is the underpainting that styles work from: the scene in plain colours,
+Reads the shapes and paints of a `Pen`. A plate is the underpainting that styles use: the scene in plain colours,
 light, depth, outlines, the direction of surfaces. It is not meant to be shown.
 """
 

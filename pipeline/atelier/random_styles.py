@@ -1,7 +1,7 @@
-"""Styles without a name, drawn from a number: thousands of looks for training, never named in a caption.
+"""Styles without a name, generated from a number: thousands of looks for training, never named in a caption.
 
 `random_style(seed)` is a pure function: a family (how marks are made) and constants for it, for colour, ground, outline and
-border. `render_random(scene, style, size)` draws a scene in it. Families can be held out whole: a model that has never seen
+border. `render_random(scene, style, size)` draws a scene in it. Whole families can be held out: a model that has never seen
 one must take it from its neighbours. Reads and writes nothing. The ten named styles do not use this module and it does not
 use theirs.
 """
@@ -36,16 +36,16 @@ _GROUNDS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class RandomStyle:
-    """The constants of one style. Widths are fractions of the picture's side, the rest are shares of 1.
+    """The constants of one style. Widths are fractions of the picture's side; all other values are from 0 to 1.
 
-    seed, family    the number it came from, and how its marks are made: a key of FAMILIES
-    across          marks from side to side; jitter: how unevenly they lie; joint: how much of a mark its border takes
-    angle           of strokes and lines, radians; wander: how much they follow the drawing instead
-    colour          "plain", "matrix", "duotone", "palette" or "levels"; strength: how much of the picture's own colour goes
-    dark, light     colours at the ends of a duotone; matrix: 9 numbers that mix the channels, row by row
-    palette         colours of which each place takes the nearest; levels: steps a channel
-    vividness, lift saturation's factor, and the exponent of lightness (below 1 lighter)
-    ground          colour of the sheet; tooth: how much of its grain shows; cover: how much of the sheet is painted over
+    seed, family    the style's number, and the way in which its marks are made: a key of FAMILIES
+    across          marks from side to side; jitter: irregularity of their positions; joint: share of a mark that is its border
+    angle           direction of strokes and lines, radians; wander: how much they follow the drawing instead
+    colour          "plain", "matrix", "duotone", "palette" or "levels"; strength: share of the picture's own colour that
+    is replaced dark, light     colours at the ends of a duotone; matrix: 9 numbers that mix the channels, row by row
+    palette         colours, of which each pixel takes the nearest; levels: steps in each channel
+    vividness, lift factor of saturation, and exponent of lightness (below 1: lighter)
+    ground          colour of the sheet; tooth: visibility of its grain; cover: share of the sheet that is painted
     ink             colour of outlines; line: their width; weight: their opacity (0: none)
     border          "none", "fade" (bare sheet towards the edge) or "frame"; margin: its width
     """
@@ -91,7 +91,7 @@ def random_style(seed: int, families: Sequence[str] | None = None) -> RandomStyl
     low, high = _ACROSS[family]
     hues = rng.random((7, 3))
     grey = hues.mean(axis=1, keepdims=True)
-    spread = np.linspace(0.08, 0.95, 7)[:, None]  # from dark to light, whatever the hue
+    spread = np.linspace(0.08, 0.95, 7)[:, None]  # from dark to light, for every hue
     colours = np.clip(spread + (hues - grey) * (0.3 + 0.9 * u[0]), 0.02, 0.98)
     tuples: list[Colour] = [(float(r), float(g), float(b)) for r, g, b in colours]
     mixing = np.eye(3) * 0.7 + rng.normal(0, 0.22, (3, 3)) + 0.1
@@ -125,7 +125,7 @@ def random_style(seed: int, families: Sequence[str] | None = None) -> RandomStyl
 
 
 def render_random(scene: Scene, style: RandomStyle | int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A scene in a random style, or in that of a number: (size, size, 3) uint8 RGB."""
+    """A scene in a random style, given as a style or as its number: (size, size, 3) uint8 RGB."""
     look = random_style(style) if isinstance(style, int) else style
     rng = chance(scene.seed, scene.content_id, zlib.crc32(f"random {look.seed} {look.family}".encode()))
     plate = make_plate(compose(scene), size, rng)
@@ -137,7 +137,7 @@ def render_random(scene: Scene, style: RandomStyle | int, size: int) -> np.ndarr
 
 
 def _coloured(look: RandomStyle, plate: Plate) -> Array:
-    """The plate's colours (size, size, 3) as the style's paints give them."""
+    """The plate's colours (size, size, 3) in the style's paints."""
     rgb = vivid(np.clip(plate.rgb, 0, 1) ** look.lift, look.vividness)
     if look.colour == "matrix":
         made = rgb @ np.array(look.matrix, np.float32).reshape(3, 3).T
@@ -180,12 +180,12 @@ def _bordered(look: RandomStyle, plate: Plate, out: Array) -> Array:
     return over(out, look.ground, between(1 - 2.5 * look.margin, 1 - look.margin, edge))
 
 
-# -- families: each takes the coloured picture (size, size, 3) and gives marks ------------------------------------------
+# -- families: each turns the coloured picture (size, size, 3) into marks -----------------------------------------------
 
 
 def _cells(look: RandomStyle, plate: Plate, *, square: bool) -> tuple[Array, Array, Array]:
     lay = Turn(plate.rng, plate.size)
-    jitter = round(look.jitter * (0.4 if square else 1.0), 1)  # few values, so that the pavements stay cached
+    jitter = round(look.jitter * (0.4 if square else 1.0), 1)  # few values, so that pavements are cached
     label, edge, centre = cells(plate.size, look.across, jitter, square, look.seed % 2)
     return lay(label), lay(edge), lay(centre)
 
@@ -201,7 +201,7 @@ def _shards(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _pavement(look: RandomStyle, plate: Plate, rgb: Array, label: Array, edge: Array) -> Array:
-    """Pieces cut by the cells and by the drawing, each of one colour, with joints of the ink's colour."""
+    """Pieces cut by cells and by the drawing, each in one colour, with joints in the colour of the ink."""
     number = look.across * look.across
     paints = len(plate.paints) + 1
     piece = label * paints + plate.ids
@@ -214,7 +214,7 @@ def _pavement(look: RandomStyle, plate: Plate, rgb: Array, label: Array, edge: A
 
 
 def _dots(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """Round marks on the sheet: of one size and the place's colour, or of the ink and larger where it is dark."""
+    """Round marks on the sheet: of one size and the local colour, or of ink, larger in dark places."""
     label, _, centre = _cells(look, plate, square=False)
     number = look.across * look.across
     soft = 0.8 * look.across / plate.size
@@ -231,12 +231,12 @@ def _dots(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _light_ground(look: RandomStyle, plate: Plate) -> Array:
-    """The sheet, and on it something of the picture's light colours where the style covers much."""
+    """The sheet, with some of the picture's light colours if the style covers much of it."""
     return np.asarray(_sheet(look, plate.size) * np.float32(1.0))
 
 
 def _hatch(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """Parallel lines, wider where it is dark; they bend with the surfaces as far as the style lets them."""
+    """Parallel lines, wider in dark places; they follow the surfaces as much as the style sets."""
     size = plate.size
     at = np.linspace(0, 1, size, dtype=np.float32)
     flow = look.angle + look.wander * plate.map("flow") + 0.3 * look.wander * np.sin(plate.map("thing") * 2.4)
@@ -254,7 +254,7 @@ def _hatch(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _strokes(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """Short straight strokes of the place's colour, laid along the surfaces or all one way."""
+    """Short straight strokes of the local colour, along the surfaces or all in one direction."""
     size, rng = plate.size, plate.rng
     source = np.clip(rgb * 255, 0, 255)
     sheet = _sheet(look, size) * 255
@@ -279,7 +279,7 @@ def _strokes(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _wash(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """Thin paint that runs: soft edges, uneven load, the sheet's colour through it."""
+    """Thin, flowing paint: soft edges, uneven density, the sheet's colour shining through."""
     size = plate.size
     lay = Turn(plate.rng, size)
     slow, mid = lay(noise(size, 5)), lay(noise(size, 16))
@@ -297,7 +297,7 @@ def _wash(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _flat(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """Each paint one colour, as cut paper: a step of shade where the style has one, a shadow under near things."""
+    """One colour for each paint, like cut paper: a step of shade if the style has one, a shadow under near objects."""
     count = len(plate.paints) + 1
     out = cell_means(rgb, plate.ids, 256)[plate.ids] if count else rgb
     if look.wander > 0.4:
@@ -331,7 +331,7 @@ def _blocks(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _line(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """A drawing in lines on the sheet; what matters may be coloured in."""
+    """A line drawing on the sheet; the subject may be coloured."""
     width = 0.008 + 0.02 * look.joint
     drawn = between(0.08, 0.6, plate.outline(width, inner=0.5 + look.wander))
     under = np.asarray(_sheet(look, plate.size) * (1 - 0.25 * look.strength * (1 - plate.tone()))[..., None])
@@ -345,7 +345,7 @@ def _line(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 
 def _relief(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
-    """A carved plate of one material, lit from a side; a little of the colours may be left on it."""
+    """A carved plate of one material, lit from one side; some colour may remain on it."""
     size = plate.size
     height = (1 - plate.map("depth")) * 1.5 + 0.6 * plate.shade + 0.5 * plate.map("subject")
     height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(0.6, size / 90))
@@ -359,7 +359,7 @@ def _relief(look: RandomStyle, plate: Plate, rgb: Array) -> Array:
 
 Family = Callable[[RandomStyle, Plate, Array], Array]
 
-#: How marks are made. Order is part of what a seed means: add at the end.
+#: The ways in which marks are made. The order determines the meaning of a seed: add at the end only.
 FAMILIES: dict[str, Family] = {
     "tiles": _tiles,
     "shards": _shards,

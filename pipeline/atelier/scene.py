@@ -1,4 +1,4 @@
-"""A scene: what a picture shows, as one small description that every style renders.
+"""A scene: a small description of what a picture shows, which every style renders.
 
 `sample(seed, content_id)` is a pure function: the same two numbers give the same scene in every process and in every order
 of calls. Nothing here draws; `compose` in atelier/compose.py does.
@@ -32,12 +32,12 @@ _NEVER_SNOW = ("desert", "beach")
 
 _CALM = ("under water",)  # settings without weather
 
-_SCALE = (1.0, 1.0, 0.80, 0.66, 0.58, 0.52)  # of one subject, by their number
+_SCALE = (1.0, 1.0, 0.80, 0.66, 0.58, 0.52)  # of each subject, by the number of subjects
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one of the subjects stands and how it is turned."""
+    """The position and orientation of one of the subjects."""
 
     x: float  # 0..1 from the left
     nearness: float  # from 0 at the far end of the setting's strip to 1 at the near end
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: attributes as captions and metadata give them, then composition, light and palette."""
+    """What a picture shows: attributes for captions and metadata, then composition, light and palette."""
 
     seed: int
     content_id: int
@@ -186,7 +186,7 @@ _IN = {
     "storm": "in a thunderstorm",
 }
 
-#: For each value of these attributes the words of which a caption holds at least one. A clear day may be left unsaid.
+#: For each value of these attributes, words of which a caption has at least one. A clear day may be omitted.
 CAPTION_WORDS: dict[str, tuple[str, ...]] = {
     "dawn": ("dawn", "sunrise", "morning"),
     "dusk": ("dusk", "sunset", "evening"),

@@ -1,4 +1,4 @@
-"""The registry of settings: each draws what is behind the subject and says where subjects stand.
+"""The registry of settings: each draws the background of the subject and defines where subjects stand.
 
 A setting is one short function `(pen, view) -> Ground`, registered with `@setting`. It draws in the frame of the picture
 (x to the right, y down, 0..1), calls `sky` for its sky, and returns the strip on which subjects stand.
@@ -24,10 +24,10 @@ class View:
 
 @dataclass(frozen=True)
 class Ground:
-    """The strip that subjects stand on.
+    """The strip on which subjects stand.
 
     `far` and `near` are heights in the picture. `shadow` is the colour of a cast shadow, None if nothing casts one (on
-    water, in the air). `water` is the colour of the water that a subject floats in.
+    water, in the air). `water` is the colour of the water in which a subject floats.
     """
 
     far: float
@@ -39,7 +39,7 @@ class Ground:
 @dataclass(frozen=True)
 class Setting:
     name: str
-    phrases: tuple[str, ...]  # how a caption names it
+    phrases: tuple[str, ...]  # its names in captions
     indoors: bool
     draw: Callable[[Pen, View], Ground]
 

@@ -9,7 +9,7 @@ from pipeline.atelier.settings import Ground, View, setting
 
 
 def _window(pen: Pen, view: View, x0: float, y0: float, x1: float, y1: float) -> None:
-    """A window that shows hour and weather; everything drawn through it stays inside its frame."""
+    """A window that shows hour and weather; what is seen through it stays inside its frame."""
     p, rng = pen.palette, pen.rng
     pen.thing(0.95)
     frame = mix(WHITE, p.wood, float(rng.random()) * 0.7)

@@ -1,4 +1,4 @@
-"""Skies and weather: all that is behind the land, and the rain or snow in front of it.
+"""Skies and weather: the background behind the land, and the rain or snow in front of it.
 
 Draws with a `Pen` in the frame of the picture (x right, y down, 0..1).
 """

@@ -18,7 +18,7 @@ from pipeline.atelier.plate import Plate
 @dataclass(frozen=True)
 class Style:
     name: str
-    phrases: tuple[str, ...]  # how a caption names it; {} stands for the caption
+    phrases: tuple[str, ...]  # its forms in captions; {} is the caption without style
     paint: Callable[[Plate], Array]
 
 

@@ -26,7 +26,7 @@ def pointillism(plate: Plate) -> Array:
         label, centre = lay(label), lay(centre)
         count = across * across
         colour = cell_means(rgb, np.where(centre < 0.35, label, count), count + 1)[:count]
-        # Divided colour: each dot is a purer tint, and only the mean of a few is the colour meant
+        # Divided colour: each dot is a purer tint, and the mean of several dots is the wanted colour
         shift = rng.standard_normal((count, 4), np.float32)
         colour = colour + 0.085 * (shift[:, :3] - shift[:, :3].mean(axis=1, keepdims=True)) + 0.04 * shift[:, 3:]
         soft = 0.8 * across / size
@@ -67,7 +67,7 @@ def impasto(plate: Plate) -> Array:
         for k in order:
             x0, y0, x1, y1 = lines[k]
             cv2.line(canvas, (x0, y0), (x1, y1), rows[k], thick[k], cv2.LINE_AA, 4)
-    # Bristles: noise drawn out along the run of the brush, then lit from the upper left as a relief
+    # Bristles: noise stretched along the direction of the brush, then lit from the upper left as a relief
     grain = Turn(rng, size)(noise(size, 72))
     bristles = _drawn_out(grain, run, size * 0.03)
     height = canvas[..., 3].astype(np.float32) / 255 * 0.8 + min(0.30, 0.08 + size / 2000) * bristles
@@ -115,7 +115,7 @@ def watercolour(plate: Plate) -> Array:
     bleed = (between(0.0, 1.3, slow) * (0.8 - 0.55 * plate.map("subject")))[..., None]
     rgb = rgb + (wet - rgb) * bleed
     pigment = 1.0 - vivid(rgb, 1.15)
-    # Pigment runs to the rim of a wash and settles in the tooth of the paper
+    # Pigment collects at the edge of a wash and in the grain of the paper
     soft = cv2.GaussianBlur(rgb, (0, 0), size / 48)
     rim = np.clip(soft.mean(-1) - rgb.mean(-1), 0, 0.3) * 1.6
     load = 0.80 + 0.16 * slow + 0.07 * mid + 0.075 * tooth + rim
@@ -140,7 +140,7 @@ def charcoal(plate: Plate) -> Array:
     grain = np.ascontiguousarray(lay(noise(size, 60), keep_direction=True))
     slant = np.full((size, size), -0.9 if rng.random() < 0.5 else -2.2, np.float32)
     hatch = _drawn_out(grain, slant, size * 0.06)
-    # The far is left pale, so that the near stands out from it
+    # Distant objects stay pale, so that near ones stand out
     dark = (1.0 - tone) ** 1.15 * (0.95 - 0.45 * between(0.4, 1.0, plate.map("depth")))
     dark = dark + (0.10 * hatch + 0.14 * tooth) * (0.25 + between(0.0, 0.5, dark)) * (1.15 - dark)
     wobble = size * 0.006
@@ -154,7 +154,7 @@ def charcoal(plate: Plate) -> Array:
     dark = np.clip(dark * (1.0 - between(0.86, 0.99, border)), 0, 0.96)
     sheet = np.array([[0.93, 0.90, 0.84], [0.86, 0.82, 0.75], [0.90, 0.90, 0.88]], np.float32)[int(rng.integers(3))]
     out = sheet * (1 - dark[..., None]) + np.array([0.09, 0.085, 0.085], np.float32) * dark[..., None]
-    # A little coloured chalk, rubbed into what matters
+    # A little coloured chalk on the subject
     rgb = plate.rgb
     chroma = rgb - rgb.mean(-1, keepdims=True)
     rubbed = cv2.GaussianBlur(plate.map("subject"), (0, 0), size / 90) * np.clip(0.62 + 0.22 * tooth, 0, 1)

@@ -1,4 +1,4 @@
-"""Styles of pieces laid side by side: mosaic, stained glass, cubist facets, pixel art."""
+"""Styles made of adjacent pieces: mosaic, stained glass, cubist facets, pixel art."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.atelier.texture import Turn, cell_means, cells, noise
 
 
 def _pieces(plate: Plate, label: Array, across: int, rgb: Array) -> tuple[Array, Array]:
-    """Pieces cut by cells and by the drawing: (number of the piece (H, W), mean colours (n, 3))."""
+    """Pieces cut by cells and by the drawing: (number of the piece of each pixel (H, W), mean colours (n, 3))."""
     paints = len(plate.paints) + 1
     piece = label * paints + plate.ids
     return piece, cell_means(rgb, piece, across * across * paints)
@@ -25,7 +25,7 @@ def mosaic(plate: Plate) -> Array:
     label, edge, _ = cells(size, across, 0.28, True, int(rng.integers(2)))
     label, edge = lay(label), lay(edge)
     piece, colour = _pieces(plate, label, across, np.clip(vivid(plate.rgb, 1.45) * 1.08, 0, 1))
-    colour = np.round(colour * 14) / 14  # stone comes in so many colours
+    colour = np.round(colour * 14) / 14  # stone has a limited number of colours
     worn = rng.normal(1.0, 0.085, across * across).astype(np.float32)[label]
     out = colour[piece] * worn[..., None]
     step = max(1, round(size / 200))
@@ -33,7 +33,7 @@ def mosaic(plate: Plate) -> Array:
     out = out * (1 + 0.9 * (bevel - np.roll(bevel, (step, step), (0, 1))))[..., None]
     out = out * (1 + 0.035 * lay(noise(size, 128)))[..., None]
     pixel = across / size
-    # Joints take up less of a tile where a tile is only a few pixels
+    # Joints are a smaller share of a tile that is only a few pixels wide
     grout = (1.0 - between(0.07, 0.07 + 1.8 * pixel, edge)) * (0.42 + 0.45 * min(1.0, 0.06 / pixel))
     grout = np.maximum(grout, between(0.25, 0.8, plate.outline(0.010, inner=0.25)) * 0.7)
     lime = (0.34, 0.32, 0.31) if plate.light.lamps else (0.38, 0.34, 0.30)
@@ -50,7 +50,7 @@ def stained_glass(plate: Plate) -> Array:
     cast = rng.normal(1.0, 0.16, across * across).astype(np.float32)[label]
     out = flat[plate.ids] * cast[..., None]
     out = out * (0.70 + 0.42 * plate.shade)[..., None]
-    # Light comes through from behind: brightest in the middle, streaked and seedy as old glass is
+    # Light from behind: brightest in the middle, with the streaks and bubbles of old glass
     at = np.linspace(-1, 1, size, dtype=np.float32)
     glow = 1.28 - 0.32 * (at[None, :] ** 2 + at[:, None] ** 2)
     streak = 0.06 * lay(noise(size, 9, 26)) + 0.035 * lay(noise(size, 70))
@@ -112,7 +112,7 @@ def pixel_art(plate: Plate) -> Array:
     n = -(-size // block)
     at = np.minimum(np.arange(n) * block + block // 2, size - 1)
     rgb = vivid(plate.rgb, 1.3)
-    # Taken at points and not averaged: hard edges
+    # Sampled at points and not averaged, for hard edges
     small = cv2.blur(rgb, (block, block))[at][:, at] * 0.6 + rgb[at][:, at] * 0.4
     ids = plate.ids[at][:, at]
     tile = np.tile(_BAYER, (n // 4 + 1, n // 4 + 1))[:n, :n, None]

@@ -23,7 +23,7 @@ _CHROMA = _PIGMENTS - _PIGMENTS.mean(-1, keepdims=True)
 
 
 def _pigment(colours: Array, keep: float) -> Array:
-    """Each colour as the nearest pigment, a share `keep` of its own left."""
+    """Each colour replaced by the nearest pigment, with a share `keep` of its own colour."""
     weights = np.array([0.9, 1.2, 0.7], np.float32)
     d = (((colours[:, None] - _PIGMENTS[None]) * weights) ** 2).sum(-1)
     chroma = colours - colours.mean(-1, keepdims=True)
@@ -38,10 +38,10 @@ def ukiyo_e(plate: Plate) -> Array:
     n = len(plate.paints)
     lit = np.array([p.lit for p in plate.paints], np.float32)
     dark = np.array([p.dark for p in plate.paints], np.float32)
-    # Night and storm are printed lighter than they are: the block prints colour, not darkness
+    # Night and storm are printed lighter, because such prints show colour and not darkness
     lift = float(np.clip(np.log(0.52) / np.log(np.clip(lit.mean(), 0.05, 0.9)), 0.55, 1.0))
     lit, dark = vivid(lit**lift, 1.3), vivid(dark**lift, 1.3)
-    # One flat colour a block; where the drawing blends (sky, water, land) a wiped gradient, bokashi
+    # One flat colour for each block; a wiped gradient (bokashi) where the drawing blends (sky, water, land)
     blends = np.array([p.blend for p in plate.paints])
     tables = np.zeros((2, 256, 3), np.float32)
     tables[0, 1 : n + 1] = _pigment(np.where(blends[:, None], lit, 0.72 * lit + 0.28 * dark), 0.22)
@@ -111,7 +111,7 @@ def woodcut(plate: Plate) -> Array:
     white = between(-edge, edge, cut - wave)
     white = np.where(tone > 0.90, 1.0, np.where(tone < 0.10, 0.0, white))
     lines = between(0.15, 0.7, plate.outline(0.015, inner=0.9))
-    # On black ground an outline is cut out, on light ground it is left standing
+    # An outline is cut out of black ground and left standing on light ground
     around = cv2.blur(tone, (max(3, size // 16) | 1,) * 2)
     ink = np.maximum(1.0 - white, lines * (around > 0.28))
     ink = ink * (1.0 - 0.9 * lines * (around <= 0.28))
@@ -119,7 +119,7 @@ def woodcut(plate: Plate) -> Array:
     ink = ink * (1.0 - 0.8 * between(2.1, 2.7, chips))
     sheet = np.array([0.94, 0.90, 0.80], np.float32)
     out = np.broadcast_to(sheet, (size, size, 3)) * (1 + 0.012 * lay(noise(size, 160)))[..., None]
-    # One second block prints the colour of what matters
+    # A second block prints the colour of the subject
     rgb = cv2.blur(plate.rgb, (3, 3))
     peak = rgb.max(-1, keepdims=True)
     spot = np.clip(rgb / np.maximum(peak, 0.25), 0, 1) ** 1.25

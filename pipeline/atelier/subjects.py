@@ -26,9 +26,9 @@ class Subject:
     colours: tuple[str, ...]
     settings: tuple[str, ...]
     most: int  # the largest number of them in a picture
-    width: float  # in its own heights
+    width: float  # relative to its height
     size: float  # its height as a share of the picture when it is alone, before random variation
-    lift: float  # how far it floats above its place, in its own heights
+    lift: float  # how far it floats above its position, relative to its height
     draw: Callable[[Pen], None]
 
 
@@ -38,7 +38,7 @@ TABLE = "wooden table, tablecloth, window sill, shelf"
 
 
 class Traits(TypedDict):
-    """What `subject` may say of a subject beside its names; see the fields of `Subject`.
+    """The optional arguments of `subject`; see the fields of `Subject`.
 
     `noun` and `plural` name it in a caption, with {c} in place of the colour ("woman in a {c} dress").
     """
@@ -54,7 +54,7 @@ class Traits(TypedDict):
 def subject(
     name: str, genre: str, colours: str, settings: str, **traits: Unpack[Traits]
 ) -> Callable[[Callable[[Pen], None]], Callable[[Pen], None]]:
-    """Register a subject. `colours` and `settings` are comma-separated names.
+    """Register a subject. `colours` and `settings` are names separated by commas.
 
     Raises ValueError for a name that is taken or a setting that is not registered.
     """

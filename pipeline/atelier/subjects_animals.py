@@ -1,4 +1,4 @@
-"""Animals that walk and crawl. One short function each; see `subjects` for the frame they draw in. They face right."""
+"""Animals that walk and crawl. One short function each; see `subjects` for their frame. They face right."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PINK: Colour = (0.93, 0.66, 0.62)
 
 
 def eye_colour(coat: Colour) -> Colour:
-    """Dark eyes, but light ones in a black coat."""
+    """The colour of eyes: dark, but light for a black animal."""
     return INK if max(coat) > 0.35 else (0.95, 0.80, 0.30)
 
 
 def _legs(
     pen: Pen, colour: Colour, spots: tuple[float, ...], top: float, width: float, hoof: Colour | None = None
 ) -> None:
-    """Straight legs; those at even places are the far ones and darker."""
+    """Straight legs; those at even positions are the far ones and darker."""
     for k, x in enumerate(spots):
         tone = times(colour, 0.74) if k % 2 == 0 else times(colour, 0.95)
         pen.poly(

@@ -1,4 +1,4 @@
-"""Buildings. One short function each; see `subjects` for the frame they draw in."""
+"""Buildings. One short function each; see `subjects` for their frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.atelier.subjects import subject
 
 
 def pane(pen: Pen, x: float, y: float, w: float, h: float) -> None:
-    """A window pane around x, lit if lamps are."""
+    """A window pane around x, lit if lamps are on."""
     colour, glow = lamp_or_dark(pen)
     pen.box(x - w / 2, y, x + w / 2, y + h, colour, shade=0, glow=glow, ink=0.6)
 

@@ -1,4 +1,4 @@
-"""Trees, flowers and fruit. One short function each; see `subjects` for the frame they draw in."""
+"""Trees, flowers and fruit. One short function each; see `subjects` for their frame."""
 
 from __future__ import annotations
 

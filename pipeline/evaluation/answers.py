@@ -1,6 +1,6 @@
 """From scored pictures to answers: accuracies with intervals, paired differences, sweeps. Pure functions over rows.
 
-Every number that a reader sees is made here or in evaluation/measures.py, and goes into summary.json as it is.
+Every number of the report is computed here or in evaluation/measures.py, and written to summary.json unchanged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measured(rows: Sequence[Score]) -> Measured | None:
 
 
 def grouped(rows: Sequence[Score], column: str, order: Sequence[str] = ()) -> dict[str, Measured]:
-    """`measured` for each value of a column, in `order` or as they come."""
+    """`measured` for each value of a column, in `order` or in order of appearance."""
     values = order or by_value(rows, column)
     return mapped({value: measured(pick(rows, **{column: value})) for value in values})
 
@@ -77,7 +77,7 @@ def choose_settings(rows: Sequence[Score]) -> tuple[dict[str, Setting], dict[str
 
 
 def answer_swap(rows: Sequence[Score], styles: Sequence[str], never_seen: Sequence[str]) -> SwapAnswer:
-    """RQ1: is the picture in the style whose database was swapped in, and does it show what was asked for?"""
+    """RQ1: is the picture in the style whose database was swapped in, and does it show the requested content?"""
     own = [row for row in pick(rows, phase="swap", condition=SWAP) if row.style]
     others = [row for row in pick(rows, phase="swap", condition=SWAP) if not row.style]
     return SwapAnswer(
@@ -99,7 +99,7 @@ def _shares(values: Sequence[str]) -> dict[str, float]:
 
 
 def answer_postfix(rows: Sequence[Score]) -> dict[str, LevelAnswer]:
-    """RQ2, RQ3: for each level of the general database the conditions, and swap minus each other one, paired by caption."""
+    """RQ2, RQ3: for each level of the general database, the conditions and swap minus each of the others, paired by caption."""
     own = pick(rows, phase="postfix")
     made = {}
     for level in by_value(own, "level"):
@@ -128,7 +128,7 @@ def _values(rows: Sequence[Score], name: str) -> tuple[list[str], list[float]]:
 
 
 def answer_sweeps(rows: Sequence[Score]) -> SweepAnswer:
-    """RQ4: one number changed at a time; and filter against separate database, down to the neighbours."""
+    """RQ4: one number changed at a time, and filter against separate database, including a comparison of neighbours."""
     one, other, third = (grouped(pick(rows, phase=name), "level") for name in ("neighbours", "guidance", "size"))
     pairs = pick(rows, phase="separate")
     return SweepAnswer(one, other, third, _answer_separate(pairs) if pairs else None)

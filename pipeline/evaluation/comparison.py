@@ -1,9 +1,9 @@
-"""Several models by one protocol, side by side: the same databases, captions, styles, seeds and judges.
+"""Comparison of several models by one protocol: the same databases, captions, styles, seeds and judges.
 
-Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder a model
-with its whole evaluation, summary.json with the numbers of all, and index.html. A killed comparison continues. A model
-of another encoder finds its vectors beside the database (pipeline/catalog/vectors.py), or in databases that
-`[[compare]]` names.
+Reads what an evaluation reads. Writes, in the comparison's folder: judges/ (trained once, for all models), one folder for each
+model with its whole evaluation, summary.json with the numbers of all, and index.html. The same call continues a killed
+comparison. A model of another encoder uses the vectors of the database's companion (pipeline/catalog/vectors.py), or of
+databases that `[[compare]]` names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Comparison:
         return {"models": {name: summary.to_json() for name, summary in self.models.items()}}
 
     def text(self, folder: Path) -> str:
-        """For people: each model's swap, and swap against postfix, in a line; and where the rest is."""
+        """The text to print: a line for each model's swap and swap against postfix, and the path of the report."""
         lines = []
         for name, summary in self.models.items():
             swap = summary.swap.all
@@ -65,7 +65,7 @@ def compare(
     config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Comparison]:  # fmt: skip
-    """Evaluate every model of `config.compare`, or continue; the folder and the comparison. Raises RdmpipeError."""
+    """Evaluate every model of `config.compare`, or continue. Returns the folder and the comparison. Raises RdmpipeError."""
     from pipeline.generation import outline_model
     from pipeline.storage import lease
 
@@ -108,7 +108,7 @@ def _page(
     folders: Mapping[str, str],
     models: Mapping[str, ModelRow],
 ) -> str:
-    """The page. Models are called by their folders' names, because a model may be named by a long path."""
+    """The page. Models have their folders' names, because a model may be given by a long path."""
     found = {folders[name]: summary for name, summary in comparison.models.items()}
     first = next(iter(found.values()))
     swaps = {name: summary.swap.all for name, summary in found.items()}
@@ -167,7 +167,7 @@ def _models(found: Mapping[str, tuple[ModelRow, Summary]]) -> Markup:
 
 
 def _grid(rows: Mapping[str, Sequence[Score]], folder: Path) -> tuple[int, Markup]:
-    """The first captions in the first styles, a column a model, not chosen by their result; and how many they are."""
+    """The first captions in the first styles, not chosen by results, with a column for each model; and their number."""
     swaps = {
         name: {(row.caption, row.style): row for row in found if row.phase == "swap" and row.condition == SWAP and row.style}
         for name, found in rows.items()

@@ -1,7 +1,7 @@
-"""The protocol of an evaluation: one strict TOML file that is written down before the first picture is made.
+"""The protocol of an evaluation: one strict TOML file that is fixed before the first picture is made.
 
-Reads: the job's TOML. Writes nothing. Everything that a person could choose after seeing results is a key here, and the run
-keeps a copy that a resumed run has to agree with.
+Reads: the job's TOML. Writes nothing. Every choice that could be made after seeing results is a key here. The run
+stores a copy, and a resumed run must have the same protocol.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LEVELS = ("common", "rare", "unseen")
 
 @dataclass(frozen=True)
 class Build:
-    """A database that is built first where it is needed and not published yet: what `rdmpipe build-index` takes.
+    """A database that is built first if it is needed and not published yet, with the settings of `rdmpipe build-index`.
 
-    A target that is a file's name is looked for beside the job.
+    A target that is a file's name is searched in the folder of the job.
     """
 
     target: str
@@ -36,18 +36,19 @@ class Build:
 
     @property
     def database(self) -> str:
-        """The name of the database that it builds, as far as the entry says it."""
+        """The name of the database that it builds, if the entry determines it."""
         return self.name or Path(self.target).stem
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Which captions are asked for.
+    """The captions of the evaluation.
 
     file         a prompt list to use in place of the database's held-out captions
-    test         captions that results are reported for; validation: others, for choosing k and guidance
-    held_out     share of the contents held out in training (pipeline/training/data.py's rule, which gives the same ones)
-    candidates   captions among which the content network has to find the right one
+    test         number of captions for the results; validation: of other captions, for choosing k and guidance
+    held_out     share of the contents held out in training (by the rule of pipeline/training/data.py, which gives the
+    same ones)
+    candidates   number of captions among which the content judge has to find the right one
     """
 
     file: str = ""
@@ -59,7 +60,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How every picture is made. `batch` pictures at a time; 0: by device."""
+    """The sampling of every picture. `batch` pictures at a time; 0: chosen by device."""
 
     sampler: str = "dpmpp_2m"
     steps: int = 12
@@ -70,7 +71,7 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Grids that are searched on the validation captions for each condition; each caption in `styles` of the styles."""
+    """Grids that are searched on the validation captions for each condition, with each caption in `styles` of the styles."""
 
     k: tuple[int, ...] = (1, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -79,10 +80,11 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Postfix:
-    """Swap against "in the style of ...": captions, styles (empty: `count` of them, spread), what the general database holds.
+    """Swap against "in the style of ...": captions, styles (empty: `count` of them, evenly chosen), levels of the
+    general database.
 
-    common: the general database as it is; rare: the style thinned to `rare_share`; unseen: the style left out. Only the
-    labelled database can be thinned; another general database is used as it is.
+    common: the general database unchanged; rare: the style reduced to `rare_share`; unseen: the style left out. Only the
+    labelled database can be reduced; another general database is used unchanged.
     """
 
     captions: int = 40
@@ -94,19 +96,20 @@ class Postfix:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One number changed at a time, on `captions` test captions in `styles` of the styles each."""
+    """Changes of one number at a time, on `captions` test captions, each in `styles` of the styles."""
 
     captions: int = 12
     styles: int = 4
     k: tuple[int, ...] = (0, 1, 2, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     shares: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0)  # of the style's database
-    separate: tuple[str, ...] = ()  # styles, of those there are, that are also built as a database of their own
+    separate: tuple[str, ...] = ()  # styles that are also built as a separate database, if they exist
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge's network. `backbone`: a torchvision model in place of the small network; `pretrained`: with its weights."""
+    """A judge's network. `backbone`: a torchvision model in place of the small network; `pretrained`: use its published
+    weights."""
 
     train: Steps
     width: int = 32
@@ -116,9 +119,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Compared:
-    """A model of a comparison. What is empty is the protocol's: databases, sampler, steps, and the tuning's grids.
+    """A model of a comparison. For empty keys (databases, sampler, steps, the tuning's grids), the protocol's values apply.
 
-    A model that takes another encoder's vectors finds those that `rdmpipe embed NAME --encoder ...` added to a database.
+    A model that takes another encoder's vectors uses those that `rdmpipe embed NAME --encoder ...` added to a database.
     """
 
     model: str
@@ -140,8 +143,8 @@ def _content_judge() -> Judge:
     return Judge(Steps(steps=800, batch=80, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.98, seed=12))
 
 
-# Settings of a training that are younger than the first protocols: they are written down only where they say something, so that
-# protocols and folders that exist keep their hashes.
+# Training settings that are newer than the first protocols. They are written only if they differ from the default, so that
+# existing protocols and folders keep their hashes.
 _LATER = {"accumulate": 1}
 
 
@@ -149,15 +152,17 @@ _LATER = {"accumulate": 1}
 class EvaluateConfig:
     """One evaluation.
 
-    database         labelled: real pictures with a style, captions unless `content_database` or prompts.file has them
-    general          the database that the model was trained with; empty: the labelled one, all styles mixed
+    database         the labelled database: real pictures with a style, and captions unless `content_database` or
+    prompts.file has them
+    general          the database with which the model was trained; empty: the labelled one with all its styles
     sources          style -> database to swap in; a style that is not named is a filter over the labelled database
-    others           databases swapped in that carry no style of the classifier's: content and diversity only
-    content          columns that name a content; the first one that the database has; none: every picture its own
-    never_seen       styles that neither encoder nor model was trained with
+    others           databases to swap in without a style of the classifier's: only content and diversity are measured
+    content          columns that name a content; the first that the database has is used; without one, each picture is a
+    separate content
+    never_seen       styles with which neither encoder nor model was trained
     encoder_captions how often the encoder's training captions name the style: words for the report
-    size             pixels a side at which pictures are judged
-    compare          models to evaluate one after the other by this protocol; `model` is left aside then
+    size             pixels a side of the pictures for the judges
+    compare          models to evaluate in turn by this protocol, in place of `model`
     """
 
     database: str = "atelier"
@@ -175,7 +180,7 @@ class EvaluateConfig:
     encoder_captions: str = "not stated"
     any_encoder: bool = False
     size: int = 64
-    most_pictures: int = 20_000  # real pictures read of each database, by chance where it has more
+    most_pictures: int = 20_000  # real pictures read from each database, a random sample if it has more
     build: tuple[Build, ...] = ()
     prompts: Prompts = field(default_factory=Prompts)
     sampling: PictureSettings = field(default_factory=PictureSettings)
@@ -187,7 +192,7 @@ class EvaluateConfig:
     compare: tuple[Compared, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """The protocol as it is written down and hashed; `compare` is there only where it says something."""
+        """The protocol for the file and its hash; `compare` is only present if it is not empty."""
         table = asdict(self)
         if not self.compare:
             del table["compare"]
@@ -241,7 +246,7 @@ class EvaluateConfig:
 
 
 def read_evaluate_config(path: Path) -> EvaluateConfig:
-    """The protocol that a TOML file describes; files that it names are looked for beside it. Raises ConfigError."""
+    """The protocol that a TOML file describes; its file names are relative to it. Raises ConfigError."""
     config = from_mapping(EvaluateConfig, read_toml(path), path.name)
 
     def beside(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Labelled real pictures of a database, and which captions are asked for.
+"""Labelled real pictures of a database, and the choice of captions.
 
 Reads: a published database's metadata and stored pictures (kept or thumbnails). Writes nothing. The rule of
 pipeline/training/data.py finds the contents that training held out.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Labelled:
     """N real pictures: pixels (N, 3, S, S) uint8 and texts in `pictures`, keys, and the checksums of their files.
 
-    column and values say how a filter names a content: column = value; empty if every picture is its own.
+    A filter selects a content by column = value; both are empty if each picture is a separate content.
     """
 
     keys: tuple[int, ...]
@@ -35,20 +35,20 @@ class Labelled:
     values: Mapping[str, str]  # content -> SQL constant
 
     def rows(self) -> dict[str, int]:
-        """Row by checksum: finds a neighbour's picture whatever database it came from."""
+        """Row by checksum, to find a neighbour's picture from any database."""
         return {checksum: row for row, checksum in enumerate(self.checksums)}
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is asked for. `content` is empty if it is a prompt of the user's own."""
+    """A requested caption. `content` is empty for a prompt from the user."""
 
     text: str
     content: str = ""
 
 
 def read_labelled(name: str, config: EvaluateConfig, home: str | None) -> Labelled:
-    """The pictures of a database or view that have a picture stored; `most_pictures` of them, by hash of the key.
+    """The rows of a database or view with a stored picture; at most `most_pictures` of them, chosen by the hash of the key.
 
     Style and caption are empty if the database has no such column. Raises DatabaseError if no picture is stored.
     """
@@ -96,7 +96,7 @@ def digest_order(text: str) -> bytes:
 
 
 def chosen_styles(labelled: Labelled, config: EvaluateConfig) -> tuple[str, ...]:
-    """The styles to evaluate: those named, else all of the database. Raises ConfigError."""
+    """The styles to evaluate: the named ones, else all of the database. Raises ConfigError."""
     there = sorted(set(labelled.pictures.styles) - {""})
     for style in config.styles:
         if style not in there:
@@ -121,10 +121,10 @@ def common_captions(pictures: LabelledPictures) -> dict[str, str]:
 def choose_captions(
     labelled: Labelled, styles: Sequence[str], prompts: Prompts
 ) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
-    """(validation, test): captions of held-out contents, in the order of their hashes, those that all styles have first.
+    """(validation, test): captions of held-out contents in the order of their hashes, first those of contents in all styles.
 
-    Where they do not suffice for both, all go to the test, and validation takes captions of contents that training saw. Without
-    a content column every picture is a content of its own, which counts as there in all styles. Raises ConfigError.
+    If there are too few for both, all are used for the test, and validation uses captions of contents that training saw.
+    Without a content column each picture is a separate content, which counts as present in all styles. Raises ConfigError.
     """
     pictures = labelled.pictures
     texts = common_captions(pictures)
@@ -137,7 +137,7 @@ def choose_captions(
         lacking = {content: len(set(styles) - has[content]) if labelled.column else 0 for content in contents}
         return sorted(lacking, key=lambda content: (lacking[content], digest_order(content)))
 
-    made: dict[str, Caption] = {}  # by text: two contents may have one caption
+    made: dict[str, Caption] = {}  # by text, because two contents may have the same caption
     for content in order(held):
         made.setdefault(texts[content], Caption(texts[content], content))
     test = list(made.values())[: prompts.test]
@@ -152,7 +152,7 @@ def choose_captions(
 
 
 def own_prompts(path: str, prompts: Prompts) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
-    """(validation, test) of a prompt list: every so many-th prompt validates. Raises PromptError, ConfigError."""
+    """(validation, test) of a prompt list: prompts at regular distances are for validation. Raises PromptError, ConfigError."""
     from pipeline.generation import accept_rows, read_prompts
 
     rows = accept_rows(read_prompts(path))
@@ -182,9 +182,9 @@ def split_by_picture(keys: Sequence[int], share: float, salt: str) -> tuple[list
 
 
 def perturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 pictures (B, 3, S, S) as judges see them in training, float in -1..1: moved, a part blurred, a part noisy.
+    """Augmented uint8 pictures (B, 3, S, S) for training judges, float in -1..1: shifted, some blurred, some with noise.
 
-    A judge then depends on what is drawn and not on the last sharp pixel, which a model's first stage does not keep.
+    A judge then depends on what is drawn and not on the finest detail, which a model's first stage does not keep.
     """
     import torch
     from torch.nn import functional as F

@@ -1,8 +1,8 @@
-"""What an evaluation would do: which databases it builds, which models it takes, how many pictures each of them makes.
+"""The forecast of an evaluation: the databases that it builds, the models that it uses, the number of pictures of each.
 
-Reads: the protocol, published databases and models' descriptions. Writes nothing, builds nothing and fetches nothing. Where the
-labelled database is not published, pictures are counted from the protocol alone: it must name styles (or their sources) and a
-prompt list.
+Reads: the protocol, published databases and models' descriptions. Writes nothing, builds nothing and fetches nothing. If the
+labelled database is not published, pictures are counted from the protocol only, which must then name styles (or their sources)
+and a prompt list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedDatabase:
-    """A database of the evaluation. `rows` is None if it is not published; `command` builds it then."""
+    """A database of the evaluation. `rows` is None if it is not published; then `command` builds it."""
 
     name: str
     encoder: str
@@ -35,7 +35,7 @@ class PlannedDatabase:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model of the evaluation: what it takes and under which licence, and its different pictures by phase and in all."""
+    """A model of the evaluation: its input, its licence, and the number of its distinct pictures by phase and in total."""
 
     name: str
     encoder: str
@@ -62,7 +62,7 @@ class Forecast:
         return sum(model.pictures["all"] for model in self.models)
 
     def text(self) -> str:
-        """For people: databases, models, and the pictures of each model by phase."""
+        """The text to print: databases, models, and the pictures of each model by phase."""
         lines = ["databases"]
         for one in self.databases:
             state = f"to build: {one.command}" if one.rows is None else f"{one.rows:,} rows, vectors of {one.encoder}"
@@ -157,7 +157,7 @@ def _databases(
                 command = command_that_adds(RetrievalDatabase(base, home), encoder).strip("`")
                 found.setdefault(other, PlannedDatabase(other, encoder, None, command))
             elif other in entries:
-                kept = base in entries and entries[base].images == "keep"  # then nothing is downloaded again
+                kept = base in entries and entries[base].images == "keep"  # if so, nothing is downloaded again
                 command = (
                     shlex.join(["rdmpipe", "embed", base, "--encoder", encoder]) if kept else _command(entries[other])
                 )
@@ -166,7 +166,7 @@ def _databases(
 
 
 def _command(entry: Build) -> str:
-    """The command that does what an entry of [[build]] says."""
+    """The command for an entry of [[build]]."""
     words = ["rdmpipe", "build-index", entry.target]
     for flag in ("name", "encoder", "images", "preprocess", "where", "base_url"):
         if value := getattr(entry, flag):

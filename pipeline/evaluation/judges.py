@@ -1,10 +1,10 @@
-"""Two networks that judge pictures and have no part in making them: one names the style, one finds the caption.
+"""Two networks that judge pictures and take no part in generation: one names the style, one finds the caption.
 
 Reads: labelled real pictures. Writes, in a folder each, rdm.train.fit's state and curve: a killed training continues, a
-finished one is read. Neither shares a weight, a text tower or a seed with the encoder that retrieves, or with the other.
-The style judge is split by content: it is tested on contents that it never saw. The content judge is tested on pictures
-that it never saw, of contents that it may have seen in another style, because it has to know what a caption means before
-it can judge.
+finished one is read. Neither shares weights, a text tower or a seed with the encoder that retrieves, or with the other.
+The data of the style judge are split by content: it is tested on contents that it never saw. The content judge is tested on
+pictures that it never saw, of contents that it may have seen in another style, because it has to learn the meaning of a caption
+before it can judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PIECES = 8192  # rows of the content judge's table of words and letter groups
 
-MOST_CAPTIONS = 1024  # wrong captions beside the batch's own in a step of the content judge
+MOST_CAPTIONS = 1024  # wrong captions in addition to the batch's own in a step of the content judge
 
 HELD_OUT = 0.15
 
@@ -45,7 +45,8 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class StyleNetwork(nn.Module):
-    """Four strided convolutions; mean and spread of the last two stages, which depend on how things are drawn."""
+    """Four strided convolutions, then mean and standard deviation of the last two stages, which depend on the manner of
+    drawing."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -66,7 +67,8 @@ class StyleNetwork(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A torchvision classifier by name with a new last layer; pretrained: the other layers have its published weights."""
+    """A torchvision classifier by name with a new last layer; with `pretrained`, the other layers have its published
+    weights."""
 
     def __init__(self, name: str, classes: int, pretrained: bool) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class Backbone(nn.Module):
             self.network.load_state_dict({**own, **fitting})
 
     def features(self, values: Tensor) -> Tensor:
-        """The class scores: the one output that all torchvision architectures have."""
+        """The class scores, the only output that all torchvision architectures have."""
         found: Tensor = self.network(values)
         return found
 
@@ -106,7 +108,7 @@ class Residual(nn.Module):
 
 
 class ContentNetwork(nn.Module):
-    """Pictures: residual stages, all places of the last one. Captions: the mean of learnt vectors of words and letters."""
+    """Pictures: residual stages, all positions of the last one. Captions: the mean of learnt vectors of words and letters."""
 
     def __init__(self, width: int, size: int, dim: int = 128) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ def pieces(text: str) -> list[int]:
 
 
 def pack(bags: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(numbers, starts) as EmbeddingBag takes them."""
+    """(numbers, starts) for EmbeddingBag."""
     starts = torch.tensor([0, *(len(bag) for bag in bags[:-1])]).cumsum(0)
     return torch.tensor([number for bag in bags for number in bag]), starts
 
@@ -164,7 +166,7 @@ def train_style(
     folder: Path,
     progress: Progress,
 ) -> StyleNetwork | Backbone:
-    """The style judge, trained on `rows`, or read where it is finished. Styles count alike, however many pictures they have."""
+    """The style judge, trained on `rows`, or read if it is finished. Styles have equal weight, for any number of pictures."""
     torch.manual_seed(judge.train.seed)
     network: StyleNetwork | Backbone = (
         Backbone(judge.backbone, len(classes), judge.pretrained)
@@ -243,7 +245,7 @@ def _fit(network: N, loss: _Loss, judge: Judge, folder: Path, progress: Progress
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judges say of n pictures: style probabilities (n, C), and features of both networks (n, D)."""
+    """The judges' output for n pictures: style probabilities (n, C), and features of both networks (n, D)."""
 
     styles: NDArray[np.float64]
     style_features: NDArray[np.float64]

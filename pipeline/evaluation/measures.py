@@ -1,7 +1,7 @@
-"""What generated pictures are measured against: real pictures under the judges' eyes, and distances between sets of pictures.
+"""Reference measurements: the judges' results on real pictures, and distances between sets of pictures.
 
-Reads nothing and writes nothing: tensors and judged features in, records out. A share or a mean over captions comes with its
-interval. Kernel distances (KID) are taken on the features of this evaluation's own judges; they compare only with each other.
+Reads and writes no files: tensors and judged features in, records out. A share or a mean over captions has an
+interval. Kernel distances (KID) use the features of this evaluation's judges, so they can only be compared with each other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-MOST = 400  # real pictures a style that kernel distances are taken to
+MOST = 400  # real pictures of a style for kernel distances
 
 
 def style_reference(panel: Panel, labelled: Labelled, held_out: Sequence[int]) -> StyleReference:
-    """The style judge on real pictures of contents it never saw: accuracy with Wilson's interval, confusion, each style's."""
+    """The style judge on real pictures of contents that it never saw: accuracy with Wilson's interval, confusion, each
+    style's accuracy."""
     pictures = labelled.pictures
     of = {style: i for i, style in enumerate(panel.styles)}
     rows = [row for row in held_out if pictures.styles[row] in of]
@@ -59,9 +60,9 @@ class Reference:
 def references(
     labelled: Labelled, captions: Sequence[Caption], styles: Sequence[str], unseen: Sequence[int]
 ) -> list[Reference]:
-    """Real pictures of the contents asked for, against their own captions and against those of others.
+    """Real pictures of the requested contents, compared with their own captions and with those of others.
 
-    Only those of the styles, where the pictures have any of them. `unseen`: rows that the content judge was not trained on.
+    Only pictures of the evaluated styles, if there are any. `unseen`: rows on which the content judge was not trained.
     """
     pictures, text = labelled.pictures, {caption.content: caption.text for caption in captions if caption.content}
     rows = [row for row, content in enumerate(pictures.contents) if content in text]
@@ -84,7 +85,7 @@ def references(
 
 
 def through_first_stage(reference: Reference, model: ModelInfo, device: str) -> Reference:
-    """The reference's pictures as the model's own first stage gives them back: the best that the model could do."""
+    """The reference's pictures after the model's own first stage, an upper bound for the model."""
     import torch
     from torch.nn import functional as F
 
@@ -101,7 +102,7 @@ def through_first_stage(reference: Reference, model: ModelInfo, device: str) -> 
 
 
 def judge_reference(panel: Panel, reference: Reference) -> Measured:
-    """What the judges say of a reference: captions found among the candidates, and styles named."""
+    """The judges' results on a reference: captions found among the candidates, and styles named."""
     judged = panel.judge(reference.pixels)
     ranks = panel.ranks(judged.content_features, reference.captions)
     hits = None
@@ -122,9 +123,10 @@ def judge_reference(panel: Panel, reference: Reference) -> Measured:
 def distances(
     generated: Mapping[str, Judged], real: Mapping[str, Judged], asked: Mapping[str, Judged]
 ) -> dict[str, StyleDistances]:
-    """By style: KID of generated to real pictures, of real ones of the contents asked for, and of the nearest other style.
+    """By style: KID to real pictures of generated pictures, of real pictures of the requested contents, and of the
+    nearest other style.
 
-    real: held-out pictures of other contents; asked: real pictures of the contents asked for.
+    real: held-out pictures of other contents; asked: real pictures of the requested contents.
     """
     made = {}
     for style, mine in generated.items():
@@ -163,7 +165,7 @@ def seed_diversity(groups: Mapping[tuple[str, ...], Floats]) -> float | None:
 
 
 def copies(rows: Sequence[Score], nearest: Nearest, asked: Sequence[int]) -> Copies:
-    """Are pictures copies of real ones? Compared with real pictures, the rows `asked` of the labelled ones."""
+    """Whether pictures are copies of real ones, in comparison with real pictures (the rows `asked` of the labelled ones)."""
     own = np.array([row.nearest_distance for row in rows])
     among = [row.nearest_picture in row.neighbour_pictures for row in rows]
     first = [row.neighbour_pictures[:1] == [row.nearest_picture] for row in rows]
@@ -225,7 +227,7 @@ def _take(judged: Judged, rows: Sequence[int]) -> Judged:
 
 
 def _retrieved(study: Study, panel: Panel, swap: Sequence[Score]) -> Retrieved | None:
-    """What the judges say of the first picture of each search; None if none of them is among the labelled ones."""
+    """The judges' results on the first picture of each search; None if none of them is among the labelled ones."""
     place, pictures = study.labelled.rows(), study.labelled.pictures
     firsts = [(row, place.get(row.neighbour_pictures[0])) for row in swap if row.neighbour_pictures]
     found = [(row, at) for row, at in firsts if at is not None]

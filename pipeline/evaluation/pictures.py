@@ -1,8 +1,8 @@
-"""The pictures of an evaluation: made by `rdmpipe generate`'s own code and read back as tensors; and databases of one style.
+"""The pictures of an evaluation, made by the code of `rdmpipe generate` and read as tensors; and databases of one style.
 
 Writes below the evaluation's folder: pictures/ and pictures_neighbours/ (runs without a gallery), separate/<style> (a folder of
 picture files with a metadata.csv), and the database `<labelled>_only_<style>` built from that with the labelled one's encoder.
-Pictures have keys and databases names: what is there is not made again, and trials that ask for equal pictures share a file.
+Existing pictures (by key) and databases (by name) are not made again, and trials with equal pictures share a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Where an evaluation runs and with what; of these only `device` changes what is measured, in the last digits."""
+    """The folder, machine and backend of an evaluation; of these only `device` changes results, in the last digits."""
 
     config: EvaluateConfig
     folder: Path
@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Made:
-    """A trial's picture: key, file below the evaluation's folder, its neighbours' keys and checksums, nearest first."""
+    """A trial's picture: key, file below the evaluation's folder, and its neighbours' keys and checksums, nearest first."""
 
     key: str
     file: str
@@ -66,7 +66,7 @@ def make_pictures(run: Run, trials: Sequence[Trial], name: str) -> list[Made]:
 
 
 def _generate(run: Run, trials: Sequence[Trial], name: str, folder: str) -> list[Made]:
-    """Pictures of trials that all use the prompt, or that all leave it out."""
+    """Pictures of trials that all use the prompt or all leave it out."""
     from pipeline.generation import GenerateConfig, generate
 
     config, settings = run.config, run.config.sampling
@@ -114,7 +114,7 @@ def read_made(folder: Path, made: Sequence[Made], size: int) -> Tensor:
 
 
 def build_separate(run: Run, style: str) -> str:
-    """The name of the style's own database; it is built now where it is not published."""
+    """The name of the style's own database, which is built now if it is not published."""
     from pipeline.building import BuildRequest, build
     from pipeline.catalog import resolve_database
 

@@ -1,6 +1,6 @@
-"""What an evaluation is about and which pictures it asks for, before any is made.
+"""The subject of an evaluation and the list of its pictures, before any is made.
 
-A trial names one picture and why it is wanted; equal pictures of different trials have equal keys and are made once. Reads:
+A trial names one picture and its purpose; equal pictures of different trials have equal keys and are made once. Reads:
 published databases, a prompt list, the model's description. Writes nothing.
 """
 
@@ -18,23 +18,23 @@ from pipeline.training import with_style
 if TYPE_CHECKING:
     from pipeline.generation import ModelInfo, PromptRow
 
-# Conditions of a picture: what it is conditioned on, and what its prompt says.
+# Conditions of a picture: its context and its prompt.
 SWAP = "swap"  # prompt, and neighbours from the style's own database
 
-POSTFIX = "postfix"  # (a) prompt + "in the style of ...", and neighbours from the general database by it
+POSTFIX = "postfix"  # (a) prompt + "in the style of ...", and its neighbours from the general database
 
-POSTFIX_NEIGHBOURS = "postfix, neighbours only"  # (b) the same neighbours, the prompt left out
+POSTFIX_NEIGHBOURS = "postfix, neighbours only"  # (b) the same neighbours without the prompt
 
-POSTFIX_TEXT = "postfix, text only"  # (c) that prompt, no neighbours
+POSTFIX_TEXT = "postfix, text only"  # (c) the same prompt without neighbours
 
 UNNAMED = "no style named"  # (d) prompt and neighbours from the general database
 
 CONDITIONS = (SWAP, POSTFIX, POSTFIX_NEIGHBOURS, POSTFIX_TEXT, UNNAMED)
 
-ABSENT = "swap, content absent"  # the style's database without the contents that are asked for
+ABSENT = "swap, content absent"  # the style's database without the requested contents
 
-# A share of a database: the multiplier spreads keys that follow one another, so that the rows of a style are thinned evenly
-# where they are stored together.
+# A share of a database: the multiplier scatters consecutive keys, so that the rows of a style are reduced evenly even if they
+# are stored together.
 PRIME, MULTIPLIER = 10_007, 7919
 
 
@@ -48,7 +48,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """One wanted picture. `style` is the aim, which UNNAMED keeps from the model; empty for databases without styles."""
+    """One wanted picture. `style` is the wanted style, which UNNAMED does not tell the model; empty for databases
+    without styles."""
 
     phase: str
     condition: str
@@ -59,7 +60,7 @@ class Trial:
     where: str
     setting: Setting
     seed: int
-    level: str = ""  # what the general database holds of the style, or what a sweep changed
+    level: str = ""  # the level of the style in the general database, or the number that a sweep changed
     neighbours_only: bool = False
 
     def row(self, number: int, sampler: str, steps: int) -> PromptRow:
@@ -75,11 +76,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Place:
-    """The databases of an evaluation, as filters see them."""
+    """The databases of an evaluation and the filters on them."""
 
     config: EvaluateConfig
     styles: tuple[str, ...]
-    absent: str = ""  # filter that leaves out the contents asked for, where a column names contents
+    absent: str = ""  # a filter that leaves out the requested contents, if a column names contents
 
     @property
     def general(self) -> str:
@@ -101,7 +102,7 @@ class Place:
         return self.config.database, both(f"{self.config.style} = {quoted(style)}", more)
 
     def separate(self) -> list[str]:
-        """The styles that are compared as a filter and as a database of their own: those named that this database has."""
+        """The styles that are compared as a filter and as a separate database: the named ones that this database has."""
         return [style for style in self.config.sweep.separate if style in self.styles]
 
     def general_filter(self, style: str, level: str) -> str:
@@ -125,7 +126,7 @@ def share_filter(share: float) -> str:
 
 
 def spread(styles: Sequence[str], count: int, first: int) -> list[str]:
-    """`count` of the styles, from the place `first` and around the end: other places use other styles."""
+    """`count` of the styles, from the position `first` and around the end, so that other positions use other styles."""
     return [styles[(first + i) % len(styles)] for i in range(min(count, len(styles)))]
 
 
@@ -147,7 +148,8 @@ def _trial(
 
 
 def tuning_trials(place: Place, captions: Sequence[Caption], most: int) -> list[Trial]:
-    """Every condition at every point of its grid, on the validation captions. `most`: the model's most neighbours."""
+    """Every condition at every point of its grid, on the validation captions. `most`: the model's largest number of
+    neighbours."""
     tuning, seed = place.config.tuning, place.config.sampling.seeds[0]
     made = []
     for condition in CONDITIONS:
@@ -162,7 +164,7 @@ def tuning_trials(place: Place, captions: Sequence[Caption], most: int) -> list[
 
 
 def test_trials(place: Place, captions: Sequence[Caption], chosen: Mapping[str, Setting], most: int) -> list[Trial]:
-    """Everything that results are reported for, with each condition's chosen setting."""
+    """All trials whose results are reported, with each condition's chosen setting."""
     return [
         *_swap_trials(place, captions, chosen[SWAP]),
         *_postfix_trials(place, captions[: place.config.postfix.captions], chosen),
@@ -171,7 +173,7 @@ def test_trials(place: Place, captions: Sequence[Caption], chosen: Mapping[str, 
 
 
 def _swap_trials(place: Place, captions: Sequence[Caption], setting: Setting) -> Iterator[Trial]:
-    """RQ1: every caption in every style; the same with the contents asked for left out; and databases without a style."""
+    """RQ1: every caption in every style; the same without the requested contents; and databases without a style."""
     seed = place.config.sampling.seeds[0]
     own = [style for style in place.styles if style not in place.config.sources]
     for i, caption in enumerate(captions):
@@ -185,7 +187,7 @@ def _swap_trials(place: Place, captions: Sequence[Caption], setting: Setting) ->
 
 
 def postfix_styles(place: Place) -> tuple[str, ...]:
-    """The styles that swap and postfix are compared in: those named, else `count` of them at equal distances."""
+    """The styles in which swap and postfix are compared: the named ones, else `count` of them at equal distances."""
     postfix, styles = place.config.postfix, place.styles
     if postfix.styles:
         return tuple(style for style in postfix.styles if style in styles)
@@ -225,14 +227,14 @@ def _sweep_trials(place: Place, captions: Sequence[Caption], setting: Setting, m
 
 
 def separate_name(database: str, style: str) -> str:
-    """The name of the database that holds one style alone: no view, rows and index of its own."""
+    """The name of the database that holds only one style; it is not a view but has its own rows and index."""
     slug = "".join(letter if letter.isalnum() else "_" for letter in style.lower())
     return f"{database.replace('-', '_')}_only_{slug}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What an evaluation is about, after databases and model are read."""
+    """The subject of an evaluation, after databases and model are read."""
 
     labelled: Labelled
     place: Place
@@ -265,7 +267,8 @@ def open_captions(
 
 
 def count_pictures(place: Place, validation: Sequence[Caption], test: Sequence[Caption], most: int) -> dict[str, int]:
-    """Different pictures by phase; settings that are not chosen yet count as the grid's last ones. `most`: neighbours."""
+    """Distinct pictures by phase; settings that are not chosen yet count as the grid's last. `most`: the model's largest
+    number of neighbours."""
     config = place.config
     guess = {condition: Setting(min(config.tuning.k[-1], most), config.tuning.guidance[-1]) for condition in CONDITIONS}
     seen: set[tuple[object, ...]] = set()
@@ -283,13 +286,13 @@ def count_pictures(place: Place, validation: Sequence[Caption], test: Sequence[C
 
 
 def setup_of(config: EvaluateConfig, study: Study, home: str | None) -> Setup:
-    """The protocol as it is written down: what was asked for, of which versions, for which captions."""
+    """The protocol for protocol.json: the config, the versions and the captions."""
     from pipeline.catalog import resolve_database, with_encoder
 
     place, encoder = study.place, study.model.encoder
     selections = {name: resolve_database(name, home) for name in config.databases()}
     versions = {name: selection.version.id for name, selection in selections.items()}
-    for selection in selections.values():  # and where the model's vectors come from, if not from there
+    for selection in selections.values():  # and the databases of the model's vectors, if they are others
         used = with_encoder(selection, encoder) if encoder and not config.any_encoder else None
         if used is not None and used.database.name != selection.database.name:
             versions[used.database.name] = used.version.id

@@ -1,7 +1,7 @@
-"""What an evaluation finds, as records; and summary.json, which holds them under plain words.
+"""The results of an evaluation as records, and summary.json, which holds them under plain words.
 
-`to_json` turns a record into JSON: a field is called by its words (`by_style` -> "by style"), unless it says another name.
-Reads and writes nothing.
+`to_json` turns a record into JSON: the key is the field's name in words (`by_style` -> "by style"), unless the field
+names another. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def _record(record: DataclassInstance) -> dict[str, Json]:
 
 @dataclass(frozen=True)
 class Score:
-    """One wanted picture with its verdicts: a row of pictures.parquet.
+    """One wanted picture with the judges' results: a row of pictures.parquet.
 
-    style_hit, style_probability    of the style aimed at; None if none was
+    style_hit, style_probability    for the wanted style; None if there is none
     rank                            of the right caption among the candidates, from 1; `found`: first, `nearly`: among TOP
-    nearest*                        the real picture that is most like it, and how far it is
+    nearest*                        the nearest real picture, and its distance
     """
 
     phase: str
@@ -99,21 +99,21 @@ class Score:
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares of pictures with their intervals. style_hit: None if not every picture aimed at a style."""
+    """Shares of pictures with their intervals. style_hit: None if not every picture has a wanted style."""
 
     style_hit: Estimate | None = field(metadata=_called("style_hit") | _OMITTED)
     found: Estimate
     nearly: Estimate
 
     def named(self) -> dict[str, Estimate]:
-        """The measures that there are, by name."""
+        """The measures that are not None, by name."""
         found = {"style_hit": self.style_hit, "found": self.found, "nearly": self.nearly}
         return {name: one for name, one in found.items() if one is not None}
 
 
 @dataclass(frozen=True)
 class StyleReference:
-    """The style judge on real pictures of contents it never saw: accuracy with Wilson's interval, and confusion."""
+    """The style judge on real pictures of contents that it never saw: accuracy with Wilson's interval, and confusion."""
 
     accuracy: float
     low: float
@@ -126,7 +126,7 @@ class StyleReference:
 
 @dataclass(frozen=True)
 class References:
-    """What the judges say of pictures that are not generated."""
+    """The judges' results on pictures that are not generated."""
 
     style: StyleReference
     references: Mapping[str, Measured]
@@ -146,7 +146,7 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Grid:
-    """A condition's chosen setting, and all that were tried."""
+    """A condition's chosen setting, and all settings that were tried."""
 
     k: int
     guidance: float
@@ -155,7 +155,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Unstyled:
-    """Databases that carry no style of the judge's: content, and which styles the judge names."""
+    """Databases without a style of the judge's: content, and the styles that the judge names."""
 
     measured: Mapping[str, Measured]
     guesses: Mapping[str, Mapping[str, float]]
@@ -163,7 +163,7 @@ class Unstyled:
 
 @dataclass(frozen=True)
 class SwapAnswer:
-    """Is the picture in the style whose database was swapped in, and does it show what was asked for?"""
+    """Is the picture in the style whose database was swapped in, and does it show the requested content?"""
 
     all: Measured | None
     seen_styles: Measured | None
@@ -176,7 +176,7 @@ class SwapAnswer:
 
 @dataclass(frozen=True)
 class LevelAnswer:
-    """Swap and the other conditions, where the general database holds so much of the style; differences are paired."""
+    """Swap and the other conditions at one level of the style in the general database; differences are paired."""
 
     conditions: Mapping[str, Measured]
     by_style: Mapping[str, Mapping[str, Measured]]
@@ -185,7 +185,7 @@ class LevelAnswer:
 
 @dataclass(frozen=True)
 class SeparateAnswer:
-    """A filter over the mixed database against a database of the style alone."""
+    """A filter over the mixed database against a database of only the style."""
 
     measured: Mapping[str, Measured] = field(metadata={"flat": "yes"})
     same_neighbours: float
@@ -204,7 +204,7 @@ class SweepAnswer:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What the judges say of the real picture that came first in each search: what a copy of it would score."""
+    """The judges' results on the first real picture of each search, which is the score of a copy of it."""
 
     measured: Measured = field(metadata={"flat": "yes"})
     right: Estimate | None = field(metadata=_called("is the content asked for"))
@@ -234,9 +234,9 @@ class StyleDistances:
 
 @dataclass(frozen=True)
 class Copies:
-    """Are pictures copies? Distances to the nearest real picture, beside those of real pictures to the nearest other.
+    """Whether pictures are copies: distances to the nearest real picture, and those of real pictures to the nearest other.
 
-    A generated picture nearer to a real one than 95 % of real pictures are to each other counts as near.
+    A generated picture counts as near if its distance is smaller than 95 % of the distances between real pictures.
     """
 
     pictures: int
@@ -253,7 +253,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class ModelName:
-    """Which weights were evaluated."""
+    """The weights that were evaluated."""
 
     name: str
     sha256: str
@@ -261,7 +261,7 @@ class ModelName:
 
 @dataclass(frozen=True)
 class Setup:
-    """The protocol as it is written down before the first picture: what was asked for, of which versions, which captions."""
+    """The protocol as it is written before the first picture: the config, the versions and the captions."""
 
     config: EvaluateConfig = field(metadata={"plain": "its own field names"})
     databases: Mapping[str, str]  # versions
@@ -275,7 +275,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cost:
-    """How many pictures the evaluation took, and the seconds of the last call's parts."""
+    """The number of pictures of the evaluation, and the seconds of the last call's parts."""
 
     different_pictures: int
     rows: int
@@ -304,10 +304,10 @@ class Summary:
 
 
 def mapped(found: Mapping[str, T | None]) -> dict[str, T]:
-    """The entries that there are."""
+    """The entries that are not None."""
     return {name: one for name, one in found.items() if one is not None}
 
 
 def by_value(rows: Sequence[Score], column: str) -> list[str]:
-    """The different values of a column of text, in order of first appearance."""
+    """The distinct values of a text column, in order of first appearance."""
     return list(dict.fromkeys(str(getattr(row, column)) for row in rows))

@@ -1,6 +1,7 @@
-"""The report of an evaluation: one HTML page with its charts and pictures inside it, in the order of a sceptic's questions.
+"""The report of an evaluation: one HTML page with charts and pictures inside it, in the order in which a critical reader
+would ask.
 
-The words are in assets/templates/evaluation.html; this module makes the tables, charts and pictures in them.
+The text is in assets/templates/evaluation.html; this module makes its tables, charts and pictures.
 
 Reads: the summary, the pictures' rows, the picture files below the evaluation's folder, real pictures. Writes nothing.
 """
@@ -76,12 +77,12 @@ def measures(found: Measured | None) -> list[str]:
 
 
 def charted(found: Measured, only: Sequence[str] = tuple(NAMES)) -> dict[str, dict[str, float]]:
-    """Estimates as the charts take them, by the words of NAMES."""
+    """Estimates for the charts, by the words of NAMES."""
     return {NAMES[name]: asdict(one) for name, one in found.named().items() if name in only}
 
 
 def _in_short(summary: Summary) -> Markup:
-    """What a reader came for: does the swap give the style, is the content still there, and is it better than a prompt?"""
+    """The main results: does the swap give the style, does the picture keep the content, and is it better than a prompt?"""
     real = summary.judges.references.get("real pictures that the content judge never saw")
     swap = summary.swap
     found = [("real pictures that the judges never saw", *measures(real))]
@@ -140,7 +141,7 @@ def _swap(summary: Summary, rows: Sequence[Score], folder: Path, labelled: Label
 
 
 def _swap_table(swap: SwapAnswer) -> Markup:
-    """The swap's measures, over all styles and apart."""
+    """The swap's measures, over all styles and for each style."""
     kinds = {"all": swap.all, "seen styles": swap.seen_styles, "styles never seen": swap.styles_never_seen,
              "content absent": swap.content_absent}  # fmt: skip
     named = [(name, *measures(found)) for name, found in kinds.items() if found]
@@ -148,7 +149,7 @@ def _swap_table(swap: SwapAnswer) -> Markup:
 
 
 def _grid(rows: Sequence[Score], styles: Sequence[str], folder: Path, labelled: Labelled) -> tuple[int, Markup]:
-    """The first captions in every style, not chosen by their result; and how many they are."""
+    """The first captions in every style, not chosen by results; and their number."""
     own = {(row.caption, row.style): row for row in rows if row.phase == "swap" and row.condition == SWAP}
     captions = list(dict.fromkeys(caption for caption, _ in own))[:GRID_ROWS]
     made = [(caption, [_read(own.get((caption, style)), folder) for style in styles]) for caption in captions]

@@ -1,14 +1,15 @@
 """`rdmpipe evaluate`: does swapping the database swap the style? Protocol, judges, pictures, answers, report.
 
-Reads: a labelled database and those it is compared with, a model. Writes, in <home>/evaluations/<name> or the folder given:
+Reads: a labelled database, the databases to compare with, a model. Writes, in <home>/evaluations/<name> or the given folder:
 
-    protocol.json        what was decided before the first picture: config, databases' versions, model, captions
+    protocol.json        fixed before the first picture: config, databases' versions, model, captions
     judges/style, judges/content    the judges' training states and curves
     pictures*/           the pictures
-    pictures.parquet     one row a picture: aim, setting, verdicts;  summary.json: every number;  index.html: the report
+    pictures.parquet     one row for each picture: wanted style and content, setting, results;  summary.json: every
+    number;  index.html: the report
 
-A killed evaluation continues: judges from their last save, pictures by their keys. Another protocol needs another folder. The
-report holds every result: nothing is left out because of what it says.
+The same call continues a killed evaluation: judges from their last save, pictures by their keys. Another protocol needs
+another folder. The report holds every result, favourable or not.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def evaluate(
     config: EvaluateConfig, progress: Progress, backend: Backend, *, home: str | None = None, out: str = "",
     device: str = "auto", threads: int = 1, wait_s: float = 0.0,
 ) -> tuple[Path, Summary]:  # fmt: skip
-    """Run the evaluation, or continue it; its folder and summary. Raises RdmpipeError for what cannot be run."""
+    """Run the evaluation, or continue it. Returns its folder and summary. Raises RdmpipeError."""
     from pipeline.storage import lease
 
     folder = folder_of(config, home, out)
@@ -63,23 +64,23 @@ def evaluate(
 
 
 def folder_of(config: EvaluateConfig, home: str | None, out: str) -> Path:
-    """Where an evaluation is written: the folder given, else one of the home's, named after the database and the protocol."""
+    """The folder of an evaluation: the given one, else one in the home, named after the database and the protocol."""
     name = f"{config.database}-{digest(config.to_dict(), 6)}"
     return Path(out or f"{home or default_home()}/evaluations/{name}").absolute()
 
 
 def set_up(threads: int) -> None:
-    """torch's threads in this process, and flushed denormals: the judges' trainings are faster, and the same every time."""
+    """Set torch's threads in this process and flush denormals, so that the judges' training is fast and reproducible."""
     import numpy
     import torch
 
     torch.set_num_threads(threads)
-    numpy.finfo(numpy.float32), numpy.finfo(numpy.float64)  # it warns where it first looks after denormals are flushed
+    numpy.finfo(numpy.float32), numpy.finfo(numpy.float64)  # it warns at its first use after denormals are flushed
     torch.set_flush_denormal(True)
 
 
 def evaluate_in(run: Run) -> tuple[Summary, list[Score]]:
-    """The evaluation of one model, written to the run's folder; its summary and the rows of its pictures."""
+    """Evaluate one model and write the run's folder. Returns its summary and the rows of its pictures."""
     from pipeline.evaluation.answers import answer_postfix, answer_swap, answer_sweeps, choose_settings
     from pipeline.evaluation.measures import measure_pictures
     from pipeline.evaluation.pictures import build_separate
@@ -123,8 +124,8 @@ def evaluate_in(run: Run) -> tuple[Summary, list[Score]]:
 
 
 def _build_missing(run: Run) -> None:
-    """Build the databases of [[build]] that the evaluation reads and that are not published; of companions (NAME_ENCODER) those
-    that hold the vectors of the model's encoder, from the pictures that NAME keeps where it does."""
+    """Build the databases of [[build]] that the evaluation reads and that are not published, and the companions (NAME_ENCODER)
+    with the vectors of the model's encoder, if possible from the pictures that NAME keeps."""
     from pipeline.building import BuildRequest, build, for_second_encoder, settle
     from pipeline.catalog import companion_name, keeps_pictures, main_database
     from pipeline.database import RetrievalDatabase
@@ -153,7 +154,7 @@ def _build_missing(run: Run) -> None:
 
 
 def _write_protocol(run: Run, study: Study) -> None:
-    """Write the protocol, or find the same one. Raises ConfigError if the folder holds another."""
+    """Write the protocol, if it does not exist yet. Raises ConfigError if the folder holds another."""
     storage = Storage(str(run.folder))
     setup = json.loads(canonical_json(to_json(setup_of(run.config, study, run.home))))  # keys in order
     text = json.dumps(setup, indent=1, ensure_ascii=False) + "\n"
@@ -172,7 +173,7 @@ def _write_protocol(run: Run, study: Study) -> None:
 
 
 def _judges(run: Run, study: Study, laps: Laps) -> tuple[Panel, References]:
-    """The judges, trained or read, and what they say of real pictures."""
+    """The judges, trained or read, and their results on real pictures."""
     from pipeline.evaluation.judges import HELD_OUT, train_content, train_style
     from pipeline.evaluation.measures import judge_reference, references, style_reference, through_first_stage
     from pipeline.evaluation.scores import Panel, pool_of
@@ -195,7 +196,7 @@ def _judges(run: Run, study: Study, laps: Laps) -> tuple[Panel, References]:
     panel = Panel(style, content, classes, pool, config.prompts.candidates)
     reference = style_reference(panel, labelled, [rows[i] for i in held_out])
     asked = [] if config.content_database else [caption for caption in study.test if caption.content]
-    # With prompts of the user's own, or captions of another collection, the real pictures are those held out from the judge.
+    # With prompts from the user or captions of another collection, the real pictures are those held out from the judge.
     asked = asked or _first_captions(captioned, unseen, config.prompts.test)
     made = references(captioned, asked, classes, unseen)
     if made:
@@ -237,7 +238,7 @@ def _write(run: Run, study: Study, summary: Summary, rows: Sequence[Score]) -> N
 
 
 def summary_text(folder: Path, summary: Summary) -> str:
-    """For people: the judges, the swap, and swap against postfix, each in a line; and where the rest is."""
+    """The text to print: a line each for the judges, the swap, and swap against postfix, and the path of the report."""
     from pipeline.evaluation.report import number
 
     swap = summary.swap.all

@@ -1,7 +1,7 @@
-"""What the judges say of every picture, as rows: the evaluation's Parquet.
+"""The judges' results on every picture, as rows of pictures.parquet.
 
-Pure functions over tensors and trials; writes nothing. The wrong captions beside a picture's right one depend on the right one
-alone, so that all conditions are asked the same question.
+Pure functions over tensors and trials; writes nothing. The wrong captions for a picture depend only on its right
+caption, so that the question is the same for all conditions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-NEAR_SIDE = 16  # pixels a side at which pictures are compared with real ones
+NEAR_SIDE = 16  # pixels a side to which pictures are reduced for the comparison with real ones
 
-TOP = 10  # a caption among so many first counts as nearly found
+TOP = 10  # a caption among this many first ones counts as nearly found
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The two judges, the styles' order, and the captions that a right one is looked for among."""
+    """The two judges, the order of the styles, and the pool of captions."""
 
     style: StyleNetwork | Backbone
     content: ContentNetwork
@@ -59,7 +59,7 @@ class Panel:
         return rank_of_first(np.stack(scores))
 
     def question(self, caption: str) -> list[str]:
-        """The caption, and the wrong ones beside it: those of the pool whose hash with it comes first."""
+        """The caption, followed by wrong ones: the captions of the pool whose hash with it is smallest."""
         wrong = [text for text in self.pool if text != caption]
         wrong.sort(key=lambda text: digest_order(f"{caption}:{text}"))
         return [caption, *wrong[: self.candidates - 1]]
@@ -67,7 +67,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Real pictures to look for copies among, as small float pixels (N, d)."""
+    """Real pictures among which copies are searched, as small float pixels (N, d)."""
 
     small: NDArray[np.float32]
     labelled: Labelled
@@ -79,7 +79,7 @@ class Nearest:
     def find(self, pixels: Tensor, without: Sequence[int] | None = None) -> tuple[Floats, NDArray[np.int64]]:
         """(distance, row) of the nearest real picture of each, by root mean square of grey levels in 0..1.
 
-        `without`: for each picture the row to leave out, which is the picture itself.
+        `without`: for each picture a row to leave out, for example the picture itself.
         """
         small = shrunk(pixels)
         squares = np.square(self.small).sum(axis=1)
@@ -96,7 +96,7 @@ class Nearest:
 
 
 def shrunk(pixels: Tensor) -> NDArray[np.float32]:
-    """(n, 3 * 16 * 16) float32 in 0..1 of uint8 pictures: what is left of a copy after the first stage's blur."""
+    """(n, 3 * 16 * 16) float32 in 0..1 of uint8 pictures: small enough to match a copy after the first stage's blur."""
     from torch.nn import functional as F
 
     small: NDArray[np.float32] = F.adaptive_avg_pool2d(pixels.float() / 255, NEAR_SIDE).flatten(1).numpy()
@@ -106,7 +106,7 @@ def shrunk(pixels: Tensor) -> NDArray[np.float32]:
 def score_trials(
     trials: Sequence[Trial], made: Sequence[Made], pixels: Tensor, panel: Panel, nearest: Nearest
 ) -> tuple[list[Score], Judged]:
-    """One row a picture, and the judges' features in the same order."""
+    """One row for each picture, and the judges' features in the same order."""
     judged = panel.judge(pixels)
     ranks = panel.ranks(judged.content_features, [trial.caption.text for trial in trials])
     distances, places = nearest.find(pixels)
@@ -135,13 +135,13 @@ def score_trials(
 
 
 def goodness(row: Score) -> float:
-    """What k and guidance are chosen by: half for the style's probability, half for the right caption's reciprocal rank."""
+    """The score for choosing k and guidance: half the style's probability plus half the right caption's reciprocal rank."""
     assert row.style_probability is not None, "settings are chosen with pictures that aim at a style"
     return 0.5 * row.style_probability + 0.5 / row.rank
 
 
 def pool_of(labelled: Sequence[Caption], captions: Sequence[str], candidates: int) -> tuple[str, ...]:
-    """The captions asked for first, then others of the database by hash, until a question has enough wrong captions."""
+    """The requested captions, then others of the database by hash, until there are enough wrong captions."""
     asked = list(dict.fromkeys(caption.text for caption in labelled))
     more = sorted(set(captions) - set(asked), key=digest_order)
     return tuple(asked + more[: max(0, candidates - len(asked))])

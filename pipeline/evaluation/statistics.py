@@ -1,6 +1,6 @@
 """The arithmetic of an evaluation: intervals, paired differences, ranks, kernel distance. No files, no networks.
 
-A bootstrap draws captions again, not pictures, because the pictures of one caption (its styles and seeds) depend on each other.
+The bootstrap resamples captions, not pictures, because the pictures of one caption (its styles and seeds) depend on each other.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def paired(
     one: tuple[Sequence[str], Sequence[float]], other: tuple[Sequence[str], Sequence[float]], seed: int = 0,
     draws: int = DRAWS,
 ) -> Estimate:  # fmt: skip
-    """one - other over the captions that both have, each caption compared with itself; (captions, values) each."""
+    """one - other, paired by caption, over the captions that both have; (captions, values) each."""
     mine, theirs = caption_means(*one), caption_means(*other)
     both = [caption for caption in mine if caption in theirs]
     if not both:
@@ -65,7 +65,7 @@ def paired(
 
 
 def bootstrap(values: Floats, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the mean of as many values, drawn with replacement (Efron's percentile interval)."""
+    """The 2.5 and 97.5 percentiles of the mean of resampled values (Efron's percentile interval)."""
     generator = np.random.default_rng(seed)
     means = np.empty(draws)
     for start in range(0, draws, 500):
@@ -116,5 +116,5 @@ def diversity(features: Floats) -> float:
 
 
 def best(scores: Mapping[K, float]) -> K:
-    """The key of the highest score; of equal scores the first, so that a grid lists its cheaper settings first."""
+    """The key of the highest score; of equal scores the first, so a grid should list its cheaper settings first."""
     return max(scores, key=lambda key: scores[key])

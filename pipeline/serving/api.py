@@ -1,7 +1,7 @@
 """The HTTP API: a table of endpoints, each a function from a request to an answer.
 
-Reads: databases through the library and the engine. Writes nothing: drawing.py holds what writes. Work that takes longer than
-a few milliseconds runs in threads, so that one slow request does not hold up the others.
+Reads: databases through the library and the engine. Writes nothing; drawing.py holds the code that writes. Work that
+takes longer than a few milliseconds runs in threads, so that one slow request does not block the others.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
 
     from pipeline.serving.library import OpenDatabase
 
-ENCODER_WAIT_S = 300.0  # how long a search waits for its encoder to be loaded
+ENCODER_WAIT_S = 300.0  # how long a search waits for its encoder
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the endpoints work with."""
+    """The objects that the endpoints use."""
 
     options: ServeOptions
     session: str
@@ -88,7 +88,7 @@ Handler = Callable[[Server, Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter in the address."""
+    """A parameter in the URL."""
 
     name: str
     kind: str  # string | integer | boolean
@@ -97,7 +97,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One operation: where it is, what it does, what it takes and gives (a dataclass, or a media type)."""
+    """One operation: its path, function, input and output (a dataclass, or a media type)."""
 
     method: str
     path: str
@@ -106,20 +106,20 @@ class Endpoint:
     answer: object  # a type, or a media type as text
     body: object = None
     query: tuple[Parameter, ...] = ()
-    changes: bool = False  # it writes: needs --allow-generate and the session's mark
+    changes: bool = False  # it writes: needs --allow-generate and the session's CSRF token
 
     def path_names(self) -> list[str]:
         return re.findall(r"\{(\w+)\}", self.path)
 
     async def handle(self, server: Server, request: Request) -> Response:
-        """Run it; errors of rdmpipe become answers."""
+        """Run the operation; RdmpipeErrors become answers."""
         if self.changes:
             if not server.options.allow_generate:
                 return refusal(
                     403, "this server only reads: start it with `rdmpipe browse --allow-generate`", "ReadOnly"
                 )
             if not has_session(request.headers, server.session):
-                return refusal(403, "the header X-Rdmpipe-Session is missing or old: GET /api/session tells it")
+                return refusal(403, "the header X-Rdmpipe-Session is missing or old: GET /api/session returns it")
         try:
             return await self.run(server, request)
         except RdmpipeError as error:
@@ -138,7 +138,7 @@ def status_of(error: RdmpipeError) -> int:
 
 
 def answer_json(value: object, seconds: int = 0) -> Response:
-    """A dataclass or plain value as JSON; kept by the browser for so many seconds."""
+    """A dataclass or plain value as JSON, which the browser may cache for this many seconds."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
     text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=str)
     keep = f"private, max-age={seconds}" if seconds else "no-store"
@@ -166,7 +166,7 @@ def whole_number(request: Request, name: str, default: int, most: int) -> int:
     return int(text)
 
 
-# ---- what there is
+# ---- databases
 
 
 async def session(server: Server, request: Request) -> Response:
@@ -202,20 +202,20 @@ async def search(server: Server, request: Request) -> Response:
     question = from_mapping(SearchQuestion, await read_table(request), "search")
     question.check()
     asked = asyncio.gather(*(answered(server, name, question) for name in question.databases))
-    leaving = asyncio.ensure_future(request.receive())  # the body was read: this returns when the client goes away
+    leaving = asyncio.ensure_future(request.receive())  # after the body, this returns when the client disconnects
     leaving.add_done_callback(lambda _: asked.cancel())
     try:
         answers = await asked
     except asyncio.CancelledError:
         if not leaving.done():
             raise
-        return Response(status_code=499)  # a query that was typed over: the engine leaves out what nobody waits for
+        return Response(status_code=499)  # the query was replaced: the engine skips jobs that nobody waits for
     leaving.cancel()
     return answer_json(SearchAnswer(tuple(answers)))
 
 
 async def answered(server: Server, name: str, question: SearchQuestion) -> Answer:
-    """The results in one database; its errors become part of the answer, so that other databases' results are shown."""
+    """The results in one database. An error becomes part of the answer, so that other databases' results are shown."""
     try:
         if not question.parts:
             return await run_in_threadpool(_listed, server, name, question)
@@ -225,7 +225,7 @@ async def answered(server: Server, name: str, question: SearchQuestion) -> Answe
 
 
 async def found(server: Server, name: str, question: SearchQuestion) -> Answer:
-    """Search one database, once its encoder is there. Raises RdmpipeError."""
+    """Search one database, after its encoder is loaded. Raises RdmpipeError."""
     while True:
         try:
             return await asyncio.wrap_future(server.engine.submit(name, question))
@@ -251,7 +251,7 @@ def _listed(server: Server, name: str, question: SearchQuestion) -> Answer:
 
 
 def _shuffled(opened: OpenDatabase, count: int) -> NDArray[np.int64]:
-    """The places 0 to count in an order that is always the same and mixes what was stored together."""
+    """The positions 0 to count in a fixed order that mixes rows that are stored together."""
     kept = opened.kept.get("shuffled")
     if not isinstance(kept, np.ndarray) or len(kept) != count:
         kept = opened.kept["shuffled"] = np.random.default_rng(7).permutation(count)
@@ -287,7 +287,7 @@ async def picture(server: Server, request: Request) -> Response:
 
     def read() -> tuple[bytes, str] | None:
         opened = server.library.current(name)
-        opened.searcher.ordinals([key])  # a row that left keeps its picture in the tar until it is purged
+        opened.searcher.ordinals([key])  # a row that is gone keeps its picture in the tar until it is purged
         return server.pictures.picture(opened.selection.database, key, original)
 
     stored = await run_in_threadpool(read)
@@ -425,9 +425,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
 
 def bound(endpoint: Endpoint, server: Server) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint as Starlette takes it."""
+    """The endpoint as a Starlette handler."""
     return functools.partial(endpoint.handle, server)
 
 
 def not_found(path: str) -> JSONResponse:
-    return refusal(404, f"nothing is at {path[:100]}; /api lists what there is", "NotFound")
+    return refusal(404, f"there is no {path[:100]}; /api lists the endpoints", "NotFound")

@@ -1,6 +1,6 @@
-"""The application: the page's files, the API, and the guard around them; and the server that runs it.
+"""The application (the page's files, the API, and the guard around them), and the server that runs it.
 
-Reads: pipeline/assets/browse and the home. Writes nothing but a temporary folder, unless --allow-generate lets it draw.
+Reads: pipeline/assets/browse and the home. Writes only a temporary folder, unless --allow-generate allows drawing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.serving.uploads import Uploads
 
 
 def make_server(options: ServeOptions) -> Server:
-    """What the endpoints work with. Close it at the end."""
+    """The objects that the endpoints use. Close it at the end."""
     library, encoders, uploads = Library(options.home, options.threads), Encoders(options.device), Uploads()
     return Server(
         options, secrets.token_urlsafe(24), library, encoders, uploads, StoredPictures(), Engine(library, encoders, uploads),
@@ -47,7 +47,7 @@ def make_server(options: ServeOptions) -> Server:
 
 
 def create_app(options: ServeOptions, server: Server | None = None) -> Starlette:
-    """The application as any ASGI server runs it. Raises ConfigError for options that do not fit together."""
+    """The ASGI application. Raises ConfigError for options that contradict each other."""
     options = options.checked()
     running = server or make_server(options)
     endpoints = (*ENDPOINTS, *STUDIO, *CLIP_RETRIEVAL)
@@ -106,9 +106,9 @@ async def static_file(request: Request) -> Response:
 
 
 def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. `started` is told the address once connections are accepted.
+    """Serve until Ctrl-C. `started` is called with the address when connections are accepted.
 
-    Raises ConfigError if the port is taken, DatabaseError where the named database is not published.
+    Raises ConfigError if the port is taken, DatabaseError if the named database is not published.
     """
     import uvicorn
 
@@ -118,7 +118,7 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     try:
         _prepare(server)
         app = create_app(options, server)
-        listener.listen(128)  # connections are accepted from here on, and answered once the loop runs
+        listener.listen(128)  # connections are accepted from here on, and answered when the loop runs
         started(options.address + (f"?token={options.token}" if options.token else ""))
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
@@ -144,12 +144,12 @@ def _listen(options: ServeOptions) -> socket.socket:
 
 
 def _prepare(server: Server) -> None:
-    """Open the database that is shown first, and begin to load its encoder."""
+    """Open the database that is shown first, and start loading its encoder."""
     name = server.options.database
     listed = [one.name for one in server.library.databases() if not one.base]
     if not name and not listed:
         raise ConfigError(
-            "there is no database to look at. Build one: `rdmpipe build-index atelier --limit 500 --encoder mini` draws 500 "
+            "there is no database to show. Build one: `rdmpipe build-index atelier --limit 500 --encoder mini` draws 500 "
             "pictures and needs no network"
         )
     opened = server.library.current(name or listed[0])

@@ -1,4 +1,4 @@
-"""The map of a database as the page takes it (retrieval/plane.py lays it out). Reads vectors and metadata; writes nothing."""
+"""The map of a database for the page (retrieval/plane.py computes it). Reads vectors and metadata; writes nothing."""
 
 from __future__ import annotations
 

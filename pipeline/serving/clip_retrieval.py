@@ -1,11 +1,11 @@
-"""clip-retrieval's HTTP API, so that its client and what was written for its backend work here unchanged.
+"""clip-retrieval's HTTP API, so that its client and other programs for its backend work here unchanged.
 
-`/indices-list`, `/knn-service` and `/metadata` take and answer the JSON of clip-retrieval's `clip back`. An index's name is a
-database's or view's name, an id is a row's key. Beyond it, `where` takes a SQL filter. Reads databases; writes nothing.
+`/indices-list`, `/knn-service` and `/metadata` have the JSON of clip-retrieval's `clip back`. An index's name is a
+database's or view's name, an id is a row's key. As an addition, `where` takes a SQL filter. Reads databases; writes nothing.
 
-Not the same: `modality` text searches the pictures too, because a database holds no vectors of captions. `use_mclip`,
-`use_safety_model`, `use_violence_detector` and the aesthetic settings are read and have no effect, because the models behind
-them are not here. `image_url` is refused: the server fetches nothing for a client.
+Differences: `modality` text also searches the pictures, because a database holds no vectors of captions. `use_mclip`,
+`use_safety_model`, `use_violence_detector` and the aesthetic settings are read and have no effect, because their models
+are not installed. `image_url` is refused, because the server fetches nothing for a client.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-ALIKE = 0.94  # cosine above which clip-retrieval takes two results for one picture
+ALIKE = 0.94  # cosine above which clip-retrieval treats two results as the same picture
 
 MOST_IDS = 5_000
 
 
 @dataclass(frozen=True)
 class KnnQuestion:
-    """A search as clip-retrieval's client asks it. Exactly one of text, image (base64) and embedding_input."""
+    """A search of clip-retrieval's client. Exactly one of text, image (base64) and embedding_input."""
 
     indice_name: str
     text: str | None = None
@@ -58,7 +58,7 @@ class KnnQuestion:
 
 @dataclass(frozen=True)
 class KnnResult:
-    """A result. The first `num_images` results also have url, caption and, where the picture is stored, image (base64)."""
+    """A result. The first `num_images` results also have url, caption and, if the picture is stored, image (base64)."""
 
     id: int
     similarity: float
@@ -69,7 +69,7 @@ class KnnResult:
 
 @dataclass(frozen=True)
 class MetadataQuestion:
-    """Ids of rows, and the index they are of."""
+    """Ids of rows, and their index."""
 
     ids: tuple[int, ...]
     indice_name: str
@@ -99,7 +99,7 @@ async def knn_service(server: Server, request: Request) -> Response:
 
 
 def _part(server: Server, asked: KnnQuestion) -> QueryPart:
-    """The query. As in clip-retrieval, a text comes before a picture, and a picture before a vector."""
+    """The query. As in clip-retrieval, a text has priority over a picture, and a picture over a vector."""
     if asked.text:
         part = QueryPart(text=asked.text)
     elif asked.image:
@@ -136,10 +136,10 @@ def _results(server: Server, asked: KnnQuestion, items: tuple[Item, ...]) -> lis
 
 
 def firsts(vectors: NDArray[np.float32], alike: float = ALIKE) -> list[int]:
-    """Places of the first of each group of unit vectors (n, D) that are connected by cosines above `alike`, ascending."""
+    """Ascending positions of the first of each group of unit vectors (n, D) that are connected by cosines above `alike`."""
     near = vectors @ vectors.T > alike
     group = np.arange(len(vectors))
-    while True:  # the smallest place spreads through each group
+    while True:  # the smallest position spreads through each group
         smallest = np.where(near, group[None, :], len(vectors)).min(axis=1)
         smallest = np.minimum(smallest, group)
         if (smallest == group).all():

@@ -1,4 +1,4 @@
-"""A page of the rows that show one picture (retrieval/copies.py finds them). Reads metadata; writes nothing."""
+"""One page of rows that show the same picture (retrieval/copies.py finds them). Reads metadata; writes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 24  # rows of a group that are shown
 
 
 def copies_of(opened: OpenDatabase, searcher: Searcher, offset: int, most: int) -> CopiesAnswer:
-    """A page of groups, the largest groups first. A view sees the rows that its filter lets through."""
+    """One page of groups, the largest groups first. A view only has the rows that match its filter."""
     kept = opened.kept.get("copies")
     groups = kept if isinstance(kept, list) else find_copies(opened.rows, searcher.matching())
     opened.kept["copies"] = groups

@@ -1,8 +1,8 @@
-"""Pictures drawn from the page: one at a time, in a thread of their own, each with previews; they land in runs like any other.
+"""Pictures drawn from the page: one at a time, in a separate thread, each with previews; they are stored in ordinary runs.
 
 Reads: databases and models, as `rdmpipe generate` does. Writes: runs in the home, and favourites.json. Only with
---allow-generate. Clients name models of the home and of the package, never folders, and no files: a prompt that looks like the
-path of a prompt list is a prompt.
+--allow-generate. Clients can name models of the home and of the package, but no folders and no files: a prompt that looks like
+the path of a prompt list is a prompt.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MOST_WAITING, MOST_KEPT = 32, 200  # drawings
+MOST_WAITING, MOST_KEPT = 32, 200  # numbers of drawings
 
 PREVIEW_S, PREVIEW_SIDE = 0.25, 256
 
 
 @dataclass(frozen=True)
 class DrawQuestion:
-    """What to draw: one prompt with each of the databases, the same noise for all, so that they can be compared.
+    """What to draw: one prompt with each of the databases, all with the same noise, so that they can be compared.
 
-    keys: neighbours picked by hand, of one database; empty: the k nearest that match `where`. None and empty settings are the
-    model's own.
+    keys: neighbours chosen by hand, from one database; empty: the k nearest that match `where`. None and empty settings
+    mean the model's own.
     """
 
     prompt: str
@@ -72,13 +72,13 @@ class DrawQuestion:
         if not 1 <= len(self.databases) <= 6:
             raise ConfigError(f"{len(self.databases)} databases: name 1 to 6")
         if self.keys and len(self.databases) != 1:
-            raise ConfigError("neighbours that are picked by hand are of one database: name one")
+            raise ConfigError("neighbours that are chosen by hand must be from one database: name one")
         if not 1 <= self.n <= 8:
             raise ConfigError(f"n is {self.n}: expected a number from 1 to 8")
 
     @property
     def filter(self) -> str:
-        """The SQL filter: picked rows are a filter too, so that the command line can say the same."""
+        """The SQL filter. Chosen rows become a filter, so that the command line can express them."""
         return f"key IN ({', '.join(map(str, self.keys))})" if self.keys else self.where
 
     @property
@@ -86,7 +86,7 @@ class DrawQuestion:
         return len(self.keys) if self.keys else self.k
 
     def config(self, home: str | None) -> GenerateConfig:
-        """The same as `rdmpipe generate` makes of its flags."""
+        """The config that `rdmpipe generate` makes from the same flags."""
         rows: str | tuple[PromptRow, ...] = self.prompt
         if self.prompt.lower().endswith((".csv", ".tsv", ".parquet", ".jsonl", ".txt")):
             rows = prompt_rows([self.prompt])
@@ -108,7 +108,7 @@ class DrawQuestion:
         return shlex.join(words)
 
     def python(self) -> str:
-        """The Python that draws the same pictures."""
+        """The Python code that draws the same pictures."""
         given: list[tuple[str, object]] = [
             ("db", list(self.databases) if len(self.databases) > 1 else self.databases[0]), ("model", self.model),
             ("where", self.filter), ("k", self.neighbours), ("n", self.n if self.n > 1 else None), ("seed", self.seed or None),
@@ -120,7 +120,7 @@ class DrawQuestion:
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture of a drawing: while it is drawn, how far it is, and a preview (a data: address)."""
+    """A picture of a drawing; while it is drawn, with its progress and a preview (a data: URL)."""
 
     database: str
     seed: int
@@ -129,12 +129,12 @@ class DrawnPicture:
     steps: int = 0
     preview: str = ""
     key: str = ""
-    file: str = ""  # the picture's address
+    file: str = ""  # the picture's URL
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing and its pictures. `command` and `python` make the same again."""
+    """A drawing and its pictures. `command` and `python` draw the same pictures again."""
 
     id: str
     state: str  # waiting | drawing | done | failed | stopped
@@ -148,7 +148,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model that may draw."""
+    """A model that clients can use."""
 
     name: str
     encoder: str
@@ -165,7 +165,7 @@ class _Work:
 
 
 class _Stopped(RdmpipeError):
-    """Somebody stopped the drawing."""
+    """The drawing was stopped by a client."""
 
 
 class Studio:
@@ -192,7 +192,7 @@ class Studio:
         return [ModelFacts(row.name, row.encoder or "", row.neighbours, row.size, row.where) for row in rows]
 
     def draw(self, question: DrawQuestion) -> Drawing:
-        """Take a drawing up. Raises ConfigError, and DatabaseError for a database that is not there."""
+        """Queue a drawing. Raises ConfigError, and DatabaseError for an unknown database."""
         question.check()
         known = [one.name for one in self.models()]
         if question.model and question.model not in known:
@@ -209,7 +209,7 @@ class Studio:
         try:
             self._queue.put_nowait(work)
         except queue.Full:
-            raise ConfigError(f"{MOST_WAITING} drawings wait already; try again later") from None
+            raise ConfigError(f"{MOST_WAITING} drawings are already waiting; try again later") from None
         with self._lock:
             self._work[made.id] = work
             while len(self._work) > MOST_KEPT:
@@ -217,7 +217,7 @@ class Studio:
         return made
 
     def get(self, name: str) -> Drawing:
-        """How far a drawing is. Raises DatabaseError."""
+        """A drawing with its progress. Raises DatabaseError."""
         return self._known(name).drawing
 
     def stop(self, name: str) -> Drawing:
@@ -230,7 +230,7 @@ class Studio:
         with self._lock:
             work = self._work.get(name)
         if work is None:
-            raise DatabaseError("there is no such drawing, or the server was started again since")
+            raise DatabaseError("there is no such drawing, or the server was restarted")
         return work
 
     # ---- in the studio's thread
@@ -243,7 +243,7 @@ class Studio:
                 self._change(work, state="stopped")
             except RdmpipeError as error:
                 self._change(work, state="stopped" if work.stop.is_set() else "failed", error=str(error))
-            except Exception as error:  # the thread must live on
+            except Exception as error:  # the thread must continue
                 self._change(work, state="failed", error=f"{type(error).__name__}: {error}")
 
     def _draw(self, work: _Work) -> None:
@@ -289,7 +289,7 @@ class Studio:
         return watch
 
     def _places(self, question: DrawQuestion) -> dict[tuple[tuple[str, tuple[str, ...]], int], int]:
-        """The place of each requested picture, by where its neighbours come from and its seed."""
+        """The position of each requested picture, by the source of its neighbours and its seed."""
         places: dict[tuple[tuple[str, tuple[str, ...]], int], int] = {}
         for number, name in enumerate(question.databases):
             selection = resolve_database(name, self.home)
@@ -306,12 +306,12 @@ class Studio:
 
 
 def _source_of(picture: PictureRequest) -> tuple[str, tuple[str, ...]]:
-    """The database and the filters that a picture's neighbours come from."""
+    """The database and the filters of a picture's neighbours."""
     return ("", ()) if picture.source is None else (picture.source.database, picture.source.where)
 
 
 def _as_address(pixels: NDArray[np.uint8]) -> str:
-    """Pixels (H, W, 3) as a small picture inside an address."""
+    """Pixels (H, W, 3) as a small picture in a data: URL."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

@@ -1,11 +1,11 @@
-"""Queries of many clients, answered together by one thread.
+"""One thread that answers the queries of many clients in batches.
 
-A query waits until the thread is free; then all queries that wait are taken at once: their texts are encoded in one batch, and
+When the thread is free, it takes all waiting queries: their texts are encoded in one batch, and
 queries with the same filter are searched in one call, because a scan reads the rows once for all of them. Answers do not depend
-on what else was in the batch, but for the last digits of scores. Reads databases and encoders; writes nothing.
+on the rest of the batch, except for the last digits of scores. Reads databases and encoders; writes nothing.
 
-A query whose encoder is still being loaded ends with `Waiting`, so that others need not wait for it; `search` in api.py asks
-again once the encoder is there.
+A query whose encoder is still being loaded ends with `Waiting`, so that other queries do not wait for it; `search` in api.py
+submits it again when the encoder is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 64  # queries of a batch
 
-KEPT_VECTORS = 4096  # of texts and pictures, by encoder: a query's next page does not encode it again
+KEPT_VECTORS = 4096  # cached vectors of texts and pictures, so that the next page of a query is not encoded again
 
 
 class Waiting(RdmpipeError):
@@ -45,7 +45,7 @@ class Waiting(RdmpipeError):
 
 @dataclass
 class Job:
-    """One query of one database, and where its answer goes."""
+    """One query of one database, and the future of its answer."""
 
     database: str
     question: SearchQuestion
@@ -69,7 +69,7 @@ class Engine:
         self._thread.join()
 
     def submit(self, database: str, question: SearchQuestion) -> Future[Answer]:
-        """The answer, later. Its exception is the RdmpipeError that says what is wrong with the query."""
+        """The future of the answer. Its exception is an RdmpipeError that describes the fault of the query."""
         job = Job(database, question)
         self._jobs.put(job)
         return job.answer
@@ -94,7 +94,7 @@ class Engine:
             for name, group in by_database.items():
                 try:
                     self._answer(name, group)
-                except Exception as error:  # the thread must live on: whoever asked learns of it
+                except Exception as error:  # the thread must continue; the client receives the error
                     for job in group:
                         if not job.answer.done():
                             job.answer.set_exception(error)
@@ -106,7 +106,7 @@ class Engine:
         while True:
             opened = self.library.current(name)
             with opened.searching:
-                if opened.closed:  # a new version was published a moment ago
+                if opened.closed:  # a new version was just published
                     continue
                 self._answer_open(opened, jobs)
                 return
@@ -157,7 +157,7 @@ class Engine:
     # ---- vectors
 
     def _prepare(self, opened: OpenDatabase, jobs: Sequence[Job]) -> None:
-        """Encode what these queries need and is not known: all texts in one batch, all pictures in another."""
+        """Encode what these queries need and is not cached: all texts in one batch, all pictures in another."""
         record = opened.version.encoder
         wanted: dict[tuple[str, str], None] = {}
         for job in jobs:
@@ -180,7 +180,7 @@ class Engine:
                 self._keep((record.id, "picture", value), encoder.picture_vectors([image])[0][0])
 
     def _encoder(self, opened: OpenDatabase) -> Encoder | None:
-        """The database's encoder; None while it is being loaded, or where it cannot be."""
+        """The database's encoder; None while it is being loaded, or if that failed."""
         future = self.encoders.get(opened.version.encoder)
         return future.result() if future.done() and future.exception() is None else None
 
@@ -223,7 +223,7 @@ class Engine:
         raise Waiting(f"encoder {record.name} is being loaded")
 
     def _of_row(self, opened: OpenDatabase, part: QueryPart) -> NDArray[np.float32]:
-        """The vector of a row; of another database's row with another encoder, its picture is encoded."""
+        """The vector of a row. If the row is from a database with another encoder, its picture is encoded."""
         assert part.key is not None
         if part.database in ("", opened.selection.name):
             vectors, _ = opened.searcher.vectors([part.key])
@@ -248,7 +248,7 @@ class Engine:
 
 
 def item_of(row: Row, score: float | None) -> Item:
-    """A row as a card shows it."""
+    """A row for a card."""
     caption = str(row.get("caption") or "")
     title = title_of(row)
     return Item(

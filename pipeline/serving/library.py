@@ -1,4 +1,4 @@
-"""The databases that the server has open, each at its current version, and the encoders, each loaded once.
+"""The open databases of the server, each at its current version, and the encoders, each loaded once.
 
 Reads: published versions, encoders' weights. Writes: copies of metadata into a temporary folder (rows.py), removed by `close`.
 A version that is published while the server runs is opened at the next request: a database's pointer is read at most once a
@@ -21,14 +21,14 @@ from pipeline.errors import DatabaseError
 from pipeline.retrieval import Facets, Searcher, open_search
 from pipeline.serving.rows import MetadataRows
 
-CHECK_S = 1.0  # how old what is known of a database's current version may be
+CHECK_S = 1.0  # seconds after which a database's current version is read again
 
 
 class OpenDatabase:
     """A database or view at one version.
 
-    A Searcher serves one thread at a time, so there are two: one for queries, which come from the engine's thread, and one for
-    everything else (filters' rows, facets, the map), so that typing does not wait for a map. Each has its lock.
+    A Searcher is not thread-safe, so there are two: one for queries, which come from the engine's thread, and one for
+    all other work (filters' rows, facets, the map), so that typing does not wait for a map. Each has its own lock.
     """
 
     def __init__(self, selection: Selection, threads: int, rows: MetadataRows) -> None:
@@ -40,7 +40,7 @@ class OpenDatabase:
         self._second: Searcher | None = None
         self.rows = rows
         self.facets = Facets(self.rows, self.searcher.columns)
-        self.kept: dict[str, object] = {}  # what was computed for this version, by what it is: maps, copies
+        self.kept: dict[str, object] = {}  # cached results for this version, by kind: maps, copies
         self.closed = False
 
     @property
@@ -69,7 +69,7 @@ class Library:
         self._open: dict[str, OpenDatabase] = {}
         self._checked: dict[str, float] = {}
         self._listed: tuple[float, list[Listed]] = (-CHECK_S, [])
-        self._rows: dict[str, tuple[str, MetadataRows]] = {}  # by database, with the version: its views share them
+        self._rows: dict[str, tuple[str, MetadataRows]] = {}  # by database, with the version; views share them
         self._counts: dict[tuple[str, str, str], int] = {}
         self._copies = 0
 
@@ -92,7 +92,7 @@ class Library:
         return known
 
     def count(self, selection: Selection) -> int:
-        """The rows of a database, or those that a view's filter lets through. Raises DatabaseError."""
+        """The number of rows of a database, or of rows that match a view's filter. Raises DatabaseError."""
         if not selection.where:
             return selection.version.index.rows
         name = (selection.name, selection.version.id, selection.where)
@@ -103,7 +103,7 @@ class Library:
         return self._counts[name]
 
     def current(self, name: str) -> OpenDatabase:
-        """The database at its current version. Raises DatabaseError for a name that nothing published has."""
+        """The database at its current version. Raises DatabaseError for a name that is not published."""
         now = time.monotonic()
         with self._lock:
             opened = self._open.get(name)
@@ -117,7 +117,7 @@ class Library:
         with self._lock:
             opened = self._open.get(name)
             if opened is not None and time.monotonic() - self._checked[name] < CHECK_S:
-                return opened  # another thread was quicker
+                return opened  # another thread was faster
         try:
             selection = resolve_database(name, self.home)
         except DatabaseError:
@@ -144,7 +144,7 @@ class Library:
             self._copies += 1
             copy = Path(self._folder.name) / f"{self._copies}.arrow"
         made = MetadataRows(selection.database.local(version.index.files["metadata"]), copy)
-        copy.unlink()  # it stays readable while it is mapped, and disappears with the last who maps it
+        copy.unlink()  # it stays readable while it is mapped, and is freed with the last mapping
         with self._lock:
             self._rows[name] = (version.id, made)
         return made
@@ -157,18 +157,18 @@ class Library:
 
     @contextlib.contextmanager
     def beside(self, name: str) -> Iterator[tuple[OpenDatabase, Searcher]]:
-        """The database and its second Searcher, for the length of the block: for work that no query should wait for."""
+        """The database and its second Searcher in the block, for work that queries should not wait for."""
         while True:
             opened = self.current(name)
             with opened.aside:
-                if opened.closed:  # a new version was published a moment ago
+                if opened.closed:  # a new version was just published
                     continue
                 yield opened, opened.second
                 return
 
 
 class Encoders:
-    """Encoders by their record, each loaded once, in a thread of its own."""
+    """Encoders by their record, each loaded once, in a separate thread."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -176,7 +176,7 @@ class Encoders:
         self._loading: dict[str, Future[Encoder]] = {}
 
     def get(self, record: EncoderRecord) -> Future[Encoder]:
-        """The encoder, at once or later. The future's exception is the EncoderError that loading raised."""
+        """The future of the encoder. Its exception is the EncoderError of loading."""
         with self._lock:
             known = self._loading.get(record.id)
             if known is None or (known.done() and known.exception() is not None):
@@ -201,7 +201,7 @@ class Encoders:
 def _settle(future: Future[Encoder], make: Callable[[], Encoder]) -> None:
     try:
         made = make()
-    except BaseException as error:  # whoever waits has to learn of it
+    except BaseException as error:  # waiting callers must receive it
         future.set_exception(error)
     else:
         future.set_result(made)

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the API, and a plain page that shows it, both made from the table of endpoints.
+"""The OpenAPI 3.1 document of the API and a plain page that shows it, both made from the table of endpoints.
 
 Reads and writes nothing.
 """
@@ -20,7 +20,7 @@ Schema: TypeAlias = dict[str, object]
 
 
 def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
-    """The document. Types come from the dataclasses that requests are read into and answers are made of."""
+    """The document. Types come from the dataclasses of requests and answers."""
     schemas: dict[str, Schema] = {}
     paths: dict[str, dict[str, Schema]] = {}
     for endpoint in endpoints:
@@ -50,7 +50,7 @@ def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
             operation["requestBody"] = {"required": True, "content": _content(endpoint.body, schemas)}
         if endpoint.changes:
             operation["description"] = (
-                "Needs `--allow-generate`, and the header X-Rdmpipe-Session with what GET /api/session gives."
+                "Needs `--allow-generate`, and the header X-Rdmpipe-Session with the value from GET /api/session."
             )
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     return {

@@ -1,4 +1,4 @@
-"""ServeOptions: what `rdmpipe browse` was asked to serve, where, and to whom. Reads and writes nothing."""
+"""ServeOptions: the settings of `rdmpipe browse`. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LEAST_TOKEN = 16  # characters
 class ServeOptions:
     """Settings of one server.
 
-    database        shown first; the page offers the others of the home too
-    host, port      where it listens; another host than the loopback ones needs a token
-    token           what every request must carry; empty: none is needed
-    allow_generate  whether the page may draw pictures and keep favourites; else nothing is written
-    allow_origins   other sites whose scripts may use the API (CORS), as https://example.org
+    database        the database that is shown first; the page also offers the others of the home
+    host, port      the address to listen on; any host except a loopback address needs a token
+    token           required in every request; empty: not required
+    allow_generate  whether the page may draw pictures and store favourites; without it, nothing is written
+    allow_origins   other sites whose scripts may use the API (CORS), such as https://example.org
     """
 
     database: str = ""
@@ -43,18 +43,18 @@ class ServeOptions:
 
     @property
     def address(self) -> str:
-        """What a browser on this machine opens."""
+        """The URL for a browser on this machine."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", *LOOPBACK) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def checked(self) -> ServeOptions:
-        """These options with a token where they need one. Raises ConfigError."""
+        """These options, with a token if they need one. Raises ConfigError."""
         if not 0 < self.port < 65536:
             raise ConfigError(f"--port {self.port}: expected a number from 1 to 65535")
         for origin in self.allow_origins:
             if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
                 raise ConfigError(
-                    f"--allow-origin {origin!r}: expected scheme and host, as https://example.org; `*` is not accepted, "
+                    f"--allow-origin {origin!r}: expected scheme and host, such as https://example.org; `*` is not accepted, "
                     "because every site could then read the databases"
                 )
         if self.token and len(self.token) < LEAST_TOKEN:
@@ -68,8 +68,9 @@ class ServeOptions:
     def is_own_host(self, header: str) -> bool:
         """Whether a Host header names this server.
 
-        A page of another site whose name is made to resolve to this machine sends that site's name, and is refused. On all
-        interfaces any plain IP address is accepted: an address cannot be made to resolve to another.
+        A page of another site whose name was made to resolve to this machine sends that site's name, and is refused. If the
+        server listens on all interfaces, any IP address is accepted, because an IP address cannot be made to resolve to
+        another.
         """
         name, _, port = header.rpartition(":") if re.search(r":\d+$", header) else (header, "", "")
         bare = name.strip("[]").lower()

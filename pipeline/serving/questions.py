@@ -1,4 +1,4 @@
-"""What the API takes and answers, as frozen dataclasses: the OpenAPI document is made from them. Reads and writes nothing."""
+"""Requests and answers of the API as frozen dataclasses, from which the OpenAPI document is made. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ MOST_RESULTS, DEEPEST = 500, 10_000
 class QueryPart:
     """One part of a query; exactly one of text, picture, key and vector is given.
 
-    text: words. picture: the id that POST /api/pictures gave. key: a row of `database` (empty: of the database that is
-    searched). vector: numbers of the encoder's dimension. weight: how much it counts; below 0 it leads away.
+    text: words. picture: an id from POST /api/pictures. key: a row of `database` (empty: of the database that is
+    searched). vector: as many numbers as the encoder has dimensions. weight: relative weight; results move away from a
+    negative part.
     """
 
     text: str = ""
@@ -45,8 +46,8 @@ class QueryPart:
 class SearchQuestion:
     """A search. No parts: rows that match `where`, in an order that shows much of the database at once.
 
-    where: a SQL expression over the columns. offset: how many results to leave out, for the next page. distinct: a picture that
-    occurs several times, byte for byte, once.
+    where: a SQL expression over the columns. offset: how many results to leave out, for the next page. distinct: return
+    files that are equal byte for byte only once.
     """
 
     databases: tuple[str, ...]
@@ -66,14 +67,16 @@ class SearchQuestion:
         if not 1 <= self.k <= MOST_RESULTS:
             raise ConfigError(f"k is {self.k}: expected a number from 1 to {MOST_RESULTS}")
         if self.offset < 0 or (self.parts and self.offset + self.k > DEEPEST):
-            raise ConfigError(f"offset is {self.offset}: a search goes {DEEPEST:,} results deep; filter to see others")
+            raise ConfigError(
+                f"offset is {self.offset}: a search returns at most {DEEPEST:,} results; filter to see others"
+            )
         for part in self.parts:
             part.check()
 
 
 @dataclass(frozen=True)
 class Item:
-    """A row on a card. `score` is null where nothing was searched for. The picture is at /pictures/DATABASE/KEY."""
+    """A row on a card. `score` is null without a query. The picture is at /pictures/DATABASE/KEY."""
 
     key: int
     score: float | None
@@ -89,7 +92,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """The results in one database. `matched`: rows that could be results. `error`: why there are none."""
+    """The results in one database. `matched`: the number of rows that match the filter. `error`: the reason if there are
+    no results."""
 
     database: str
     version: str
@@ -104,7 +108,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class SearchAnswer:
-    """One answer a database, in the order asked."""
+    """One answer for each database, in the order of the request."""
 
     answers: tuple[Answer, ...]
 
@@ -136,9 +140,9 @@ class DatabasesAnswer:
 
 @dataclass(frozen=True)
 class Session:
-    """What a page needs to know before it asks.
+    """The facts that a page needs before its first request.
 
-    `session` goes into the header X-Rdmpipe-Session of requests that change something.
+    `session` is sent in the header X-Rdmpipe-Session of requests that change something.
     """
 
     session: str
@@ -149,7 +153,7 @@ class Session:
 
 @dataclass(frozen=True)
 class PictureAccepted:
-    """A picture to search by: use `id` as a part's `picture`."""
+    """An uploaded picture: use `id` as the `picture` of a part."""
 
     id: str
     width: int
@@ -158,7 +162,7 @@ class PictureAccepted:
 
 @dataclass(frozen=True)
 class ColumnsAnswer:
-    """The columns that filters may name, with the values of columns of few values."""
+    """The columns that filters can name, with the values of columns that have few."""
 
     columns: tuple[ColumnFacts, ...]
 
@@ -181,7 +185,7 @@ class ValuesAnswer:
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """All metadata of a row, without columns that are empty; and whether its picture is stored."""
+    """All metadata of a row without empty columns, and whether its picture is stored."""
 
     database: str
     version: str
@@ -194,8 +198,8 @@ class RowAnswer:
 class MapAnswer:
     """A sample of rows as points, from the first two principal components of their vectors.
 
-    x, y: places from -1 to 1 for 98 % of the points. groups: for each column of few values, the number of each point's value.
-    explained: the share of the vectors' variance that the two axes show.
+    x, y: positions, from -1 to 1 for 98 % of the points. groups: for each column with few values, the number of each
+    point's value. explained: the share of the vectors' variance that the two axes show.
     """
 
     database: str
@@ -222,7 +226,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class FailuresAnswer:
-    """Failed rows in order of key. `reasons`: how many rows failed for each reason, of the whole database."""
+    """Failed rows in order of key. `reasons`: the number of failed rows for each reason, in the whole database."""
 
     total: int
     reasons: dict[str, int]
@@ -231,7 +235,7 @@ class FailuresAnswer:
 
 @dataclass(frozen=True)
 class CopiesGroup:
-    """Rows with one picture. kind: exact (byte for byte), or alike (equal perceptual hashes)."""
+    """Rows with the same picture. kind: exact (byte for byte), or alike (equal perceptual hashes)."""
 
     kind: str
     items: tuple[Item, ...]
@@ -239,7 +243,7 @@ class CopiesGroup:
 
 @dataclass(frozen=True)
 class CopiesAnswer:
-    """Groups of rows that show one picture, largest first."""
+    """Groups of rows that show the same picture, largest first."""
 
     groups_total: int
     rows_total: int
@@ -248,7 +252,7 @@ class CopiesAnswer:
 
 @dataclass(frozen=True)
 class Problem:
-    """An error. `kind` is the class of rdmpipe's error; `error` says what was expected, what was found and what to do."""
+    """An error. `kind` is the class of rdmpipe's error; `error` states what was expected, what was found and what to do."""
 
     error: str
     kind: str

@@ -1,7 +1,8 @@
-"""The metadata of a version's rows, quick to read row by row.
+"""The metadata of a version's rows, with fast access to single rows.
 
 Reads: metadata.parquet once. Writes: a copy without compression (Arrow IPC) into a folder that the server removes at its end.
-The copy is memory-mapped: 60 rows are read in milliseconds where Parquet would decompress whole row groups for each of them.
+The copy is memory-mapped: 60 rows are read in milliseconds, whereas Parquet would decompress a whole row group for each
+of them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class MetadataRows:
         return found
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column, in order of ordinals, without copying it."""
+        """A whole column in the order of ordinals, without a copy."""
         import pyarrow as pa
 
         place = self.names.index(name)

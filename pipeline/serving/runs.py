@@ -1,7 +1,7 @@
-"""All runs of the home, and which of their pictures are favourites.
+"""All runs of the home, and their favourite pictures.
 
 Reads: results.parquet of each run in <home>/generations, and favourites.json. Writes: favourites.json, with --allow-generate.
-Runs that were written elsewhere with `--out` are not listed.
+Runs outside the home (`--out`) are not listed.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ FAVOURITES = "favourites.json"
 
 @dataclass(frozen=True)
 class RunPicture:
-    """A finished picture of a run, and all that `POST /api/draw` needs to draw it again."""
+    """A finished picture of a run, with everything that `POST /api/draw` needs to draw it again."""
 
     run: str
     key: str
-    file: str  # its address
+    file: str  # its URL
     prompt: str
     database: str
     seed: str  # may have more digits than JavaScript's numbers
@@ -72,7 +72,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunsAnswer:
-    """A page of pictures, those of the newest run first; and all runs."""
+    """One page of pictures, those of the newest run first, and a list of all runs."""
 
     runs: tuple[RunFacts, ...]
     total: int
@@ -81,7 +81,7 @@ class RunsAnswer:
 
 @dataclass(frozen=True)
 class FavouriteQuestion:
-    """Whether a picture of a run is a favourite."""
+    """A request to mark or unmark a picture of a run as a favourite."""
 
     run: str
     key: str
@@ -101,7 +101,7 @@ class Runs:
         return Storage((self.home or default_home()).rstrip("/"))
 
     def page(self, run: str, offset: int, most: int, favourites_only: bool = False) -> RunsAnswer:
-        """Pictures of all runs, or of one. Raises DatabaseError for a run that is not there."""
+        """Pictures of all runs, or of one. Raises DatabaseError for an unknown run."""
         tables = self._tables()
         if run and run not in tables:
             raise DatabaseError(f"no run {run[:80]!r} with finished pictures in the home")
@@ -121,7 +121,7 @@ class Runs:
         return RunsAnswer(facts, total, tuple(pictures))
 
     def _tables(self) -> dict[str, tuple[float, pa.Table]]:
-        """The results of each run with the time they were written, newest first."""
+        """The results of each run with the time of writing, newest first."""
         import pyarrow.parquet as pq
 
         root = self._root
@@ -162,7 +162,7 @@ class Runs:
         return {str(one) for one in found} if isinstance(found, list) else set()
 
     def mark(self, question: FavouriteQuestion) -> int:
-        """Mark a picture or take its mark away; how many favourites there are then. Raises ConfigError."""
+        """Mark or unmark a picture. Returns the number of favourites. Raises ConfigError."""
         if not _RUN.fullmatch(question.run) or not re.fullmatch(r"[0-9a-f]{24}", question.key):
             raise ConfigError("expected the run and key of a picture, as GET /api/runs lists them")
         with self._lock:
@@ -173,7 +173,7 @@ class Runs:
 
 
 def _stamp(root: Storage, place: str) -> tuple[float, int]:
-    """When a file was written and how large it is; on an object store the size alone."""
+    """The time and size of a file; on an object store only the size."""
     from pathlib import Path
 
     if root.is_local:

@@ -1,12 +1,12 @@
-"""Who may use the server: Host, Origin, token and CSRF checks, bounds on bodies, and the headers of every answer.
+"""Access to the server: Host, Origin, token and CSRF checks, limits on bodies, and the headers of every answer.
 
-A browser on this machine runs pages of many sites, and each of them can send requests to 127.0.0.1. So:
+A browser on this machine runs pages of many sites, and each of them can send requests to 127.0.0.1. Therefore:
 
-    Host      must name this server, else a site could make its own name resolve to this machine (DNS rebinding)
-    Origin    must be this server's or one of --allow-origin; Sec-Fetch-Site must not be cross-site, but for following a link
-    token     where one is set: in the cookie that `/?token=...` sets, or in `Authorization: Bearer ...`
-    CSRF      a request that changes something carries the session's mark in X-Rdmpipe-Session; the page and
-              `/api/session` tell it to those who may read this origin
+    Host      must name this server; otherwise a site could make its own name resolve to this machine (DNS rebinding)
+    Origin    must be this server's or one of --allow-origin; Sec-Fetch-Site must not be cross-site, except for following a link
+    token     if one is set, it must be in the cookie that `/?token=...` sets, or in `Authorization: Bearer ...`
+    CSRF      a request that changes something must have the session's CSRF token in X-Rdmpipe-Session; only readers of this
+              origin get it, from the page and from `/api/session`
     body      at most MOST_BODY bytes, counted while they arrive
 
 Reads and writes nothing outside memory.
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.options import ServeOptions
 
-MOST_BODY = 64 << 20  # bytes; a picture that is searched for is the largest
+MOST_BODY = 64 << 20  # bytes; the largest body is a query picture
 
 TOO_LARGE = f"the body has more than {MOST_BODY >> 20} MiB, the most that is read; send less"
 
@@ -45,7 +45,7 @@ HEADERS = {
 
 
 class Guard:
-    """The outermost layer of the application: refuses what may not pass, and adds headers to what is answered."""
+    """The outermost layer of the application: refuses requests that are not allowed, and adds headers to answers."""
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self.app, self.options = app, options
@@ -84,7 +84,7 @@ class Guard:
             await too_large(scope, receive, guarded_send)
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str, allowed: bool) -> Response | None:
-        """What to answer in place of the application; None if the request may pass."""
+        """The refusal of a request; None if it is allowed."""
         method = scope["method"]
         host = headers.get("host", "")
         if not self.options.is_own_host(host):
@@ -93,7 +93,9 @@ class Guard:
             )
         own = {f"http://{host}", f"https://{host}"}
         if origin and origin not in own and not allowed:
-            return refusal(403, f"requests from {origin[:80]!r} are refused; `--allow-origin` names sites that may ask")
+            return refusal(
+                403, f"requests from {origin[:80]!r} are refused; `--allow-origin` names sites that may send them"
+            )
         follows_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (allowed or follows_link):
             return refusal(403, "requests from other sites are refused; open the address in a tab of its own")
@@ -124,7 +126,7 @@ class Guard:
         return hmac.compare_digest(given.encode(), self.options.token.encode())
 
     def _signed_in(self, scope: Scope) -> Response:
-        """Sets the cookie and leads to the same address without the token, which would stay in the history."""
+        """Set the cookie and redirect to the same URL without the token, which would stay in the browser's history."""
         rest = {k: v for k, v in parse_qs(scope["query_string"].decode("latin-1")).items() if k != "token"}
         query = urlencode(rest, doseq=True)
         answer = RedirectResponse("/" + (f"?{query}" if query else ""), 303)
@@ -133,7 +135,7 @@ class Guard:
 
 
 def has_session(headers: Headers, session: str) -> bool:
-    """Whether a request carries the session's mark, which only those can know who may read this origin."""
+    """Whether a request has the session's CSRF token, which only readers of this origin can know."""
     return hmac.compare_digest(headers.get(SESSION_HEADER, "").encode(), session.encode())
 
 
@@ -149,7 +151,7 @@ def _token_of(headers: Headers) -> str:
 
 
 def refusal(status: int, text: str, kind: str = "Refused") -> JSONResponse:
-    """An error as the API answers it."""
+    """An error as an answer of the API."""
     return JSONResponse({"error": text, "kind": kind}, status)
 
 

@@ -1,4 +1,4 @@
-"""The endpoints that draw, and those that show runs. What writes needs --allow-generate and the session's mark."""
+"""The endpoints that draw, and those that show runs. Those that write need --allow-generate and the session's CSRF token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelsAnswer:
 
 @dataclass(frozen=True)
 class FavouritesAnswer:
-    """How many favourites there are."""
+    """The number of favourites."""
 
     favourites: int
 
@@ -68,15 +68,15 @@ async def favourite(server: Server, request: Request) -> Response:
 
 
 STUDIO: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/api/models", models, "The models that may draw.", ModelsAnswer),
+    Endpoint("GET", "/api/models", models, "The models that can draw.", ModelsAnswer),
     Endpoint("POST", "/api/draw", draw, "Draw a prompt with each of some databases.", Drawing, DrawQuestion, changes=True),
-    Endpoint("GET", "/api/draw/{id}", drawing, "How far a drawing is, with previews.", Drawing),
+    Endpoint("GET", "/api/draw/{id}", drawing, "The progress of a drawing, with previews.", Drawing),
     Endpoint("POST", "/api/draw/{id}/stop", stop_drawing, "Stop a drawing.", Drawing, changes=True),
     Endpoint("GET", "/api/runs", runs, "Pictures of all runs of the home.", RunsAnswer,
              query=(Parameter("run", "string", "pictures of this run only"),
                     Parameter("favourites", "boolean", "favourites only"),
                     Parameter("offset", "integer", "how many to leave out"), Parameter("k", "integer", "how many at most"))),
     Endpoint("GET", "/runs/{run}/images/{file}", run_picture, "A picture of a run, with its provenance inside.", "image/png"),
-    Endpoint("POST", "/api/favourites", favourite, "Mark a picture as a favourite, or take the mark away.", FavouritesAnswer,
+    Endpoint("POST", "/api/favourites", favourite, "Mark a picture as a favourite, or remove the mark.", FavouritesAnswer,
              FavouriteQuestion, changes=True),
 )  # fmt: skip

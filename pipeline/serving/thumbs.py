@@ -1,8 +1,8 @@
-"""The stored pictures of rows as a page asks for them: one at a time, many in a row.
+"""The stored pictures of rows, for requests of single pictures in quick succession.
 
-Reads thumbnails/<shard>.tar and images/<shard>.tar, and remembers where in them each picture lies, so that a picture is one
-seek and one read. Writes nothing. A tar that was replaced (a purge rewrites it) is read anew: its size, time and inode are
-compared before each use. On an object store nothing is remembered, because a replaced object is not recognised without a
+Reads thumbnails/<shard>.tar and images/<shard>.tar, and caches the position of each picture, so that a picture needs one
+seek and one read. Writes nothing. If a tar was replaced (a purge rewrites it), it is listed again: its size, time and inode are
+compared before each use. On an object store nothing is cached, because a replaced object cannot be detected without a
 request.
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 SIDE = 448  # pixels of the longer side of a picture on a card; shown at about half of it, for fine screens
 
-LARGE = 200_000  # bytes; a larger file is made smaller before it is sent for a card
+LARGE = 200_000  # bytes; a larger file is reduced before it is sent for a card
 
-MOST_SHARDS = 64  # whose places are remembered: about 1 MB each
+MOST_SHARDS = 64  # shards whose positions are cached: about 1 MB each
 
-MOST_SMALL = 64 << 20  # bytes of small pictures that are remembered
+MOST_SMALL = 64 << 20  # bytes of cached small pictures
 
 TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp",
          "BMP": "image/bmp", "AVIF": "image/avif"}  # fmt: skip
@@ -43,12 +43,12 @@ class StoredPictures:
         self._places: OrderedDict[str, tuple[tuple[int, int, int], dict[int, TarMember]]] = OrderedDict()
         self._small: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
         self._small_bytes = 0
-        self._making = threading.Semaphore(2)  # a picture that is decoded may take up to 2 GiB
+        self._making = threading.Semaphore(2)  # decoding a picture may take up to 2 GiB
 
     def picture(self, database: RetrievalDatabase, key: int, original: bool) -> tuple[bytes, str] | None:
         """The file's bytes and media type; None if no picture of the row is stored. Raises DamagedError, PictureError.
 
-        original: the file as it was kept, else the stored thumbnail. Without it: a picture small enough for a card.
+        original: the stored original, else the stored thumbnail. Otherwise a picture small enough for a card.
         """
         data = self._stored(database, key, original)
         if data is None:
@@ -56,7 +56,7 @@ class StoredPictures:
         kind = format_of(data)
         if kind in TYPES and (original or len(data) <= LARGE):
             return data, TYPES[kind]
-        return self._shrunk(database, key, data), "image/jpeg"  # also originals that browsers do not show, as TIFF
+        return self._shrunk(database, key, data), "image/jpeg"  # browsers do not show every original, for example TIFF
 
     def _shrunk(self, database: RetrievalDatabase, key: int, data: bytes) -> bytes:
         name = (f"{database.home}/{database.name}", key, len(data))
@@ -92,7 +92,7 @@ class StoredPictures:
         return None
 
     def _members(self, database: RetrievalDatabase, name: str, path: Path, descriptor: int) -> dict[int, TarMember]:
-        """Where each picture lies in a tar that is open, by key."""
+        """The position of each picture in an open tar, by key."""
         status = os.fstat(descriptor)
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
         with self._lock:

@@ -1,6 +1,6 @@
-"""Pictures that clients send to search by: decoded under the bounds of pipeline.images, made small, held in memory for a while.
+"""Uploaded query pictures: decoded within the limits of pipeline.images, reduced, and held in memory for a while.
 
-Reads: bytes of anybody, and stored pictures. Writes nothing: a picture that is searched for is never kept on disk.
+Reads: untrusted bytes, and stored pictures. Writes nothing: a query picture is never stored on disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST = 4096  # pixels of the longer side
 
-MOST = 128  # pictures that are held: at 512 pixels the shorter side, about 1 MB each
+MOST = 128  # pictures in memory: 512 pixels on the shorter side, about 1 MB each
 
 
 class Uploads:
@@ -33,7 +33,7 @@ class Uploads:
         self._pictures: OrderedDict[str, Image] = OrderedDict()
 
     def add(self, data: bytes) -> str:
-        """The id of a picture file: the beginning of its sha256. Raises ConfigError for what is no picture or too large."""
+        """The id of a picture file: the beginning of its sha256. Raises ConfigError if it is not a picture or too large."""
         name = hashlib.sha256(data).hexdigest()[:32]
         if self.get(name) is not None:
             return name
@@ -68,7 +68,7 @@ class Uploads:
         return name
 
     def get(self, name: str) -> Image | None:
-        """The picture; None if it is not known, or no longer."""
+        """The picture; None if the id is unknown or no longer in memory."""
         with self._lock:
             found = self._pictures.get(name)
             if found is not None:
