@@ -12,7 +12,7 @@ import pytest
 from pipeline.catalog import load_manifest
 from pipeline.errors import SourceError
 from pipeline.sources import Manifest, Sample, SourceOptions, open_source
-from pipeline.sources.hub import HubDataset
+from pipeline.sources.hub import HubRepository
 from pipeline.sources.parquet import ParquetSource
 from pipeline.sources.web.retries import Patience
 from tests.pictures import jpeg, wikiart_files
@@ -157,12 +157,12 @@ def test_a_gated_data_set_says_how_to_get_access_and_opens_with_the_token(
         assert len(samples(wikiart, SourceOptions(base_url=server.url, token="hf_secret"))) == ROWS
 
 
-def quick(server: Server, repo: str, revision: str = "") -> HubDataset:
-    return HubDataset(repo, revision, SourceOptions(base_url=server.url), Patience(2, 0.01, 5.0))
+def quick(server: Server, repo: str, revision: str = "") -> HubRepository:
+    return HubRepository(repo, revision, SourceOptions(base_url=server.url), Patience(2, 0.01, 5.0))
 
 
 def test_a_data_set_or_revision_that_is_not_there_is_named(server: Server) -> None:
-    with pytest.raises(SourceError, match="huggan/wikiarts: there is no such data set"):
+    with pytest.raises(SourceError, match="huggan/wikiarts: there is no such repository"):
         quick(server, "huggan/wikiarts").commit()
     with pytest.raises(SourceError, match="no revision 'v9'"):
         quick(server, "huggan/wikiart", "v9").commit()
@@ -187,7 +187,7 @@ def test_the_estimate_before_work_is_the_rows_expected_and_the_bytes_listed(serv
 
 
 def test_a_file_that_goes_while_it_is_streamed_is_an_error_that_names_it(server: Server) -> None:
-    dataset = HubDataset("huggan/wikiart", "main", SourceOptions(base_url=server.url))
+    dataset = HubRepository("huggan/wikiart", "main", SourceOptions(base_url=server.url))
     file = server.folder / "hub/huggan/wikiart" / FIRST
     with (
         pytest.raises(SourceError, match="huggan/wikiart"),

@@ -17,6 +17,7 @@ from pipeline.cli.data import register as register_data
 from pipeline.cli.doctor import register as register_doctor
 from pipeline.cli.evaluate import register as register_evaluate
 from pipeline.cli.generate import register as register_generate
+from pipeline.cli.hub import register as register_hub
 from pipeline.cli.jobs import register as register_jobs
 from pipeline.cli.query import register as register_query
 from pipeline.cli.schema import register as register_schema
@@ -55,6 +56,7 @@ for register in (
     register_browse,
     register_doctor,
     register_data,
+    register_hub,
     register_generate,
     register_jobs,
     register_schema,

@@ -16,6 +16,7 @@ from .checksums import sum_problem as sum_problem
 from .checksums import write_recorded as write_recorded
 from .counts import rows_file as rows_file
 from .counts import totals as totals
+from .layout import PULLED as PULLED
 from .layout import RetrievalDatabase as RetrievalDatabase
 from .layout import list_databases as list_databases
 from .pictures import SIDE as SIDE

@@ -11,6 +11,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     gone/<id>.parquet                           keys that left the database (see database/tombstones.py)
     versions/<id>.json, current                 the files of a version; the id of the current version
     versions/<id>.purged                        a version that was removed because it held purged rows
+    pulled.json                                 the repository on the Hub that the database was pulled from
     blocked.txt                                 the block list: hashes of what was purged (see database/blocklist.py)
     .checksums/                                 checksums of files that no version lists (see database/checksums.py)
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[0-9a-f]{12}")
 
 _ID_BEGINNING = re.compile(r"[0-9a-f]{1,12}")
+
+
+PULLED = "pulled.json"
 
 
 class RetrievalDatabase:
@@ -172,6 +176,10 @@ class RetrievalDatabase:
             )
         current = None if version else self.current_id()
         wanted = version or current
+        if wanted is None and isinstance(pulled := self.read_json(PULLED), dict):
+            raise DatabaseError(
+                f"database {self.name!r} was pulled in part; run `rdmpipe pull {pulled.get('repo')} {self.name}` to continue"
+            )
         if wanted is None:
             raise DatabaseError(
                 f"database {self.name!r} was started but never finished; run `{self.build_command()}` to continue"

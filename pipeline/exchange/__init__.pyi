@@ -3,3 +3,10 @@ from .importing import import_embeddings as import_embeddings
 from .npz import left_out as left_out
 from .picture_sets import PICTURE_FORMS as PICTURE_FORMS
 from .picture_sets import export_pictures as export_pictures
+from .pulling import PullRequest as PullRequest
+from .pulling import PullSummary as PullSummary
+from .pulling import pull as pull
+from .pushing import PushRequest as PushRequest
+from .pushing import PushSummary as PushSummary
+from .pushing import push_database as push_database
+from .pushing import push_model as push_model

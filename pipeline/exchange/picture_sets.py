@@ -23,7 +23,9 @@ import numpy as np
 
 from pipeline.database import RetrievalDatabase, Version, picture_files
 from pipeline.errors import ConfigError
+from pipeline.exchange.cards import card, database_facts, database_head
 from pipeline.exchange.exporting import empty_folder, kept_rows
+from pipeline.exchange.licences import NOT_STATED
 from pipeline.images import format_of
 from pipeline.schema import metadata_columns
 
@@ -36,18 +38,6 @@ PICTURE_FORMS = (DATASETS, IMAGEFOLDER)
 
 # Names of Pillow's formats as file suffixes.
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
-
-# Licences by the names that the Hub's cards use; any other licence is `other` with its name.
-_CARD_LICENCES = {
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "mit",
-    "apache-2.0",
-    "odc-by",
-}
 
 _DTYPES = {"string": "string", "int64": "int64", "float64": "float64", "bool": "bool"}
 
@@ -101,7 +91,7 @@ def _datasets(db: RetrievalDatabase, version: Version, out: Path, where: str) ->
         pq.write_table(made, path, row_group_size=1000)  # the viewer reads one row group for a page
         written.append(path)
         rows, pictures = rows + table.num_rows, pictures + with_picture
-        licences.update(text or "not stated" for text in table["licence"].to_pylist())
+        licences.update(text or NOT_STATED for text in table["licence"].to_pylist())
     card = out / "README.md"
     card.write_text(_card(version, rows, pictures, licences, where), encoding="utf-8")
     return [*written, card]
@@ -138,40 +128,20 @@ def _feature(table: pa.Table, name: str, kind: str) -> str:
 
 
 def _card(version: Version, rows: int, pictures: int, licences: Mapping[str, int], where: str) -> str:
-    told = version.manifest
-    licence = str(told.get("licence") or "unknown")
-    known = licence.lower() in _CARD_LICENCES
-    head = {
-        "license": licence.lower() if known else "other",
-        **({} if known else {"license_name": licence}),
-        "pretty_name": str(told.get("title") or version.database),
-        "tags": ["rdmpipe", "image-retrieval", "embeddings"],
-        "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
-    }
-    recall = version.index.recall
+    head = database_head(version, rows, [*licences], "data/*.parquet")
     lines = [
-        "---",
-        *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()),
-        "---",
-        "",
         f"# {head['pretty_name']}",
         "",
         f"{rows:,} rows of the rdmpipe database `{version.database}`, version `{version.id}`"
         + (f", where `{where}`" if where else "")
         + f"; {pictures:,} have a picture.",
         "",
-        f"- Source: {json.dumps(told.get('source') or {}, ensure_ascii=False, default=str)}",
-        f"- Licence of the collection: {licence}. {told.get('terms') or ''}".rstrip(),
-        f"- Licences of the rows: {'; '.join(f'{name}: {count:,}' for name, count in sorted(licences.items()))}",
-        f"- Opting out: {told.get('opt_out') or 'not stated'}",
-        f"- Encoder: `{version.encoder.name}`, {version.encoder.dim} numbers, weights `{version.encoder.weights[:12]}`"
-        + ("" if version.encoder.trained else " (untrained: similarity means nothing)"),
-        f"- Index when exported: {version.index.key}; recall: {json.dumps(recall, default=str)}",
+        *database_facts(version, licences),
         "",
         "`embedding` holds unit vectors: the inner product of two is their cosine. `image` is the original where it was kept, "
         "else a thumbnail of at most 256 pixels.",
     ]
-    return "\n".join(lines) + "\n"
+    return card(head, "\n".join(lines))
 
 
 # ---- a folder

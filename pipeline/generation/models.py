@@ -183,6 +183,11 @@ def default_model(encoder: str, home: str | None = None) -> str:
     )
 
 
+def finish_model(folder: Path) -> None:
+    """Check the description of an RDM that came from elsewhere. Raises ModelError; loads no weights."""
+    kind_named("rdm").outline(folder, folder.name)
+
+
 # ---- memory
 
 

@@ -128,7 +128,12 @@ class _Check:
         text = storage.read_text("lease")
         if text and text.strip() and not _is_json(text, dict):
             self._damaged("lease", "it is not a lease", "--repair removes it")
-        for name, kind in (("progress.json", dict), ("failures.json", list), ("encoder.json", dict)):
+        for name, kind in (
+            ("progress.json", dict),
+            ("failures.json", list),
+            ("encoder.json", dict),
+            ("pulled.json", dict),
+        ):
             text = storage.read_text(name)
             if text is not None and not _is_json(text, kind):
                 self._damaged(name, "it is not JSON of its kind")
@@ -175,7 +180,7 @@ class _Check:
         settings = {"encoder": str(current.manifest["encoder"]), "precision": record.precision,
                     "preprocess": record.preprocess, "images": current.images}  # fmt: skip
         wrong = [name for name, value in settings.items() if written["settings"].get(name, value) != value]
-        if wrong or written["manifest"].get("name") != self.db.name:
+        if wrong or written["manifest"].get("name") != current.manifest.get("name"):
             self._damaged("manifest.json", f"it is not that of version {current.id}: {', '.join(wrong) or 'name'}")
 
     def _versions(self) -> Iterator[Version]:

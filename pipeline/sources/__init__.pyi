@@ -9,6 +9,8 @@ from .columns import choose_columns as choose_columns
 from .columns import kind_of as kind_of
 from .columns import plain as plain
 from .columns import text as text
+from .hub import HubFile as HubFile
+from .hub import HubRepository as HubRepository
 from .local import source_of_path as source_of_path
 from .manifest import NAME as NAME
 from .manifest import Manifest as Manifest

@@ -1,4 +1,4 @@
-"""Files of a Hugging Face data set at one commit: listed, streamed by range, or fetched into the cache.
+"""Files of a repository on the Hugging Face Hub at one commit: listed, streamed by range, or fetched into the cache.
 
 Reads: the Hub (HF_ENDPOINT, or `base_url` for a mirror or a local server) through huggingface_hub, with its token.
 Writes: `<cache>/hub`, in the Hub client's own layout (resumed, checked, shared by all databases), and `<cache>/hub-notes`.
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 from pipeline.config import cache_dir, digest
 from pipeline.errors import SourceError, nearest
@@ -37,11 +37,20 @@ class HubFile:
     identity: str  # sha256 of a large file, git blob id of a small one
 
 
-class HubDataset:
-    """One data set repository. Holds a client; connects at the first request."""
+class HubRepository:
+    """One repository of a data set or a model. Holds a client; connects at the first request."""
 
-    def __init__(self, repo: str, revision: str, options: SourceOptions, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        repo: str,
+        revision: str,
+        options: SourceOptions,
+        patience: Patience | None = None,
+        kind: Literal["dataset", "model"] = "dataset",
+    ) -> None:
         self.repo = repo
+        self.kind = kind
+        self.name = f"{'data set' if kind == 'dataset' else kind} {repo}"  # in messages
         self.revision = revision or "main"
         self.options = options
         self.patience = patience or Patience()
@@ -57,7 +66,7 @@ class HubDataset:
             if not note.exists():
                 raise SourceError(f"{self.repo}: revision {self.revision!r} is not in the cache; run without --offline")
             return note.read_text().strip()
-        info = self._ask(lambda: self._api.dataset_info(self.repo, revision=self.revision))
+        info = self.ask(lambda: self.api.repo_info(self.repo, repo_type=self.kind, revision=self.revision))
         _write(note, str(info.sha))
         return str(info.sha)
 
@@ -68,7 +77,7 @@ class HubDataset:
         if required and not found:
             known = [file.path for file in every]
             raise SourceError(
-                f"data set {self.repo}: no file matches {' or '.join(patterns)}{nearest(patterns[0], known)}; it holds "
+                f"{self.name}: no file matches {' or '.join(patterns)}{nearest(patterns[0], known)}; it holds "
                 f"{', '.join(known[:8]) or 'nothing'}{' ...' if len(known) > 8 else ''}"
             )
         return found
@@ -86,8 +95,8 @@ class HubDataset:
                 raise SourceError(f"{self.repo}: its list of files is not in the cache; run once without --offline")
             from huggingface_hub.hf_api import RepoFile
 
-            entries = self._ask(
-                lambda: list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset"))
+            entries = self.ask(
+                lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type=self.kind))
             )
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
             rows = [[file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id] for file in files]
@@ -100,11 +109,11 @@ class HubDataset:
 
         with disk_full_is_an_error(str(self._cache)):
             return Path(
-                self._ask(
+                self.ask(
                     lambda: hf_hub_download(
                         self.repo,
                         path,
-                        repo_type="dataset",
+                        repo_type=self.kind,
                         revision=commit,
                         cache_dir=self._cache,
                         endpoint=self.endpoint,
@@ -122,15 +131,15 @@ class HubDataset:
         from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client under it, by whatever name
 
         fs = HfFileSystem(endpoint=self.endpoint, token=self.token)
-        handle: BinaryIO = self._ask(
-            lambda: fs.open(f"datasets/{self.repo}/{path}", "rb", revision=commit, size=size, block_size=4 << 20)
+        handle: BinaryIO = self.ask(
+            lambda: fs.open(f"{self._prefix}{self.repo}/{path}", "rb", revision=commit, size=size, block_size=4 << 20)
         )
         try:
             with handle:
                 yield handle
         except httpx.HTTPError as error:
             broken = (
-                f"data set {self.repo}: {path}: the connection broke: {type(error).__name__}: {error}. What is finished is "
+                f"{self.name}: {path}: the connection broke: {type(error).__name__}: {error}. What is finished is "
                 "kept: check the connection and run the same command again."
             )
             raise SourceError(self._lasting(error) or broken) from error
@@ -140,17 +149,23 @@ class HubDataset:
         return cache_dir() / "hub"
 
     @property
-    def _api(self) -> HfApi:
+    def _prefix(self) -> str:
+        """What stands before a repository's name in an address."""
+        return "datasets/" if self.kind == "dataset" else ""
+
+    @property
+    def api(self) -> HfApi:
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.endpoint, token=self.token)
 
     @property
     def _notes(self) -> Path:
-        """The folder of cached notes for this data set and server."""
-        return cache_dir() / "hub-notes" / digest([self.repo, self.endpoint or ""])
+        """The folder of cached notes for this repository and server."""
+        named = [self.repo, self.endpoint or ""]
+        return cache_dir() / "hub-notes" / digest(named if self.kind == "dataset" else [*named, self.kind])
 
-    def _ask(self, action: Callable[[], T]) -> T:
+    def ask(self, action: Callable[[], T]) -> T:
         """Run one client call. Temporary failures are retried; permanent ones become a SourceError with the fix."""
 
         def attempt() -> T:
@@ -164,26 +179,26 @@ class HubDataset:
                     raise SourceError(lasting) from error
                 raise Broken(f"{type(error).__name__}: {error}") from error
 
-        return patiently(attempt, f"data set {self.repo}", self.patience)
+        return patiently(attempt, self.name, self.patience)
 
     def _lasting(self, error: Exception) -> str:
         """The message for a failure that a retry cannot fix; empty for other failures."""
         from huggingface_hub import errors
 
-        name = f"data set {self.repo}"
+        name = self.name
         if isinstance(error, errors.LocalEntryNotFoundError):
             if not self.options.offline:
                 return ""
             return f"{name}: a file is not in the cache ({self._cache}); run once without --offline"
         if isinstance(error, errors.GatedRepoError):
             return (
-                f"{name}: access must be requested: accept its terms at https://huggingface.co/datasets/{self.repo}, "
+                f"{name}: access must be requested: accept its terms at https://huggingface.co/{self._prefix}{self.repo}, "
                 "then give a token (HF_TOKEN or `hf auth login`)"
             )
         if isinstance(error, errors.RepositoryNotFoundError):
-            return f"{name}: there is no such data set, or the token may not see it; check `repo` and HF_TOKEN"
+            return f"{name}: there is no such repository, or the token may not see it; check its name and HF_TOKEN"
         if isinstance(error, errors.RevisionNotFoundError):
-            return f"{name}: no revision {self.revision!r}; check `revision` in the manifest"
+            return f"{name}: no revision {self.revision!r}; check `revision`"
         if isinstance(error, errors.EntryNotFoundError):
             return f"{name}: a file is gone: {error}"
         status = getattr(getattr(error, "response", None), "status_code", None)

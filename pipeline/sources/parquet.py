@@ -26,7 +26,7 @@ from pipeline.config import digest, from_mapping, parse_json
 from pipeline.errors import SourceError, nearest
 from pipeline.sources.base import Row, Sample, ShardSpec, SourceOptions, Spec
 from pipeline.sources.columns import EXACT_INTEGERS, Columns, choose_columns, kind_of
-from pipeline.sources.hub import HubDataset, HubFile
+from pipeline.sources.hub import HubFile, HubRepository
 from pipeline.sources.listing import Listing, list_files, matches_any
 from pipeline.sources.manifest import Manifest
 
@@ -119,7 +119,7 @@ class ParquetFiles:
             raise SourceError(
                 f"{self.where}: a {self.spec.kind} source needs either `repo` (Hub) or `path` (this machine)"
             )
-        self.hub = HubDataset(self.spec.repo, self.spec.revision, options) if self.spec.repo else None
+        self.hub = HubRepository(self.spec.repo, self.spec.revision, options) if self.spec.repo else None
         self.offline = options.offline
         self.root = Path(self.spec.path).expanduser()
         if self.hub is None and not self.root.exists():
