@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +237,10 @@ class _Push:
 
     def run(self, card: str, public: bool) -> _Done:
         """Upload what is missing, then the card and the listing in one commit. Raises SourceError, ConflictError."""
+        from huggingface_hub.utils import disable_progress_bars
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
         hub, listing = self.hub, self.listing
         hub.ask(lambda: hub.api.create_repo(hub.repo, repo_type=hub.kind, private=not public, exist_ok=True))
         head = hub.commit()

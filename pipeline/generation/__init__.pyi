@@ -5,8 +5,8 @@ from .models import HUB as HUB
 from .models import ModelRow as ModelRow
 from .models import convert_checkpoint as convert_checkpoint
 from .models import find_model as find_model
-from .models import list_models as list_models
 from .models import finish_model as finish_model
+from .models import list_models as list_models
 from .models import load_model as load_model
 from .models import outline_model as outline_model
 from .previews import seldom as seldom

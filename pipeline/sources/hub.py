@@ -201,7 +201,10 @@ class HubRepository:
             return f"{name}: no revision {self.revision!r}; check `revision`"
         if isinstance(error, errors.EntryNotFoundError):
             return f"{name}: a file is gone: {error}"
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        answers = [
+            getattr(one, "response", None) for one in (error, error.__cause__)
+        ]  # uploads wrap the client's error
+        status = next((answer.status_code for answer in answers if answer is not None), None)
         if status is not None and 400 <= status < 500 and status not in TRANSIENT_STATUS:
             return f"{name}: HTTP {status}: {error}"
         return ""
