@@ -237,7 +237,7 @@ class _Push:
 
     def run(self, card: str, public: bool) -> _Done:
         """Upload what is missing, then the card and the listing in one commit. Raises SourceError, ConflictError."""
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not sys.stderr.isatty():
             disable_progress_bars()
