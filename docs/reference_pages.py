@@ -26,11 +26,13 @@ from pipeline.training.config import TrainConfig
 
 TOML: tuple[tuple[type, str, str], ...] = (
     (Manifest, "Manifests", "A data set: `rdmpipe manifests --check FILE`, `rdmpipe build-index FILE`."),
-    (View, "Views", "A base database and a filter under a name of its own, `<base>-<slug>`."),
+    (View, "Views", "A base database and a filter under the name `<base>-<slug>`."),
     (JobFile, "Job files", "What `rdmpipe run`, `submit` and `render` take."),
     (TrainConfig, "Training runs", "What `rdmpipe train` takes."),
     (EvaluateConfig, "Evaluations", "The protocol that `rdmpipe evaluate` takes."),
 )
+
+GIVEN = {(JobFile, "name")}  # required fields that a file may leave out, because its reader sets them
 
 
 def write(folder: Path) -> None:
@@ -145,7 +147,8 @@ def _table(cls: type, prefix: str, seen: set[type]) -> list[str]:
             lines.append(f"| `{shown}` | table{'s' if listed else ''} | | {_cell(notes.get(field.name, ''))} |")
             inner.append((key, nested))
         else:
-            lines.append(f"| `{key}` | {_type(hint)} | {_field_default(field)} | {_cell(notes.get(field.name, ''))} |")
+            default = "" if (cls, field.name) in GIVEN else _field_default(field)
+            lines.append(f"| `{key}` | {_type(hint)} | {default} | {_cell(notes.get(field.name, ''))} |")
     lines.append("")
     for key, nested in inner:
         lines += [f"### `[{key}]` of {cls.__name__.removesuffix('Config')}", "", *_first_paragraph(nested), ""]

@@ -41,8 +41,8 @@ class RandomStyle:
     seed, family    the style's number, and the way in which its marks are made: a key of FAMILIES
     across          marks from side to side; jitter: irregularity of their positions; joint: share of a mark that is its border
     angle           direction of strokes and lines, radians; wander: how much they follow the drawing instead
-    colour          "plain", "matrix", "duotone", "palette" or "levels"; strength: share of the picture's own colour that
-    is replaced dark, light     colours at the ends of a duotone; matrix: 9 numbers that mix the channels, row by row
+    colour          "plain", "matrix", "duotone", "palette" or "levels"; strength: share of the own colour that it replaces
+    dark, light     colours at the ends of a duotone; matrix: 9 numbers that mix the channels, row by row
     palette         colours, of which each pixel takes the nearest; levels: steps in each channel
     vividness, lift factor of saturation, and exponent of lightness (below 1: lighter)
     ground          colour of the sheet; tooth: visibility of its grain; cover: share of the sheet that is painted

@@ -22,7 +22,9 @@ LEVELS = ("common", "rare", "unseen")
 class Build:
     """A database that is built first if it is needed and not published yet, with the settings of `rdmpipe build-index`.
 
-    A target that is a file's name is searched in the folder of the job.
+    target       a data set's name, or a manifest; a file's name is relative to the job
+    name         name of the database; empty: the target's
+    encoder, images, preprocess, where, limit, base_url    as the option of `rdmpipe build-index`
     """
 
     target: str
@@ -45,9 +47,9 @@ class Prompts:
     """The captions of the evaluation.
 
     file         a prompt list to use in place of the database's held-out captions
-    test         number of captions for the results; validation: of other captions, for choosing k and guidance
-    held_out     share of the contents held out in training (by the rule of pipeline/training/data.py, which gives the
-    same ones)
+    test         number of captions for the results
+    validation   number of other captions, for choosing k and guidance
+    held_out     share of the contents held out in training (the rule of pipeline/training/data.py gives the same ones)
     candidates   number of captions among which the content judge has to find the right one
     """
 
@@ -60,7 +62,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """The sampling of every picture. `batch` pictures at a time; 0: chosen by device."""
+    """The sampling of every picture.
+
+    sampler, steps, precision    as the option of `rdmpipe generate`
+    batch        pictures at a time; 0: chosen by device
+    seeds        one picture is made with each seed
+    """
 
     sampler: str = "dpmpp_2m"
     steps: int = 12
@@ -71,7 +78,12 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Grids that are searched on the validation captions for each condition, with each caption in `styles` of the styles."""
+    """Grids that are searched on the validation captions for each condition.
+
+    k            numbers of neighbours to try
+    guidance     guidance scales to try
+    styles       number of styles for each caption
+    """
 
     k: tuple[int, ...] = (1, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -80,11 +92,14 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Postfix:
-    """Swap against "in the style of ...": captions, styles (empty: `count` of them, evenly chosen), levels of the
-    general database.
+    """The comparison of swap and "in the style of ...".
 
-    common: the general database unchanged; rare: the style reduced to `rare_share`; unseen: the style left out. Only the
-    labelled database can be reduced; another general database is used unchanged.
+    captions     number of test captions
+    styles       styles to compare; empty: `count` of them, evenly chosen
+    count        number of styles, if `styles` is empty
+    levels       common: the general database unchanged; rare: the style reduced to `rare_share`; unseen: the style left out.
+                 Only the labelled database can be reduced; another general database is used unchanged
+    rare_share   share of the style's rows at the level `rare`
     """
 
     captions: int = 40
@@ -96,20 +111,32 @@ class Postfix:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Changes of one number at a time, on `captions` test captions, each in `styles` of the styles."""
+    """Sweeps, which change one number at a time.
+
+    captions     number of test captions
+    styles       number of styles for each caption
+    k            numbers of neighbours
+    guidance     guidance scales
+    shares       shares of the style's database
+    separate     styles that are also built as a separate database, if they exist
+    """
 
     captions: int = 12
     styles: int = 4
     k: tuple[int, ...] = (0, 1, 2, 4, 8, 19)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-    shares: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0)  # of the style's database
-    separate: tuple[str, ...] = ()  # styles that are also built as a separate database, if they exist
+    shares: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0)
+    separate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge's network. `backbone`: a torchvision model in place of the small network; `pretrained`: use its published
-    weights."""
+    """A judge's network.
+
+    width        channels of the first stage of the small network
+    backbone     a torchvision model in place of the small network
+    pretrained   use the published weights of `backbone`
+    """
 
     train: Steps
     width: int = 32
@@ -122,6 +149,8 @@ class Compared:
     """A model of a comparison. For empty keys (databases, sampler, steps, the tuning's grids), the protocol's values apply.
 
     A model that takes another encoder's vectors uses those that `rdmpipe embed NAME --encoder ...` added to a database.
+
+    model        the model, by name or folder
     """
 
     model: str
@@ -153,15 +182,23 @@ class EvaluateConfig:
     """One evaluation.
 
     database         the labelled database: real pictures with a style, and captions unless `content_database` or
-    prompts.file has them
+                     prompts.file has them
+    model            the model to evaluate, by name or folder
     general          the database with which the model was trained; empty: the labelled one with all its styles
     sources          style -> database to swap in; a style that is not named is a filter over the labelled database
     others           databases to swap in without a style of the classifier's: only content and diversity are measured
+    styles           styles to evaluate; empty: all
+    style            column with the style
+    caption          column with the caption
+    tags             column with the tags
     content          columns that name a content; the first that the database has is used; without one, each picture is a
-    separate content
+                     separate content
+    content_database  a database with captions for the content judge; empty: the labelled one
     never_seen       styles with which neither encoder nor model was trained
-    encoder_captions how often the encoder's training captions name the style: words for the report
+    encoder_captions  how often the encoder's training captions name the style: words for the report
+    any_encoder      accept a database whose encoder has another name than the model's
     size             pixels a side of the pictures for the judges
+    build            databases to build first
     compare          models to evaluate in turn by this protocol, in place of `model`
     """
 

@@ -5,8 +5,9 @@ Reads: a labelled database, the databases to compare with, a model. Writes, in <
     protocol.json        fixed before the first picture: config, databases' versions, model, captions
     judges/style, judges/content    the judges' training states and curves
     pictures*/           the pictures
-    pictures.parquet     one row for each picture: wanted style and content, setting, results;  summary.json: every
-    number;  index.html: the report
+    pictures.parquet     one row for each picture: wanted style and content, settings, the judges' results
+    summary.json         every number
+    index.html           the report
 
 The same call continues a killed evaluation: judges from their last save, pictures by their keys. Another protocol needs
 another folder. The report holds every result, favourable or not.

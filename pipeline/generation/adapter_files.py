@@ -41,11 +41,10 @@ class AdapterModel:
     variant         which of the base's files: "fp16" for `model.fp16.safetensors`
     adapter         a safetensors file (relative to the description), or `owner/repo/path/file` on the Hub
     encoder, dim    the encoder whose vectors the adapter takes, named as in `--encoder`, and their length
-    image_encoder   for adapters that take a picture's patches: the vision tower that computes them from the neighbours'
-    pictures, a
+    image_encoder   for adapters that take a picture's patches: the vision tower that computes them from the pictures, a
                     folder in transformers' format (relative to the description), or `owner/repo[/folder]` on the Hub
     negative_scale  Flux: strength of the guidance away from a negative prompt
-    k               neighbours by default
+    k               default number of neighbours
     image_scale, weighting, blocks_used     defaults of --image-scale, --weighting and --blocks
     blocks          sets of attention blocks that --blocks may name, beside `all`
     """

@@ -38,36 +38,33 @@ Overlap = Literal["forbid", "wait", "replace"]
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """The resources of one worker, and the number of workers. workers_max = 0: the command decides."""
+    """The resources of one worker, and the number of workers."""
 
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: str = "4GB"
-    workers_min: int = 1
-    workers_max: int = 0
+    cpus: float = 1.0  # of one worker's pod
+    gpus: float = 0.0  # of one worker's pod
+    memory: str = "4GB"  # of one worker's pod
+    workers_min: int = 1  # smallest number of pods
+    workers_max: int = 0  # largest number of pods; on a cluster also the command's --workers; 0: the command decides
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment of the command.
+    """The environment of the command."""
 
-    home: empty means RDMPIPE_HOME. working_dir: relative to the job file. pip, uv: requirements that must be installed.
-    """
-
-    home: str = ""
-    working_dir: str = ""
-    pip: tuple[str, ...] = ()
-    uv: tuple[str, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ()  # names of environment variables
+    home: str = ""  # folder or s3://bucket/prefix of the databases; empty: RDMPIPE_HOME
+    working_dir: str = ""  # relative to the job file; sent with a submission
+    pip: tuple[str, ...] = ()  # requirements: installed on a cluster, only checked here
+    uv: tuple[str, ...] = ()  # the same, installed with uv
+    variables: Mapping[str, str] = field(default_factory=dict)  # plain values; names that look like secrets are refused
+    secrets: tuple[str, ...] = ()  # names of environment variables that must be set where the job runs
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a job runs: a cron expression of five fields, in an IANA time zone."""
+    """When a job runs."""
 
-    cron: str
-    timezone: str = "Etc/UTC"
+    cron: str  # a cron expression of five fields
+    timezone: str = "Etc/UTC"  # an IANA time zone
 
     @property
     def parsed(self) -> Cron:
@@ -80,23 +77,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run's summary is written or sent, besides the home.
+    """Where a run's summary is written or sent, besides the home."""
 
-    summary: a file. webhook: an address that receives it by POST; `$NAME` means the value of the secret NAME.
-    """
-
-    summary: str = ""
-    webhook: str = ""
+    summary: str = ""  # a file, relative to the job file
+    webhook: str = ""  # an address that receives the summary by POST; `$NAME` means the value of the secret NAME
 
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """Settings that only Kubernetes manifests use. `claim`: a ReadWriteMany volume claim, mounted as the home."""
+    """Settings that only Kubernetes manifests use."""
 
-    image: str = "rdmpipe:latest"
+    image: str = "rdmpipe:latest"  # the image of the pods; jobs/Dockerfile builds one
     namespace: str = "default"
     service_account: str = ""  # empty: the job's name
-    claim: str = ""
+    claim: str = ""  # a ReadWriteMany volume claim, mounted as the home
     secret: str = ""  # the Kubernetes Secret with one key per secret; empty: <job>-secrets
     ray_version: str = ""  # empty: the version that is installed where `rdmpipe render` runs
     keep: str = "1d"  # how long Kubernetes keeps a finished RayJob
@@ -105,19 +99,16 @@ class Kubernetes:
 
 @dataclass(frozen=True)
 class JobFile:
-    """One job.
+    """One job."""
 
-    timeout: the limit for the whole run, its retries included. retries: attempts of the command after the first.
-    """
-
-    name: str
-    command: str
-    arguments: tuple[str, ...] = ()
-    title: str = ""
-    timeout: str = "12h"
-    retries: int = 2
-    retry_wait: str = "1m"
-    overlap: Overlap = "forbid"
+    name: str  # names runs, submissions and Kubernetes objects; default: the file's name
+    command: str  # an rdmpipe command
+    arguments: tuple[str, ...] = ()  # its arguments
+    title: str = ""  # for logs, units and reports
+    timeout: str = "12h"  # limit for the whole run, including its retries: 90s, 30m, 6h, 2d
+    retries: int = 2  # attempts of the command after the first
+    retry_wait: str = "1m"  # pause before the first retry; it doubles each time, up to 1 h
+    overlap: Overlap = "forbid"  # if the last run is still running: forbid (exit code 75), wait, or replace it
     resources: WorkerResources = field(default_factory=WorkerResources)
     environment: Environment = field(default_factory=Environment)
     schedule: Schedule | None = None

@@ -26,10 +26,10 @@ class SourceSpec:
     revision: str = ""  # Hub commit or tag; empty: resolved once and pinned in the plan
     files: tuple[str, ...] = ()  # paths, globs or URLs inside the source
     url: str = ""  # one archive
-    md5: str = ""
-    sha256: str = ""
+    md5: str = ""  # of the archive
+    sha256: str = ""  # of the archive
     csv: str = ""  # metadata CSV: path or URL
-    csv_md5: str = ""
+    csv_md5: str = ""  # of the CSV
     path: str = ""  # a folder or file on this machine
     item_id: str = ""  # column that names a row; empty: the source's own position or path
     image: str = "image"  # column with the bytes, or with the URL for URL lists
@@ -55,16 +55,16 @@ class Patches:
 class Manifest:
     """A data set that can be built into a retrieval database."""
 
-    name: str
-    title: str
+    name: str  # the database's name
+    title: str  # for people
     source: SourceSpec
     licence: str  # SPDX identifier if there is one, else words
     terms: str  # what a user must know before using the pictures
     opt_out: str  # how right holders can have pictures removed, and how that reaches this database
-    encoder: str = "vit-l-14"
+    encoder: str = "vit-l-14"  # the default of --encoder
     expected_rows: int = 0  # 0: not known in advance
     checked: datetime.date | None = None  # when these facts were last checked
-    homepage: str = ""
+    homepage: str = ""  # an address with more about the data set
     where: str = ""  # a filter; rows that do not match are `filtered`
     patches: Patches | None = None  # rows are crops of the pictures, with image_key and patch_coords
 
@@ -76,9 +76,9 @@ class Manifest:
 class View:
     """A base database and a WHERE clause, under a new name."""
 
-    name: str
-    base: str
-    where: str
+    name: str  # <base>-<slug>
+    base: str  # a data set's name
+    where: str  # a filter over its rows
     title: str = ""
 
 

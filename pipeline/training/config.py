@@ -22,7 +22,22 @@ PARTS: tuple[Part, ...] = ("encoder", "autoencoder", "rdm")
 
 @dataclass(frozen=True)
 class Steps:
-    """The table [<part>.train]: `batch` pictures a step, and the fields of rdm.train.LoopConfig."""
+    """The table [<part>.train]; rdm.train.LoopConfig defines all keys except `batch`.
+
+    steps           number of steps of the optimizer
+    batch           pictures in each step
+    warmup, decay   the steps over which the rate rises linearly from zero, and the last share of `steps` over which it falls
+                    linearly to zero
+    clip            the largest norm of the gradient
+    accumulate      passes whose gradients make one step
+    local_steps     1: several workers average their gradients at every step. More: they average their weights after this
+                    many local steps
+    ema             decay of the moving average of the weights
+    seed            seed of the data and the noise
+    precision       "fp32", or "bf16" for mixed precision
+    save_seconds    time between two saves
+    report_steps    steps between two reports
+    """
 
     steps: int
     batch: int
@@ -59,9 +74,10 @@ class Steps:
 class EncoderConfig:
     """A contrastive encoder. `model` is an open_clip model config (embed_dim, vision_cfg, text_cfg).
 
-    both, style_only    shares of the captions that name content and style, and only the style; the others name the content
-    tags                share of the content texts that are the picture's tags instead of its caption
-    gap                 weight of the squared distance between the mean picture vector and the mean text vector
+    both            share of the captions that name content and style
+    style_only      share of the captions that only name the style; all others name the content
+    tags            share of the content texts that are the picture's tags instead of its caption
+    gap             weight of the squared distance between the mean picture vector and the mean text vector
     """
 
     model: Mapping[str, object]
@@ -79,8 +95,10 @@ class AutoencoderConfig:
     patches     set the encoder to the principal components of patches (rdm/patches.py) and train only the decoder. The
                 latents are then final from the first save on, so that the denoiser can train at the same time
     noise       with `patches`, the standard deviation of the noise that is added to latents of standard deviation 1
-    perceptual, texture     weights of the distance between early activations of the trained encoder, and between their
-                covariances; they preserve grain
+    crop        pixels a side of the crops; 0: whole pictures
+    kl          weight of the KL divergence of the latents
+    perceptual  weight of the distance between early activations of the trained encoder
+    texture     weight of the distance between the covariances of these activations, which preserves grain
     """
 
     model: Mapping[str, object]
@@ -97,6 +115,7 @@ class AutoencoderConfig:
 class DenoiserConfig:
     """The denoiser: arguments of diffusers' UNet2DConditionModel, and how it is conditioned in training.
 
+    name            name of the model
     base            name or description of a published model, whose sizes replace `model`; or the folder of a saved
                     model, whose weights are trained further
     first_stage     folder or Hub id of a first stage or a saved model; empty: the run's own, else that of a saved `base`
@@ -109,6 +128,8 @@ class DenoiserConfig:
     p_text          share of the batches whose first token is the caption's vector; with 0 there is no text, as in the paper
     checkpointing   compute activations again in the backward pass: much less memory, a third more arithmetic
     snr_limit       limit of the min-SNR weight of the loss; 0 gives all times the same weight
+    default_k       default number of neighbours of the trained model
+    default_guidance    default guidance scale of the trained model
     """
 
     name: str
@@ -138,7 +159,12 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `run` is its folder; paths are relative to the current directory."""
+    """A whole run. Paths are relative to the current directory.
+
+    run             the run's folder
+    threads         torch threads; 0: torch's default
+    device          auto, cpu or cuda
+    """
 
     run: str
     data: DataConfig
