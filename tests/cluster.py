@@ -7,6 +7,7 @@ its environment; only marked processes are ever ended. Nothing outside a private
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 REPO = Path(__file__).resolve().parent.parent
 MARKER = "RDMPIPE_TEST_NODE"
@@ -93,6 +96,7 @@ class Cluster:
     nodes: list[Node] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     started: int = 0
+    marker: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the first node
 
     @property
     def dashboard(self) -> str:
@@ -109,7 +113,7 @@ class Cluster:
     def add(self, cpus: int = 1, hide: Path | None = None) -> Node:
         """Start one more node; the first is the head. hide: this node sees an empty directory there (namespaces only)."""
         number, self.started = self.started, self.started + 1
-        node = Node(f"n{number}", self._address(number), uuid.uuid4().hex)
+        node = Node(f"n{number}", self._address(number), self.marker if number == 0 else uuid.uuid4().hex)
         self.nodes.append(node)
         prefix: list[str] = []
         if self.isolated:
@@ -234,3 +238,46 @@ def cluster(nodes: int = 3, env: dict[str, str] | None = None) -> Iterator[Clust
     finally:
         made.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- one cluster that all tests share
+
+
+def shared_cluster(folder: Path) -> str:
+    """The address of the Ray cluster of this folder, a node with nine CPUs. The first process that asks starts it."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        started = folder / "started"
+        if not started.exists():
+            (folder / "token").write_text(uuid.uuid4().hex + uuid.uuid4().hex)
+            settings = {**os.environ, **authentication(folder), "PYTHONPATH": str(REPO)}
+            settings |= {"RAY_num_prestart_python_workers": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+            made = Cluster(folder, False, "127.0.0.1", settings)
+            (folder / "marker").write_text(made.marker)
+            made.add(cpus=9)
+            started.write_text(made.gcs)
+        return started.read_text()
+
+
+def our_actors() -> list[int]:
+    """The processes of this driver's actors."""
+    import ray
+
+    job, found = ray.get_runtime_context().get_job_id(), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("ray::Worker") and process.environ().get("RAY_JOB_ID") == job:
+                found.append(process.pid)
+    return found
+
+
+def authentication(folder: Path) -> dict[str, str]:
+    """The variables that processes need which talk to the cluster of this folder."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+
+
+def end_shared_cluster(folder: Path) -> None:
+    """End the cluster of this folder, if it was started, and remove the folder."""
+    if (folder / "marker").exists():
+        Node("n0", "127.0.0.1", (folder / "marker").read_text()).kill()
+    shutil.rmtree(folder, ignore_errors=True)

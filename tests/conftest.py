@@ -13,11 +13,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster import authentication, end_shared_cluster, read_authentication_again, shared_cluster
+
+SHARED_RAY = "RDMPIPE_TEST_RAY"  # the folder of the cluster that all tests share
 TIERS = ("process", "cluster", "long")
 STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty")
 ASKS = ("lscpu", "ldconfig", "uname")  # what libraries ask the machine when they are imported
@@ -29,6 +33,16 @@ os.environ.setdefault("RDMPIPE_START_TIMEOUT_S", "600")  # several clusters may 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _running: list[str] = []  # the unit test that runs now
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that starts the others, or the only one
+        os.environ[SHARED_RAY] = tempfile.mkdtemp(prefix="rdmray")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        end_shared_cluster(Path(os.environ.pop(SHARED_RAY)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -78,22 +92,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    # Not for the session: Ray reads its token once a process, and tests/test_cluster.py talks to a cluster with a token.
+    # Connected for one file: Ray reads its token once a process, and tests/test_cluster.py has a cluster with another.
     import ray
 
-    root = str(Path(__file__).resolve().parent.parent)
-    ray.init(
-        address="local",
-        num_cpus=3,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )
-    yield
-    ray.shutdown()
+    folder = Path(os.environ[SHARED_RAY])
+    address = shared_cluster(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in authentication(folder).items():
+            patch.setenv(name, value)
+        read_authentication_again()
+        root = str(Path(__file__).resolve().parent.parent)
+        environment = {"env_vars": {"PYTHONPATH": root}}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+        yield
+        ray.shutdown()
+    read_authentication_again()
 
 
 @pytest.fixture
 def ray_here(_ray: None) -> None:
-    """This process is connected to a Ray cluster of its own with three CPUs, the same for all tests of a file."""
+    """This process is connected to the Ray cluster that all tests share. The first test that needs it starts it."""

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import psutil
 import pytest
 
 from pipeline.database import RetrievalDatabase, ShardEntry
@@ -27,6 +26,7 @@ from pipeline.index.partitions import partition_keys, partitions_of, plan_partit
 from pipeline.retrieval import open_search
 from pipeline.schema import SHARD_ROWS
 from pipeline.storage import Artifact, Storage
+from tests.cluster import our_actors
 from tests.forked import Forked
 from tests.vectors import COLUMNS, clustered, encoder_record, home_database, unit, version_of, write_shards
 
@@ -92,12 +92,10 @@ def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here:
 
     def kill_one() -> None:
         while not killed and not over.is_set():
-            busy = [
-                child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::Worker")
-            ]
+            busy = our_actors()
             if parts.exists("gone.npy") and busy and len(parts.list("", ".json")) < 3:
-                killed.append(busy[0].pid)
-                os.kill(busy[0].pid, signal.SIGKILL)
+                killed.append(busy[0])
+                os.kill(busy[0], signal.SIGKILL)
             time.sleep(0.1)
 
     watcher = threading.Thread(target=kill_one)
