@@ -1,10 +1,10 @@
-# `make demo` and `make test` do their own set-up: a virtual environment in .venv, once.
+# `make demo` and `make test` install a virtual environment in .venv, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests run on WORKERS processes: more than the two cores of a small machine, because many tests wait. With more cores, give more.
+# Tests run in WORKERS processes: more than the two cores of a small machine, because many tests wait. On more cores, use more.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 
@@ -25,7 +25,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# -W: a warning is an error, a link between pages that leads nowhere among them.
+# -W: a warning is an error; a broken link between pages is a warning.
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/site
 	@echo "open docs/site/index.html"
@@ -44,8 +44,8 @@ test-scale: $(STAMP)
 test-online: $(STAMP)
 	$(PYTEST) -m online tests/test_online.py -rs --timeout 7200
 
-# The newest release of everything, uncapped, in an environment of its own: tells which release will break what. It is not the gate. TORCH may name a
-# CPU build where `torch` alone would bring gigabytes of CUDA, and PYTHON the newest Python: make test-newest PYTHON=python3.13 TORCH=torch==2.13.0
+# The newest release of every dependency, without upper bounds, in a separate environment, to show which release breaks what. TORCH may name a
+# CPU build if `torch` would install gigabytes of CUDA, and PYTHON the newest Python: make test-newest PYTHON=python3.13 TORCH=torch==2.13.0
 NEWEST ?= .venv-newest
 TORCH ?= torch
 test-newest:
@@ -57,7 +57,7 @@ test-newest:
 
 install: $(STAMP)
 
-# torch is installed first and by its exact version: asked for with the rest, pip may take a build with gigabytes of CUDA.
+# torch is installed first and by its exact version; otherwise pip may choose a build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,1 +1,1 @@
-"""Records of whole runs: cluster specs, schedules, benchmark and training jobs."""
+"""Whole runs as files: job files, schedules, evaluations, training recipes and benchmarks."""

@@ -1,4 +1,4 @@
-"""Measure the atelier's pictures as data: the accuracy with which a small network tells styles and subjects apart.
+"""Measure the atelier's pictures as data: the accuracy with which a small network distinguishes styles and subjects.
 
     python jobs/atelier_measure.py [--contents 16000] [--epochs 8] [--json]
 
@@ -151,11 +151,11 @@ def main() -> None:
         f"{args.contents} contents, {half} to train on and {args.contents - half} held back, {args.size} x {args.size} pixels"
     )
     print(
-        f"styles told apart:   {by_style:.4f} of {len(STYLES)} (aim 0.95)   "
+        f"styles distinguished:   {by_style:.4f} of {len(STYLES)} (aim 0.95)   "
         + "; ".join(confused(style_confusion, STYLES, 2))
     )
     print(
-        f"subjects told apart: {by_subject:.4f} of {len(SUBJECTS)} (aim 0.90) "
+        f"subjects distinguished: {by_subject:.4f} of {len(SUBJECTS)} (aim 0.90) "
         + "; ".join(confused(subject_confusion, SUBJECTS, 3))
     )
     print("pictures a second a core: " + ", ".join(f"{v} at {k} px" for k, v in rates.items()))

@@ -1,4 +1,4 @@
-"""The contact sheet of the atelier: sixteen subjects down, every style across.
+"""The contact sheet of the atelier: a row for each of sixteen subjects, a column for each style.
 
     python jobs/atelier_sheet.py [jobs/pictures/atelier.png] [--size 128] [--seed 21] [--subjects cat,owl] [--styles mosaic]
 

@@ -1,16 +1,17 @@
-"""Benchmark: `rdmpipe browse` while somebody types, and under many clients at once.
+"""Benchmark: `rdmpipe browse` with one client that types, and with many clients at once.
 
     python jobs/bench_browse.py --out DIR [--rows 10000 --rows 100000] [--clients 50] [--seconds 10] [--encoder NAME]
 
 Makes a database of synthetic vectors for each number of rows (imported, without pictures; kept in DIR for the next run), starts
-`rdmpipe browse` on it as a process of its own, and measures over HTTP on this machine:
+`rdmpipe browse` on it as a separate process, and measures over HTTP on this machine:
 
-    type     one client types words letter by letter, 60 results for every prefix, each new to the server's cache; milliseconds
-    filter   the same under a filter of one column
-    load     so many clients at once, each asking its next question when it has the answer; requests a second, p50, p99, errors
+    type     one client types words letter by letter, 60 results for every prefix, none of them in the server's cache;
+    milliseconds
+    filter   the same with a filter of one column
+    load     many clients at once, each sending its next request when it has an answer; requests a second, p50, p99, errors
 
-The encoder reads texts as in use, so its time is part of every figure; the default is the shipped `mini`, and `random:ViT-B-32`
-has the cost of CLIP's ViT-B/32 without its weights. Wall times need an idle machine; the result says the load at the start.
+The encoder encodes each text, so its time is part of every figure; the default is the shipped `mini`, and `random:ViT-B-32`
+takes as long as CLIP's ViT-B/32 without its weights. Wall times need an idle machine; the result states the load at the start.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def make_database(home: Path, rows: int, encoder: str) -> str:
-    """A database of `rows` clustered vectors with captions and a style, if it is not there. Returns its name."""
+    """Make a database of `rows` clustered vectors with captions and a style, if it does not exist. Returns its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -103,7 +104,7 @@ def make_database(home: Path, rows: int, encoder: str) -> str:
 
 @contextlib.contextmanager
 def served(home: Path, name: str) -> Iterator[int]:
-    """The server in a process of its own, once it answers a search."""
+    """The server in a separate process, after it has answered a search."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -157,7 +158,7 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def load(port: int, name: str, clients: int, seconds: float) -> dict[str, float]:
-    """So many clients at once, each with questions of its own."""
+    """Many clients at once, each with different questions."""
     times: list[float] = []
     errors: list[str] = []
     lock = threading.Lock()

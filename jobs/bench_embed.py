@@ -1,4 +1,4 @@
-"""Embedding rate against the bare forward pass of the same model on the same pictures.
+"""Embedding rate compared with the bare forward pass of the same model on the same pictures.
 
     python jobs/bench_embed.py PICTURES [--encoder random:ViT-B-32?seed=0] [--pictures 120] [--rounds 3]
 

@@ -1,18 +1,18 @@
-"""Fetching pictures from few hosts: within their limits against without, and processor time against urllib3.
+"""Fetching pictures from few hosts: with and without their limits, and processor time compared with urllib3.
 
     python jobs/bench_fetch.py museums [--pictures 2000] [--json FILE]
     python jobs/bench_fetch.py tls [--pictures 1000] [--kilobytes 100] [--rounds 5] [--json FILE]
 
-`museums`: three hosts on loopback, in a process of their own, each with a log. The first answers every picture after 20 ms; the
+`museums`: three hosts on loopback, in a separate process, each with a log. The first answers every picture after 20 ms; the
 second answers 429 with Retry-After: 1 after every 90 pictures; the third has a Crawl-delay of half a second, a robots.txt, a
 tdmrep.json and pictures with the header tdm-reservation. `ours` is the download stage of a build from a list of all addresses,
-with the default rules. `careless` asks the same hosts with 32 threads of urllib3, one attempt an address, and reads no wishes.
-`floor_seconds` is what the limits alone take: the slowest host's number of requests times its pause. The run fails where a log
-shows more connections, or a faster pace, than the host's limit, or where a count is wrong.
+with the default rules. `careless` fetches from the same hosts with 32 threads of urllib3, one attempt for each address,
+and ignores all rules. `floor_seconds` is the time of the pauses only: the slowest host's number of requests times its
+pause. The run fails if a log shows more connections, or a faster pace, than the host's limit, or if a count is wrong.
 
 `tls`: one host on loopback over TLS, without pauses, two connections kept alive. `ours` is the fetcher of the worker, with
 robots.txt, tdmrep.json and all checks; `urllib3` is a pool of two connections and two threads that reads the same pictures.
-Both run in this process, one after the other in each round; times are the client's: processor time of all its threads, and wall
+Both run in this process, in turn in each round; times are the client's: processor time of all its threads, and wall
 time. The medians of the rounds and their ratio are printed.
 """
 
@@ -46,7 +46,7 @@ DELAY_S, PAUSE_S, CONNECTIONS = 0.5, 0.05, 2  # the last two are the defaults of
 SLACK_S = 0.01  # a server's clock is read when its thread gets a core
 
 
-# ---- servers, in a process of their own
+# ---- servers, in a separate process
 
 
 def _serve(museums: list[Museum], tls: Path | None, pipe: Connection) -> None:
@@ -77,14 +77,14 @@ def served(museums: list[Museum], tls: Path | None = None) -> Iterator[list[str]
 
 @dataclass(frozen=True)
 class Collection:
-    """Three hosts, the paths asked of each, and how many of them end how."""
+    """Three hosts, the paths on each, and the expected counts of results."""
 
     museums: list[Museum]
     paths: list[list[str]]
     expected: Counter[str]
 
     def addresses(self, urls: Sequence[str]) -> list[str]:
-        """All addresses, those of the hosts mixed."""
+        """All addresses, with the hosts mixed."""
         queues = [[f"{url}{path}" for path in paths] for url, paths in zip(urls, self.paths, strict=True)]
         longest = max(map(len, queues))
         spread = [(place / len(queue), address) for queue in queues for place, address in enumerate(queue)]
@@ -117,7 +117,7 @@ def collection(pictures: int) -> Collection:
 
 
 def polite(addresses: list[str], folder: Path) -> tuple[Counter[str], dict[str, dict[str, object]], float]:
-    """(addresses by how they ended, figures by host, seconds) of a build's download stage."""
+    """(addresses by result, figures by host, seconds) of a build's download stage."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,7 +143,7 @@ def polite(addresses: list[str], folder: Path) -> tuple[Counter[str], dict[str, 
 
 
 def careless(addresses: list[str]) -> tuple[Counter[str], float]:
-    """(addresses by status, seconds) of 32 threads that know no limits."""
+    """(addresses by status, seconds) of 32 threads without limits."""
     pool = urllib3.PoolManager(maxsize=32, block=False, retries=False)
 
     def get(address: str) -> str:
@@ -169,7 +169,7 @@ def log_of(museum: Museum) -> dict[str, object]:
 
 
 def museums(pictures: int, folder: Path) -> dict[str, object]:
-    """Both runs, each against museums of its own. Raises AssertionError if a limit or a count was not kept."""
+    """Both runs, each with new museums. Raises AssertionError if a limit was exceeded or a count is wrong."""
     ours = collection(pictures)
     with served(ours.museums) as urls:
         found, hosts, seconds = polite(ours.addresses(urls), folder)
@@ -244,7 +244,7 @@ def over_tls(pictures: int, size: int, rounds: int, folder: Path) -> dict[str, o
                 ):
                     assert data == answer
 
-        theirs()  # whatever is done once is done
+        theirs()  # warm up
         for number in range(rounds):
             found["ours"].append(timed(lambda number=number: ours(number)))  # type: ignore[misc]
             found["urllib3"].append(timed(theirs))

@@ -1,4 +1,5 @@
-"""The gain in speed of few steps at equal quality: UniPC and DPM-Solver++(2M) against DDIM with 50 steps, on a trained model.
+"""The gain in speed of few steps at equal quality: UniPC and DPM-Solver++(2M) compared with DDIM with 50 steps, on a
+trained model.
 
     python jobs/bench_few_steps.py --db styles --model rdm-mini [--home HOME] [--count 64] [--json FILE]
 
@@ -6,14 +7,14 @@ Draws every prompt with its neighbours from the database, by every sampler, from
 pictures:
 
     distance    root mean square over pixels in [-1, 1] to UniPC with --limit-steps (250) steps from the same noise, which
-                stands for the exact solution; mean over pictures
+                represents the exact solution; mean over pictures
     kid         kernel distance (arXiv 1801.01401) to real pictures of the database, on the image features of the database's own
-                encoder, unit rows times the root of their length; `kid_error` is the spread of its difference to DDIM 50 when
-                prompts are drawn again 200 times
+                encoder, unit rows times the root of their length; `kid_error` is the standard deviation of its difference to
+                DDIM 50 over 200 resamplings of the prompts
 
 A sampler has equal quality if its distance is at most that of DDIM 50 and its kid at most that of DDIM 50 plus two such
-errors. The ratio is the seconds of DDIM 50 over those of the fastest such sampler. With untrained weights the figures mean
-nothing. Seconds are CPU seconds of this process on one thread (wall clock on a GPU), of sampling alone and with decoding.
+errors. The ratio is the seconds of DDIM 50 divided by those of the fastest such sampler. With untrained weights the figures are
+meaningless. Seconds are CPU seconds of this process on one thread (wall clock on a GPU), without and with decoding.
 Prints one JSON document.
 """
 
@@ -83,7 +84,7 @@ def measure(drawn: dict[tuple[str, int], Any], limit: Tensor, real: Any, encoder
     generator = np.random.default_rng(0)
     count = len(limit)
     again = [generator.choice(count, count, replace=True) for _ in range(DRAWS)]
-    # A picture drawn twice would be its own twin in the unbiased sum: each draw keeps different ones.
+    # A repeated picture would be compared with itself in the unbiased sum, so each resampling keeps distinct ones.
     again = [np.unique(rows) for rows in again]
     base = [kid(vectors[BASE][rows], real) for rows in again]
     rows = []
@@ -143,7 +144,7 @@ def main() -> None:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     context = Context(context.tokens.to(model.device), None if context.mask is None else context.mask.to(model.device))
     stored = picture_files(selection.database, every[:: max(1, len(every) // args.real)][: args.real])
-    side = model.config.default_size  # real pictures as small as the drawn ones: features see sharpness too
+    side = model.config.default_size  # real pictures as small as the drawn ones, because features depend on sharpness
     real = features(encoder, [np.array(decode(data).image.resize((side, side))) for data in stored.values()])
     limit, *_ = draw(model, context, noise, ("unipc", args.limit_steps), args)
     drawn = {choice: draw(model, context, noise, choice, args) for choice in CHOICES}

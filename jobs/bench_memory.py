@@ -1,8 +1,8 @@
-"""Peak memory of a build at 1x, 10x and 100x rows, and its growth in bytes a row.
+"""Peak memory of a build with 1, 10 and 100 times the rows, and its growth in bytes a row.
 
     python jobs/bench_memory.py --rows 100 --encoder random:tests/data/tiny_clip.json?seed=0
 
-Each build (download, embed, exact index; pictures dropped) runs in a process of its own over tiny drawn pictures in a folder.
+Each build (download, embed, exact index; pictures dropped) runs in a separate process over tiny drawn pictures in a folder.
 Prints one JSON document: for each size the peak resident memory and its anonymous part at the end, and between the sizes the
 growth of the peak in bytes a row.
 """

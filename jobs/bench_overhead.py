@@ -4,7 +4,7 @@
 
 Each tiny shard writes one small file. `bare` is a loop over that function; `inline` and `ray` (two workers) are the executor,
 with receipts, checks and progress. The start-up ends with the first shard. The cost of scheduling is the time a shard from
-there to the end of the last one, less the bare time (on Ray half of it, because two workers share it).
+there to the end of the last one, minus the bare time (on Ray half of it, because two workers share the work).
 
 The real build draws pictures (the atelier's, 64 pixels) once, and embeds and indexes them on Ray with one worker and with two,
 one torch thread each. `embed` is the rate of that stage from the start of its first shard to its end; `process` includes
@@ -40,7 +40,7 @@ def nothing() -> None:
 
 
 def tiny(storage: Storage, context: None, shard: Shard) -> Receipt:
-    """All the work of a tiny shard: one small file."""
+    """The work of a tiny shard: one small file."""
     artifact = storage.write_text(f"tiny/{shard.name}.txt", shard.fingerprint)
     return Receipt("tiny", shard.id, "v1", shard.fingerprint, shard.rows, 0, 0, artifacts=(artifact,))
 
@@ -101,7 +101,7 @@ def rdmpipe(home: Path, *words: str) -> tuple[dict[str, Any], float]:
 
 
 def drawn(out: Path, pictures: int, encoder: str) -> dict[str, Any]:
-    """The pictures both builds begin with."""
+    """The pictures with which both builds begin."""
     (out / "scaled.toml").write_text(
         'name = "scaled"\ntitle = "Drawn pictures"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\n'
         f'encoder = "{encoder}"\n'
@@ -112,7 +112,7 @@ def drawn(out: Path, pictures: int, encoder: str) -> dict[str, Any]:
 
 
 def built(out: Path, workers: int) -> dict[str, Any]:
-    """A build of the drawn pictures on Ray with so many workers."""
+    """A build of the drawn pictures on Ray with this many workers."""
     home = out / f"home-{workers}"
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(out / "drawn", home)
@@ -130,7 +130,7 @@ def built(out: Path, workers: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="working folder; a second run goes on in it")
+    parser.add_argument("--out", type=Path, required=True, help="working folder; a second run continues in it")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--pictures", type=int, default=4000)
     parser.add_argument("--encoder", default="mini")

@@ -1,4 +1,4 @@
-"""Benchmark: the cost of a very large index: write its rows, find each row's list, encode it, merge parts on disk.
+"""Benchmark: the cost of a very large index: writing its rows, finding each row's list, encoding, merging parts on disk.
 
     python jobs/bench_partitions.py [--lists 16384] [--rows 20000] [--parts 4] [--shards 5]
 
@@ -62,7 +62,7 @@ def shard_table(shard: int, generator: np.random.Generator) -> pa.Table:
 
 
 def rows_cost(folder: Path, shards: int, generator: np.random.Generator) -> dict[str, float]:
-    """The cost of reading embedding shards: all their columns, and the vectors alone."""
+    """The cost of reading embedding shards: all their columns, and only the vectors."""
     db, entries = RetrievalDatabase("bench", str(folder)), []
     record = EncoderRecord("random:bench", DIM, "0" * 64, "openclip", trained=False, has_text=False)
     for shard in range(shards):
@@ -102,7 +102,7 @@ def main() -> None:
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, DIM, arguments.lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
-    index.train(unit(generator, 2_000))  # only the ranges of the codes: the quantizer holds its centroids already
+    index.train(unit(generator, 2_000))  # only the ranges of the codes; the quantizer already holds its centroids
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         faiss.write_index(index, str(folder / "trained.faiss"))

@@ -3,14 +3,14 @@
     python jobs/bench_refresh.py STYLES [--out DIR] [--pictures 0] [--added 500] [--changed 100] [--removed 100]
 
 STYLES is a folder of Parquet files with picture bytes in a column `png` and texts in `caption` and `style`. The script writes
-them to a folder of pictures, builds a database of it, and changes the folder: it adds pictures of the atelier, mirrors some
+them to a folder of pictures, builds a database from it, and changes the folder: it adds pictures of the atelier, mirrors some
 pictures and deletes some. The refresh is `rdmpipe build-index --refresh`; a second refresh must find nothing new.
 
 Counts from receipts: `untouched` shards have the same receipt and rows as before, byte for byte and with the same time in
-nanoseconds; `redone` shards do not; `new` shards were not there. Searches in the new version and in the old one, pinned: each
-picture that the version should hold (all that changed and about 500 others) must find itself, as a result with its checksum
-and no result with a better score; a picture that it should not hold must not be there. Prints one JSON document; exits with 1
-where any of this fails.
+nanoseconds; `redone` shards do not; `new` shards did not exist before. Searches run in the new version and in the old
+one, pinned: each picture that the version should hold (all that changed and about 500 others) must find itself, as a
+result with its checksum and no result with a better score; a picture that it should not hold must not be found. Prints
+one JSON document; the exit code is 1 if any of this fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.retrieval import open_search
 from pipeline.retrieval.query import encode_image_files
 
 NAME = "refreshed"
-TIE = 1e-3  # scores this close are as good
+TIE = 1e-3  # scores with at most this difference count as equal
 
 
 def write_pictures(styles: Path, folder: Path, limit: int) -> None:
@@ -62,7 +62,7 @@ def _write_csv(folder: Path, lines: list[tuple[str, str, str]]) -> None:
 
 
 def change(folder: Path, spare: Path, added: int, changed: int, removed: int) -> dict[str, list[str]]:
-    """Change the folder; what is changed or removed is kept in `spare`. Returns the names by what became of them."""
+    """Change the folder; changed or removed pictures are copied to `spare`. Returns the names by kind of change."""
     import cv2
 
     with (folder / "metadata.csv").open(encoding="utf-8") as handle:

@@ -1,11 +1,11 @@
-"""Pictures per second of the RDM: ours against a plain transcription of the published sampling, same weights, one run.
+"""Pictures per second of the RDM: ours compared with a direct implementation of the published sampling, same weights, one run.
 
-    python jobs/bench_sampling.py                         reduced width, on whatever is here; a few minutes on two cores
+    python jobs/bench_sampling.py                         reduced width, on this machine; a few minutes on two cores
     python jobs/bench_sampling.py --model rdm-768/        trained weights instead of random ones
-    python jobs/bench_sampling.py --full                  full-size rdm-768 with random weights at 768 px: on a GPU
-                                                          measured, without one its memory is counted
+    python jobs/bench_sampling.py --full                  full-size rdm-768 with random weights at 768 px: measured on a
+                                                          GPU; without one, only its memory is computed
 
-Prints a report, writes nothing. The transcription follows the published script: diffusers' UNet with attention as matrix
+Prints a report, writes nothing. The implementation follows the published script: diffusers' UNet with attention as matrix
 product, softmax, matrix product; both branches of guidance as one batch, zeros for the null context; DDIM in Python; the
 decoder on the whole batch. With random weights the distances between samplers can only be compared with each other; quality
 needs trained weights.
@@ -64,7 +64,7 @@ def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def plain_attention(model: RDM, *, fused: bool) -> None:
-    """diffusers' attention as the published code has it (matrix products and a softmax), or fused."""
+    """diffusers' attention as in the published code (matrix products and a softmax), or fused."""
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
     processor = AttnProcessor2_0() if fused else AttnProcessor()
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--neighbours", type=int, default=19)
-    parser.add_argument("--repeats", type=int, default=1, help="the best of so many")
+    parser.add_argument("--repeats", type=int, default=1, help="number of repetitions; the best counts")
     parser.add_argument("--quality-size", type=int, default=256, help="size of the few-step comparison")
     parser.add_argument("--limit-steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)

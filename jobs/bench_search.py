@@ -2,14 +2,14 @@
 
     python jobs/bench_search.py --out DIR [--rows 1000000] [--budget 4GB --budget 256MB] [--json FILE]
 
-The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), and texts lie apart from pictures as
-CLIP's do: two random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an index is built
-(key, seconds, measured peak memory, recall). It is searched with filters that pass 100, 10, 1 and 0.1 % of the rows,
-independently of the vectors, and with one that follows the clusters (a style, about 10 %, mostly far from the query). Each
-query has a filter of its own, so no filter's rows are reused. Beside it: an exact scan of the matching rows (brute force),
-and post-filtering (the 10 k best rows without a filter, of which those that match are kept). Last, 64 text queries are
-searched at once under one filter of 10 %. Recall counts scores that reach the exact k-th minus 1e-3. Times are of whole
-calls; processor times are of all threads.
+The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), with a gap between texts and
+pictures as in CLIP: two random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an
+index is built (key, seconds, measured peak memory, recall). It is searched with filters that pass 100, 10, 1 and 0.1 %
+of the rows, independently of the vectors, and with one that follows the clusters (a style, about 10 %, mostly far from
+the query). Each query has a different filter, so that no filter's rows are reused. For comparison: an exact scan of the
+matching rows (brute force), and post-filtering (the 10 k best rows without a filter, of which those that match are
+kept). Finally, 64 text queries are searched at once with one filter of 10 %. Recall counts scores that reach the exact
+k-th minus 1e-3. Times are of whole calls; processor times are of all threads.
 
 Resumable: each finished step is kept in DIR/state-ROWS.json and skipped the next time. Wall times need an idle machine.
 """
@@ -38,7 +38,7 @@ from pipeline.storage import Artifact
 DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19
 COLUMNS = {"share": "float64", "style": "string"}
 SHARES = (1.0, 0.1, 0.01, 0.001)
-OVERFETCH = 10  # post-filtering looks at this many times k
+OVERFETCH = 10  # post-filtering fetches this many times k
 
 
 class Synthetic:
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="working folder; 1.6 kB a row and the indexes")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--budget", action="append", help="memory for a build, as 4GB; may be repeated")
+    parser.add_argument("--budget", action="append", help="memory for a build, such as 4GB; may be repeated")
     parser.add_argument("--key", default="", help="a faiss index key instead of the automatic choice")
     parser.add_argument("--queries", type=int, default=100, help="of each kind (text, image)")
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 class State:
-    """What is finished, by step; rewritten whole after each."""
+    """The finished steps; the file is rewritten after each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,7 +125,7 @@ class State:
 
 
 def write_data(folder: Path, rows: int, state: State) -> None:
-    """The files of an index over synthetic rows. Starts over where it was stopped in the middle."""
+    """Write the files of an index over synthetic rows. Starts over if it was interrupted."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -152,7 +152,7 @@ def write_data(folder: Path, rows: int, state: State) -> None:
 
 
 def opened(folder: Path, index: Path, build: Mapping[str, object]) -> Searcher:
-    """A Searcher over the files in `folder`, as if a database had been published with them."""
+    """A Searcher over the files in `folder`, as for a published database."""
     home = folder / "home"
     db = RetrievalDatabase("bench", str(home))
     where = Path(db.storage.url)
@@ -200,7 +200,7 @@ def measure(
 
 
 def filter_for(what: str, number: int) -> str:
-    """The number-th filter that passes a share of the rows, or one style; no two are the same text."""
+    """The number-th filter that passes a share of the rows, or one style; no two filters have the same text."""
     if what == "style":
         return f"style = 'style {number % 10}' AND share > -{number + 1}"
     share = float(what)
@@ -253,7 +253,7 @@ def one_kind(searcher: Searcher, queries: NDArray[np.float32], what: str) -> dic
 
 
 def one_batch(searcher: Searcher, queries: NDArray[np.float32], rounds: int = 5) -> dict[str, object]:
-    """Times of searching all queries at once, each round under a filter of its own that passes 10 % of the rows."""
+    """Times of searching all queries at once, in each round with a different filter that passes 10 % of the rows."""
     times = []
     for number in range(rounds):
         busy, start = time.process_time(), time.perf_counter()
@@ -264,7 +264,7 @@ def one_batch(searcher: Searcher, queries: NDArray[np.float32], rounds: int = 5)
 
 
 def resident() -> int:
-    """Bytes of this process's own memory, mapped files left out."""
+    """Resident bytes of this process without mapped files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

@@ -1,10 +1,10 @@
-"""Throughput of training against a bare loop of the same network, and the parts of a step's time.
+"""Throughput of training compared with a bare loop of the same network, and the parts of a step's time.
 
     python jobs/bench_train.py jobs/train-mini.toml --steps 40 [--threads 1]
 
-Wants the run's earlier parts to be trained (`rdm` reads their models and its cache). Prints one JSON document: pictures a
-second of `rdmpipe train`'s own loop, of forward, backward and AdamW on fixed tensors of the same shape, and of the loop's
-pieces; all as CPU time as well, which a busy machine does not change. Writes into a temporary folder only.
+The run's earlier parts must be trained (`rdm` reads their models and its cache). Prints one JSON document: pictures a
+second of `rdmpipe train`'s loop, of forward, backward and AdamW on fixed tensors of the same shape, and of the loop's
+parts; also in CPU time, which a busy machine does not change. Writes only into a temporary folder.
 """
 
 from __future__ import annotations

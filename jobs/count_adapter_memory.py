@@ -1,4 +1,4 @@
-"""GPU memory of the ip-adapter models, counted on the meta device from the bases' configs: nothing is downloaded or run.
+"""GPU memory of the ip-adapter models, computed on the meta device from the bases' configs: nothing is downloaded or run.
 
     python jobs/count_adapter_memory.py            # Markdown table of GiB: batch 1 and 4, 512 and 1024 pixels, k = 4
 

@@ -1,10 +1,10 @@
-"""Count the hostile inputs that the seeded suites try, by class of attack, and how many of them hold.
+"""Count the hostile inputs of the seeded tests, by class of attack, and how many of them pass.
 
     python jobs/count_hostile.py [--long] [--only NAME,NAME] [--json]
 
-Runs the tests of each class with pytest. A test counts as one input, or as many as it says (tests/attempts.py). An input that
-does not hold fails its test, and the whole test then counts as not held. `--long` adds the long tier. Needs a checkout; writes
-to a temporary folder only. The exit code is 1 if one did not hold.
+Runs the tests of each class with pytest. A test counts as one input, or as many as it states (tests/attempts.py). An input that
+does not pass fails its test, and then all inputs of the test count as failed. `--long` adds the long tier. Needs a
+checkout; writes only to a temporary folder. The exit code is 1 if an input failed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class Counted:
-    """What became of the inputs of one class."""
+    """The counts of one class of inputs."""
 
     name: str
     tried: int

@@ -1,12 +1,12 @@
-"""Fuzz the parsers of what others write: does any input end in anything but a result or an RdmpipeError?
+"""Fuzz the parsers of foreign input: does any input end in anything other than a result or an RdmpipeError?
 
     python jobs/fuzz.py --minutes 10 [--seed 0] [--only tar,npz] [--json]
 
-Inputs are made by hypothesis, from scratch and from sound examples that are changed; the same seed makes the same inputs. Each
+Inputs are made by hypothesis, from scratch and by changing valid examples; the same seed makes the same inputs. Each
 parser gets an equal share of the time. An input that ends in another exception, or that is stopped after `--slow` seconds, is
-a finding: it is printed with its parser, and the exit code is 1. Writes to a temporary folder only. Does not find crashes of
-the process itself: a crash ends the run, and the last line on standard error names the parser. An input that needs more than
-`--memory` is a finding, or ends the run likewise. Nor does it stop a call into a library that never returns to Python.
+a finding: it is printed with its parser, and the exit code is 1. Writes only to a temporary folder. Does not find crashes of
+the process: a crash ends the run, and the last line on standard error names the parser. An input that needs more than
+`--memory` is a finding, or also ends the run. It cannot stop a call into a library that never returns to Python.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Parser = Callable[[bytes], object]
 
 @dataclass
 class Figures:
-    """What became of one parser's inputs."""
+    """The counts and findings of one parser."""
 
     parser: str
     inputs: int = 0
@@ -54,7 +54,7 @@ class Figures:
 
 
 def changed(sound: bytes) -> SearchStrategy[bytes]:
-    """A sound input with some of its bytes replaced, removed, inserted or repeated."""
+    """A valid input with some of its bytes replaced, removed, inserted or repeated."""
     place = st.integers(0, max(0, len(sound) - 1))
     edit = st.tuples(
         st.sampled_from(("replace", "remove", "insert", "repeat")), place, st.binary(min_size=1, max_size=24)
@@ -76,12 +76,12 @@ def changed(sound: bytes) -> SearchStrategy[bytes]:
     return st.lists(edit, min_size=1, max_size=6).map(apply)
 
 
-# Subnormal numbers are zero beside a library that was built with -ffast-math, and hypothesis refuses to draw them there.
+# A library that was built with -ffast-math turns subnormal numbers into zero, and hypothesis then refuses to draw them.
 FLOATS = st.floats(allow_subnormal=False)
 
 
 def texts(pieces: tuple[str, ...]) -> SearchStrategy[bytes]:
-    """Text of the pieces of a language, of numbers and of anything."""
+    """Text made of pieces of a language, numbers and arbitrary characters."""
     piece = st.one_of(st.sampled_from(pieces), st.text(max_size=8), st.integers().map(str), FLOATS.map(str))
     deep = st.sampled_from(pieces).flatmap(lambda one: st.integers(1, 4000).map(lambda count: one * count))
     return st.one_of(st.lists(piece, max_size=40), st.lists(deep, max_size=3)).map(
@@ -251,7 +251,7 @@ FILTERS = (
 
 
 def parsers(folder: Path) -> dict[str, tuple[SearchStrategy[bytes], Parser]]:
-    """By name: how inputs are made, and what reads one."""
+    """By name: the strategy for inputs, and the function that reads one."""
     import pyarrow as pa
 
     from pipeline.catalog import check_manifest
@@ -342,7 +342,7 @@ def parsers(folder: Path) -> dict[str, tuple[SearchStrategy[bytes], Parser]]:
 
 
 class _TooSlowError(BaseException):
-    """Raised inside a parser when its time is over. No Exception, so that no parser takes it for its own."""
+    """Raised inside a parser when its time is over. Not an Exception, so that no parser catches it."""
 
 
 def _stop(number: int, frame: object) -> None:
@@ -358,7 +358,8 @@ def fuzz(
     slow: float = 10.0,
     most: int = 0,
 ) -> Figures:
-    """Give the parser inputs for so many seconds, and at most `most` where that is not 0. Runs in the main thread."""
+    """Run the parser on inputs for a number of seconds, and on at most `most` inputs if that is not 0. Runs in the main
+    thread."""
     figures = Figures(name)
     deadline, round_ = time.monotonic() + seconds, 0
     before = signal.signal(signal.SIGALRM, _stop)
@@ -400,7 +401,7 @@ def fuzz(
 
 
 def told(one: Figures) -> str:
-    """The figures of a parser and its first findings, for people."""
+    """The figures of a parser and its first findings, as text."""
     line = (
         f"{one.parser:14s} {one.inputs:7,} inputs, {one.parsed:7,} parsed, {one.refused:7,} refused, slowest "
         f"{one.slowest_s:.2f} s, findings {len(one.findings)}"
@@ -413,7 +414,9 @@ def main() -> int:
     wanted.add_argument("--minutes", type=float, default=10.0)
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--only", default="", help="names of parsers, separated by commas")
-    wanted.add_argument("--slow", type=float, default=10.0, help="seconds after which an input is stopped, a finding")
+    wanted.add_argument(
+        "--slow", type=float, default=10.0, help="seconds after which an input is stopped and counts as a finding"
+    )
     wanted.add_argument("--memory", type=float, default=12.0, help="address space that the process may use, in GiB")
     wanted.add_argument("--json", action="store_true")
     args = wanted.parse_args()

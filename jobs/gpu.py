@@ -1,9 +1,10 @@
-"""What `jobs/gpu.sh` runs: each part in a process of its own, with a time limit; then one JSON file and one page.
+"""The program of `jobs/gpu.sh`: each part runs in a separate process with a time limit; then one JSON file and one page
+are written.
 
     python jobs/gpu.py --out FOLDER [--tiny] [--parts sampling,training,faiss,embedding] [--minutes 10]
 
-Weights are random: times and memory do not depend on them. A part writes its figures after every measurement, so that one that
-is out of time keeps what it has. `sampling` and `training` need torch, diffusers and safetensors alone.
+Weights are random, because times and memory do not depend on them. A part writes its figures after every measurement, so
+that a part that runs out of time keeps its figures. `sampling` and `training` need only torch, diffusers and safetensors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PACKAGES = ("torch", "diffusers", "safetensors", "numpy", "faiss-cpu", "faiss-gp
 
 @dataclass
 class Notes:
-    """The rows of a part, written to its file whenever one is added."""
+    """The rows of a part, which are written to its file whenever one is added."""
 
     path: Path
     until: float  # time.monotonic()
@@ -320,7 +321,7 @@ PARTS: dict[str, Callable[[Notes], None]] = {
 
 
 def run_part(name: str, out: Path, seconds: float, tiny: bool) -> dict[str, object]:
-    """The rows of a part and how it ended. It runs in a process of its own and is ended when its time is over."""
+    """The rows of a part and how it ended. It runs in a separate process and is ended when its time is over."""
     path = out / f"{name}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--out", str(out), "--part", name, "--seconds", str(seconds)]

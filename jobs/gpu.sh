@@ -5,7 +5,7 @@
 #
 # Writes FOLDER/gpu.json and FOLDER/gpu.md (default: out/gpu). --wheels names a folder of wheels that this Python lacks (torch, diffusers and safetensors are
 # enough for sampling and training; NumPy, lazy-loader and faiss-gpu for faiss; all of rdmpipe for embedding); they go into FOLDER/site and nothing else is changed.
-# --tiny is a rehearsal on any machine. A part that lacks a package says so, and the others run. PYTHON names the interpreter.
+# --tiny is a trial run on any machine. If a part lacks a package, it reports that, and the others run. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} out=out/gpu wheels="" arguments=()

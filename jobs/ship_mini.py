@@ -3,7 +3,7 @@
     python jobs/ship_mini.py runs/mini [assets folder]
 
 Copies weights and configs and writes a SHA256SUMS for each; the cards (README.md) are written by hand. Refuses more than 40 MB
-in all.
+in total.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST = 40_000_000  # bytes
 
 
 def ship(run: Path, assets: Path) -> int:
-    """Copy both models. Returns their bytes in all."""
+    """Copy both models. Returns their total bytes."""
     total = 0
     for part, name in (("encoder", "encoders/mini"), ("rdm", "models/rdm-mini")):
         source, target = run / part / "model", assets / name

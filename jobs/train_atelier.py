@@ -1,19 +1,19 @@
-"""Train a small denoiser on pictures that the atelier draws meanwhile: one process draws, one trains, both continue
-after a stop.
+"""Train a small denoiser while the atelier draws its pictures: one process draws, another trains, and both can be resumed.
 
     python jobs/train_atelier.py draw DATA named --chunks 8        # the ten styles; also: random (styles without a name)
     python jobs/train_atelier.py real DATA '../shared/data/styles/*.parquet' --held-out openmoji,unifont
     python jobs/train_atelier.py train DATA RUN until=18:30 batch=32
     python jobs/train_atelier.py save RUN MODEL_FOLDER
 
-`draw` writes chunks of 2,048 pictures (pixels, encoder vectors, caption vectors); `train` takes what is there and looks for
-more every three minutes. The loss is the error of v, whatever the network predicts, over times with a normal logit. A
-picture's neighbours are those of its caption's vector among other pictures of its style, as retrieval finds them; text,
-neighbours or both are dropped with 0.1 each. RUN holds state.pt (weights, average, optimizer, step), constant.pt (the same
-before the rate began to fall: continue from there with `start=`) and log.csv with the held-out error at six noise levels.
+`draw` writes chunks of 2,048 pictures (pixels, encoder vectors, caption vectors); `train` uses the existing chunks and
+looks for more every three minutes. The loss is the error of v, for any kind of prediction, over times with a normal logit. A
+picture's neighbours are those of its caption's vector among other pictures of its style, as in retrieval; text,
+neighbours or both are dropped with probability 0.1 each. RUN holds state.pt (weights, average, optimizer, step),
+constant.pt (the same before the rate began to fall: continue from there with `start=`) and log.csv with the held-out
+error at six noise levels.
 
-Why it is not `rdmpipe train rdm`: that keeps all pictures in memory, finds neighbours once by image vectors, and has no
-held-out loss. What it shares with it is the model folder at the end.
+It differs from `rdmpipe train rdm`, which keeps all pictures in memory, finds neighbours once by image vectors, and has no
+held-out loss. Both write the same kind of model folder.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ class Options:
 
     mode            "latent" (rdm-mini's first stage), or "f8", "f4": pixels folded by 8 or 4
     warm            start from rdm-mini's weights where shapes agree
-    pooled          the context's first token and mean beside the time
+    pooled          add the context's first token and mean to the time embedding
     drop            "token": text, neighbours or both, 0.1 each; "whole": as rdm-mini was trained
-    until           the hour (18:30) at which the rate has fallen to zero, over decay_minutes
-    seconds, steps  in its place: of processor time, falling over the share decay; so many steps at a constant rate
-    own             share of the groups whose neighbours are of one style
+    until           the time of day (18:30) at which the rate has fallen to zero, over decay_minutes
+    seconds, steps  instead of `until`: processor time, with a fall over the share decay; or a number of steps at a
+    constant rate
+    own             share of the groups whose neighbours are all of one style
     start           a state to continue from in a new run
     """
 
@@ -101,7 +102,7 @@ def read_options(pairs: list[str]) -> Options:
 
 
 def short_caption(scene: Any, rng: np.random.Generator) -> str:
-    """What people ask for: the subject alone, with its place, or with the hour."""
+    """A typical short prompt: only the subject, with its place, or with the hour."""
     from pipeline.atelier.scene import number_word
     from pipeline.atelier.settings import SETTINGS
     from pipeline.atelier.subjects import REGISTRY
@@ -136,7 +137,7 @@ def write_chunk(path: Path, pixels: Tensor, texts: list[list[str]], names: dict[
 
 
 def draw(data: Path, kind: str, chunks: int, first: int = 0) -> None:
-    """Chunks that are not there yet. A random style has 64 pictures of its own in a chunk."""
+    """Draw missing chunks. A random style has 64 pictures in a chunk."""
     from pipeline.atelier import STYLES, split_of
     from pipeline.atelier.pictures import render
     from pipeline.atelier.random_styles import FAMILIES, random_style, render_random
@@ -176,7 +177,7 @@ def draw(data: Path, kind: str, chunks: int, first: int = 0) -> None:
 
 
 def draw_held_out(data: Path, count: int = 512) -> None:
-    """held_out/0000: contents that no training sees (seed 0), in the ten styles."""
+    """Draw held_out/0000: contents that are never trained on (seed 0), in the ten styles."""
     from pipeline.atelier import STYLES, split_of
     from pipeline.atelier.pictures import render
     from pipeline.atelier.scene import sample
@@ -192,7 +193,7 @@ def draw_held_out(data: Path, count: int = 512) -> None:
 
 
 def real(data: Path, pattern: str, held_out: tuple[str, ...]) -> None:
-    """real/0000: a collection's rows that may be trained on, by the same rule as `rdmpipe train`."""
+    """Write real/0000: a collection's rows for training, by the rule of `rdmpipe train`."""
     from pipeline.training import with_style
     from pipeline.training.data import DataConfig, read_pictures, training_rows
 
@@ -270,7 +271,7 @@ def draw_group(source: Source, count: int, options: Options, g: torch.Generator)
     score[among[None, :] == rows[:, None]] = -9
     near = vectors[score.topk(count, dim=1).indices]
     dice = throw(GROUP)
-    # A token that is left out is another's copy: attention then sees the others alone, and no mask is needed.
+    # A dropped token is replaced by a copy of another, so that attention only sees the others and no mask is needed.
     if options.drop == "token":
         first = torch.where((dice < 0.1)[:, None], near[:, 0], text)
         alone = ((dice >= 0.1) & (dice < 0.2))[:, None, None]
@@ -333,7 +334,7 @@ def describe(options: Options, name: str = "rdm-mini-2") -> dict[str, Any]:
 
 
 def build(options: Options, name: str = "rdm-mini-2") -> RDM:
-    """A model to train: rdm-mini's weights where they fit, the class embedding silent at first."""
+    """A model to train: with rdm-mini's weights where they fit, and a class embedding that is zero at first."""
     torch.manual_seed(options.seed)
     model = RDM.from_config(describe(options, name))
     mini = RDM.from_pretrained(ASSETS / "models" / "rdm-mini")
@@ -350,7 +351,7 @@ def build(options: Options, name: str = "rdm-mini-2") -> RDM:
             net.class_embedding.linear_2.bias.zero_()
     if options.warm:
         old = mini.unet.state_dict()
-        if options.mode == "f4":  # a level more above the old ones
+        if options.mode == "f4":  # one more level above the old ones
             old = {
                 re.sub(r"^down_blocks\.(\d)", lambda m: f"down_blocks.{int(m[1]) + 1}", k): v for k, v in old.items()
             }
@@ -384,7 +385,8 @@ def held_out(data: Path, model: RDM, count: int = 128, k: int = 8) -> tuple[Tens
 
 
 def train(data: Path, run: Path, options: Options) -> None:
-    """Until the hour or the processor time is over. Raises FloatingPointError for a gradient that is not finite."""
+    """Train until the time of day or the processor time is reached. Raises FloatingPointError for a gradient that is not
+    finite."""
     run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     model = build(options)
@@ -405,7 +407,7 @@ def train(data: Path, run: Path, options: Options) -> None:
         average = content["average"]
         if found == state:
             step, spent = content["step"], content["spent"]
-        print(f"goes on from {found}, step {content['step']}", flush=True)
+        print(f"continues from {found}, step {content['step']}", flush=True)
     sources = [Source(data, kind) for kind in SHARES]
     held = held_out(data, model)
     end = _hour(options.until)

@@ -1,4 +1,4 @@
-"""A whole run on real pictures: a database of seven styles, and prompts drawn with three of them, four times.
+"""A whole run on real pictures: a database of seven styles, and prompts drawn with three of the styles, four times.
 
     python jobs/whole_run.py --styles ../shared/data/styles --out DIR [--model rdm-mini] [--count 40] [--steps 10]
 
@@ -29,7 +29,7 @@ VIEWS = {"noto": "noto", "openmoji": "openmoji", "unifont": "unifont"}  # a styl
 
 
 def rdmpipe(home: Path, *words: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, so that a kill reaches all that it started."""
+    """A command in its own process group, so that a kill reaches all processes that it started."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pipeline.cli", *words, "--json"]
@@ -45,7 +45,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def build(home: Path, styles: Path, encoder: str) -> tuple[dict[str, Any], list[str]]:
-    """The database `styles` of the folder's Parquet files, and the names of three views of it."""
+    """The database `styles` from the folder's Parquet files, and the names of three views of it."""
     manifest = home / "styles.toml"
     manifest.write_text(
         'name = "styles"\ntitle = "Drawing styles of everyday things"\nlicence = "of each row"\n'
@@ -71,7 +71,7 @@ def made(out: Path) -> int:
 
 
 def stopped(process: subprocess.Popen[str], out: Path, count: int) -> int:
-    """Kill the run and all that it started once `count` pictures are there. Returns the number of pictures."""
+    """Kill the run and all that it started when `count` pictures exist. Returns the number of pictures."""
     while made(out) < count:
         if process.poll() is not None:
             raise SystemExit(f"the run ended with {process.returncode} before it had {count} pictures: nothing to kill")
@@ -82,7 +82,7 @@ def stopped(process: subprocess.Popen[str], out: Path, count: int) -> int:
 
 
 def drawn(home: Path, out: Path, words: Sequence[str], kill_at: int) -> dict[str, Any]:
-    """One of the four runs. With `kill_at` above 0 it is killed at so many pictures and called again."""
+    """One of the four runs. With `kill_at` above 0 it is killed at that number of pictures and called again."""
     figures: dict[str, Any] = {}
     command = ("generate", *words, "--out", str(out))
     if kill_at:
@@ -110,7 +110,7 @@ def require_one_model(out: Path, names: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--styles", type=Path, required=True, help="folder of Parquet files, one a style")
+    parser.add_argument("--styles", type=Path, required=True, help="folder of Parquet files, one for each style")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="rdm-mini", help="a model's name or folder")
     parser.add_argument("--encoder", default="mini", help="the model's encoder")

@@ -1,1 +1,1 @@
-"""Manifests shipped with the package: one TOML per data set and per view."""
+"""Manifests that ship with the package: one TOML file for each data set and view."""
