@@ -65,13 +65,13 @@ class Node:
     namespace: str = ""
 
     def pids(self) -> list[int]:
-        found = []
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if f"{MARKER}={self.marker}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                        found.append(int(path.name))
-        return found
+        """The processes with its marker, and their children: Ray's agents write over their environment."""
+        found: set[int] = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARKER) == self.marker:
+                    found |= {process.pid, *(child.pid for child in process.children(recursive=True))}
+        return sorted(found)
 
     def kill(self) -> None:
         """End every process of the node at once, as a power cut would."""
