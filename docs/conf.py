@@ -1,7 +1,7 @@
 """Sphinx's configuration: Markdown by MyST, the Furo theme, a search box that works from files, API pages from docstrings.
 
 `make docs` builds docs/site and fails on any warning, a broken link between pages included. Reads docs/ and the code; writes
-docs/site, and docs/reference/cli.md and toml.md, which are generated.
+docs/site, and docs/reference/cli.md, toml.md and docs/guides/tour.md, which are generated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import reference_pages  # noqa: E402 (the path is set first)
+import notebook  # noqa: E402 (the path is set first)
+import reference_pages  # noqa: E402
 
 from pipeline.installation import version as installed  # noqa: E402
 
@@ -38,3 +39,5 @@ python_maximum_signature_line_length = 88
 suppress_warnings = ["config.cache"]
 
 reference_pages.write(Path(__file__).parent / "reference")
+tour = Path(__file__).parent / "guides" / "tour.ipynb"
+reference_pages.keep(tour.with_suffix(".md"), notebook.page(tour))

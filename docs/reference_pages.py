@@ -37,9 +37,13 @@ GIVEN = {(JobFile, "name")}  # required fields that a file may leave out, becaus
 
 def write(folder: Path) -> None:
     for name, text in (("cli.md", cli_page()), ("toml.md", toml_page()), ("errors.txt", error_tree())):
-        path = folder / name
-        if not path.is_file() or path.read_text("utf-8") != text:  # an unchanged page is not built again
-            path.write_text(text, "utf-8")
+        keep(folder / name, text)
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a page, unless it is there as it is: an unchanged page is not built again."""
+    if not path.is_file() or path.read_text("utf-8") != text:
+        path.write_text(text, "utf-8")
 
 
 # ---- the command line

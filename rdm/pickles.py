@@ -122,9 +122,18 @@ def require_bounded(path: Path) -> None:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}: {str(error)[:200]}). If it is one of "
+            f"{path} is not a checkpoint that can be read safely: expected a file that torch.save wrote, such as the release's "
+            f"model.ckpt; found one that begins with {_beginning(path)!r} ({type(error).__name__}). If it is a checkpoint of "
             "torch 1.5 or older, load it with the software that wrote it and save it again with a newer torch"
         ) from error
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            return handle.read(12)
+    except OSError:
+        return b""
 
 
 def _is_tar(head: bytes) -> bool:

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.generation import Sampling, find_model
 from pipeline.generation.ip_adapter import LoadedAdapter, load
 from pipeline.generation.kinds import Given, kind_named
+from pipeline.generation.previews import watched
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from tests.adapters import DIM, small_adapter_model
 from tests.builds import picture
@@ -120,6 +121,14 @@ def test_flux_draws_what_a_direct_call_draws(flux: Path, k: int) -> None:
         assert (made - ours.images([wanted], [vectors(k, seed=1)])).abs().max() > 1e-4
     two = ours.images([asked(1), asked(2)], [vectors(k), vectors(k, seed=1)])
     assert (two[1:] - ours.images([asked(2)], [vectors(k, seed=1)])).abs().max() == 0, "neighbours of one picture alone"
+
+
+def test_previews_of_transformers_are_decoded_from_their_latents(flux: Path, sd3: Path) -> None:
+    told: list[tuple[int, ...]] = []
+    with watched(lambda pictures, step, steps, pixels: told.append((step, *pixels()[0].shape))):
+        for folder, given in ((flux, vectors(1)), (sd3, shown(1))):
+            opened(folder).images([asked()], [given])
+    assert len(told) >= 4 and {one[1:] for one in told} == {(SIZE, SIZE, 3)}
 
 
 def test_flux_takes_layers_the_mean_and_its_own_sampler(flux: Path) -> None:

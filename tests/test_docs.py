@@ -11,7 +11,12 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
-MADE = {"docs/reference/cli.md", "docs/reference/toml.md", "docs/reference/errors.txt"}  # by `make docs`
+MADE = {
+    "docs/reference/cli.md",
+    "docs/reference/toml.md",
+    "docs/reference/errors.txt",
+    "docs/guides/tour.md",
+}  # by `make docs`
 
 
 def pages() -> list[Path]:
@@ -43,6 +48,29 @@ def test_python_examples_run_as_written(
     for code, reason in examples(path):
         if not reason:
             exec(compile(code, path.name, "exec"), names)
+
+
+@pytest.mark.process
+@pytest.mark.timeout(900)
+def test_the_notebooks_cells_run(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, offline, in the home that the pages' examples share. What is kept in the notebook is what cells show."""
+    import sys
+
+    monkeypatch.setattr(sys, "path", [str(REPO / "docs"), *sys.path])
+    import notebook  # type: ignore[import-not-found]
+
+    home = tmp_path_factory.getbasetemp() / "docs-home"
+    monkeypatch.setenv("RDMPIPE_HOME", str(home))
+    monkeypatch.setenv("RDMPIPE_CACHE", str(home / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = REPO / "docs/guides/tour.ipynb"
+    cells = notebook.read(place)
+    made = notebook.run(cells, {})
+    assert all(output["data"].keys() == kept["data"].keys()
+               for one, other in zip(made, cells, strict=True) if one["cell_type"] == "code"
+               for output, kept in zip(one["outputs"], other["outputs"], strict=True) if "data" in output)  # fmt: skip
+    assert sum("image/jpeg" in output.get("data", {}) for one in made for output in one.get("outputs", ())) >= 4
+    assert "# A tour in Python" in notebook.page(place) and "data:image/jpeg;base64," in notebook.page(place)
 
 
 ELSEWHERE = ("wikiart", "http://", "my-job")  # commands of README that need a network or a cluster

@@ -16,6 +16,9 @@ from pipeline.cli.app import app
 from pipeline.database import RetrievalDatabase, list_databases
 from pipeline.doctor import examine
 from pipeline.errors import BusyError, ConfigError, DatabaseError
+from pipeline.evaluation.forecasting import PlannedModel
+from pipeline.execution import Progress
+from pipeline.generation import PromptRow, measured_speed
 from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
 from pipeline.retrieval.result_files import write_results
@@ -84,13 +87,62 @@ def test_generate_without_a_database_says_what_to_add(built: Path) -> None:
         quiet_generate("a harbour", home=str(built))
 
 
-def test_pictures_of_another_request_in_the_same_folder_are_told(built: Path, tmp_path: Path) -> None:
+def test_a_table_is_not_replaced_while_its_pictures_lie_there(built: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     common = {"model": str(tmp_path / "model"), "home": str(built), "out": str(tmp_path / "run")}
     first = quiet_generate("a harbour", db=("mine",), **common)
     assert not any("earlier request" in warning for warning in first.warnings)
-    second = quiet_generate("a harbour", db=("mine-odd",), **common)
-    assert any("1 picture(s) of an earlier request" in warning for warning in second.warnings)
+    with pytest.raises(
+        ConfigError, match=r"1 picture\(s\) of another request \(databases: mine\).*--db mine,mine-odd.*rm -r "
+    ):
+        quiet_generate("a harbour", db=("mine-odd",), **common)
+    assert first.table(["db"])["db"].to_pylist() == ["mine"], "the table is as it was"
+    both = quiet_generate("a harbour", db=("mine", "mine-odd"), **common)
+    assert (both.ok, both.made) == (2, 1)
+    with pytest.raises(ConfigError, match="another request"):
+        quiet_generate("a harbour", db=("mine", "mine-odd"), **{**common, "seed": 9})
+    edited = quiet_generate("a harbour", db=("mine", "mine-odd"), **{**common, "n": 2})
+    assert edited.made == 2 and not any("earlier request" in warning for warning in edited.warnings)
+    fewer = quiet_generate("a harbour", db=("mine", "mine-odd"), **{**common, "seed": 1})
+    assert any("2 picture(s) of an earlier request" in warning for warning in fewer.warnings)
+
+
+def test_notes_on_many_pictures_are_counted_and_shown_once(
+    built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(tmp_path / "model")
+    prompts = tuple(PromptRow(number, f"picture {number} " + "of a very long harbour " * 40) for number in range(3))
+    summary = quiet_generate(
+        prompts, db=("mine",), model=str(tmp_path / "model"), home=str(built), k=6, where="key < 4"
+    )
+    (counted,) = [warning for warning in summary.warnings if "picture(s)" in warning]
+    assert (
+        counted.startswith("3 picture(s): ") and "longer than the encoder reads" in counted and "only 4 of 6" in counted
+    )
+    assert sum("texts are longer" in record.message for record in caplog.records) == 1
+    assert counted in summary.text() and counted not in summary.text(said=summary.warnings)
+
+
+def test_a_note_that_is_given_again_is_counted() -> None:
+    out = io.StringIO()
+    with Progress(stream=out) as progress:
+        for text in ("a", "b", "a", "a"):
+            progress.note(text)
+    assert [line.split("] ")[1] for line in out.getvalue().splitlines()] == ["note: a", "note: b", "note, 3 times: a"]
+
+
+def test_the_hours_of_an_evaluation_come_from_pictures_of_this_home(built: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "home/models/small")
+    home = str(tmp_path / "home")
+    assert measured_speed("small", home) is None
+    quiet_build(folder_of(tmp_path / "pictures", 4), name="mine", home=home)
+    made = quiet_generate("a harbour", db=("mine",), model="small", home=home, n=2, steps=4)
+    name = made.table(["model"])["model"][0].as_py()
+    speed = measured_speed(name, home)
+    assert speed is not None and speed.pictures == 2 and speed.step_seconds > 0
+    known = PlannedModel(name, "", "", "", {"all": 100}, hours=2.5, measured=2)
+    assert "about 2.5 hours" in known.time and "2 pictures" in known.time
+    assert "rdmpipe generate 'a castle by the sea' --model small" in PlannedModel("small", "", "", "", {"all": 1}).time
 
 
 def test_the_doctor_says_what_is_there_and_how_to_get_what_is_not(

@@ -17,6 +17,7 @@ from pipeline.errors import ModelError
 from pipeline.generation import ModelInfo, Sampling, find_model
 from pipeline.generation.ip_adapter import LoadedAdapter, load, similarity_weights
 from pipeline.generation.kinds import Given
+from pipeline.generation.previews import watched
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from tests.adapters import DIM, small_adapter_model
 from tests.encoders import RANDOM
@@ -138,6 +139,23 @@ def test_blocks_are_scaled_as_diffusers_takes_them(small: Small) -> None:
     theirs = direct(small.theirs, embeds(given), [5], scale={"up": {block: [0.0, IMAGE_SCALE, 0.0]}})
     assert (ours - theirs).abs().max() <= 1e-5
     assert (ours - small.ours.images([asked()], [given])).abs().max() > 1e-4
+
+
+def test_every_step_is_told_with_a_preview_and_changes_nothing(small: Small) -> None:
+    given, told = found(2), list[tuple[int, int, tuple[int, ...]]]()
+    for sampler in ("ddim", "dpmpp_2m"):
+        wanted = asked(sampling=Sampling(sampler, STEPS, SCALE, 0.0, SIZE, SIZE))
+        alone = small.ours.images([wanted], [given])
+
+        def watch(pictures: Any, step: int, steps: int, pixels: Any) -> None:
+            (shown,) = pixels()
+            told.append((step, steps, shown.shape))
+
+        told.clear()
+        with watched(watch):
+            seen = small.ours.images([wanted], [given])
+        assert told == [(step + 1, STEPS, (SIZE, SIZE, 3)) for step in range(STEPS)]
+        assert torch.equal(alone, seen)
 
 
 def test_without_neighbours_the_adapter_says_nothing(small: Small) -> None:

@@ -265,7 +265,7 @@ def generate(
         if as_json:
             print_json(asdict(summary))
         else:
-            print(summary.text())
+            print(summary.text(said=progress.notes))
 
 
 def convert(

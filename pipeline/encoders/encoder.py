@@ -76,7 +76,7 @@ class Encoder:
 
         self.record, self.model, self.preprocess, self.device = record, model, preprocess, device
         self._towers = cast("_Towers", model)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._said_cut = tokenizer, False
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[record.precision]
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocess.mean, device=device).reshape(shape)
@@ -161,7 +161,8 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
         cut = self.overlong(texts)
-        if cut:
+        if cut and not self._said_cut:  # once: whoever encodes many texts counts them
+            self._said_cut = True
             log.warning(
                 "%d of %d texts are longer than the encoder's %d tokens; the encoder does not see their ends",
                 len(cut),

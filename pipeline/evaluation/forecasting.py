@@ -1,6 +1,6 @@
 """The forecast of an evaluation: the databases that it builds, the models that it uses, the number of pictures of each.
 
-Reads: the protocol, published databases and models' descriptions. Writes nothing, builds nothing and fetches nothing. If the
+Reads: the protocol, published databases, models' descriptions and results of runs. Writes, builds and fetches nothing. If the
 labelled database is not published, pictures are counted from the protocol only, which must then name styles (or their sources)
 and a prompt list.
 """
@@ -42,6 +42,22 @@ class PlannedModel:
     where: str
     licence: str
     pictures: Mapping[str, int]
+    hours: float | None = (
+        None  # of one worker here, by the pictures that this home has drawn with it; None: it has none
+    )
+    measured: int = 0  # pictures that the hours were measured on
+
+    @property
+    def time(self) -> str:
+        """The hours for people, or the command that makes them known."""
+        if self.hours is None:
+            return (
+                "hours: not known, because this home has no pictures of this model; they are known after: "
+                + shlex.join(
+                    ["rdmpipe", "generate", "a castle by the sea", "--model", self.name, "--use", "text", "--n", "3"]
+                )
+            )
+        return f"about {self.hours:,.1f} hours of one worker here, as the {self.measured:,} pictures of this home took"
 
 
 @dataclass(frozen=True)
@@ -77,14 +93,16 @@ class Forecast:
         for model in self.models:
             parts = ", ".join(f"{name} {count:,}" for name, count in model.pictures.items() if name != "all")
             lines.append(f"  {model.name}: {model.pictures['all']:,} = {parts}")
+            lines.append(f"    {model.time}")
         if len(self.models) > 1:
             lines.append(f"  all models: {self.pictures:,}")
+        lines.append("training of the judges and judging come on top: minutes for small pictures")
         return "\n".join(lines)
 
 
 def forecast(config: EvaluateConfig, home: str | None = None) -> Forecast:
     """The plan of an evaluation. Raises ConfigError if pictures cannot be counted yet, ModelError for an unknown model."""
-    from pipeline.generation import outline_model
+    from pipeline.generation import measured_speed, outline_model
 
     singles = [config.of(one) for one in config.compare] or [config]
     rows = {one.model: outline_model(one.model, home) for one in singles}
@@ -96,7 +114,14 @@ def forecast(config: EvaluateConfig, home: str | None = None) -> Forecast:
             raise ModelError(f"model {one.model!r} cannot be read: {row.where}")
         counts = count_pictures(Place(one, place.styles, place.absent), validation, test, row.neighbours)
         parts = [f"{part} {row.facts[part]}" for part in ("base", "adapter") if part in row.facts]
-        models.append(PlannedModel(one.model, row.encoder or "", ", ".join(parts) or row.where, row.licence, counts))
+        speed = measured_speed(row.name, home)
+        hours = counts["all"] * one.sampling.steps * speed.step_seconds / 3600 if speed else None
+        models.append(
+            PlannedModel(
+                one.model, row.encoder or "", ", ".join(parts) or row.where, row.licence, counts, hours,
+                speed.pictures if speed else 0,
+            )
+        )  # fmt: skip
     return Forecast(
         _databases(config, singles, rows, home), tuple(models), len(place.styles), len(test), len(validation)
     )

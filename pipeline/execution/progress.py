@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO, TypedDict
 
@@ -72,6 +73,7 @@ class Progress:
         self._rich: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._failed: dict[str, int] = {}
+        self.notes: Counter[str] = Counter()  # notes that were shown, and how often each was given
         self._storage: Storage | None = None
         self._recorded = 0.0
 
@@ -96,6 +98,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for text, count in self.notes.items():
+            if count > 1:
+                self.say(f"note, {count:,} times: {text}")
         if self._rich is not None:
             self._rich.stop()
 
@@ -137,6 +142,12 @@ class Progress:
             self._rich.console.print(text, highlight=False, markup=False)
         else:
             print(f"[{time.monotonic() - self.start:7.1f} s] {text}", file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a note once. If it is given again, it is counted, and the count is printed at the end."""
+        self.notes[text] += 1
+        if self.notes[text] == 1:
+            self.say(f"note: {text}")
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
         """Announce a stage of `total` shards; an earlier run finished `done` of them."""

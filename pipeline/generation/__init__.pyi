@@ -20,3 +20,5 @@ from .run import GenerateSummary as GenerateSummary
 from .run import generate as generate
 from .sampling import SAMPLERS as SAMPLERS
 from .sampling import Sampling as Sampling
+from .speed import Speed as Speed
+from .speed import measured_speed as measured_speed

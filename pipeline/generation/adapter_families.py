@@ -10,7 +10,7 @@ Reads and writes nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -112,8 +112,17 @@ class ImagePrompts:
     scale: float
 
 
+Told: TypeAlias = "Callable[[int, int, Callable[[], torch.Tensor]], None]"
+"""Told after each step: the step (from 1), their number, and a function that decodes the pictures (B, 3, H, W) in -1..1."""
+
+
 def call(
-    family: str, pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePrompts, negative_scale: float
+    family: str,
+    pipe: Pipeline,
+    pictures: Sequence[PictureRequest],
+    prompts: ImagePrompts,
+    negative_scale: float,
+    tell: Told | None = None,
 ) -> torch.Tensor:
     """Pictures (B, 3, H, W) in 0..1 of one call of diffusers' pipeline; B is 1 if the family is not batched.
 
@@ -131,8 +140,32 @@ def call(
         "generator": [torch.Generator().manual_seed(picture.seed) for picture in pictures],
     }  # fmt: skip
     own = {"flux": _flux, "sd3": _sd3}.get(family, _unet)(pipe, pictures, prompts, negative_scale)
+    if tell is not None:
+
+        def after_step(_: Pipeline, step: int, time: object, state: Mapping[str, torch.Tensor]) -> dict[str, object]:
+            steps = int(pipe.num_timesteps)
+            tell(min(step + 1, steps), steps, lambda: _preview(pipe, state["latents"], height, width))
+            return {}  # nothing changes: a picture does not depend on being watched
+
+        common["callback_on_step_end"] = after_step
     images: torch.Tensor = pipe(**common, **own).images
     return images
+
+
+def _preview(pipe: Pipeline, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The pictures at this step: of the sampler's estimate of the final latents if it keeps one, else of the noisy latents."""
+    import torch
+
+    kept = getattr(pipe.scheduler, "model_outputs", None)  # of DPM-Solver++ and UniPC: estimates, the newest last
+    if kept and isinstance(kept[-1], torch.Tensor) and kept[-1].shape == latents.shape:
+        latents = kept[-1]
+    with torch.inference_mode():
+        if latents.ndim == 3:  # Flux packs squares of latents into one token
+            latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+        config = pipe.vae.config
+        latents = latents.to(pipe.vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        decoded: torch.Tensor = pipe.vae.decode(latents, return_dict=False)[0]
+    return decoded.float().cpu()
 
 
 def _unet(pipe: Pipeline, pictures: Sequence[PictureRequest], prompts: ImagePrompts, _: float) -> dict[str, object]:

@@ -9,7 +9,7 @@ Does not run a safety checker and adds no watermark.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import BudgetError, ModelError
-from pipeline.generation.adapter_families import FAMILIES, Family, ImagePrompts, Pipeline, call, quiet
+from pipeline.generation.adapter_families import FAMILIES, Family, ImagePrompts, Pipeline, Told, call, quiet
 from pipeline.generation.adapter_files import (
     AdapterModel,
     AdapterPlaces,
@@ -35,6 +35,7 @@ from pipeline.generation.adapter_memory import Adapted, count_pipeline
 from pipeline.generation.checksums import checksum, weights_of
 from pipeline.generation.kinds import DESCRIPTION, Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
 from pipeline.generation.patches import PatchTower, count_numbers, load_tower, patch_count, patch_width
+from pipeline.generation.previews import current_watcher
 from pipeline.generation.requests import ImagePrompting, PictureRequest
 from pipeline.generation.sampling import known
 from pipeline.installation import require
@@ -191,7 +192,19 @@ class LoadedAdapter:
         prompts = self._image_prompts(pictures, given)
         self.pipe.scheduler = self._scheduler(known(pictures[0].sampling.sampler))
         self.pipe.set_ip_adapter_scale(self._scales(pictures[0].prompting, prompts.scale))
-        return call(self.model.family, self.pipe, pictures, prompts, self.model.negative_scale).float().cpu()
+        tell = self._watched(pictures)
+        return call(self.model.family, self.pipe, pictures, prompts, self.model.negative_scale, tell).float().cpu()
+
+    def _watched(self, pictures: Sequence[PictureRequest]) -> Told | None:
+        """What is called after each step, if somebody watches."""
+        watcher = current_watcher()
+        if watcher is None:
+            return None
+
+        def tell(step: int, steps: int, images: Callable[[], torch.Tensor]) -> None:
+            watcher(pictures, step, steps, lambda: to_arrays(images()))
+
+        return tell
 
     def _image_prompts(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> ImagePrompts:
         """The image prompts of pictures with equal counts: a picture prompt first, then the neighbours, nearest first."""

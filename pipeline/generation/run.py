@@ -16,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from pipeline.config import canonical_json, default_home, digest, parse_json
 from pipeline.database import list_databases
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
+from pipeline.generation.earlier import note_on_earlier
 from pipeline.generation.expand import Expander, GenerateConfig
 from pipeline.generation.kinds import PRECISIONS, ModelInfo
 from pipeline.generation.models import check_memory, default_model, find_model
@@ -61,14 +63,14 @@ class GenerateSummary:
     seconds: float
     warnings: tuple[str, ...] = ()
 
-    def text(self) -> str:
-        """The summary to print: the present state, and where the results are."""
+    def text(self, said: Collection[str] = ()) -> str:
+        """The summary to print: the present state, and where the results are. said: notes that were shown before."""
         before = self.pictures - self.made - self.copied - self.failed
         lines = [
             f"{self.run}: {self.requested:,} pictures requested = {self.ok:,} ok + {self.failed:,} failed; "
             f"{self.made:,} made now, {max(before, 0):,} before, {self.copied:,} copied from other runs; {self.seconds:,.1f} s"
         ]
-        lines += [f"note: {warning}" for warning in self.warnings]
+        lines += [f"note: {warning}" for warning in self.warnings if warning not in said]
         lines.append(f"look at {self.out}/index.html")
         return "\n".join(lines)
 
@@ -143,15 +145,20 @@ def generate(
     with lease(storage, f"generate {request.name}", wait_s, notify=progress.say):
         storage.clear_scratch()
         progress.record_in(storage)
+        notes = [note_on_earlier(
+            storage, request.files.values(), {copy.db for copy in request.copies},
+            named=config.gallery and bool(config.out or config.run),  # without a gallery the caller keeps a table of its own
+        )]  # fmt: skip
         for key in expander.images:
             storage.write_bytes(f"inputs/{key}", expander.image_bytes(key))
-        request = _with_others_noted(storage, request, progress)
         copied = _copy_finished(storage, request.files, config) if not config.out else 0
         before = _finished(storage, request.files)
         failures = _make(run, request, before)
         storage.write_text("failures.json", canonical_json([asdict(failure) for failure in failures]) + "\n")
         finished = _finished(storage, request.files)
-        _write_pages(run, request, expander)
+        notes += _write_pages(run, request, expander)
+    for note in filter(None, notes):
+        progress.note(note)
     if failures:
         raise StageFailed(tuple(failures))
     ok = sum(copy.key in finished for copy in request.copies)
@@ -166,7 +173,7 @@ def generate(
         copied=copied,
         skipped_rows=request.skipped,
         seconds=round(time.monotonic() - start, 3),
-        warnings=request.warnings,
+        warnings=(*request.warnings, *filter(None, notes)),
     )
 
 
@@ -198,7 +205,7 @@ def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, pr
         first = "; ".join(f"{prompts.unit} {row.line}: {row.problem}" for row in (*prompts.bad, *bad)[:5])
         warnings.append(f"{skipped} row(s) of {prompts.source} cannot be used and were left out: {first}")
     for warning in warnings:
-        progress.say(f"note: {warning}")
+        progress.note(warning)
     left_out = len(prompts.rows) + len(prompts.bad) - len(rows)
     name = config.run or run_name(config)
     return Request(name, _title(config), requests, unique(requests), prompts.extra, left_out, tuple(warnings))
@@ -315,20 +322,6 @@ def _finished(storage: Storage, files: Mapping[str, str]) -> set[str]:
     return {key for key, file in files.items() if file.removeprefix("images/") in there}
 
 
-def _with_others_noted(storage: Storage, request: Request, progress: Progress) -> Request:
-    """The request with a warning if the run's folder holds pictures of other requests, which the results will not list."""
-    wanted = {file.removeprefix("images/") for file in request.files.values()}
-    others = len(set(storage.list("images", ".png")) - wanted)
-    if not others:
-        return request
-    note = (
-        f"{others:,} picture(s) of an earlier request are in {storage.url}/images; they stay there, and results.parquet and "
-        "the gallery will list this request's alone. To keep both tables, give this one another folder (--out) or name (--run)"
-    )
-    progress.say(f"note: {note}")
-    return replace(request, warnings=(*request.warnings, note))
-
-
 def _copy_finished(storage: Storage, files: Mapping[str, str], config: GenerateConfig) -> int:
     """Copy pictures that other runs of this home finished. Returns how many."""
     home = Storage(f"{(config.home or default_home()).rstrip('/')}/generations")
@@ -386,16 +379,18 @@ def _forget_failures(stage: Stage, work: Iterable[Shard]) -> None:
 # ---- results and pages
 
 
-def _write_pages(run: Run, request: Request, expander: Expander) -> None:
-    """Write results.parquet and, if wanted, index.html and contact.png."""
+def _write_pages(run: Run, request: Request, expander: Expander) -> list[str]:
+    """Write results.parquet and, if wanted, index.html and contact.png. Returns notes, those on pictures counted."""
     from pipeline.database import picture_files
     from pipeline.generation.contact import write_contact_sheet
     from pipeline.generation.gallery import write_gallery
 
     storage, model = run.storage, run.rendering.model
     table = _write_results(storage, request, MadeWith(model.name, model.hash, run.rendering.precision))
+    told = Counter(note for note in table["note"].to_pylist() if note)
+    notes = [f"{count:,} picture(s): {note}" for note, count in told.most_common()]
     if not run.config.gallery:
-        return
+        return notes
     run.progress.say("writing index.html and contact.png")
 
     def thumbnails(name: str, keys: list[int]) -> Mapping[int, bytes]:
@@ -403,8 +398,7 @@ def _write_pages(run: Run, request: Request, expander: Expander) -> None:
         return picture_files(selection.database, keys) if selection is not None else {}
 
     write_gallery(storage, table, thumbnails, request.title)
-    if note := write_contact_sheet(storage, table, request.title):
-        run.progress.say(f"note: {note}")
+    return [*notes, write_contact_sheet(storage, table, request.title)]
 
 
 def _write_results(storage: Storage, request: Request, common: MadeWith) -> pa.Table:

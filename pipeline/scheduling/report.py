@@ -5,6 +5,7 @@ The page needs no other file. Reads: the run's summary as JSON values, and what 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def run_report(summary: Mapping[str, object], left: Traces | None = None) -> str
         status=summary.get("status", ""),
         exit_code=summary.get("exit_code", ""),
         spent=_span(sum(number(attempt.get("seconds")) for attempt in attempts)),
-        command=" ".join(map(str, sequence(summary.get("command")))),
+        command=shlex.join(map(str, sequence(summary.get("command")))),
         slot=summary.get("slot", ""),
         host=summary.get("host", ""),
         started=_when(summary),
