@@ -67,7 +67,9 @@ def write_contact_sheet(storage: Storage, results: pa.Table, title: str) -> str:
     sheet = Image.new("RGB", layout.size, PAPER)
     draw, large, small = ImageDraw.Draw(sheet), Lettering(22), Lettering(13)
     shown = sum(map(len, blocks))
-    note = f"{shown:,} of {len(rows):,} pictures" if shown < len(rows) else f"{shown:,} pictures"
+    note = (
+        f"{shown:,} of {len(rows):,} pictures" if shown < len(rows) else f"{shown:,} picture{'s' if shown != 1 else ''}"
+    )
     if len(blocks) < len(prompts):
         note += f", {len(blocks):,} of {len(prompts):,} prompts"
     draw.text((sheet.width - MARGIN, MARGIN + 7), note, MUTED, small.font, anchor="ra")
