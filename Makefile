@@ -8,12 +8,16 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test quick check docs test-cluster test-crash test-scale test-online test-newest install clean
+.PHONY: demo test tests quick check docs test-cluster test-crash test-scale test-online test-newest install clean
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
-test: check
+# The checks run beside the tests: both use one core for much of their time.
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs 2 check tests
+
+tests: $(STAMP)
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 quick: $(STAMP)
@@ -37,7 +41,7 @@ test-crash: $(STAMP)
 	$(PYTEST) -m long tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
 
 test-scale: $(STAMP)
-	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
+	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_adapter_runs.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
 
 # What needs the network: WikiArt, ArtBench, CLIP and rdm-768, fetched (about 12 GB, kept in ~/.cache/rdmpipe-online and the Hub's cache),
 # compared with their known sums and counts, and used. Skipped, with the reason, without a network.

@@ -197,10 +197,13 @@ def test_too_little_memory_is_found_out_before_work(world: World) -> None:
 # ---- workers, killed and resumed
 
 
-@pytest.mark.cluster
-def test_a_killed_run_goes_on_with_two_workers_on_ray_to_the_same_bytes(
-    world: World, prompts: Path, tmp_path: Path, ray_here: None
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["inline", pytest.param("ray", marks=[pytest.mark.cluster, pytest.mark.long])])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    world: World, prompts: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
+    if kind == "ray":  # both of its workers import diffusers and transformers as a whole
+        request.getfixturevalue("ray_here")
     whole = world.run(prompts, out=str(tmp_path / "whole"), batch=1, n=2, steps=8)
     out = tmp_path / "killed"
     code = (
@@ -217,7 +220,7 @@ def test_a_killed_run_goes_on_with_two_workers_on_ray_to_the_same_bytes(
     process.wait()
     there = pictures(out)
     assert 3 <= len(there) < 12
-    on_ray = {"shard": 2, "backend": Backend("ray", workers=2)}
-    rest = world.run(prompts, out=str(out), batch=1, n=2, steps=8, **on_ray)
+    other = {"shard": 2, "backend": Backend("ray", workers=2)} if kind == "ray" else {"shard": 2}
+    rest = world.run(prompts, out=str(out), batch=1, n=2, steps=8, **other)
     assert (rest.made, rest.failed) == (12 - len(there), 0)
     assert pictures(out) == pictures(whole.out)
