@@ -1,4 +1,4 @@
-"""Counting of hostile inputs: a test that tries many in one loop says how many, for jobs/count_hostile.py."""
+"""Counting of hostile inputs: a test that tries many in one loop reports the number, for jobs/count_hostile.py."""
 
 from __future__ import annotations
 

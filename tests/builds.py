@@ -1,4 +1,4 @@
-"""Builds for tests: small folders of real pictures, a request with a tiny encoder, and what two homes have in common."""
+"""Builds for tests: small folders of real pictures, a request with a tiny encoder, and a comparison of two homes."""
 
 from __future__ import annotations
 

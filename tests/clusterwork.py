@@ -1,4 +1,4 @@
-"""What a test's job does on a cluster: two small real stages on Ray, then a published version.
+"""The work of a test's job on a cluster: two small real stages on Ray, then a published version.
 
 python -m tests.clusterwork run env:RDMPIPE_JOB --slot S       the entry point of a submitted job, as `rdmpipe run` is
 python -m tests.clusterwork work ROOT SHARDS PAUSE TIMEOUT      the job's command; files go to the home

@@ -1,11 +1,11 @@
-"""Fixtures that all tests share, and the tiers that they belong to.
+"""Fixtures for all tests, and the tiers of tests.
 
     unit      starts no process; a second or so each; the tier of every test without another marker
     process   starts processes: commands, servers, a browser, the process that builds a faiss index
     cluster   runs on Ray
     long      a seeded matrix or a large input; `make test` leaves it out
 
-A unit test that starts a process fails: that is how the tiers stay true.
+A unit test that starts a process fails, so that the tiers stay correct.
 """
 
 from __future__ import annotations

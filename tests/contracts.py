@@ -1,9 +1,9 @@
-"""A contract for import-linter: other packages import a package through its `__init__` alone.
+"""A contract for import-linter: other packages import a package only through its `__init__`.
 
-`make check` runs it (pyproject.toml names it). `pipeline.index.exact` may be imported by modules of `pipeline.index`; everybody
-else imports what `pipeline/index/__init__.pyi` lists from `pipeline.index`. Such a name has to be there, and no module of the
-package may have the same name, because importing the module would hide it. The public module `rdmpipe` obeys the same rule;
-it is read from its source, because import-linter's graph holds packages only.
+`make check` runs it (pyproject.toml names it). For example, only modules of `pipeline.index` may import `pipeline.index.exact`;
+other packages import the names that `pipeline/index/__init__.pyi` lists from `pipeline.index`. Such a name must exist, and no
+module of the package may have the same name, because importing the module would hide it. The same rule applies to the public
+module `rdmpipe`, which is read from its source, because import-linter's graph only holds packages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the crash tests share: a build of many small shards, blows at seeded points, and a look at what they leave.
+"""Helpers for the crash tests: a build of many small shards, kills at seeded points, and checks of what they leave.
 
-A blow falls on a driver, on a worker that downloads, or on an actor that embeds. Which process does what is seen from
-what it holds in the scratch folder: one that writes `images.tar` downloads, one that writes `thumbnails.tar` embeds.
+A kill ends a driver, a worker that downloads, or an actor that embeds. The work of a process is recognised by its files in the
+scratch folder: one that writes `images.tar` downloads, one that writes `thumbnails.tar` embeds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Programs of tests as processes that start at once: they are forked from a server that has the large libraries imported.
+"""Processes of tests that start at once, because they are forked from a server that has imported the large libraries.
 
 A fresh interpreter takes about two seconds of processor time to import torch, faiss, DuckDB and open_clip. `Forked` has what
 tests use of subprocess.Popen. A test of what a process imports, or of an environment variable that a library reads when it is

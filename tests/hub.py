@@ -1,11 +1,11 @@
-"""The Hub's protocol as huggingface_hub's client speaks it: repositories of data sets and models as folders.
+"""A server of the Hub's protocol for huggingface_hub's client: repositories of data sets and models as folders.
 
     with hub(folder) as server:
         HfApi(endpoint=server.url, token="hf_x").create_repo("anna/harbours", repo_type="dataset")
         server.commits                        # (repository, message) of every commit
 
-Files of more than LARGE bytes, and those that the Hub's .gitattributes name, go by LFS: preupload, batch, upload, verify,
-commit. A commit's id is a hash over the files, and only the newest commit can be read.
+Files of more than LARGE bytes, and those that the Hub's .gitattributes name, are uploaded by LFS: preupload, batch,
+upload, verify, commit. A commit's id is a hash over the files, and only the newest commit can be read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Museum-like servers on loopback: each keeps a log of what it was asked, when, and over how many connections."""
+"""Servers like those of museums, on loopback: each logs its requests with their times and its number of connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and archives that the tests of sources and download share: real, small, some of them broken."""
+"""Pictures and archives for the tests of sources and download: real, small, some of them broken."""
 
 from __future__ import annotations
 

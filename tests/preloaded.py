@@ -1,4 +1,4 @@
-"""The imports that the processes of tests/forked.py have behind them when they start."""
+"""The imports that the processes of tests/forked.py inherit."""
 
 import duckdb  # noqa: F401
 import faiss  # noqa: F401

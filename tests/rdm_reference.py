@@ -1,4 +1,4 @@
-"""What several tests of rdm share: the reference model and its tensors, and tiny models of every kind."""
+"""Helpers for tests of rdm: the reference model and its tensors, and tiny models of every kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real S3-protocol server (moto's) in a process of its own, and a proxy in front of it that misbehaves on request.
+"""A real S3-protocol server (moto's) in a separate process, and a proxy in front of it that makes errors on request.
 
 python -m tests.s3server PORT_FILE      serve until standard input closes
 """

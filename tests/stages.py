@@ -1,4 +1,4 @@
-"""Small real stages for the executor's contract: they write files, and misbehave where a file in `orders/` tells them to."""
+"""Small real stages for the executor's contract: they write files, and fail as files in `orders/` tell them to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published adapters' names and shapes on the real networks' configs, without weights; and the memory they take."""
+"""The published adapters' names and shapes on the real networks' configs, without weights; and their memory."""
 
 from __future__ import annotations
 

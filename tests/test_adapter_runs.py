@@ -186,7 +186,7 @@ def test_models_are_listed_with_licence_and_terms_and_without_their_files(world:
         outline_model("sd15-ip-adaptor", str(world.home))
 
 
-def test_too_little_memory_is_found_out_before_work(world: World) -> None:
+def test_too_little_memory_is_an_error_before_work(world: World) -> None:
     model = find_model("small-sdxl", str(world.home))
     small, large = (check_memory(model, "fp32", "cpu", 1, {(side, side)}, 1) for side in (32, 64))
     assert large > small > 0
@@ -199,7 +199,7 @@ def test_too_little_memory_is_found_out_before_work(world: World) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["inline", pytest.param("ray", marks=[pytest.mark.cluster, pytest.mark.long])])
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_continues_to_the_same_bytes(
     world: World, prompts: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
     if kind == "ray":  # both of its workers import diffusers and transformers as a whole

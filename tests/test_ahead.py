@@ -1,4 +1,4 @@
-"""Work ahead of a consumer: in order, bounded, and honest about exceptions."""
+"""Work ahead of a consumer: in order, bounded, with exceptions raised at their item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public module `rdmpipe`: what it imports, what it shows, its results, and what it says of a foreign `pipeline`."""
+"""The public module `rdmpipe`: its imports, its names, its results, and its error for a foreign `pipeline`."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_open_says_what_is_missing(drawn: Path) -> None:
         rdmpipe.open("ateleir", home=drawn)
 
 
-def test_generate_takes_prompts_and_rows_and_goes_on(drawn: Path) -> None:
+def test_generate_takes_prompts_and_rows_and_continues(drawn: Path) -> None:
     def again(prompts: list[str] | list[dict[str, object]]) -> rdmpipe.Run:
         db = ["atelier-mosaic", "atelier-woodcut"]
         return rdmpipe.generate(prompts, db=db, steps=2, k=2, home=drawn, progress=False)

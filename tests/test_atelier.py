@@ -1,4 +1,4 @@
-"""The atelier draws the same picture for the same number, and pictures that are worth looking at."""
+"""The atelier draws the same picture for the same number, in every subject, setting and style."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_index_can_have_a_content_of_its_own_and_all_styles_then_occur() ->
     assert [cell(i, layout="own") for i in range(400)] == cells
 
 
-def test_one_content_says_the_same_of_itself_in_every_style() -> None:
+def test_a_content_has_the_same_metadata_in_every_style() -> None:
     rows = [metadata(11, style=s) for s in STYLES]
     assert {r["style"] for r in rows} == set(STYLES)
     assert len({r["item_id"] for r in rows}) == len(STYLES)

@@ -83,7 +83,7 @@ def test_bad_pictures_are_failed_rows_with_reasons_and_the_rest_is_ok(tmp_path: 
         assert failed[name].startswith(reason)
 
 
-def test_a_picture_as_large_as_a_bomb_is_refused_and_others_go_on(tmp_path: Path, home: Path) -> None:
+def test_a_picture_as_large_as_a_bomb_is_refused_and_others_continue(tmp_path: Path, home: Path) -> None:
     from PIL import Image
 
     folder = folder_of(tmp_path / "pictures", 3)

@@ -1,4 +1,4 @@
-"""The command line as a whole: every option is used, help is grouped and has an example, errors are in words."""
+"""The whole command line: every option is used, help is grouped and has an example, errors are explained."""
 
 from __future__ import annotations
 

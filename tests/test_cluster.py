@@ -1,4 +1,4 @@
-"""Jobs on a real cluster of three nodes: whatever dies, hangs, breaks off or is started twice, the result is the same."""
+"""Jobs on a real cluster of three nodes: the result is the same if something dies, hangs, disconnects or is started twice."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_two_submissions_at_once_are_one_run_that_both_follow_and_prometheus_see
 
 
 @pytest.mark.usefixtures("three")
-def test_a_killed_driver_is_a_failure_and_the_next_attempt_goes_on(
+def test_a_killed_driver_is_a_failure_and_the_next_attempt_continues(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     loaded = job(tmp_path, "driver", pause=0.4)
@@ -215,7 +215,7 @@ def test_a_store_that_breaks_off_in_mid_run_changes_nothing(
         proxy.close()
 
 
-def test_nodes_that_do_not_share_the_home_are_found_out_at_the_start(
+def test_nodes_that_do_not_share_the_home_are_an_error_at_the_start(
     nodes: Cluster, client: JobsClient, tmp_path: Path
 ) -> None:
     if not nodes.isolated:
@@ -289,7 +289,7 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("three")
-def test_a_real_build_that_loses_a_node_publishes_what_an_undisturbed_one_does(
+def test_a_real_build_that_loses_a_node_publishes_what_an_uninterrupted_one_does(
     nodes: Cluster, client: JobsClient, tmp_path: Path
 ) -> None:
     """`rdmpipe build-index`, submitted as it is for people: plan, download, embed and index."""

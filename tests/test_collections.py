@@ -1,4 +1,4 @@
-"""Files as people have them: whatever they look like, each is a row or is counted, and no value is changed on the way."""
+"""Files as people have them: each file is a row or is counted, and no value is changed."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_search_by_the_name_of_a_picture_is_one_by_the_picture(tmp_path: Path)
         _is_picture_file("castle.png")
 
 
-def test_what_lies_in_a_hidden_folder_does_not_decide_what_a_folder_holds(tmp_path: Path) -> None:
+def test_files_in_a_hidden_folder_do_not_determine_the_kind_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "a.jpg").write_bytes(jpeg(1))
     (tmp_path / "__MACOSX").mkdir()
@@ -615,7 +615,7 @@ def rows_and_left_out(source: Source) -> int:
 
 
 @pytest.mark.process
-def test_rows_in_are_files_in_for_every_reader_of_pictures(tmp_path: Path, home: Path) -> None:
+def test_every_file_is_counted_by_every_reader_of_pictures(tmp_path: Path, home: Path) -> None:
     (tmp_path / "making").mkdir()
     files = made_by_others(tmp_path / "making")
     folder = tmp_path / "in"
@@ -684,7 +684,7 @@ TITLES = [
 ]
 
 
-def test_rows_in_are_lines_in_for_every_reader_of_tables(tmp_path: Path, home: Path) -> None:
+def test_every_line_is_counted_by_every_reader_of_tables(tmp_path: Path, home: Path) -> None:
     for name, data in spreadsheets(
         [["file_name", "title"], *([f"{i}.jpg", title] for i, title in enumerate(TITLES))]
     ).items():
@@ -708,7 +708,7 @@ def test_rows_in_are_lines_in_for_every_reader_of_tables(tmp_path: Path, home: P
         assert ([row.seed for row in found.rows], found.bad) == (list(range(len(TITLES))), ()), name
 
 
-def test_rows_in_are_vectors_in_for_every_file_of_embeddings(tmp_path: Path, home: Path) -> None:
+def test_every_vector_is_counted_in_every_file_of_embeddings(tmp_path: Path, home: Path) -> None:
     vectors = np.random.default_rng(3).normal(size=(5, 16)).astype(np.float32)
     (tmp_path / "in").mkdir()
     np.savez(tmp_path / "in" / "1.npz", embedding=vectors, img_id=np.arange(5))

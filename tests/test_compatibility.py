@@ -1,9 +1,9 @@
-"""A home that version 0.1 wrote opens, searches and continues as before: tests/fixtures/v0_1, by the command line alone.
+"""A home that version 0.1 wrote opens, searches and continues as before: tests/fixtures/v0_1, with the command line only.
 
-Names, keys, counts, plans, metadata and files that have to stay are compared exactly everywhere. Numbers that a processor
-computes (vectors, pixels, weights) are compared exactly where processor and libraries are those of the recording, and with
-the tolerances below elsewhere. The shipped encoder and model have a part in it: weights trained anew are another version,
-and want fixtures of their own.
+Names, keys, counts, plans, metadata and files that must not change are always compared exactly. Computed numbers
+(vectors, pixels, weights) are compared exactly if processor and libraries are those of the recording, else with
+the tolerances below. The results depend on the shipped encoder and model: newly trained weights are another version
+and need their own fixtures.
 """
 
 from __future__ import annotations
@@ -230,7 +230,9 @@ def told(summary: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("line", LISTINGS, ids=" ".join)
-def test_what_is_there_is_told_as_before(line: tuple[str, ...], untouched: Path, expected: dict[str, Any]) -> None:
+def test_listings_and_status_are_the_same_as_before(
+    line: tuple[str, ...], untouched: Path, expected: dict[str, Any]
+) -> None:
     assert holds(rdmpipe(untouched, *line).json(), expected["listings"][" ".join(line)])
 
 
@@ -288,7 +290,7 @@ def test_a_refresh_sees_what_changed_and_nothing_else(work: Path, expected: dict
         assert sums(database_files(root)) == expected["refresh"]["sums"]
 
 
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(
+def test_a_killed_build_continues_and_gives_the_same_bytes(
     work: Path, expected: dict[str, Any], same_libraries: bool, same_machine: bool
 ) -> None:
     root = work / "home" / "databases" / "halted"
@@ -370,7 +372,7 @@ def test_a_run_without_a_name_has_the_same_name(work: Path) -> None:
     assert {path.name for path in runs.iterdir()} == before
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_pictures(
+def test_a_killed_run_continues_and_gives_the_same_pictures(
     work: Path, expected: dict[str, Any], same_machine: bool
 ) -> None:
     run = work / "home" / "generations" / "stopped"
@@ -401,7 +403,7 @@ def weights(path: Path) -> NDArray[Any]:
     return np.concatenate([found[name].astype(np.float64).ravel() for name in sorted(found)])
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(work: Path, same_machine: bool) -> None:
+def test_a_killed_training_continues_to_the_same_weights(work: Path, same_machine: bool) -> None:
     part = work / "train" / "autoencoder"
     recipe = (part / "config.json").read_bytes()
     with (part / "curve.csv").open(newline="") as handle:

@@ -1,4 +1,4 @@
-"""What people type and read: help, names of files that results go to, and requests that are refused before work."""
+"""Input and output of commands: help, names of result files, and requests that are refused before work."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_another_folder_of_the_same_name_is_refused_and_a_moved_one_is_not(begun
         (begun / "moved").rename(begun / "a" / "pictures")
 
 
-def test_a_filter_that_cannot_be_is_refused_before_work_and_not_remembered(tmp_path: Path) -> None:
+def test_an_invalid_filter_is_refused_before_work_and_not_recorded(tmp_path: Path) -> None:
     folder, home = folder_of(tmp_path / "mine", 3), str(tmp_path / "home")
     with pytest.raises(FilterError, match="did you mean 'style'"):
         quiet_build(folder, home=home, where="styl = 'odd'")
     assert quiet_build(folder, home=home).ok == 3
 
 
-def test_an_index_that_cannot_be_is_refused_before_work(tmp_path: Path) -> None:
+def test_impossible_index_settings_are_refused_before_work(tmp_path: Path) -> None:
     folder, home = folder_of(tmp_path / "mine", 3), str(tmp_path / "home")
     with pytest.raises(IndexBuildError, match=r"'IVF4,NOPE' is not a faiss index key .* examples"):
         quiet_build(folder, home=home, index=IndexConfig(key="IVF4,NOPE"))

@@ -1,6 +1,6 @@
-"""Killed at any point and run again, a build ends as if nothing had happened, and little is done twice.
+"""A build that is killed at any point and run again ends like an uninterrupted one, and little is done twice.
 
-A seeded point a stage, through the command itself; test_crash_matrix.py has ten and more, `make test-crash`.
+One seeded point for each stage, with the command itself; test_crash_matrix.py has ten and more (`make test-crash`).
 """
 
 from __future__ import annotations

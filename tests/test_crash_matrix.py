@@ -1,7 +1,7 @@
-"""The crash matrix, `make test-crash`: blows at ten seeded points a stage to driver, worker and actor.
+"""The crash matrix (`make test-crash`): kills of driver, worker and actor at ten seeded points of each stage.
 
-Whatever is visible in between is whole, nothing finished is done again, and the result is that of an uninterrupted build.
-The blows of a stage fall on one build in succession, each on the run that continues after the one before.
+All visible files are complete at any time, nothing finished is done again, and the result is that of an uninterrupted build.
+The kills of a stage hit one build in succession, each the run that continues after the one before.
 """
 
 from __future__ import annotations

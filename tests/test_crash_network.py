@@ -1,4 +1,5 @@
-"""The crash matrix's cut network: a source on a server whose connection breaks at seeded bytes, for a while or for long."""
+"""The crash matrix for the network: a source on a server whose connection breaks at seeded bytes, for a short or a long
+time."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def line(tmp_path: Path, home: Path) -> Iterator[Wire]:
         yield made
 
 
-def test_a_cut_network_at_many_points(line: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_cut_at_many_points_changes_nothing(
+    line: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Down for a second, the build rides it out; down for longer than it waits, it says so and continues when run again."""
 
     def run(place: str, backend: Backend | None = None) -> Path:

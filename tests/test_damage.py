@@ -1,7 +1,7 @@
-"""Damaged homes: a seeded run of damages over every file of a small database.
+"""Damaged homes: seeded damage to every file of a small database.
 
-Whatever is damaged, a command ends with an error that names the file or the fix, or gives the answer of before; `rdmpipe check`
-finds the damage, a single flipped bit too; `--repair` makes again what can be made again.
+A command on a damaged home ends with an error that names the file or the fix, or gives the same answer as before;
+`rdmpipe check` finds the damage, even a single flipped bit; `--repair` rebuilds what can be rebuilt.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def test_a_repair_writes_a_lost_manifest_from_the_version(whole: Path, home: Pat
     assert {**now["settings"], "plan": ""} == {**was["settings"], "plan": ""}  # the plan is now the last refresh's
 
 
-def test_what_nothing_else_holds_is_said_to_need_a_copy(home: Path) -> None:
+def test_files_that_cannot_be_rebuilt_are_reported_to_need_a_copy(home: Path) -> None:
     database = RetrievalDatabase(NAME, str(home))
     gone = database.version().gone
     assert gone is not None

@@ -1,4 +1,4 @@
-"""A disk that is too small is refused before work; one that fills up in the middle loses nothing that is finished."""
+"""A disk that is too small is refused before work; one that fills up during work loses nothing that is finished."""
 
 from __future__ import annotations
 

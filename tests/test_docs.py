@@ -1,4 +1,4 @@
-"""The documentation: its Python examples run as written, its links lead somewhere, README stays a front page."""
+"""The documentation: its Python examples run as written, its links are valid, README stays a front page."""
 
 from __future__ import annotations
 

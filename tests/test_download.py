@@ -1,4 +1,4 @@
-"""The download stage: what it writes, what it calls bad, and that the same input gives the same bytes."""
+"""The download stage: its files, its bad rows, and the same bytes for the same input."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_filter_changes_what_done_means_and_an_address_does_not(home: Path, fo
     assert replace(plain, manifest=captioned).fingerprint() != plain.fingerprint()
 
 
-def test_keys_go_on_across_shards(home: Path, tmp_path: Path) -> None:
+def test_keys_continue_across_shards(home: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [jpeg(i) for i in range(25)]}), tmp_path / "a.parquet")
     spec = SourceSpec(kind="parquet", path=str(tmp_path / "a.parquet"), shard_rows=10)
     db, plan, stage = prepare(home, Manifest("numbers", "t", spec, "CC0-1.0", "t", "o"))

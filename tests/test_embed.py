@@ -1,4 +1,4 @@
-"""A shard of pictures becomes rows with unit vectors: the same bytes every time, bad pictures as named failures."""
+"""A shard of pictures becomes rows with unit vectors: the same bytes every time, bad pictures as failed rows with a reason."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_only_what_changes_the_vectors_makes_another_stage(tiny: Encoder) -> Non
     assert str(CONFIG) in CONFIGURED.encoder
 
 
-def test_times_are_told_beside_the_receipt(home: Path, tmp_path: Path, tiny: Encoder) -> None:
+def test_times_are_reported_outside_the_receipt(home: Path, tmp_path: Path, tiny: Encoder) -> None:
     told: list[Timing] = []
     db, _, (shard,) = downloaded(home, collection(tmp_path / "pictures"))
     first = embed_shard(db, CONFIGURED, tiny, shard, told.append)

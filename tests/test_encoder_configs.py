@@ -1,4 +1,4 @@
-"""Model configs of encoders that others wrote: open_clip's own pass, fields that are not allowed are named, no code is run."""
+"""Model configs of foreign encoders: open_clip's own pass, fields that are not allowed are named, no code is run."""
 
 from __future__ import annotations
 

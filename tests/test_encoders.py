@@ -1,4 +1,4 @@
-"""Encoders by name: what loads, what equals open_clip, what is refused before work, and what does not match a database."""
+"""Encoders by name: loading, equality with open_clip, refusals before work, and mismatches with a database."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_mismatch_names_both_encoders_and_the_fix(tiny: Encoder, tmp_path: Pat
         ("random:/nowhere/model.json", "no readable open_clip model config"),
     ],
 )
-def test_names_that_stand_for_nothing_are_errors_before_work(name: str, expected: str) -> None:
+def test_unknown_names_are_errors_before_work(name: str, expected: str) -> None:
     with pytest.raises(EncoderError) as error:
         check_encoder(name)
         load_encoder(name, "cpu")

@@ -1,4 +1,5 @@
-"""A whole evaluation of a tiny model: what it leaves, that its numbers are those of its rows, that a killed one continues."""
+"""A whole evaluation of a tiny model: its files, the agreement of its numbers with its rows, and a killed one that
+continues."""
 
 from __future__ import annotations
 
@@ -133,7 +134,7 @@ def test_a_filter_and_a_database_of_the_style_alone_find_the_same_pictures(whole
     assert whole["sweeps"]["separate"]["same neighbours"] == 1.0
 
 
-def test_another_protocol_wants_another_folder(place: tuple[Path, EvaluateConfig], whole: dict[str, Any]) -> None:
+def test_another_protocol_needs_another_folder(place: tuple[Path, EvaluateConfig], whole: dict[str, Any]) -> None:
     folder, config = place
     with pytest.raises(ConfigError, match="--out"):
         quiet_evaluate(replace(config, encoder_captions="something else"), folder / "whole", folder / "home")
@@ -150,7 +151,7 @@ quiet_evaluate(small_config(folder / "model"), folder / "killed", folder / "home
 
 @pytest.mark.process
 @pytest.mark.parametrize("moment", ["judges/content/state.pt", "pictures/images"])
-def test_a_killed_evaluation_goes_on_to_the_same_numbers(
+def test_a_killed_evaluation_continues_to_the_same_numbers(
     place: tuple[Path, EvaluateConfig], whole: dict[str, Any], moment: str
 ) -> None:
     """Killed in each of its parts in turn; the last case finishes what the others began."""

@@ -1,4 +1,4 @@
-"""The judges learn what they are for, from nothing, in seconds; a trained one is read and not trained again."""
+"""The judges learn their task from scratch in seconds; a trained judge is read and not trained again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""jobs/paper.toml, every step of it, at reduced width: stand-in files in the formats of LAION, WikiArt and ArtBench-10."""
+"""Every step of jobs/paper.toml at reduced width, on stand-in files in the formats of LAION, WikiArt and ArtBench-10."""
 
 from __future__ import annotations
 

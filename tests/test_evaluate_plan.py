@@ -1,4 +1,4 @@
-"""Which pictures an evaluation asks for: conditions, levels, captions; nothing is generated here."""
+"""The list of pictures of an evaluation: conditions, levels, captions; nothing is generated here."""
 
 from __future__ import annotations
 

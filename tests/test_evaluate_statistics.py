@@ -50,7 +50,7 @@ def test_a_paired_difference_does_not_see_how_hard_the_captions_are() -> None:
     assert 0.25 < found.low < found.value < found.high < 0.35
 
 
-def test_a_paired_difference_wants_captions_in_common() -> None:
+def test_a_paired_difference_needs_common_captions() -> None:
     assert paired((["a", "b"], [1.0, 5.0]), (["a", "c"], [0.25, 9.0])).value == 0.75
     with pytest.raises(ValueError, match="both sides"):
         paired((["a"], [1.0]), (["b"], [1.0]))

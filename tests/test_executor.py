@@ -1,4 +1,4 @@
-"""The executor's contract, once for each backend, and what only Ray promises."""
+"""The executor's contract for each backend, and the additional promises of Ray."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_failed_shard_is_retried_and_then_goes_through(tmp_path: Path, backend
     assert lines(tmp_path, "run only 2") == ["run only 2"] * 2
 
 
-def test_a_shard_that_keeps_failing_is_reported_and_the_others_go_on(tmp_path: Path, backend: Backend) -> None:
+def test_a_shard_that_keeps_failing_is_reported_and_the_others_continue(tmp_path: Path, backend: Backend) -> None:
     order(tmp_path, "first", 1, "always raise")
     chain = (stage(tmp_path, "first"), stage(tmp_path, "second", before="first"))
     outcome = run_stages(chain, shards(4), backend, quiet(), total=4)

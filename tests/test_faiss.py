@@ -1,4 +1,4 @@
-"""Compressed indexes: every kind obeys filters, gives exactly min(k, matches), keeps its budget and says its recall."""
+"""Compressed indexes: every kind obeys filters, gives exactly min(k, matches), keeps its budget and states its recall."""
 
 from __future__ import annotations
 

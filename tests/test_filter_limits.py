@@ -1,4 +1,4 @@
-"""Filters that try to use up memory or time: their form is bounded, and where it does not bound the cost, their process is."""
+"""Filters that try to use up memory or time: their form is limited, and if that does not limit the cost, their process is."""
 
 from __future__ import annotations
 

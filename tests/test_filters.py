@@ -1,4 +1,4 @@
-"""Filters: what they mean, what they refuse, and what they say."""
+"""Filters: their meaning, refusals and error messages."""
 
 from __future__ import annotations
 

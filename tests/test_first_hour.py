@@ -1,4 +1,4 @@
-"""Commands of a first hour: show a row, count views' rows, delete a database, see that a build runs."""
+"""Commands that new users need: show a row, count views' rows, delete a database, see that a build runs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_generate_without_a_database_says_what_to_add(built: Path) -> None:
         quiet_generate("a harbour", home=str(built))
 
 
-def test_a_table_is_not_replaced_while_its_pictures_lie_there(built: Path, tmp_path: Path) -> None:
+def test_a_table_is_not_replaced_while_its_pictures_exist(built: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     common = {"model": str(tmp_path / "model"), "home": str(built), "out": str(tmp_path / "run")}
     first = quiet_generate("a harbour", db=("mine",), **common)

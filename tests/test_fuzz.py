@@ -1,4 +1,4 @@
-"""A small seeded slice of jobs/fuzz.py: no input ends in anything but a result or an RdmpipeError."""
+"""A small seeded part of jobs/fuzz.py: every input ends in a result or an RdmpipeError."""
 
 from __future__ import annotations
 

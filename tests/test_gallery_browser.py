@@ -1,4 +1,4 @@
-"""The gallery in a real browser, headless: found, walked through by keyboard, read on a phone and in the dark, safe to open."""
+"""The gallery in a real headless browser: search, keyboard, phone, dark mode, untrusted text."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def text(page: Any, name: str) -> str:
     return str(page.execute_script("return document.getElementById(arguments[0]).textContent", name))
 
 
-def test_every_prompt_stands_beside_itself_in_every_database(page: Any) -> None:
+def test_pictures_of_a_prompt_are_side_by_side_for_every_database(page: Any) -> None:
     sections = page.execute_script(
         "return [...document.querySelectorAll('.prompt')].map(s => s.querySelectorAll('.picture').length)"
     )
@@ -204,7 +204,7 @@ def test_untrusted_words_are_shown_and_run_nothing(page: Any) -> None:
     assert page.title.startswith("Evening <b>run</b>")
 
 
-def test_it_asks_no_other_machine_and_says_no_error(page: Any) -> None:
+def test_the_page_makes_no_foreign_requests_and_logs_no_error(page: Any) -> None:
     page.execute_script("document.querySelector('.picture').click()")
     asked = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith(("data:", "file:", "blob:")) for name in asked)
@@ -212,7 +212,7 @@ def test_it_asks_no_other_machine_and_says_no_error(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 390, 820])
-def test_a_phone_scrolls_one_way_only(page: Any, width: int) -> None:
+def test_a_phone_scrolls_only_vertically(page: Any, width: int) -> None:
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     )
@@ -226,7 +226,7 @@ def test_a_phone_scrolls_one_way_only(page: Any, width: int) -> None:
     assert panel[0] <= panel[1]
 
 
-def test_it_is_dark_where_the_reader_wants_it_dark(page: Any) -> None:
+def test_the_page_follows_the_dark_mode_of_the_system(page: Any) -> None:
     def ground() -> int:
         colour = page.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
         return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))

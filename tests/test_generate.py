@@ -1,4 +1,4 @@
-"""`generate` on real pictures with a small model: what is made, what is made again; the same key is the same picture."""
+"""`generate` on real pictures with a small model: what is made and what is not made again; the same key is the same picture."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def wait_for_pictures(process: Forked, out: Path, count: int) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_pictures(
+def test_a_stopped_run_continues_and_ends_with_the_same_pictures(
     world: World, prompts: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     whole = world.run(prompts, out=str(tmp_path / "whole"), steps=30, batch=2)
@@ -352,7 +352,7 @@ def test_a_model_that_takes_raw_vectors_gets_stored_vector_times_norm(world: Wor
         ({"text_weight": 0.0}, ConfigError, "--use neighbours"),
     ],
 )  # fmt: skip
-def test_a_flag_that_cannot_be_met_is_refused_before_anything_is_written(
+def test_a_flag_that_cannot_be_used_is_refused_before_anything_is_written(
     world: World, tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -360,7 +360,7 @@ def test_a_flag_that_cannot_be_met_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_that_cannot_be_met_are_named_together_and_can_be_skipped(world: World, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_used_are_named_together_and_can_be_skipped(world: World, tmp_path: Path) -> None:
     path = listed(
         tmp_path,
         "prompt,db,k,width,where,image,sampler\nfine,,,,,,\na,stiles,,,,,\nb,,9,,,,\nc,,,30,,,\n"
@@ -409,7 +409,7 @@ def test_without_a_model_the_one_trained_with_the_databases_encoder_is_taken(wor
     assert (default_model("vit-l-14"), default_model("vit-b-32")) == ("rdm-768", "rdm-imagenet")
 
 
-def test_memory_that_will_not_suffice_is_found_out_before_work(world: World) -> None:
+def test_too_little_memory_is_an_error_before_work(world: World) -> None:
     model = find_model(world.model)
     need = check_memory(model, "fp32", "cpu", 1, {(32, 32)}, 1)
     assert check_memory(model, "fp32", "cpu", 4, {(32, 32), (64, 64)}, 1) > need > 0
@@ -417,7 +417,7 @@ def test_memory_that_will_not_suffice_is_found_out_before_work(world: World) -> 
         check_memory(model, "fp32", "cpu", 100_000, {(1024, 1024)}, 1)
 
 
-def test_a_picture_of_no_numbers_is_a_failed_row_and_is_tried_again(world: World, tmp_path: Path) -> None:
+def test_a_picture_with_non_finite_values_is_a_failed_row_and_is_tried_again(world: World, tmp_path: Path) -> None:
     from rdm import RDM
 
     broken = RDM.from_pretrained(world.model)

@@ -1,4 +1,4 @@
-"""A published database grows, changes its filter, and says which of its files failed; a build starts from any kind of file."""
+"""A published database grows, changes its filter, and lists its failed files; a build starts from any kind of file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Homes that cannot be written, are reached through links, run out of disk or belong to another user.
 
-Every command ends with its work done or with an RdmpipeError; what it leaves is whole; the same command then does its work.
+Every command ends with its work done or with an RdmpipeError; all files are complete; the same command then does its work.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_a_whole_home(
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_disk_that_fills_up_at_other_points(base: Path, disk: Path, tmp_path: Path, command: str) -> None:
+def test_a_disk_that_fills_up_at_other_points_loses_nothing(
+    base: Path, disk: Path, tmp_path: Path, command: str
+) -> None:
     count, failed = full_disks(base, disk, tmp_path, command, range(2, 22))
     print(f"disk full, {command}: {count} tried and held, {failed} of them ended with an error")
 

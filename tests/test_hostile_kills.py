@@ -1,7 +1,7 @@
 """Kills of a refresh, a purge, a retry, a repair and a generation at twenty seeded points each.
 
-After each blow what can be seen is whole, searches answer as before or as after, and the same command then does the rest: the
-result is that of a run that nobody disturbed.
+After each kill all visible files are complete, searches answer as before or as after, and the same command then does the
+rest: the result is that of an uninterrupted run.
 """
 
 from __future__ import annotations

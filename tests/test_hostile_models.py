@@ -1,4 +1,4 @@
-"""Checkpoints, model descriptions and .npz files that others wrote: an RdmpipeError, or tensors; no crash, no bomb."""
+"""Foreign checkpoints, model descriptions and .npz files: an RdmpipeError, or tensors; no crash, no bomb."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ VECTORS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
         {},
     ],
 )
-def test_an_npz_that_is_none_or_a_bomb_is_a_source_error(members: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_invalid_npz_and_a_bomb_are_source_errors(members: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"x\.npz"):
         list(read_parts(npz(tmp_path / "x.npz", members)))
 

@@ -1,4 +1,4 @@
-"""Picture files that cost more than they show: refused from their header, or decoded within the bounds. Addresses too."""
+"""Picture files that are expensive to decode: refused from their header, or decoded within the limits. Also addresses."""
 
 from __future__ import annotations
 

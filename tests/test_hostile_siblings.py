@@ -1,4 +1,4 @@
-"""Relatives of inputs that once gave way: other fields, formats, functions, characters and readers."""
+"""Variants of inputs that once failed: other fields, formats, functions, characters and readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two whole builds of one database at once on an object store: its compare-and-swap decides who may write."""
+"""Two builds of one database at once on an object store: its compare-and-swap decides which may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar archives that others wrote: sound ones read as tarfile reads them, hostile ones are SourceErrors or failed rows."""
+"""Foreign tar archives: valid ones are read as tarfile reads them, hostile ones are SourceErrors or failed rows."""
 
 from __future__ import annotations
 

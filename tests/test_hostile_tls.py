@@ -1,4 +1,4 @@
-"""TLS that cannot be trusted: an error or a failed row that says so, never the data, in everything that opens a connection."""
+"""Untrusted TLS certificates: an error or a failed row with that reason, never the data, for every kind of connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks: no spelling of an address leads past the operator's list, and no server holds up or breaks a run."""
+"""Webhooks: no spelling of an address bypasses the operator's list, and no server blocks or breaks a run."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def answering(answer: bytes, every_s: float = 0.0) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_no_answer_is_more_than_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_webhook_answer_is_reported_in_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "ATTEMPTS", 1)
     with answering(ANSWERS[name]) as address:
         said = post_json(address, {"text": "done"}, timeout_s=3.0)
@@ -145,7 +145,9 @@ def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_a_run(monkeypatch
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:1/", "http://name.invalid/", "http://127.0.0.1:0/", "http://x\ny/"]
 )
-def test_an_address_where_nobody_answers_is_a_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_does_not_answer_is_reported_in_a_sentence(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(webhook, "ATTEMPTS", 1)
     assert post_json(address, {}, timeout_s=5.0).startswith("not sent: ")
 

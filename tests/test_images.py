@@ -1,4 +1,4 @@
-"""Picture files of every odd kind become RGB on white, upright; those that are not pictures are named failures."""
+"""Picture files of unusual kinds become upright RGB on white; files that are not pictures fail with a reason."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_float_and_one_bit_pictures_are_read() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, BLUE, GREEN)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -147,7 +147,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_picture_is_a_named_failure() -> None:
+def test_a_file_that_is_not_a_picture_fails_with_a_reason() -> None:
     jpeg = saved(scene(400, 300), "JPEG", quality=90)
     png = saved(scene(400, 300))
     damaged = bytearray(png)

@@ -1,4 +1,4 @@
-"""Plain JPEGs go through simplejpeg, everything else through Pillow: the same pixels, and the same words for what is wrong."""
+"""Plain JPEGs are decoded by simplejpeg, all others by Pillow: the same pixels, and the same errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports: what a process loads of large libraries, and that a whole library can still be had beside our copy."""
+"""Imports: the parts of large libraries that a process loads, and that a whole library can be imported beside our copy."""
 
 from __future__ import annotations
 

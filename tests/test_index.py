@@ -1,4 +1,4 @@
-"""The index stage: what it writes, that it is the same every time, and that a kill leaves nothing torn."""
+"""The index stage: its files, the same every time, and complete files after a kill."""
 
 from __future__ import annotations
 

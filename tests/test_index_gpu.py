@@ -1,4 +1,4 @@
-"""faiss on a GPU, by the seam that index/gpu.py asks: a stand-in does on the CPU what a GPU would, and counts."""
+"""faiss on a GPU, through the interface of index/gpu.py: a stand-in does a GPU's work on the CPU, and counts calls."""
 
 from __future__ import annotations
 

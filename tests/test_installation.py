@@ -1,4 +1,4 @@
-"""What is installed and what is not: optional packages are named with the command that adds them."""
+"""The installation: missing optional packages are named with the command that adds them."""
 
 from __future__ import annotations
 

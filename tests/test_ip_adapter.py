@@ -1,4 +1,5 @@
-"""Models of the kind ip-adapter on small pipelines: our pictures are diffusers' own, and what does not fit is refused."""
+"""Models of the kind ip-adapter on small pipelines: our pictures equal diffusers' own, and adapters that do not fit are
+refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who holds a lease: processes that died, that were not collected, that run elsewhere; files that are damaged."""
+"""The holder of a lease: processes that died, zombie processes, processes elsewhere, damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of databases and versions: no name leads out of the home, whatever looks it up."""
+"""Names of databases and versions: no name leads out of the home, in any look-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_every_look_up_refuses_a_name_that_cannot_be_one(tmp_path: Path, name: str) -> None:
+def test_every_look_up_refuses_an_invalid_name(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     (tmp_path / "home" / "databases").mkdir(parents=True)
     (tmp_path / "evil" / "outside").mkdir(parents=True)
@@ -35,7 +35,7 @@ def test_every_look_up_refuses_a_name_that_cannot_be_one(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "version", ["g", "A" * 12, "0" * 13, "0" * 5000, "../../x", "a/b", "a\0", " ", "0\n", "current", "\ud800"]
 )
-def test_a_version_that_cannot_be_one_is_an_error_of_its_own(tmp_path: Path, version: str) -> None:
+def test_an_invalid_version_is_a_separate_error(tmp_path: Path, version: str) -> None:
     database = RetrievalDatabase("art", str(tmp_path))
     database.storage.write_text("current", "0" * 12)
     with pytest.raises(DatabaseError, match="is not a version"):

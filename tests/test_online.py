@@ -1,4 +1,4 @@
-"""What needs the network: published data sets and weights, fetched, compared with what is known of them, and used.
+"""Tests that need the network: published data sets and weights are fetched, compared with known values, and used.
 
 `make test-online` runs these tests and nothing else does. Downloads and databases stay in RDMPIPE_ONLINE (default:
 ~/.cache/rdmpipe-online), so that a second run fetches nothing; weights stay in the Hub's cache. They are skipped, with the

@@ -1,4 +1,4 @@
-"""What an untrusted address may lead to: nothing that is not public, nothing without end, nothing its site wishes to keep."""
+"""Untrusted addresses: only public ones, with limits, and only what the site allows."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ def refusal(found: SafeOpener, url: str) -> str:
      "fec0::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.1.2.3", "::127.0.0.1", "64:ff9b::10.0.0.1",
      "64:ff9b:1::1", "2002:7f00:1::", "2002:c0a8:101::1", "2001:0:4136:e378:8000:63bf:f5ff:fffe", "not an address"],
 )  # fmt: skip
-def test_addresses_that_are_not_of_the_open_internet(address: str) -> None:
+def test_addresses_that_are_not_public_are_recognised(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize(
     "address", ["1.1.1.1", "93.184.215.14", "2606:4700::1111", "2a00:1450:4001::", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
-def test_addresses_that_are(address: str) -> None:
+def test_public_addresses_are_recognised(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "0x7f000001", "2130706433", "0", "::1", "::ffff:127.0.0.1", "10.1.2.3"]
 )
-def test_however_it_is_spelt_an_inner_address_is_refused_after_resolving(host: str) -> None:
+def test_a_private_address_is_refused_after_resolving_in_any_spelling(host: str) -> None:
     with pytest.raises(Refused, match="private_address"):
         resolve_address(host, 80)
 
 
-def test_a_name_that_resolves_inwards_is_refused_by_what_it_resolves_to() -> None:
+def test_a_name_that_resolves_to_a_private_address_is_refused() -> None:
     own = socket.gethostname()
     try:
         found = {str(answer[4][0]) for answer in socket.getaddrinfo(own, 80)}
@@ -96,7 +96,7 @@ def test_a_flag_opens_the_networks_it_names_and_no_others() -> None:
 # ---- redirects and limits
 
 
-def test_a_picture_comes_as_it_is(server: Server) -> None:
+def test_a_picture_is_fetched_unchanged(server: Server) -> None:
     with opener().open(f"{server.url}/a.jpg") as answer:
         assert answer.read() == jpeg(1)
 
@@ -105,7 +105,7 @@ def test_a_picture_comes_as_it_is(server: Server) -> None:
     "target", ["http://127.0.0.1:{port}/a.jpg", "http://localhost:{port}/a.jpg", "http://[::1]:{port}/a.jpg",
                "//127.0.0.1:{port}/a.jpg", "http://[::ffff:127.0.0.1]:{port}/a.jpg", "http://169.254.169.254/latest/"]
 )  # fmt: skip
-def test_a_redirect_inwards_is_refused(server: Server, target: str) -> None:
+def test_a_redirect_to_a_private_address_is_refused(server: Server, target: str) -> None:
     port = server.url.rsplit(":", 1)[1]
     server.fail("/a.jpg", Fault("status", 302, (("Location", target.format(port=port)),)))
     assert refusal(opener(), f"{server.url}/a.jpg").startswith("private_address: ")
@@ -119,7 +119,7 @@ def test_a_redirect_after_a_good_one_is_checked_too(server: Server) -> None:
     assert refusal(opener(), f"{server.url}/one").startswith("bad_url: ")
 
 
-def test_what_is_wrong_with_an_answer_is_its_reason(server: Server) -> None:
+def test_a_bad_answer_has_a_reason(server: Server) -> None:
     path, found = "/a.jpg", opener(max_bytes=2000, redirects=2)
     hasty = opener(total_s=0.8, silence_s=0.4, robots=False, opt_out=False)
     for asked, fault, expected in (
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_an_answer_is_its_reason(server: Server) -> None:
     assert reason("unknown url type: 'x'").startswith("bad_url: ")
 
 
-def test_headers_that_never_end_are_over_in_time() -> None:
+def test_endless_headers_end_at_the_time_limit() -> None:
     """A server that sends a header byte now and then: no single read times out."""
     listening = socket.create_server((HOST, 0))
     stopped = threading.Event()
@@ -167,7 +167,7 @@ def test_headers_that_never_end_are_over_in_time() -> None:
     listening.close()
 
 
-def test_a_broken_answer_is_asked_for_once_more(server: Server) -> None:
+def test_a_broken_answer_is_requested_once_more(server: Server) -> None:
     server.fail("/a.jpg", Fault("status", 503))
     assert opener().open(f"{server.url}/a.jpg").read() == jpeg(1)
     server.fail("/a.jpg", Fault("status", 503), times=2)
@@ -279,9 +279,7 @@ def certificate(path: Path) -> Path:
     return path
 
 
-def test_over_tls_a_picture_comes_and_a_certificate_that_nobody_vouches_for_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls_works_and_an_untrusted_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     file = certificate(tmp_path / "own.pem")
     with serve(tmp_path, host=HOST, tls=file) as server:

@@ -1,4 +1,5 @@
-"""An index built in partitions and merged on disk: the same as one built whole, resumable, and within its memory."""
+"""An index built in partitions and merged on disk: equal to one that is not partitioned, resumable, and within its
+memory limit."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def test_a_partition_whose_worker_is_killed_is_built_again(rows: Rows, ray_here:
     assert not parts.exists("")
 
 
-def test_a_build_that_was_stopped_goes_on_with_the_partitions_it_has(rows: Rows) -> None:
+def test_a_build_that_was_stopped_continues_with_the_partitions_it_has(rows: Rows) -> None:
     db, shards, _ = rows
     entry = build_index(db, CONFIG, IndexInput(encoder_record(DIM), COLUMNS, shards))
     folder = Path(db.storage.full(db.index_folder(encoder_record(DIM), entry.id)))

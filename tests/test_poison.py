@@ -1,4 +1,4 @@
-"""A collection with one per cent of every kind of bad file: each is counted under its reason, and nothing else is lost.
+"""A collection with one per cent of every kind of bad file: each is counted with its reason, and nothing else is lost.
 
 Two hundred rows run with the other tests; three thousand with `make test-scale`.
 """

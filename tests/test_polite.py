@@ -1,4 +1,5 @@
-"""Many addresses of few hosts: no host sees more than its limit, its wishes are kept, and every address is counted."""
+"""Many addresses of few hosts: no host gets more requests than its limit, its rules are followed, and every address is
+counted."""
 
 from __future__ import annotations
 
@@ -129,7 +130,7 @@ def test_a_crawl_delay_that_no_build_can_wait_for_sets_the_host_aside(
     assert bool(figures[museum.url.removeprefix("http://")].set_aside) == (reason != "ok")
 
 
-def test_requests_begin_after_one_another_for_all_fetchers_together(tmp_path: Path, home: Path) -> None:
+def test_requests_of_all_fetchers_together_are_spaced(tmp_path: Path, home: Path) -> None:
     museum = Museum(HOSTS[0])
     with open_museums(museum):
         urls = [f"{museum.url}/{number}.jpg" for number in range(24)]
@@ -165,7 +166,7 @@ def test_the_limit_of_a_host_holds_for_several_fetchers_together(tmp_path: Path,
     assert bodies == [jpeg(i) for i in range(60)] and museum.most_at_once <= 2
 
 
-def test_an_answer_that_nobody_foresaw_is_a_reason_and_nobody_waits_for_it(
+def test_an_unexpected_answer_is_a_reason_and_blocks_nobody(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def visit(opener: SafeOpener, url: str, deadline: float) -> Answer:

@@ -1,4 +1,4 @@
-"""The two named preprocessings equal what they are named after."""
+"""The two preprocessing methods equal those of open_clip and CompVis."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_reduced_jpeg_is_prepared_almost_as_the_whole_one(shared: Path) -> Non
         assert np.abs(ours(reduced.image).astype(int) - whole).mean() < 1.5
 
 
-def test_what_a_model_wants_and_we_do_not_have_is_an_error() -> None:
+def test_a_preprocessing_that_is_not_supported_is_an_error() -> None:
     config = PreprocessConfig(mean=MEAN, std=STD)
     with pytest.raises(EncoderError, match="not one of openclip, compvis"):
         preprocess_of_model("clip", 224, config)

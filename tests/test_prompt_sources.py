@@ -1,4 +1,4 @@
-"""What `generate` is given: a file that is there is read or refused, and never drawn as if its name were a prompt."""
+"""Input of `generate`: an existing file is read or refused, and its name is never drawn as a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt lists: every format, every way a row can be wrong, and the keys of the pictures they ask for."""
+"""Prompt lists: every format, every fault of a row, and the keys of the requested pictures."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def changed(**changes: Any) -> PictureRequest:
         {"prompting": ImagePrompting(0.5)},
     ],
 )  # fmt: skip
-def test_whatever_changes_the_pixels_changes_the_key(change: dict[str, object]) -> None:
+def test_everything_that_changes_the_pixels_changes_the_key(change: dict[str, object]) -> None:
     assert changed(**change).key(MAKER) != PICTURE.key(MAKER)
 
 

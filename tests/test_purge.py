@@ -1,4 +1,5 @@
-"""A purge removes rows for good, proves it, and keeps them out; killed at any point it finishes when it is run again."""
+"""A purge removes rows permanently, verifies that, and keeps them out; if it is killed at any point, it finishes when it
+is run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A purge reaches what was made from a database: prepared shards and other encoders' vectors go, other places are named."""
+"""A purge and derived data: prepared shards and other encoders' vectors are removed, other places are named."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_prepared_rows_of_a_purged_picture_go_and_the_others_stay(tmp_path: Path
 
 
 @pytest.mark.parametrize("writes", range(6))
-def test_a_purge_of_prepared_rows_that_was_killed_goes_on(
+def test_a_purge_of_prepared_rows_that_was_killed_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     whole, killed = (RetrievalDatabase("mine", str(tmp_path / name)) for name in ("whole", "killed"))

@@ -1,4 +1,4 @@
-"""Purges where rows come from a list of URLs, where some failed, and where the index is a compressed one."""
+"""Purges of databases from a list of URLs, with failed rows, and with a compressed index."""
 
 from __future__ import annotations
 

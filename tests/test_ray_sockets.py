@@ -1,4 +1,4 @@
-"""A Ray cluster of our own: what it listens on, and whom it lets in."""
+"""A Ray cluster that rdmpipe starts: the addresses on which it listens, and its token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Original checkpoints load strictly, report what they do not use, and run nothing that is pickled in them."""
+"""Original checkpoints: strict loading, a report of unused entries, and no pickled code is run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_bare_state_dict_and_a_half_precision_one_load(tmp_path: Path) -> None
     assert kept.dtype == torch.float16
 
 
-def test_what_is_known_and_left_aside_is_reported(tmp_path: Path) -> None:
+def test_known_unused_entries_are_reported(tmp_path: Path) -> None:
     state = original_state(tiny_model())
     state |= {
         "betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000), "logvar": torch.zeros(1000),

@@ -1,4 +1,4 @@
-"""Contexts: what the model attends to, and the properties that make batches, weights and null contexts right."""
+"""Contexts: their content, and the properties that make batches, weights and null contexts correct."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_contexts_join_into_one_batch() -> None:
         (unit(1, 12) * float("nan"), None, "not finite"),
     ],
 )
-def test_a_context_that_cannot_be_is_refused(prompt: Any, neighbours: Any, complaint: str) -> None:
+def test_an_invalid_context_is_refused(prompt: Any, neighbours: Any, complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         assemble(CONFIG, prompt, neighbours)
 
@@ -147,6 +147,6 @@ def test_a_context_that_cannot_be_is_refused(prompt: Any, neighbours: Any, compl
         (torch.tensor([[1.0, float("inf"), 1]]), "finite"),
     ],
 )
-def test_a_mask_that_cannot_be_is_refused(mask: Tensor, complaint: str) -> None:
+def test_an_invalid_mask_is_refused(mask: Tensor, complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         eps(unit(1, 3, 12), mask)

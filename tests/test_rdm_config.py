@@ -1,4 +1,4 @@
-"""Models' descriptions: by name, by file, in the original's terms or ours; wrong ones are refused with the fix."""
+"""Models' descriptions: by name, by file, in the original's form or ours; wrong ones are refused with the fix."""
 
 from __future__ import annotations
 

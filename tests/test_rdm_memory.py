@@ -1,4 +1,4 @@
-"""Memory is counted without a GPU, and the full-size model fits the cards it is meant for."""
+"""Memory is computed without a GPU, and the full-size model fits its intended GPUs."""
 
 from __future__ import annotations
 

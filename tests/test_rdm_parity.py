@@ -89,7 +89,7 @@ def test_every_key_of_the_published_checkpoint_maps_and_maps_back(shared: Path) 
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 5)])
-def test_arranged_forward_pass_equals_diffusers_own(size: tuple[int, int]) -> None:
+def test_optimised_forward_pass_equals_diffusers_own(size: tuple[int, int]) -> None:
     model = tiny_model()
     x, context, t = noise(3, 4, *size), unit(3, 5, 12), torch.tensor([7, 400, 990])
     with torch.no_grad():

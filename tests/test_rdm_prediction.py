@@ -1,4 +1,4 @@
-"""What a denoiser's output means, the folded first stage, pooled conditioning: alone, in samplers, in saved folders."""
+"""Kinds of prediction, the folded first stage and pooled conditioning: separately, in samplers, and in saved folders."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_noise_is_found_again_from_every_kind_of_output(kind: str) -> None:
     torch.testing.assert_close(to_epsilon(kind, outputs(kind, latents, eps, t), x, t, SCHEDULE), eps)
 
 
-def test_the_velocity_error_is_the_same_whatever_the_network_gives() -> None:
+def test_the_velocity_error_is_the_same_for_every_prediction_type() -> None:
     latents, eps, t = (
         noise(4, 3, 4, 4, seed=1).double(),
         noise(4, 3, 4, 4, seed=2).double(),
@@ -73,7 +73,7 @@ def test_the_velocity_error_is_the_same_whatever_the_network_gives() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_end_alike_whatever_the_network_gives(sampler: str) -> None:
+def test_samplers_end_alike_for_every_prediction_type(sampler: str) -> None:
     """A model that knows the exact noise of one Gaussian, told in three ways."""
 
     def eps_of(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_a_folded_model_encodes_samples_and_decodes() -> None:
     assert count_memory(model.config, batch=2).weights == sum(p.numel() * 4 for p in model.unet.parameters())
 
 
-def test_denoise_gives_the_noise_whatever_the_network_gives() -> None:
+def test_denoise_gives_the_noise_for_every_prediction_type() -> None:
     x, t, context = noise(2, 12, 4, 4), torch.tensor([100, 700]), unit(2, 3, 12)
     model = folded()
     output = model.unet(
@@ -166,7 +166,7 @@ def test_a_folded_model_is_saved_and_loaded(tmp_path: Path) -> None:
         ({"unet": {**FOLDED["unet"], "class_embed_type": "timestep"}}, "class_embed_type is 'timestep'"),
     ],
 )
-def test_descriptions_that_cannot_be(change: dict[str, Any], message: str) -> None:
+def test_invalid_descriptions_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_config({**copy.deepcopy(FOLDED), **change})
 
@@ -214,7 +214,7 @@ def test_a_folded_model_without_its_description_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("factor", [0, 1.5, "two"])
-def test_a_factor_that_cannot_be_is_refused(factor: object) -> None:
+def test_an_invalid_factor_is_refused(factor: object) -> None:
     stage = {"_class_name": "Folded", "factor": factor, "latent_channels": 12}
     with pytest.raises(ConfigError, match="factor is"):
         read_config({**copy.deepcopy(FOLDED), "first_stage": stage})

@@ -1,4 +1,4 @@
-"""Recall: what counts as a hit, where text queries come from, and what the interval says."""
+"""Recall: the definition of a hit, the origin of text queries, and the interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about a run says what happened, stands alone, and shows what others wrote as text."""
+"""The page about a run is complete, needs no other file, and shows foreign text as text."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def test_failed_pictures_of_a_generation_are_listed_and_a_damaged_table_is_not(t
     assert read_traces(str(tmp_path), {"run": "castles-1", "failed": 1}, ()) == Traces(PROGRESS, (), (), 1)
 
 
-def test_what_others_wrote_is_shown_as_text() -> None:
+def test_foreign_text_is_shown_as_text() -> None:
     page = run_report(SUMMARY, LEFT)
     assert "script" not in Reader(page).tags and "b" not in Reader(page).tags
     assert "&lt;script&gt;" in page
 
 
-def test_the_page_stands_alone() -> None:
+def test_the_page_needs_no_other_file() -> None:
     page = run_report(SUMMARY, LEFT)
     assert not re.search(r"(src|href|url)\s*[=(]", page)
 

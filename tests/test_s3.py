@@ -1,4 +1,4 @@
-"""A home on an object store behaves as one on a disk, also while the store fails and connections break."""
+"""A home on an object store behaves like one on a disk, even while the store fails and connections break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is rendered is what Kubernetes, KubeRay, cron and systemd accept, and says what the job file says."""
+"""Rendered schedules are accepted by Kubernetes, KubeRay, cron and systemd, and agree with the job file."""
 
 from __future__ import annotations
 
@@ -257,7 +257,9 @@ def test_a_ray_cron_job_says_that_it_is_alpha_and_what_safety_rests_on(custom: s
         (("[kubernetes]", '[report]\nsummary = "out.json"\n[kubernetes]'), "rayjob", "absolute path"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_the_fix(custom: str, change: tuple[str, str], target: str, says: str) -> None:
+def test_a_schedule_that_cannot_work_is_refused_with_the_fix(
+    custom: str, change: tuple[str, str], target: str, says: str
+) -> None:
     Path(custom).write_text(CUSTOM.replace(*change))
     with pytest.raises(ConfigError, match=says):
         render(load_job(custom), target)
@@ -281,7 +283,7 @@ def test_a_schedule_on_a_machine_names_the_home_it_was_rendered_with(
     assert "--home s3://art/x " in render(with_home(load_job("nightly-wikiart"), "s3://art/x"), target)
 
 
-def test_a_command_that_there_is_not_is_never_scheduled(tmp_path: Path) -> None:
+def test_an_unknown_command_is_never_scheduled(tmp_path: Path) -> None:
     (tmp_path / "typo.toml").write_text('command = "build-indx"\n[schedule]\ncron = "1 2 * * *"\n')
     result = CliRunner().invoke(app, ["render", str(tmp_path / "typo.toml"), "--target", "crontab"])
     assert (result.exit_code, result.stdout) == (2, "")

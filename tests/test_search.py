@@ -1,4 +1,4 @@
-"""Search: exactly min(k, matches) results, equal to brute force where the search is exact."""
+"""Search: exactly min(k, matches) results, equal to brute force if the search is exact."""
 
 from __future__ import annotations
 

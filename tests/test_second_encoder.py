@@ -1,6 +1,6 @@
 """`embed NAME --encoder X` on a published database: its own pictures, another encoder's vectors, nothing fetched again.
 
-Search and generate find these vectors by themselves, and what is done to NAME (purge, refresh, gc) reaches or names them.
+Search and generate find these vectors, and commands on NAME (purge, refresh, gc) include or name them.
 """
 
 from __future__ import annotations

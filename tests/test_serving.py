@@ -1,4 +1,4 @@
-"""The page's server in this process: what it answers, and whom it refuses."""
+"""The page's server in this process: its answers, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_answered_says_why(client: TestClient, question: dict, pr
         json.dumps({"databases": ["mine"], "parts": [{"text": "a" * 2001}]}), "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_question_that_is_none_is_refused(client: TestClient, body: str) -> None:
+def test_an_invalid_question_is_refused(client: TestClient, body: str) -> None:
     answer = client.post("/api/search", content=body)
     assert answer.status_code == 400 and answer.json()["error"]
 
@@ -170,7 +170,7 @@ def test_many_clients_at_once_are_answered_in_few_batches_and_each_with_its_own(
     assert server.engine.largest_batch > 19
 
 
-def test_what_nobody_waits_for_is_left_out(server: Server) -> None:
+def test_queries_that_nobody_waits_for_are_skipped(server: Server) -> None:
     with server.library.current("mine").searching:
         first = server.engine.submit("mine", SearchQuestion(("mine",), (QueryPart(key=1),)))
         while not first.running():  # the engine has taken it, and waits for the database
@@ -226,7 +226,7 @@ def test_copies_and_failures_are_listed(client: TestClient) -> None:
     assert failed["failures"][0]["item"] == "9001.png"
 
 
-def test_a_row_tells_all_and_shows_its_picture(client: TestClient) -> None:
+def test_a_row_has_all_its_metadata_and_its_picture(client: TestClient) -> None:
     row = client.get("/api/databases/mine/rows/4").json()
     assert (
         row["metadata"]["style"] == "even" and row["metadata"]["caption"] == "picture number 4" and row["has_picture"]

@@ -1,4 +1,4 @@
-"""The page of `rdmpipe browse` in a real browser: searched while typing, by keyboard, on a phone, in the dark; safe to show."""
+"""The page of `rdmpipe browse` in a real browser: search while typing, keyboard, phone, dark mode, untrusted text."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_results_follow_the_words_and_the_rest_comes_while_scrolling(page: Any) 
     assert HOSTILE in titles and page.execute_script("return window.broken ?? null") is None
 
 
-def test_the_keyboard_alone_searches_opens_and_goes_on_from_a_picture(page: Any) -> None:
+def test_the_keyboard_alone_searches_opens_and_continues_from_a_picture(page: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     press(page, "/", *"a cat", Keys.ENTER)
@@ -138,7 +138,7 @@ def test_databases_stand_side_by_side_and_other_views_open(page: Any) -> None:
     wait_until(page, lambda: page.find_elements(By.CSS_SELECTOR, ".runbar"))
 
 
-def test_it_says_no_error_and_every_control_has_a_name(page: Any) -> None:
+def test_the_page_logs_no_error_and_every_control_has_a_name(page: Any) -> None:
     page.execute_script("document.querySelector('.picture').click()")
     wait_until(page, lambda: page.execute_script("return document.querySelectorAll('#near button').length") == 12)
     nameless = page.execute_script(
@@ -152,7 +152,7 @@ def test_it_says_no_error_and_every_control_has_a_name(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 390, 820])
-def test_a_phone_scrolls_one_way_only(page: Any, width: int) -> None:
+def test_a_phone_scrolls_only_vertically(page: Any, width: int) -> None:
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     page.refresh()
@@ -165,7 +165,7 @@ def test_a_phone_scrolls_one_way_only(page: Any, width: int) -> None:
         assert wide[0] <= wide[1] == width, view
 
 
-def test_it_is_dark_where_the_reader_wants_it_dark(page: Any) -> None:
+def test_the_page_follows_the_dark_mode_of_the_system(page: Any) -> None:
     def ground() -> int:
         colour = page.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
         return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))

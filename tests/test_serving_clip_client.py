@@ -1,7 +1,7 @@
 """clip-retrieval's own client against `rdmpipe browse`: fetched from the package registry, not installed, not changed.
 
-Its package pins versions that this project cannot have (PyArrow below 16, Flask, ...), and importing the package imports its
-backend. The client is one module that needs `requests` alone: it is loaded from the downloaded wheel.
+Its package pins versions that this project cannot use (PyArrow below 16, Flask, ...), and importing the package imports its
+backend. The client is one module that only needs `requests`; it is loaded from the downloaded wheel.
 """
 
 from __future__ import annotations

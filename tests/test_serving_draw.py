@@ -1,4 +1,4 @@
-"""Drawing from the page: previews, neighbours by hand, runs and favourites, and who may write."""
+"""Drawing from the page: previews, neighbours chosen by hand, runs and favourites, and permission to write."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_drawing_is_the_picture_that_generate_makes(client: TestClient, home: 
     assert theirs == {path.name: path.read_bytes() for path in (Path(ours.out) / "images").iterdir()}
 
 
-def test_every_step_is_told_with_a_preview_of_the_right_picture(
+def test_every_step_is_reported_with_a_preview_of_the_right_picture(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, int, str]] = []
@@ -140,7 +140,7 @@ def test_a_prompt_that_names_a_file_is_a_prompt(home: Path) -> None:
     assert [row.prompt for row in config.prompts] == ["/etc/passwd.csv"]  # type: ignore[union-attr]
 
 
-def test_a_failure_is_told(client: TestClient) -> None:
+def test_a_failure_is_reported(client: TestClient) -> None:
     made, _ = drawn(client, where="style = 'none of them'")
     assert made["state"] == "failed" and "matches the filter" in made["error"]
 
@@ -162,6 +162,6 @@ def test_only_with_allow_generate_and_the_sessions_mark_is_anything_written(serv
         assert stranger.get(bad).status_code == 404
 
 
-def test_previews_are_seldom_and_the_last_step_is_shown() -> None:
+def test_previews_are_limited_and_the_last_step_is_shown() -> None:
     due = seldom(3600)
     assert [due(False), due(False), due(True)] == [True, False, True]

@@ -1,4 +1,4 @@
-"""The models in the package: plain open_clip and plain diffusers load them, they are small, and they are trained."""
+"""The models in the package: open_clip and diffusers load them without rdmpipe; they are small and trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
 ENCODER, MODEL = ASSETS / "encoders" / "mini", ASSETS / "models" / "rdm-mini"
 
 
-def test_together_they_take_less_than_forty_megabytes_and_are_what_was_trained() -> None:
+def test_the_models_take_less_than_forty_megabytes_and_match_their_checksums() -> None:
     files = [path for folder in (ENCODER, MODEL) for path in folder.rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < 40_000_000
     for folder in (ENCODER, MODEL):
@@ -23,7 +23,7 @@ def test_together_they_take_less_than_forty_megabytes_and_are_what_was_trained()
         assert "**Limits.**" in (folder / "README.md").read_text()
 
 
-def test_plain_open_clip_loads_the_encoder_and_it_knows_red_from_blue() -> None:
+def test_plain_open_clip_loads_the_encoder_and_it_distinguishes_red_from_blue() -> None:
     from PIL import Image
 
     from pipeline.encoders import import_open_clip

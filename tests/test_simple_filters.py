@@ -1,4 +1,4 @@
-"""Filters of simple form: over arrays they match the rows that they match in DuckDB; every other text is left to DuckDB."""
+"""Filters of simple form match the same rows over arrays as in DuckDB; all other filters are left to DuckDB."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_one_style_alone_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"style": "woodcutt"}, {"colour": 1}, {"layout": "tree"}])
-def test_options_that_cannot_be_are_errors(options: dict[str, Any]) -> None:
+def test_invalid_options_are_errors(options: dict[str, Any]) -> None:
     with pytest.raises(RdmpipeError):
         open_source(atelier(**options))
 

@@ -1,4 +1,4 @@
-"""Cached downloads against a real server that misbehaves."""
+"""Cached downloads from a real server that makes errors."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_a_file_that_changed_between_two_attempts_is_not_patched_together(server
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
-def test_passing_errors_are_tried_again(server: Server, status: int) -> None:
+def test_temporary_errors_are_retried(server: Server, status: int) -> None:
     server.fail("/a.bin", Fault("status", status), times=2)
     assert fetch(f"{server.url}/a.bin", patience=QUICK).path.read_bytes() == DATA
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_lasting_errors_are_said_at_once(server: Server, status: int) -> None:
+def test_permanent_errors_are_raised_at_once(server: Server, status: int) -> None:
     server.fail("/a.bin", Fault("status", status))
     with pytest.raises(SourceError, match=f"HTTP {status}"):
         fetch(f"{server.url}/a.bin", patience=QUICK)
@@ -115,7 +115,7 @@ def test_a_file_larger_than_allowed_is_refused_before_it_is_received(server: Ser
         fetch(f"{server.url}/a.bin", max_bytes=1000, patience=QUICK)
 
 
-def test_silence_is_timed_out_and_tried_again(server: Server) -> None:
+def test_silence_times_out_and_is_retried(server: Server) -> None:
     server.fail("/a.bin", Fault("slow", 3.0))
     found = fetch(f"{server.url}/a.bin", patience=Patience(attempts=2, first_wait_s=0.01, timeout_s=0.3))
     assert found.path.read_bytes() == DATA
@@ -131,7 +131,7 @@ def test_offline_takes_the_cache_alone(server: Server) -> None:
     assert len(server.requests) == asked
 
 
-def test_a_torn_cache_entry_is_not_trusted(server: Server) -> None:
+def test_an_incomplete_cache_entry_is_not_used(server: Server) -> None:
     first = fetch(f"{server.url}/a.bin", patience=QUICK)
     first.path.write_bytes(DATA[:1000])
     assert fetch(f"{server.url}/a.bin", identity=first.identity, patience=QUICK).path.read_bytes() == DATA

@@ -1,4 +1,4 @@
-"""Folders of pictures with and without metadata.csv, and what may lie in them."""
+"""Folders of pictures with and without metadata.csv, and with other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WikiArt's exact format, from a local server that speaks the Hub's paths to the real Hub client."""
+"""WikiArt's exact format, from a local server with the Hub's paths, through the real Hub client."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_reading_by_range_keeps_nothing_in_the_cache(
     assert not list((tmp_path / "cache").rglob("*.parquet"))
 
 
-def test_passing_server_errors_are_tried_again(server: Server, wikiart: Manifest) -> None:
+def test_temporary_server_errors_are_retried(server: Server, wikiart: Manifest) -> None:
     sha = commit(server.folder / "hub/huggan/wikiart")
     server.fail("/api/datasets/huggan/wikiart/revision/main", Fault("status", 500), times=2)
     server.fail(f"/api/datasets/huggan/wikiart/tree/{sha}", Fault("status", 503), times=1)

@@ -1,4 +1,4 @@
-"""Local Parquet files with pictures in them: bytes or structs, labels, hostile files; and the columns that come of them."""
+"""Local Parquet files with pictures: bytes or structs, labels, hostile files; and the resulting columns."""
 
 from __future__ import annotations
 

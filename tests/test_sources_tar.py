@@ -1,4 +1,4 @@
-"""ArtBench-10's exact format from a local server, and archives that mean harm."""
+"""ArtBench-10's exact format from a local server, and hostile archives."""
 
 from __future__ import annotations
 

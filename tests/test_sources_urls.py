@@ -1,4 +1,4 @@
-"""Lists of URLs as a source: what their rows are, what planning reads of them, and the manifests that ship with one."""
+"""Lists of URLs as a source: their rows, the part that planning reads, and the shipped manifests of such lists."""
 
 from __future__ import annotations
 

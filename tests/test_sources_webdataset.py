@@ -1,4 +1,4 @@
-"""Webdataset tars, here and from a server, whole and broken."""
+"""Webdataset tars, local and from a server, valid and broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is running, how far it is, and what failed: told by files of the home alone, and by one line a shard in the log."""
+"""Status: what is running, its progress, and what failed, from files of the home only; and one line for each shard in
+the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files appear whole, compare-and-swap has one winner, and nothing leaves the root."""
+"""Files appear complete or not at all, compare-and-swap has one winner, and nothing leaves the root."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_swap_from_the_wrong_value_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_a_killed_writer_leaves_no_torn_file(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_no_incomplete_file(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.storage import Storage\n"
         "storage = Storage(sys.argv[1]); i = 0\n"

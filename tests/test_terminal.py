@@ -1,4 +1,4 @@
-"""Text from outside on a terminal and in a spreadsheet: nothing in it is run."""
+"""Foreign text on a terminal and in a spreadsheet: nothing in it is run."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Outer:
     inner: Inner = field(default_factory=lambda: Inner(()))
 
 
-def test_every_problem_of_a_file_is_told_at_once_with_its_hint() -> None:
+def test_all_problems_of_a_file_are_reported_together_with_hints() -> None:
     with pytest.raises(ConfigError) as failed:
         from_mapping(Outer, {"nam": "a", "size": "2", "inner": {"sides": [1, "2", 3.5], "knd": "x"}}, "a.toml")
     told = str(failed.value).splitlines()

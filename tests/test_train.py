@@ -1,4 +1,4 @@
-"""Training: every part learns, a killed run resumes to the same curve, workers agree with one, the full-size recipe fits."""
+"""Training: every part learns, a killed run resumes to the same curve, several workers equal one, the full-size recipe fits."""
 
 from __future__ import annotations
 

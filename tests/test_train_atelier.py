@@ -1,4 +1,4 @@
-"""jobs/train_atelier.py on a few hundred pictures: drawn, trained, stopped, gone on with, saved, sampled from."""
+"""jobs/train_atelier.py on a few hundred pictures: draw, train, stop, continue, save, sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training reads: databases of any form, named networks; and what it refuses, with a message that says what to do."""
+"""Input of training: databases of any form and named networks; and refusals with the fix."""
 
 from __future__ import annotations
 

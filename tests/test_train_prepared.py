@@ -1,4 +1,4 @@
-"""A prepared database: what is written, how a stopped preparation continues, and training that streams from it."""
+"""A prepared database: its files, the continuation of a stopped preparation, and training that streams from it."""
 
 from __future__ import annotations
 

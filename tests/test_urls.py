@@ -1,4 +1,4 @@
-"""Building from a list of URLs: every one is accounted for, nothing private is fetched, and what failed can be tried again."""
+"""Building from a list of URLs: every URL is accounted for, nothing private is fetched, and failed URLs can be retried."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A list of picture URLs, most of them good, and a server on 127.0.0.2 that answers the others as the Internet does.
+"""A list of picture URLs, most of them good, and a server on 127.0.0.2 that answers the others with typical errors.
 
-Loopback addresses but that one are refused, as redirects to them are. What each kind ends as is written down beside it.
+All other loopback addresses are refused, and so are redirects to them. The expected result of each kind is beside it.
 """
 
 from __future__ import annotations

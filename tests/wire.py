@@ -1,4 +1,4 @@
-"""A wire to a loopback server that can be cut: after so many bytes, for a while or until it is repaired."""
+"""A proxy to a loopback server whose connection can be cut: after a number of bytes, for a while or until it is repaired."""
 
 from __future__ import annotations
 

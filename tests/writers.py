@@ -1,4 +1,4 @@
-"""What processes of tests do to one home at the same time. Imports little, because each of these processes imports it."""
+"""The work of test processes that write to one home at the same time. Imports little, because each process imports it."""
 
 from __future__ import annotations
 
