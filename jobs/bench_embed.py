@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import machine
 from pipeline.building import EmbedConfig
 from pipeline.building.download import DownloadConfig, download_stage, read_images
 from pipeline.building.embed import Timing, embed_shard
@@ -103,9 +104,10 @@ def bare_seconds(encoder: Encoder, batches: list[Any]) -> tuple[float, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    auto = args.precision == "auto"
     config = EmbedConfig(
         args.encoder,
-        precision=args.precision,
+        precision=machine.encoder_precision(machine.device(args.device)) if auto else args.precision,
         preprocess=args.preprocess,
         images=args.images,
         device=args.device,
@@ -159,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Embedding rate against the bare forward pass.")
     parser.add_argument("source", type=Path)
     parser.add_argument("--encoder", default="random:ViT-B-32?seed=0")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "fp16", "bf16"])
     parser.add_argument("--preprocess", default="openclip")
     parser.add_argument("--images", default="keep", choices=["keep", "thumbnail", "drop"])
     parser.add_argument("--device", default="auto")

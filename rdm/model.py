@@ -93,8 +93,12 @@ class RDM:
         dtype: torch.dtype | None = None,
         *,
         first_stage_dtype: torch.dtype | None = None,
+        channels_last: bool | None = None,
     ) -> RDM:
         """Move the model in place, and return it. `dtype` is that of the denoiser.
+
+        `channels_last` is the layout of the weights; None: on a GPU. On a CPU it changes the last digits of the results and
+        copies a mapped file; the shipped model's decoder is up to seven times as fast.
 
         The first stage stays in single precision unless `first_stage_dtype` is given: it has a twentieth of the weights, and
         half precision can give blank pictures.
@@ -102,10 +106,10 @@ class RDM:
         # Module.to, not diffusers' method, which warns about modules that these networks lack.
         nn.Module.to(self.unet, device=device, dtype=dtype)
         nn.Module.to(self.first_stage, device=device, dtype=first_stage_dtype)
-        # For a GPU's convolutions. On a CPU it gains one or two percent and would copy a mapped file.
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        last = self.device.type == "cuda" if channels_last is None else channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
         for network in (self.unet, self.first_stage):
-            network.to(memory_format=layout)  # type: ignore[call-overload]
+            nn.Module.to(network, memory_format=layout)  # type: ignore[call-overload]
         return self
 
     def compile(self, **options: Untyped) -> RDM:

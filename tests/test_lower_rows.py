@@ -57,3 +57,27 @@ def test_a_device_is_one_that_torch_knows_and_the_machine_has(monkeypatch: pytes
     assert machine.device("auto") == "cuda" and machine.device("cuda:1") == "cuda:1"
     with pytest.raises(ConfigError, match=r"has 2 GPU\(s\); use cuda:0 to cuda:1"):
         machine.device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "gain", "precision"),
+    [
+        ("fpu avx2 avx512f", 9.0, "fp32"),  # no instructions
+        ("avx512f avx512_bf16", 1.8, "bf16"),
+        ("amx_tile amx_bf16", 4.0, "bf16"),
+        ("avx512f avx512_bf16", 1.1, "fp32"),  # instructions that do not help here
+    ],
+)
+def test_a_processor_computes_in_bf16_if_it_can_and_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, flags: str, gain: float, precision: str
+) -> None:
+    machine.cpu_precision.cache_clear()
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: f"processor : 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "bf16_gain", lambda: gain)
+    assert machine.cpu_precision() == machine.encoder_precision("cpu") == precision
+    machine.cpu_precision.cache_clear()
+    assert machine.encoder_precision("cuda:1") == "fp16"
+
+
+def test_the_gain_of_bf16_is_measured() -> None:
+    assert 0 < machine.bf16_gain() < 1000

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 from pipeline.config import canonical_json, digest
 from pipeline.database import PURGED, BlockList, RetrievalDatabase, picture_key, read_block_list
 from pipeline.errors import DatabaseError, SourceError
-from pipeline.execution import Receipt, Resources, Shard, Stage, count_statuses
+from pipeline.execution import Receipt, Resources, Shard, Stage, count_statuses, raise_if_stopped
 from pipeline.schema import FAILED, FILTERED, FROM_SOURCE, IMAGE_KEY, OK, image_schema, key_of, shard_name
 from pipeline.sources import (
     FetchingSource,
@@ -267,6 +267,7 @@ def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
     batch: list[Sample] = []
     size = 0
     for sample in samples:
+        raise_if_stopped()
         batch.append(sample)
         size += len(sample.data or b"")
         if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from pipeline import machine
 from pipeline.catalog import command_that_adds, resolve_target
 from pipeline.config import Table, from_mapping
 from pipeline.database import RetrievalDatabase
@@ -31,7 +32,7 @@ class BuildRequest:
     name: str = ""
     home: str | None = None
     encoder: str = ""
-    precision: str = ""  # fp32 | fp16 | bf16
+    precision: str = ""  # fp32 | fp16 | bf16; empty or auto: as the database was begun, else by the machine
     preprocess: str = ""  # openclip | compvis
     images: str = ""  # keep | thumbnail | drop
     where: str = ""
@@ -167,9 +168,15 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
             raise
         manifest = from_mapping(Manifest, _dated(before["manifest"]), f"{request.target}/manifest.json")
     settings = (before or {}).get("settings", {})
+    if request.precision == "auto":
+        request = replace(request, precision="")
+    if not request.precision and not settings.get("precision"):
+        # Older databases were begun in single precision.
+        auto = "fp32" if before is not None else machine.encoder_precision(machine.device(request.device))
+        request = replace(request, precision=auto)
     default = {
         "encoder": manifest.encoder,
-        "precision": "fp32",
+        "precision": "",
         "preprocess": "openclip",
         "where": manifest.where,
         "images": "",

@@ -116,7 +116,12 @@ Refresh = Annotated[
 
 Precision = Annotated[
     str,
-    typer.Option("--precision", metavar="TYPE", help="fp32, fp16 or bf16 (default: fp32).", rich_help_panel=ENCODER),
+    typer.Option(
+        "--precision",
+        metavar="TYPE",
+        help="auto, fp32, fp16 or bf16 (default: auto, the fastest here).",
+        rich_help_panel=ENCODER,
+    ),
 ]
 
 Preprocess = Annotated[
@@ -259,7 +264,7 @@ def _build(
             name=name,
             home=home,
             encoder=encoder,
-            precision=one_of("--precision", precision, ("", "fp32", "fp16", "bf16")),
+            precision=one_of("--precision", precision, ("", "auto", "fp32", "fp16", "bf16")),
             preprocess=one_of("--preprocess", preprocess, ("", "openclip", "compvis")),
             images=one_of("--images", images, ("", "keep", "thumbnail", "drop")),
             where=where,

@@ -15,3 +15,6 @@ from .stage import Shard as Shard
 from .stage import Stage as Stage
 from .stage import StageFailed as StageFailed
 from .stage import count_statuses as count_statuses
+from .stopping import Stopped as Stopped
+from .stopping import is_stopped as is_stopped
+from .stopping import raise_if_stopped as raise_if_stopped

@@ -6,6 +6,7 @@ Reads the environment variable RDMPIPE_START_TIMEOUT_S. Writes nothing.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,7 +28,7 @@ def _start_timeout_s() -> float:
 
 @dataclass(frozen=True)
 class Backend:
-    """Where the work runs. `workers` is per stage; 0 leaves the number to each stage and the cluster."""
+    """Where the work runs. `workers` is per stage, on Ray; 0 leaves the number to each stage and the cluster."""
 
     kind: Literal["inline", "ray"] = "inline"
     address: str = ""  # Ray cluster; empty: RAY_ADDRESS, else a local cluster that the run starts
@@ -66,11 +67,13 @@ class SetUp:
     def __init__(self, setup: Callable[[], Ready]) -> None:
         self._setup = setup
         self._made: list[Ready] = []
+        self._lock = threading.Lock()
 
     def __call__(self) -> Ready:
-        if not self._made:
-            self._made.append(self._setup())
-        return self._made[0]
+        with self._lock:
+            if not self._made:
+                self._made.append(self._setup())
+            return self._made[0]
 
 
 def last_line(text: str) -> str:

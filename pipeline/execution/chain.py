@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.execution.backend import FATAL, Backend, Outcome, SetUp, last_line
+from pipeline.execution.backend import Backend, Outcome
+from pipeline.execution.inline import run_inline
 from pipeline.execution.progress import Progress
-from pipeline.execution.stage import Failure, Shard, Stage, describe_exception, run_shard_once
+from pipeline.execution.stage import Shard, Stage
 
 
 def run_stages(
@@ -29,7 +30,7 @@ def run_stages(
     outcome = Outcome()
     todo = _unfinished(chain, shards, outcome, progress, total)
     if backend.kind == "inline":
-        _run_inline(chain, todo, backend, progress, outcome)
+        run_inline(chain, todo, backend, progress, outcome)
     else:
         from pipeline.execution.ray import RayRun
 
@@ -53,34 +54,3 @@ def _unfinished(
                 progress.advance(stage.name, shard.id, 0, 0.0)
             continue
         yield shard
-
-
-# ---- in this process
-
-
-def _run_inline(
-    chain: tuple[Stage, ...], shards: Iterator[Shard], backend: Backend, progress: Progress, outcome: Outcome
-) -> None:
-    setups = [SetUp(stage.setup) for stage in chain]
-    for shard in shards:
-        for stage, ready in zip(chain, setups, strict=True):
-            failure = None
-            for attempt in range(1, backend.retries + 2):
-                try:
-                    finished = run_shard_once(stage, ready, shard)
-                except FATAL:
-                    raise
-                except Exception as error:
-                    failure = Failure(stage.name, shard.id, describe_exception(error), attempt)
-                    progress.say(f"{stage.name}: shard {shard.name}: attempt {attempt}: {error}")
-                    continue
-                failure = None
-                outcome.count(stage, finished)
-                progress.advance(stage.name, shard.id, finished.receipt.rows, finished.seconds)
-                break
-            if failure is not None:
-                outcome.failures.append(failure)
-                progress.advance(stage.name, shard.id, 0, 0.0, problem=last_line(failure.error))
-                break
-        if len(outcome.failures) >= backend.max_failures:
-            return

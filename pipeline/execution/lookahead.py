@@ -92,11 +92,13 @@ def ahead(
     depth: int,
     weigh: Callable[[T], int] = lambda item: 0,
     most: int = 256 << 20,
+    ending: threading.Event | None = None,
 ) -> Generator[tuple[T, R], None, None]:
     """Yield `(item, work(item))` for each item, in order, computed by `threads` threads ahead of the consumer.
 
     At most `depth` items and at most `most` bytes, as `weigh` counts them, wait at a time; one item may be larger. `items`
-    is iterated in a separate thread. An exception of `items` or `work` is raised here, at its item.
+    is iterated in a separate thread. An exception of `items` or `work` is raised here, at its item. If the iteration ends
+    early, `ending` is set before the threads are waited for: long work may look at it.
     """
     queue: _Queue[T, R] = _Queue(depth, most)
     with ThreadPoolExecutor(threads, "decode") as pool:
@@ -107,6 +109,10 @@ def ahead(
                 result = entry.result.result()
                 queue.drop(entry)  # only a finished item makes room for another
                 yield entry.item, result
+        except BaseException:
+            if ending is not None:
+                ending.set()
+            raise
         finally:
             queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -58,7 +58,7 @@ class ProgressState(TypedDict):
 
 
 class Progress:
-    """Counts shards and rows per stage. A context manager; only the driver's main thread may call `advance`."""
+    """Counts shards and rows per stage. A context manager; one thread at a time may call `advance`."""
 
     def __init__(self, log_format: LogFormat = "text", stream: TextIO | None = None, every_s: float = 10.0) -> None:
         self.stream = stream or sys.stderr

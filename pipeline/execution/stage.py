@@ -115,6 +115,7 @@ class Stage:
     finish(shard)           removes intermediate files. Called after every run and whenever a finished shard
                             is met again, so that a kill in between leaves nothing behind. It must be fast and must accept
                             that there is nothing to remove
+    together                how many shards one process may run at a time, in threads that share `ready`
     """
 
     name: str
@@ -126,6 +127,7 @@ class Stage:
     resources: Resources = field(default_factory=Resources)
     workers: int = 0  # 0: as many as the backend has room for
     finish: Callable[[Shard], None] | None = None
+    together: int = 1
 
     def receipt_path(self, shard: Shard) -> str:
         return f"{self.folder}/{shard.name}.json"

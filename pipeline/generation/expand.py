@@ -72,9 +72,9 @@ class GenerateConfig:
     run: str = ""  # the run's name; empty: made from the prompts' name and the flags
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     device: str = "auto"
-    batch: int = 0  # pictures at a time; 0: 1 on a CPU, 4 on a GPU
-    shard: int = 0  # pictures in a shard; 0: two batches, but at least four pictures
-    threads: int = 0  # of torch, in each worker; 0: torch's default
+    batch: int = 0  # pictures at a time; 0: by their size and number on a CPU, 4 on a GPU
+    shard: int = 0  # pictures in a shard; 0: one or two batches
+    threads: int = 0  # of torch, in each worker; 0: one on a CPU, where there is a worker for each core
     gallery: bool = True  # whether index.html and contact.png are written beside the results
 
 
@@ -85,6 +85,7 @@ class Expander:
     config: GenerateConfig
     model: ModelInfo
     precision: str
+    recipe: int
     folder: str = ""  # to which rows' image paths are relative
     warnings: list[str] = field(default_factory=list)
     images: dict[str, str] = field(default_factory=dict)  # paths of image prompts, by sha256
@@ -169,7 +170,7 @@ class Expander:
                     text_weight=config.text_weight if k else 1.0, seed=seed, source=source, k=k, sampling=sampling,
                     prompting=self._prompting(),
                 )  # fmt: skip
-                yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record)))
+                yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record), self.recipe))
 
     def maker(self, record: EncoderRecord | None) -> Maker:
         return Maker(self.model.hash, record.id if record else "", self.precision)

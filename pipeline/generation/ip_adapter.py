@@ -285,7 +285,7 @@ def similarity_weights(scores: NDArray[np.float64]) -> NDArray[np.float32]:
 # ---- loading
 
 
-def load(info: ModelInfo, precision: str, device: str) -> LoadedAdapter:
+def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> LoadedAdapter:
     """The pipeline on its device, with merged LoRAs and the adapter. Raises ModelError."""
     import torch
 

@@ -51,6 +51,7 @@ class ModelInfo:
     weightings      weightings that `prompting` may choose
     takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
     gpu_precision   default precision on a GPU
+    recipe          how a new run computes its pictures; raised when a change of the kind's code changes pictures
     """
 
     name: str
@@ -72,6 +73,7 @@ class ModelInfo:
     weightings: tuple[Weighting, ...] = WEIGHTINGS
     takes: Literal["vectors", "pictures"] = "vectors"
     gpu_precision: Literal["fp16", "bf16"] = "fp16"
+    recipe: int = 1
 
     @property
     def default_size(self) -> int:
@@ -145,8 +147,8 @@ class ModelKind(Protocol):
         """The same with the hash, for which missing weights files are fetched. Raises ModelError."""
         ...
 
-    def load(self, info: ModelInfo, precision: str, device: str) -> LoadedModel:
-        """The model on its device. Raises ModelError."""
+    def load(self, info: ModelInfo, precision: str, device: str, recipe: int) -> LoadedModel:
+        """The model on its device, for pictures of this recipe. Raises ModelError."""
         ...
 
     def count_bytes(self, info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:

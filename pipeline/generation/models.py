@@ -90,9 +90,9 @@ def _fetch(name: str, own: Path) -> Path:
         ) from error
 
 
-def load_model(info: ModelInfo, precision: str, device: str) -> LoadedModel:
+def load_model(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> LoadedModel:
     """The model with its weights, on a device. Raises ModelError."""
-    return kind_named(info.kind).load(info, precision, device)
+    return kind_named(info.kind).load(info, precision, device, recipe)
 
 
 # ---- lists

@@ -2,12 +2,14 @@
 
 Reads: model folder, databases, image prompts in <run>/inputs. Writes nothing. A picture in the same batch is the same for any
 shard and worker: noise is drawn on the CPU from the picture's own seed, each prompt is encoded separately, and scores
-are computed again from the stored vectors. In a batch of another shape, pixels may differ by rounding (tests state how much).
+are computed again from the stored vectors. In a batch of another shape, pixels may differ by rounding, except for an RDM on a
+CPU (rdm_model.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,6 +46,8 @@ class Rendering:
     device: str
     threads: int  # of torch; 0: torch's default
     text_encoder: EncoderRecord | None = None  # for pictures without a database
+    recipe: int = 1  # how a picture's numbers are computed (ModelInfo.recipe)
+    workers: int = 1  # batches that one process computes at a time, in threads that share the model
 
 
 class Encoded(NamedTuple):
@@ -70,7 +74,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Painter:
-    """One worker's model, encoders and databases, each loaded when it is first needed. Close it at the end."""
+    """A process's model, encoders and databases, each loaded when it is first needed. Threads share it. Close it at the end."""
 
     rendering: Rendering
     model: LoadedModel
@@ -78,6 +82,11 @@ class Painter:
     _versions: dict[tuple[str, str], Version] = field(default_factory=dict)
     _searchers: dict[tuple[str, str], Searcher] = field(default_factory=dict)
     _prompts: dict[tuple[str, str, str], Encoded] = field(default_factory=dict)
+    _looking: threading.Lock = field(default_factory=threading.Lock)
+    _painting: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._painting = threading.Semaphore(self.rendering.workers)
 
     def close(self) -> None:
         for searcher in self._searchers.values():
@@ -131,6 +140,11 @@ class Painter:
 
     def near(self, pictures: Mapping[str, PictureRequest]) -> dict[str, Given]:
         """The input of every picture, by key; one search for all pictures with the same database, filter and k."""
+        with self._looking:
+            use_threads(self.rendering.threads)
+            return self._near(pictures)
+
+    def _near(self, pictures: Mapping[str, PictureRequest]) -> dict[str, Given]:
         groups: dict[tuple[Neighbourhood | None, int], list[str]] = {}
         for key, picture in pictures.items():
             groups.setdefault((picture.source, picture.k), []).append(key)
@@ -222,17 +236,27 @@ class Painter:
     # ---- pictures
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
-        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values."""
-        return self.model.paint(pictures, given)
+        """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values.
+
+        At most `workers` batches are painted at a time; other threads search, encode and write meanwhile.
+        """
+        with self._painting:
+            use_threads(self.rendering.threads)
+            return self.model.paint(pictures, given)
 
 
 def set_up(rendering: Rendering) -> Painter:
     """Load the model: once per worker. Raises ModelError."""
+    use_threads(rendering.threads)
+    return Painter(rendering, load_model(rendering.model, rendering.precision, rendering.device, rendering.recipe))
+
+
+def use_threads(threads: int) -> None:
+    """Set the number of torch's threads in the calling thread (OpenMP keeps it per thread); 0 leaves it to torch."""
     import torch
 
-    if rendering.threads:
-        torch.set_num_threads(rendering.threads)
-    return Painter(rendering, load_model(rendering.model, rendering.precision, rendering.device))
+    if threads:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,12 @@
 """The kind `rdm`: retrieval-augmented diffusion models, conditioned on vectors of the prompt and its neighbours.
 
 Reads: folders that `save_pretrained` or `rdmpipe convert` wrote, and the Hub's copies. Writes nothing.
+
+Recipe 2 (`UNIFORM`): on a CPU, a picture's pixels do not depend on the batch that it is computed in. The weights are
+channels_last, which is also faster. Pictures that are computed together have equally many tokens of context, because a mask
+changes the last digits. A picture of at most `LARGE` pixels is computed beside at least one other (a copy if it is alone), a
+larger one by itself, because a product of one row is summed in another order than a product of several. tests/test_uniform.py
+checks this. Recipe 1 computes a batch as it is; runs of older releases keep it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import BudgetError, ModelError
+from pipeline.execution import raise_if_stopped
 from pipeline.generation.checksums import weights_of
 from pipeline.generation.kinds import Given, ModelInfo, to_arrays, too_little_memory, torch_dtype
 from pipeline.generation.previews import current_watcher
@@ -28,6 +35,11 @@ if TYPE_CHECKING:
     from rdm.config import RDMConfig
     from rdm.model import RDM
     from rdm.sampling import Step
+
+
+UNIFORM = 2  # the recipe
+
+LARGE = 2**15  # pixels: 181 x 181
 
 
 def outline(folder: Path, name: str) -> ModelInfo:
@@ -70,6 +82,7 @@ def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInf
         samplers=tuple(SAMPLERS),
         sampling=Sampling("ddim", 50, float(config.default_guidance), 0.0, size, size),
         side=config.image_factor,
+        recipe=UNIFORM,
     )
 
 
@@ -90,7 +103,7 @@ def _hash(folder: Path, config: RDMConfig) -> str:
     return digest([config.to_dict(), weights_of(folder, ("unet", "vae", "vqvae", "folded"))], 64)
 
 
-def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:
+def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> LoadedRDM:
     """The model on its device; the first stage stays in single precision. Raises ModelError."""
     import torch
 
@@ -101,8 +114,11 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedRDM:
         model = RDM.from_pretrained(info.folder, dtype=None)
     except RDMError as error:
         raise ModelError(f"model {info.folder}: {error}") from error
-    model.to(torch.device(device), torch_dtype(precision), first_stage_dtype=torch.float32)
-    return LoadedRDM(model)
+    where = torch.device(device)
+    uniform = recipe >= UNIFORM and where.type == "cpu"
+    last = True if uniform else None
+    model.to(where, torch_dtype(precision), first_stage_dtype=torch.float32, channels_last=last)
+    return LoadedRDM(model, uniform)
 
 
 def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
@@ -116,12 +132,31 @@ def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width:
 
 @dataclass(frozen=True)
 class LoadedRDM:
-    """An RDM in a worker."""
+    """An RDM in a worker. `uniform`: a picture's pixels are the same in every batch."""
 
     model: RDM
+    uniform: bool = False
 
     def paint(self, pictures: Sequence[PictureRequest], given: Sequence[Given]) -> list[NDArray[np.uint8] | None]:
         """Pixels (H, W, 3) of a batch of one shape; None for a picture with non-finite values."""
+        if not self.uniform:
+            return self._paint(pictures, given)
+        height, width = pictures[0].sampling.size
+        large = height * width > LARGE
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for place, (picture, found) in enumerate(zip(pictures, given, strict=True)):
+            groups.setdefault((*_context_shape(picture, found), place if large else -1), []).append(place)
+        made: dict[int, NDArray[np.uint8] | None] = {}
+        for places in groups.values():
+            rows = places * 2 if len(places) == 1 and not large else places
+            painted = self._paint([pictures[place] for place in rows], [given[place] for place in rows], len(places))
+            made.update(zip(places, painted, strict=True))
+        return [made[place] for place in range(len(pictures))]
+
+    def _paint(
+        self, pictures: Sequence[PictureRequest], given: Sequence[Given], wanted: int | None = None
+    ) -> list[NDArray[np.uint8] | None]:
+        """One batch. Returns the first `wanted` pictures; the others are computed beside them."""
         import torch
 
         from rdm.errors import RDMError
@@ -134,22 +169,23 @@ class LoadedRDM:
                 sampler=known(sampling.sampler), eta=known(sampling.eta), guidance_scale=known(sampling.scale),
                 height=known(sampling.height), width=known(sampling.width),
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
-                callback=self._watched(pictures),
+                callback=self._watched(pictures[:wanted]),
             )  # fmt: skip
-            return to_arrays(self.model.decode(latents).cpu())
+            return to_arrays(self.model.decode(latents)[:wanted].cpu())
         except RDMError as error:
             raise ModelError(str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise BudgetError(too_little_memory(pictures)) from error
 
-    def _watched(self, pictures: Sequence[PictureRequest]) -> Callable[[Step], None] | None:
-        """The function that the sampler calls after each step, if there is a watcher."""
+    def _watched(self, pictures: Sequence[PictureRequest]) -> Callable[[Step], None]:
+        """The function that the sampler calls after each step: it ends a stopped run, and informs the watcher, if any."""
         watcher = current_watcher()
-        if watcher is None:
-            return None
 
         def tell(step: Step) -> None:
-            watcher(pictures, step.index + 1, step.steps, lambda: to_arrays(self.model.decode(step.x0).cpu()))
+            raise_if_stopped()
+            if watcher is not None:
+                shown = step.x0[: len(pictures)]
+                watcher(pictures, step.index + 1, step.steps, lambda: to_arrays(self.model.decode(shown).cpu()))
 
         return tell
 
@@ -191,3 +227,9 @@ class LoadedRDM:
     def _as_taken(self, unit: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
         taken = unit * np.float32(norm) if self.model.config.context_norm == "raw" else unit
         return taken.astype(np.float32)
+
+
+def _context_shape(picture: PictureRequest, given: Given) -> tuple[object, ...]:
+    """What decides how attention to a picture's context is computed: the number of tokens, and whether they have weights."""
+    prompted = picture.use != NEIGHBOURS or not len(given.vectors)
+    return prompted + len(given.vectors), prompted and picture.text_weight != 1

@@ -4,6 +4,7 @@ Reads: a prompt list or rows, databases, a model's folder. Writes below the run'
 
     images/<prompt>-<seed>-<key>.png    a picture and its provenance; if it exists, it is finished
     inputs/<sha256>                     image prompts
+    computing.json                      recipe and precision, which the run keeps
     plan/<id>.json, shards/<id>/        which keys are made together, receipts, seconds and errors
     results.parquet, index.html, contact.png
 
@@ -28,15 +29,15 @@ from pipeline.config import canonical_json, default_home, digest, parse_json
 from pipeline.database import list_databases
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
+from pipeline.generation.computing import Machine, choose_machine, keep_computing, read_computing, settle_machine
 from pipeline.generation.earlier import note_on_earlier
 from pipeline.generation.expand import Expander, GenerateConfig
-from pipeline.generation.kinds import PRECISIONS, ModelInfo
-from pipeline.generation.models import check_memory, default_model, find_model
+from pipeline.generation.models import default_model, find_model
 from pipeline.generation.painter import Rendering
 from pipeline.generation.prompt_files import SUFFIXES
 from pipeline.generation.prompts import PromptList, accept_rows, read_prompts
 from pipeline.generation.provenance import Record, read_record
-from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
+from pipeline.generation.requests import FIRST_RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
 from pipeline.generation.results import MadeWith, results_table
 from pipeline.generation.sampling import Sampling
 from pipeline.generation.stage import LogEntry, generate_stage, read_log
@@ -84,17 +85,6 @@ class GenerateSummary:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The resolved values of settings that are auto in the config."""
-
-    device: str
-    precision: str
-    batch: int
-    workers: int
-    threads: int  # of torch, in each worker; 0: torch's default, on a GPU
-
-
-@dataclass(frozen=True)
 class Request:
     """A complete, checked request: nothing has to be resolved again."""
 
@@ -137,11 +127,13 @@ def generate(
     prompts = read_prompts(config.prompts)
     config = replace(config, model=config.model or _default_model(config, prompts))
     model = find_model(config.model, config.home)
-    machine = _machine(config, backend, model)
-    expander = Expander(config, model, machine.precision)
-    request = _request(config, prompts, expander, progress)
-    run = _run(request, model, machine, expander, progress, backend)
-    storage = run.storage
+    name = config.run or run_name(config)
+    storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{name}")
+    kept = read_computing(storage, model)
+    machine = choose_machine(config, model, kept)
+    expander = Expander(config, model, machine.precision, machine.recipe)
+    request = _request(name, prompts, expander, progress)
+    run = _run(storage, request, machine, expander, progress, backend)
     with lease(storage, f"generate {request.name}", wait_s, notify=progress.say):
         storage.clear_scratch()
         progress.record_in(storage)
@@ -149,6 +141,7 @@ def generate(
             storage, request.files.values(), {copy.db for copy in request.copies},
             named=config.gallery and bool(config.out or config.run),  # without a gallery the caller keeps a table of its own
         )]  # fmt: skip
+        keep_computing(storage, run.machine, config, kept)
         for key in expander.images:
             storage.write_bytes(f"inputs/{key}", expander.image_bytes(key))
         copied = _copy_finished(storage, request.files, config) if not config.out else 0
@@ -178,26 +171,26 @@ def generate(
 
 
 def _run(
-    request: Request, model: ModelInfo, machine: Machine, expander: Expander, progress: Progress, backend: Backend
+    storage: Storage, request: Request, machine: Machine, expander: Expander, progress: Progress, backend: Backend
 ) -> Run:
     """The run of a request. Raises BudgetError if there is too little memory."""
-    config = expander.config
+    config, model = expander.config, expander.model
     sizes = {picture.sampling.size for picture in request.pictures.values()}
-    here = 0 if backend.address else machine.workers
-    memory = check_memory(model, machine.precision, machine.device, machine.batch, sizes, here)
+    machine, memory = settle_machine(machine, config, backend, model, sizes, len(request.pictures))
     cores = this_machine.cores()
-    if not config.threads and machine.threads and machine.workers < cores:
+    if not config.threads and machine.threads and machine.workers < min(cores, len(request.pictures)):
         progress.say(
             f"{machine.workers} worker(s) of one thread on {cores} cores: --workers or --threads uses more of them"
         )
-    storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{request.name}")
     rendering = Rendering(
-        storage.url, config.home, model, machine.precision, machine.device, machine.threads, expander.text_encoder
-    )
+        storage.url, config.home, model, machine.precision, machine.device, machine.threads, expander.text_encoder,
+        machine.recipe, machine.workers if backend.kind == "inline" else 1,
+    )  # fmt: skip
     return Run(config, machine, storage, rendering, memory, progress, backend)
 
 
-def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, progress: Progress) -> Request:
+def _request(name: str, prompts: PromptList, expander: Expander, progress: Progress) -> Request:
+    config = expander.config
     requests, bad = expander.requests(prompts)
     rows = accept_rows(prompts, bad, config.skip_bad)
     warnings = [*prompts.warnings, *expander.warnings]
@@ -207,7 +200,6 @@ def _request(config: GenerateConfig, prompts: PromptList, expander: Expander, pr
     for warning in warnings:
         progress.note(warning)
     left_out = len(prompts.rows) + len(prompts.bad) - len(rows)
-    name = config.run or run_name(config)
     return Request(name, _title(config), requests, unique(requests), prompts.extra, left_out, tuple(warnings))
 
 
@@ -215,9 +207,9 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
     """Make the pictures that are not finished `before`; returns the failures. If interrupted, it prints how to continue."""
     if len(before) >= len(request.pictures):
         return ()
-    storage, batch = run.storage, run.machine.batch
-    plan_id, plan = _plan(storage, request.pictures, before, batch)
-    work = shards(request.pictures, plan, run.config.shard or max(2 * batch, 4))
+    storage, machine = run.storage, run.machine
+    plan_id, plan = _plan(storage, request.pictures, before, machine)
+    work = shards(request.pictures, plan, run.config.shard or _per_shard(machine, len(request.pictures)))
     stage = generate_stage(
         storage, run.rendering, plan_id, run.memory, max(1, run.machine.threads), run.backend.workers
     )
@@ -229,6 +221,13 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
         run.progress.say(f"stopped: {done:,} of {len(request.pictures):,} pictures are finished and kept in {storage.url}. "
                          "Run the same command again to continue.")  # fmt: skip
         raise
+
+
+def _per_shard(machine: Machine, pictures: int) -> int:
+    """Pictures a shard: two batches, but no more than leave work for every worker."""
+    if machine.recipe == FIRST_RECIPE:
+        return max(2 * machine.batch, 4)
+    return max(machine.batch, min(max(2 * machine.batch, 4), -(-pictures // machine.workers)))
 
 
 def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
@@ -247,24 +246,6 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
         f"no database is named, so no model can be chosen: add --db NAME to draw from its pictures (published: "
         f"{published}), or --model NAME to draw from the text alone"
     )
-
-
-def _machine(config: GenerateConfig, backend: Backend, model: ModelInfo) -> Machine:
-    """Resolve device, precision, batch, workers and threads that are auto in the config. Raises ConfigError."""
-    device = this_machine.device(config.device)
-    on_gpu = device.startswith("cuda")
-    precision: str = config.precision
-    if precision == "auto":
-        precision = model.gpu_precision if on_gpu else "fp32"
-    if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
-    if config.batch < 0 or config.shard < 0 or config.threads < 0:
-        raise ConfigError("--batch, --shard and --threads are numbers from 1; 0 leaves the choice to rdmpipe")
-    # On a CPU the default is one thread for any number of workers, because the number of threads changes the last digits
-    # of a picture's values and thereby a few of its pixels by one level.
-    threads = config.threads or (0 if on_gpu else 1)
-    workers = max(1, backend.workers) if backend.kind == "ray" else 1
-    return Machine(device, precision, config.batch or (4 if on_gpu else 1), workers, threads)
 
 
 # Fields that are not part of a run's name: where it runs, and with how many workers.
@@ -342,16 +323,16 @@ def _copy_finished(storage: Storage, files: Mapping[str, str], config: GenerateC
 
 
 def _plan(
-    storage: Storage, pictures: Mapping[str, PictureRequest], finished: set[str], batch: int
+    storage: Storage, pictures: Mapping[str, PictureRequest], finished: set[str], machine: Machine
 ) -> tuple[str, list[list[str]]]:
     """The request's plan: that of an earlier, interrupted call, else a new one with the unfinished pictures."""
-    plan_id = digest([RECIPE, list(pictures), batch], 16)
+    plan_id = digest([machine.recipe, list(pictures), machine.batch], 16)
     text = storage.read_text(f"plan/{plan_id}.json")
     if text is not None:
         plan = _read_plan(text)
         if plan and not (pictures.keys() - finished) - {key for keys in plan for key in keys}:
             return plan_id, plan
-    plan = batches({key: picture for key, picture in pictures.items() if key not in finished}, batch)
+    plan = batches({key: picture for key, picture in pictures.items() if key not in finished}, machine.batch)
     storage.write_text(f"plan/{plan_id}.json", canonical_json(plan))
     return plan_id, plan
 

@@ -15,8 +15,9 @@ from pipeline.config import canonical_json, parse_json
 from pipeline.execution import Receipt, Resources, Shard, Stage
 from pipeline.generation.kinds import Given
 from pipeline.generation.painter import Painter, Rendering, set_up
+from pipeline.generation.previews import current_watcher
 from pipeline.generation.provenance import Record, encode_png
-from pipeline.generation.requests import RECIPE, PictureRequest, file_name
+from pipeline.generation.requests import PictureRequest, file_name
 from pipeline.installation import version
 from pipeline.storage import Artifact, Storage
 
@@ -105,7 +106,7 @@ def provenance(painter: Painter, key: str, picture: PictureRequest, given: Given
         "encoder": encoder.id if encoder else "",
         "encoder_name": encoder.name if encoder else "",
         "precision": rendering.precision,
-        "recipe": RECIPE,
+        "recipe": rendering.recipe,
         "rdmpipe": version(),
         "notes": notes,
     }
@@ -114,8 +115,13 @@ def provenance(painter: Painter, key: str, picture: PictureRequest, given: Given
 def generate_stage(
     storage: Storage, rendering: Rendering, plan: str, memory: int = 0, cpus: float = 1.0, workers: int = 0
 ) -> Stage:
-    """The stage: a model on one GPU, or on `cpus` cores, in each worker. `memory`: bytes a worker needs."""
+    """The stage: a model on one GPU, or on `cpus` cores, in each worker. `memory`: bytes a worker needs.
+
+    In this process as many shards are made together as the rendering has workers. On a GPU there is one more: its prompts are
+    encoded, its neighbours searched and its pictures written while the other is sampled.
+    """
     on_gpu = rendering.device.startswith("cuda")
+    together = rendering.workers + (on_gpu and current_watcher() is None)
     return Stage(
         name="generate",
         folder=f"shards/{plan}",
@@ -127,6 +133,7 @@ def generate_stage(
             cpus=cpus, gpus=1.0 if on_gpu else 0.0, memory=0 if on_gpu else memory, timeout_s=6 * 3600.0
         ),
         workers=workers,
+        together=together,
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.execution import Ended, run_process
+from pipeline.execution import Ended, is_stopped, raise_if_stopped, run_process
 from pipeline.installation import python_path
 from pipeline.schema import read_parquet
 from pipeline.sources.web.opener import FetchRules
@@ -87,7 +87,8 @@ def fetch_urls(
     env = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "PYTHONPATH": python_path()}
     command = [sys.executable, "-m", "pipeline.sources.web.worker", str(scratch / "job.json")]
     deadline = time.monotonic() + START_S + seconds + 2 * rules.total_s
-    end = run_process(command, env, None, deadline, lambda: False, heard.append, grace_s=2.0)
+    end = run_process(command, env, None, deadline, is_stopped, heard.append, grace_s=2.0)
+    raise_if_stopped()
     if end.how is not Ended.BY_ITSELF or end.code:
         raise SourceError(
             f"img2dataset's process ended with code {end.code} ({end.how.value}) while it fetched {len(urls)} URLs: "
