@@ -1,5 +1,5 @@
 "use strict";
-// Lays out the run in #data. All words reach the page as text, never as markup; the page's policy runs no other script.
+// Lays out the run in #data. All text enters the page as text, never as markup; the page's policy runs no other script.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const root = byId("pictures");
@@ -16,7 +16,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// The picture that took the prompt's place; null where there is none.
+// The picture that is the prompt; null if there is none.
 function asked(prompt) {
   return prompt.image >= 0 ? element("img", { class: "asked", src: data.urls[prompt.image], alt: "the picture that was the prompt" }) : null;
 }
@@ -29,7 +29,7 @@ const describe = (picture) => {
   return `${prompt.text || "picture prompt"}${database.name ? `, from ${database.name}` : ""}, seed ${picture.seed}`;
 };
 
-// ---- pictures come when they are near the screen
+// ---- pictures are loaded when they are near the screen
 
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
@@ -42,7 +42,7 @@ const seen = new IntersectionObserver((entries) => {
 function image(url, alt) {
   const made = element("img", { alt, decoding: "async", "data-url": url });
   made.addEventListener("load", () => made.classList.add("there"));
-  made.addEventListener("error", () => made.replaceWith(element("span", { class: "failed" }, "This picture's file is not beside the page.")));
+  made.addEventListener("error", () => made.replaceWith(element("span", { class: "failed" }, "The file of this picture is missing.")));
   seen.observe(made);
   return made;
 }
@@ -61,7 +61,7 @@ function card(picture, index) {
   return made;
 }
 
-// ---- what is searched, and what is shown
+// ---- which text is searched, and which pictures are shown
 
 for (const picture of data.pictures) {
   const prompt = data.prompts[picture.prompt];
@@ -133,7 +133,7 @@ function chooseView(view) {
   layOut();
 }
 
-// ---- the keyboard: one stop for Tab, arrows inside
+// ---- the keyboard: Tab stops once at the pictures, arrow keys move inside
 
 function focusCard(index) {
   for (const other of root.querySelectorAll('.picture[tabindex="0"]')) other.tabIndex = -1;
@@ -216,7 +216,7 @@ function open(index) {
   if (picture.thumb >= 0) {
     shown.onerror = () => { shown.onerror = null; shown.src = data.urls[picture.thumb]; };
     shown.alt = describe(picture);
-    const most = Math.max(3, 512 / Math.max(picture.width, picture.height)); // larger would only be blurred; smaller, no better than the card
+    const most = Math.max(3, 512 / Math.max(picture.width, picture.height)); // larger, it would be blurred; smaller, it would show no more than the card
     shown.style.maxWidth = `${most * picture.width}px`;
     shown.style.maxHeight = `${most * picture.height}px`;
     shown.src = picture.file || data.urls[picture.thumb];

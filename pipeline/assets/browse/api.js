@@ -1,4 +1,4 @@
-// Requests to the server this page came from. An error of the server is thrown as an Error with its words.
+// Requests to the server of this page. An error of the server is thrown as an Error with the server's message.
 const session = document.querySelector('meta[name="session"]').content;
 
 async function answer(response) {

@@ -1,4 +1,4 @@
-// Begins the page: what the server offers, which view is shown, and what is redrawn when something changes.
+// Starts the page: asks what the server offers, shows a view, and redraws what changes.
 import { byId, element, number, plural } from "./dom.js";
 import { get } from "./api.js";
 import * as query from "./query.js";
@@ -24,13 +24,13 @@ function heading() {
   else if (first?.problem) about.textContent = first.problem;
   else if (first) about.textContent = [first.base ? `a view of ${first.base}` : first.title && first.title !== first.name ? first.title : "", plural(first.rows, "picture"), `encoder ${first.encoder}`, first.licence && first.licence !== "unknown" ? first.licence : "", first.trained ? "" : "the encoder is untrained: similarity means nothing"].filter(Boolean).join(" · ");
   byId("databases").hidden = state.known.length < 2;
-  byId("databases").replaceChildren(element("button", { type: "button", class: "several", "aria-pressed": String(several), title: "Choose several databases and see one query in each", onclick: () => { several = !several; if (!several) state.databases = state.databases.slice(0, 1); changed("databases"); } }, "Side by side"), ...state.known.map((one) => element("button", { type: "button", "aria-pressed": String(state.databases.includes(one.name)), title: one.problem || (one.base ? `a view of ${one.base}` : one.title), onclick: (event) => choose(one.name, event) }, one.name, element("small", {}, one.problem ? "damaged" : number(one.rows)))));
+  byId("databases").replaceChildren(element("button", { type: "button", class: "several", "aria-pressed": String(several), title: "Choose several databases and search all of them with one query", onclick: () => { several = !several; if (!several) state.databases = state.databases.slice(0, 1); changed("databases"); } }, "Side by side"), ...state.known.map((one) => element("button", { type: "button", "aria-pressed": String(state.databases.includes(one.name)), title: one.problem || (one.base ? `a view of ${one.base}` : one.title), onclick: (event) => choose(one.name, event) }, one.name, element("small", {}, one.problem ? "damaged" : number(one.rows)))));
   byId("views").replaceChildren(...views().map((name) => element("button", { type: "button", "aria-pressed": String(state.view === name), onclick: () => { state.view = name; changed("view", true); } }, VIEWS[name][0])));
 }
 
 let several = false;
 
-// A press shows this database alone; side by side, or with Ctrl or Shift, it is added or taken away.
+// A click shows this database only; side by side, or with Ctrl or Shift, it adds or removes the database.
 function choose(name, event) {
   const there = state.databases.includes(name);
   if (several || event.ctrlKey || event.metaKey || event.shiftKey) state.databases = there ? state.databases.filter((one) => one !== name) : [...state.databases, name].slice(-6);
@@ -49,7 +49,7 @@ function draw(what) {
   if (!views().includes(state.view)) state.view = "pictures";
   if (state.view === "pictures") { results.search(); return; }
   results.forget();
-  // Words of the query change pictures only; a filter changes the map too.
+  // The text of the query changes the pictures only; a filter changes the map too.
   const concerned = { map: ["filter", "databases"], draw: ["databases", "redraw"], copies: ["databases"], failures: ["databases"], runs: [] }[state.view];
   if (["all", "start", "view", ...concerned].includes(what)) VIEWS[state.view][1](root);
 }

@@ -1,4 +1,4 @@
-// One picture, large, with all that is known of it and what is near it.
+// One picture, large, with its metadata and its nearest pictures.
 import { byId, element, image, joined, link } from "./dom.js";
 import { database, get, pictureOf, post } from "./api.js";
 import { changed, state } from "./state.js";
@@ -68,8 +68,8 @@ function picture(name, item) {
   shown.hidden = false;
   failed.hidden = true;
   shown.alt = item.title || `picture ${item.key}`;
-  shown.onerror = () => { shown.hidden = true; failed.hidden = false; failed.textContent = "This database keeps no pictures, only what is known of them."; };
-  shown.onload = () => { // larger than three times its size it would only be blurred
+  shown.onerror = () => { shown.hidden = true; failed.hidden = false; failed.textContent = "This database stores no pictures, only their vectors and metadata."; };
+  shown.onload = () => { // above three times its size it would be blurred
     shown.style.maxWidth = `${Math.max(3, 512 / Math.max(shown.naturalWidth, shown.naturalHeight)) * shown.naturalWidth}px`;
     shown.style.maxHeight = `${Math.max(3, 512 / Math.max(shown.naturalWidth, shown.naturalHeight)) * shown.naturalHeight}px`;
   };

@@ -1,4 +1,4 @@
-// Small helpers. All words of others reach the page as text, never as markup.
+// Small helpers. All text from elsewhere enters the page as text, never as markup.
 export const byId = (id) => document.getElementById(id);
 
 export function element(tag, properties = {}, ...children) {
@@ -25,11 +25,11 @@ export function joined(parts, between = " · ") {
   return parts.filter(Boolean).flatMap((part, i) => (i ? [between, part] : [part]));
 }
 
-// A picture that appears once it is loaded, and words in its place where there is none.
+// A picture that appears once it is loaded, or a text in its place if there is none.
 export function image(address, alt, instead) {
   const made = element("img", { alt, decoding: "async", loading: "lazy", src: address });
   made.addEventListener("load", () => made.classList.add("there"));
-  made.addEventListener("error", () => made.replaceWith(element("span", { class: "none" }, instead || "no picture was kept")));
+  made.addEventListener("error", () => made.replaceWith(element("span", { class: "none" }, instead || "no picture stored")));
   return made;
 }
 

@@ -1,4 +1,4 @@
-// Drawing: a prompt with each of the chosen databases, previews while it is drawn, and what makes the same again.
+// Drawing: a prompt with each of the chosen databases, previews meanwhile, and the command and the Python that repeat it.
 import { byId, element, image, number } from "./dom.js";
 import { get, pictureOf, post } from "./api.js";
 import { changed, parts, state } from "./state.js";
@@ -9,7 +9,7 @@ let form = { prompt: "", model: "", seed: 0, steps: "", scale: "", sampler: "", 
 let shown = []; // drawings, newest first: {id, node}
 let stage = null;
 
-export function open(settings) { // with the settings of a picture that was drawn before
+export function open(settings) { // with the settings of an earlier picture
   form = { ...form, steps: "", scale: "", sampler: "", k: "", negative: "", ...settings };
 }
 
@@ -28,7 +28,7 @@ export async function show(root) {
   const go = element("button", { type: "submit", class: "act first" }, "Draw");
   const body = element("form", { class: "drawform", onsubmit: (event) => { event.preventDefault(); begin(go); } },
     field("prompt", "Prompt", prompt),
-    element("p", { class: "field" }, element("span", {}, state.databases.length > 1 ? "In these databases, one picture each" : "In this database"), element("b", {}, state.databases.join(", ")), element("small", {}, "Choose others above; “Side by side” compares styles in a row.")),
+    element("p", { class: "field" }, element("span", {}, state.databases.length > 1 ? "From these databases, one picture each" : "From this database"), element("b", {}, state.databases.join(", ")), element("small", {}, "Choose others above; “Side by side” shows the databases next to each other.")),
     neighbours(picked, field),
     field("model", "Model", model),
     element("div", { class: "pair" }, field("seed", "Seed", element("input", { type: "number", min: 0, step: 1 })), field("n", "Pictures each", element("input", { type: "number", min: 1, max: 8, step: 1 }))),
@@ -37,7 +37,7 @@ export async function show(root) {
     field("negative", "Lead away from", element("input", { type: "text", placeholder: "nothing" })),
     element("div", { class: "acts" }, go, element("button", { type: "button", onclick: () => { form.seed = Math.floor(Math.random() * 1e6); body.elements.seed.value = form.seed; begin(go); } }, "Another seed")));
   stage ??= element("div", { class: "drawings", "aria-live": "polite" });
-  if (!stage.children.length) stage.append(element("p", { class: "note" }, "Pictures appear here while they are drawn. They land in a run of the home, like those of `rdmpipe generate`."));
+  if (!stage.children.length) stage.append(element("p", { class: "note" }, "Pictures appear here while they are drawn. They are stored in a run of the home, like those of `rdmpipe generate`."));
   root.replaceChildren(element("div", { class: "studio" }, body, stage));
 }
 
@@ -51,8 +51,8 @@ function bind(name, input) {
 function neighbours(picked, field) {
   if (!picked.length || state.databases.length > 1) return field("k", "Nearest neighbours", element("input", { type: "number", min: 0, max: 100, placeholder: "model's" }));
   return element("div", { class: "field" }, element("span", {}, `${picked.length} neighbour${picked.length > 1 ? "s" : ""} picked by hand`),
-    element("div", { class: "pickedrow" }, picked.map((one) => element("button", { type: "button", title: `Take away: ${one.title}`, "aria-label": `Take away ${one.title}`, onclick: () => { state.picked = state.picked.filter((other) => other !== one); changed("redraw"); } }, image(pictureOf(one.database, one.key), "", one.title)))),
-    element("button", { type: "button", class: "all", onclick: () => { state.picked = []; changed("redraw"); } }, "take the nearest instead"));
+    element("div", { class: "pickedrow" }, picked.map((one) => element("button", { type: "button", title: `Remove: ${one.title}`, "aria-label": `Remove ${one.title}`, onclick: () => { state.picked = state.picked.filter((other) => other !== one); changed("redraw"); } }, image(pictureOf(one.database, one.key), "", one.title)))),
+    element("button", { type: "button", class: "all", onclick: () => { state.picked = []; changed("redraw"); } }, "use the nearest instead"));
 }
 
 const filled = (value, read = Number) => (value === "" || value === null || value === undefined ? undefined : read(value));
@@ -91,7 +91,7 @@ function paint(node, drawing, question) {
   const running = ["waiting", "drawing"].includes(drawing.state);
   const copy = (words, what) => element("button", { type: "button", onclick: async (event) => { await navigator.clipboard.writeText(what).catch(() => {}); event.target.textContent = "Copied"; setTimeout(() => { event.target.textContent = words; }, 1200); } }, words);
   const frames = drawing.pictures.map((one) => {
-    const inside = one.file || one.preview ? element("img", { src: one.file || one.preview, alt: `${question.prompt}, ${one.database}, seed ${one.seed}`, class: "there" }) : element("span", { class: "none" }, { waiting: "waits", failed: "could not be drawn" }[one.state] || "");
+    const inside = one.file || one.preview ? element("img", { src: one.file || one.preview, alt: `${question.prompt}, ${one.database}, seed ${one.seed}`, class: "there" }) : element("span", { class: "none" }, { waiting: "waiting", failed: "could not be drawn" }[one.state] || "");
     const bar = element("span", { class: "steps", "aria-hidden": true }, element("span"));
     bar.firstChild.style.width = `${one.steps ? (100 * one.step) / one.steps : one.state === "done" ? 100 : 0}%`;
     return element("figure", { class: "drawn" }, element(one.file ? "a" : "span", { class: "frame", ratio: 1, href: one.file || null, target: "_blank" }, inside), running ? bar : "",

@@ -15,7 +15,7 @@ async function columnsOf(name) {
 
 const quote = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`);
 
-// What could follow the text before the caret: values after `column =`, joins after a whole condition, else columns.
+// What may follow the text before the caret: values after `column =`, AND and OR after a complete condition, else columns.
 async function suggestions(before) {
   const name = state.databases[0];
   const known = await columnsOf(name);
@@ -39,7 +39,7 @@ async function suggestions(before) {
     .slice(0, 40).map((one) => ({ from: before.length - word.length, text: `${quote(one.name)} `, shown: one.name, note: one.values.length ? `${one.values.length} values` : one.low !== null ? `${number(one.low)} to ${number(one.high)}` : { string: "text", int64: "whole number", float64: "number", bool: "true or false" }[one.type] }));
 }
 
-// Names that begin so come first, then columns that people ask about, then the program's own.
+// Names that begin with the typed text come first, then columns of the source, then rdmpipe's own columns.
 const OWN = new Set(["key", "item_id", "sha256", "phash", "duplicate_of", "url", "source"]);
 const rank = (one, wanted) => (one.name.toLowerCase().startsWith(wanted) ? 0 : 4) + (OWN.has(one.name) ? 2 : one.values.length ? 0 : 1);
 
@@ -121,9 +121,9 @@ export async function facets() {
     counted = text;
     const all = await columnsOf(name);
     const example = found.facets[0]?.values.find((one) => one.value !== "(none)");
-    box.placeholder = example ? `${example.sql}  (any SQL condition)` : "any SQL condition, as width >= 512";
+    box.placeholder = example ? `${example.sql}  (any SQL condition)` : "any SQL condition, such as width >= 512";
     draw(found.facets, all);
-  } catch { /* the results' request says what is wrong with the filter */ }
+  } catch { /* the request for the results reports errors of the filter */ }
 }
 
 function draw(found, all) {
@@ -142,7 +142,7 @@ function draw(found, all) {
       } }, element("span", { title: one.value }, one.value), element("small", {}, number(one.count)))))),
       shown.length < values.length || whole.has(facet.name) ? element("button", { type: "button", class: "all", onclick: () => { if (!whole.delete(facet.name)) whole.add(facet.name); draw(found, all); } }, whole.has(facet.name) ? "fewer" : `all ${values.length}`) : "");
   }));
-  if (!found.length) byId("facets").replaceChildren(element("p", { class: "note" }, "No column has few enough values to list them; the box above takes any condition."));
+  if (!found.length) byId("facets").replaceChildren(element("p", { class: "note" }, "No column has few enough values to list; the box above takes any condition."));
 }
 
 export function shownAgain() {

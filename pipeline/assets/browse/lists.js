@@ -1,4 +1,4 @@
-// Rows that show one picture, and rows that failed.
+// Two views: rows that show the same picture, and rows that failed.
 import { byId, element, link, number, plural } from "./dom.js";
 import { database, get } from "./api.js";
 import { state } from "./state.js";
@@ -8,7 +8,7 @@ const KINDS = { exact: "the same file, byte for byte", alike: "nearly the same p
 
 export async function copies(root) {
   const name = state.databases[0];
-  begin(root, `Looking for copies in ${name}`);
+  begin(root, `Searching for copies in ${name}`);
   const place = element("div", {});
   let offset = 0;
   const more = element("button", { type: "button", class: "pill loader", onclick: () => next() }, "More groups");
@@ -16,7 +16,7 @@ export async function copies(root) {
   async function next() {
     const found = await get(`${database(name)}/copies?k=30&offset=${offset}`);
     offset += found.groups.length;
-    said(found.groups_total ? `${plural(found.groups_total, "picture")} of ${name} ${found.groups_total === 1 ? "is" : "are"} there more than once, in ${plural(found.rows_total, "row")}` : `No picture of ${name} is there twice`);
+    said(found.groups_total ? `${plural(found.groups_total, "picture")} of ${name} ${found.groups_total === 1 ? "occurs" : "occur"} more than once, in ${plural(found.rows_total, "row")}` : `No picture of ${name} occurs twice`);
     more.hidden = offset >= found.groups_total;
     for (const group of found.groups) {
       const list = { items: group.items, cards: [] };
@@ -30,7 +30,7 @@ export async function copies(root) {
 
 export async function failures(root) {
   const name = state.databases[0];
-  begin(root, `Reading what failed in ${name}`);
+  begin(root, `Reading the failed rows of ${name}`);
   const body = element("tbody", {});
   let offset = 0;
   const reasons = element("p", { class: "reasons" });

@@ -1,10 +1,10 @@
-// A map of the database: points on a plane, with pictures on hover. Drag moves it, wheel and pinch zoom, arrows walk from point to point.
+// A map of the database: points on a plane, with pictures on hover. Dragging moves it, wheel and pinch zoom, arrow keys select the next point.
 import { byId, element, image, number } from "./dom.js";
 import { database, get, pictureOf } from "./api.js";
 import { state, where } from "./state.js";
 import { openKey } from "./detail.js";
 
-// Colours that differ for most eyes, on light and dark paper (after Okabe and Ito, made softer).
+// Colours that most people can tell apart, on a light and a dark page (after Okabe and Ito, softened).
 const COLOURS = ["#c1652f", "#3f7fb0", "#4f9a6a", "#b5519c", "#c9a227", "#7a6bc4", "#5aa9b5", "#a3485a", "#8c8f3d", "#8a6f58", "#d08a8a", "#6f8f7f"];
 const REST = "#9a9287";
 
@@ -27,7 +27,7 @@ export async function show(root) {
 }
 
 function draw(root, name, map) {
-  const canvas = element("canvas", { tabindex: 0, role: "img", "aria-label": `Map of ${map.keys.length} pictures. Arrow keys walk to the next picture in a direction, Enter opens it, plus and minus zoom.` });
+  const canvas = element("canvas", { tabindex: 0, role: "img", "aria-label": `Map of ${map.keys.length} pictures. Arrow keys select the next picture in a direction, Enter opens it, plus and minus zoom.` });
   const hover = element("div", { class: "hover", hidden: true });
   const spoken = element("p", { class: "unseen", "aria-live": "polite" });
   const names = Object.keys(map.groups);
@@ -39,7 +39,7 @@ function draw(root, name, map) {
   const zooming = element("div", { class: "zoom" }, element("button", { type: "button", "aria-label": "Zoom in", onclick: () => zoomBy(1.5) }, "+"), element("button", { type: "button", "aria-label": "Zoom out", onclick: () => zoomBy(1 / 1.5) }, "−"), element("button", { type: "button", "aria-label": "Show everything", title: "Show everything", onclick: () => { view = { scale: 1, x: 0, y: 0 }; paint(); } }, "⤢"));
   root.replaceChildren(
     element("div", { class: "map" }, canvas, names.length ? element("div", { class: "legend" }, choice, key) : "", zooming, hover, spoken),
-    element("p", { class: "note" }, `${number(map.keys.length)} of ${number(map.matched)} pictures, placed by the two directions in which their vectors differ most. The two directions show ${Math.round(100 * map.explained)} % of all differences: what lies far apart differs, what lies together may differ in other ways.`));
+    element("p", { class: "note" }, `${number(map.keys.length)} of ${number(map.matched)} pictures, placed along the two directions in which their vectors vary most (${Math.round(100 * map.explained)} % of the variance). Pictures far apart differ; pictures close together may differ in other directions.`));
   byId("count").textContent = `Map of ${name}`;
   byId("nothing").hidden = true;
   made = map;
@@ -95,7 +95,7 @@ function draw(root, name, map) {
       context.fill();
     }
     context.globalAlpha = 1;
-    if (inside.length <= 160) for (const [i, x, y] of inside) { // near enough for pictures in place of points
+    if (inside.length <= 160) for (const [i, x, y] of inside) { // few enough to show pictures in place of points
       const side = Math.min(88, 26 * Math.sqrt(view.scale));
       if (!thumbs.has(i)) { const shown = new Image(); shown.onload = paint; shown.src = pictureOf(name, map.keys[i]); thumbs.set(i, shown); }
       const shown = thumbs.get(i);
@@ -129,7 +129,7 @@ function draw(root, name, map) {
     hover.hidden = i < 0;
     if (i >= 0) {
       const [x, y] = at(i);
-      hover.replaceChildren(image(pictureOf(name, map.keys[i]), "", "no picture was kept"), element("span", {}, map.titles[i]));
+      hover.replaceChildren(image(pictureOf(name, map.keys[i]), "", "no picture stored"), element("span", {}, map.titles[i]));
       hover.firstChild.loading = "eager";
       hover.style.left = `${Math.max(4, Math.min(canvas.clientWidth - 190, x + 16))}px`;
       hover.style.top = `${Math.max(4, Math.min(canvas.clientHeight - 220, y + 16))}px`;

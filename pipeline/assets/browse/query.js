@@ -1,4 +1,4 @@
-// The search box, the kept parts of the query with their weights, and pictures that are dropped, pasted or chosen.
+// The search box, the parts of the query with their weights, and pictures that are dropped, pasted or chosen.
 import { byId, element, later } from "./dom.js";
 import { pictureOf, post } from "./api.js";
 import { changed, state } from "./state.js";
@@ -51,7 +51,7 @@ export function drawParts() {
       later(() => changed("weights"), 60);
     } });
     return element("li", { class: part.weight < 0 ? "part minus" : "part" },
-      element("button", { type: "button", class: "sign", "aria-pressed": String(part.weight < 0), "aria-label": `${name} leads away`, title: part.weight < 0 ? "leads away: press to lead towards it" : "leads towards: press to lead away", onclick: () => { part.weight = -part.weight; changed("query"); } }, part.weight < 0 ? "−" : "+"),
+      element("button", { type: "button", class: "sign", "aria-pressed": String(part.weight < 0), "aria-label": `${name} leads away`, title: part.weight < 0 ? "leads away from it: click to lead towards it" : "leads towards it: click to lead away from it", onclick: () => { part.weight = -part.weight; changed("query"); } }, part.weight < 0 ? "−" : "+"),
       said(part), slide, shown,
       element("button", { type: "button", "aria-label": `Remove ${name}`, onclick: () => { state.parts.splice(at, 1); changed("query"); box.focus(); } }, "×"));
   }));

@@ -1,4 +1,4 @@
-// Cards of results: one wall, or a column a database. The next page comes when the end is near.
+// Cards of results: one wall, or one column for each database. The next page is loaded when the end is near.
 import { byId, element, image, number, plural } from "./dom.js";
 import { pictureOf, post } from "./api.js";
 import { parts, state, where } from "./state.js";
@@ -7,7 +7,7 @@ import { open } from "./detail.js";
 
 const PAGE = 60;
 const root = byId("pictures");
-let shown = []; // a list a database: {name, answer, items, cards, place, ended}
+let shown = []; // one list for each database: {name, answer, items, cards, place, ended}
 let asking = null;
 let asked = "";
 
@@ -34,7 +34,7 @@ function question(names, offset) {
   return { databases: names, parts: parts().map(({ said, ...part }) => part), where: where(), k: PAGE, offset, distinct: state.distinct };
 }
 
-// Ask for the query's first page. Results stay until the next ones are there: the page does not flicker while one types.
+// Ask for the first page of results. The old ones stay until the new ones arrive, so that the page does not flicker during typing.
 export async function search() {
   const body = question(state.databases, 0), text = JSON.stringify(body);
   if (text === asked) return;
@@ -63,7 +63,7 @@ export async function search() {
   }
 }
 
-// Another view is shown: what is on its way must not replace it.
+// Another view is shown: an answer that arrives later must not replace it.
 export function forget() {
   asked = "";
   asking?.abort();
@@ -142,7 +142,7 @@ async function more() {
 const near = () => byId("more").getBoundingClientRect().top < window.innerHeight + 1400;
 new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) more(); }, { rootMargin: "1400px" }).observe(byId("more"));
 
-// ---- the keyboard: one stop for Tab, arrows inside
+// ---- the keyboard: Tab stops once at the results, arrow keys move inside
 
 export function focusCard(card) {
   for (const other of root.querySelectorAll('.picture[tabindex="0"]')) other.tabIndex = -1;

@@ -1,4 +1,4 @@
-// All pictures that were drawn in this home, newest first: favourites, download, and their settings again.
+// All pictures that were drawn in this home, newest first: favourites, download, and drawing again with their settings.
 import { byId, element, image, link, number, plural } from "./dom.js";
 import { get, post } from "./api.js";
 import { changed, state } from "./state.js";
@@ -6,7 +6,7 @@ import * as draw from "./draw.js";
 
 let only = { run: "", favourites: false };
 
-// Favourites are kept in the home where the server may write, else in this browser.
+// Favourites are kept in the home if the server may write, else in this browser.
 const own = () => new Set(JSON.parse(localStorage.getItem("favourites") || "[]"));
 const nameOf = (one) => `${one.run}/${one.key}`;
 
@@ -49,7 +49,7 @@ export async function show(root) {
     wall.append(...pictures.map(card));
     byId("count").textContent = found.total ? `${plural(found.total, "picture")} in ${plural(found.runs.length, "run")}` : "";
     byId("nothing").hidden = found.total > 0;
-    byId("nothing").textContent = only.favourites ? "No favourites yet: press ☆ below a picture." : "Nothing was drawn in this home yet. `rdmpipe generate \"a castle by the sea\" --db NAME` draws; so does this page with --allow-generate.";
+    byId("nothing").textContent = only.favourites ? "No favourites yet: click ☆ below a picture." : "No picture was drawn in this home yet. Draw one with `rdmpipe generate \"a castle by the sea\" --db NAME`, or here if `rdmpipe browse` runs with --allow-generate.";
     const first = wall.querySelector(".picture");
     if (first) first.tabIndex = 0;
   }
@@ -90,7 +90,7 @@ function open(picture) {
       state.databases = [picture.database];
       state.view = "draw";
       changed("view", true);
-    } }, "Open these settings") : "",
+    } }, "Draw with these settings") : "",
     element("a", { href: picture.file, download: "" }, "Download"), star(picture));
   byId("metadata").replaceChildren(...Object.entries({ ...settings, neighbours: picture.neighbours.join(", "), key: picture.key }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, link(String(value), String(value)))]));
   byId("detail").showModal();

@@ -1,8 +1,8 @@
-// What the page shows, kept in the address behind #, so that it can be reloaded, shared and walked back through.
+// The state of the page. It is kept in the address after #, so that reloading, sharing and the back button work.
 export const state = {
   session: {}, // what the server allows
   known: [], // databases of the home
-  databases: [], // names of those that are shown, side by side
+  databases: [], // names of those that are shown
   text: "", // being typed
   parts: [], // kept parts: {text | picture | key+database, weight, said}
   where: "", // the SQL box
@@ -15,7 +15,7 @@ export const state = {
 const watchers = [];
 export const watch = (work) => watchers.push(work);
 
-// The parts of the query, the typed one included: `-people` leads away.
+// The parts of the query, the typed one included: `-people` leads away from people.
 export function parts() {
   const typed = state.text.trim();
   const live = typed && typed !== "-" ? [typed.startsWith("-") ? { text: typed.slice(1).trim(), weight: -1 } : { text: typed, weight: 1 }] : [];
@@ -48,7 +48,7 @@ export function begin(databases) {
 
 export function read() {
   let kept = {};
-  try { kept = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}"); } catch { /* an address that somebody cut */ }
+  try { kept = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}"); } catch { /* an address that was cut off */ }
   for (const name of KEPT) state[name] = kept[name] !== undefined && typeof kept[name] === typeof initial[name] ? kept[name] : JSON.parse(JSON.stringify(initial[name]));
   const names = new Set(state.known.map((one) => one.name));
   state.databases = state.databases.filter((name) => names.has(name));
