@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_the_notebooks_cells_run(tmp_path_factory: pytest.TempPathFactory, monke
                for output, kept in zip(one["outputs"], other["outputs"], strict=True) if "data" in output)  # fmt: skip
     assert sum("image/jpeg" in output.get("data", {}) for one in made for output in one.get("outputs", ())) >= 4
     assert "# A tour in Python" in notebook.page(place) and "data:image/jpeg;base64," in notebook.page(place)
+
+
+@pytest.mark.process
+def test_recipes_that_the_guides_change_with_sed_are_read(tmp_path: Path) -> None:
+    from pipeline.catalog import check_manifest
+    from pipeline.training import read_train_config
+
+    shutil.copytree(REPO / "jobs", tmp_path / "jobs", ignore=shutil.ignore_patterns("pictures"))
+    for guide in ("train", "evaluate"):
+        (line,) = re.findall(r"^    (sed .*)$", (REPO / f"docs/guides/{guide}.md").read_text("utf-8"), re.M)
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    data = read_train_config(tmp_path / "train-atelier.toml").data
+    assert (data.parquet, data.held_out_styles, data.atelier) == ((), (), 900)
+    assert str(check_manifest(tmp_path / "styles.toml").source.path).endswith("styles")
 
 
 ELSEWHERE = ("wikiart", "http://", "my-job")  # commands of README that need a network or a cluster

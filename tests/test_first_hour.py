@@ -15,7 +15,7 @@ from pipeline.catalog import status_of
 from pipeline.cli.app import app
 from pipeline.database import RetrievalDatabase, list_databases
 from pipeline.doctor import examine
-from pipeline.errors import BusyError, ConfigError, DatabaseError
+from pipeline.errors import BusyError, ConfigError, DatabaseError, SourceError
 from pipeline.evaluation.forecasting import PlannedModel
 from pipeline.execution import Progress
 from pipeline.generation import PromptRow, measured_speed
@@ -23,6 +23,7 @@ from pipeline.maintenance import delete_database, plan_deletion
 from pipeline.retrieval import count_rows, show_row
 from pipeline.retrieval.result_files import write_results
 from pipeline.storage import Storage, lease
+from pipeline.training import read_train_config, train
 from tests.builds import folder_of, picture, quiet_build
 from tests.gallery_demo import page_data
 from tests.generations import add_view, quiet_generate, save_model
@@ -121,6 +122,16 @@ def test_notes_on_many_pictures_are_counted_and_shown_once(
     )
     assert sum("texts are longer" in record.message for record in caplog.records) == 1
     assert counted in summary.text() and counted not in summary.text(said=summary.warnings)
+
+
+def test_the_denoiser_names_the_missing_autoencoder_before_pictures_are_read(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent.parent / "jobs/train-mini.toml"
+    text = recipe.read_text("utf-8").replace("runs/mini", f"{tmp_path}/run").replace("../shared", f"{tmp_path}/none")
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="train it first with `rdmpipe train autoencoder`"):
+        train("rdm", read_train_config(tmp_path / "run.toml"), Progress(stream=io.StringIO()))
+    with pytest.raises(SourceError, match=r"no file matches .*atelier = 900"):
+        train("encoder", read_train_config(tmp_path / "run.toml"), Progress(stream=io.StringIO()))
 
 
 def test_a_note_that_is_given_again_is_counted() -> None:

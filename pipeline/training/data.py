@@ -125,7 +125,10 @@ def read_pictures(config: DataConfig, cache: Path | None = None, home: str | Non
 def _parquet_rows(path: Path, size: int) -> Iterator[LabelledPicture]:
     files = sorted(file for file in path.parent.glob(path.name) if not is_litter(file.name))
     if not files:
-        raise SourceError(f"no file matches {path}: give the path of a Parquet collection")
+        raise SourceError(
+            f"no file matches {path}: name Parquet collections in [data] parquet, or remove that key and train on the atelier: "
+            "atelier = 900"
+        )
     for file in files:
         table = read_parquet(file)
         missing = {"caption", "style", "png", "base_hexcode"} - set(table.column_names)

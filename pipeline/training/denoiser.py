@@ -299,6 +299,7 @@ def train_rdm(run: PartRun) -> Path:
         return _train_on_prepared(run)
     part, crew = run.config.rdm, run.crew
     assert part is not None
+    first_stage = choose_first_stage(run.config, part)  # a run without one ends before pictures are read
     pictures = run.read_pictures().chosen
     cache = read_cache(run, pictures)
     model = start_model(run, cache, cache.scale)
@@ -312,8 +313,6 @@ def train_rdm(run: PartRun) -> Path:
         times = torch.randint(model.config.train_steps, (part.train.rows,), generator=generator)
         context = draw_context(cache, part, chosen, generator, crew.mine)
         return Batch(cache.latents[crew.mine(chosen)], context, crew.mine(noise), crew.mine(times))
-
-    first_stage = choose_first_stage(run.config, part)
 
     def keep(step: int, twin: nn.Module) -> None:
         unet = cast("UNet", twin)
