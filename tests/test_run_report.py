@@ -70,6 +70,10 @@ class Reader(HTMLParser):
         self.texts.append(data.strip())
 
 
+def test_the_command_can_be_copied_into_a_shell() -> None:
+    assert "rdmpipe build-index wikiart --where &#39;title &lt; " in run_report(SUMMARY, LEFT)
+
+
 def test_the_page_shows_counts_stages_failures_and_attempts() -> None:
     page = Reader(run_report(SUMMARY, LEFT))
     assert page.open == []
@@ -95,6 +99,9 @@ def test_failed_pictures_of_a_generation_are_listed_and_a_damaged_table_is_not(t
     assert left.rows == (FailedItem("row 3: a castle", "too_large", "9 GB"),)
     (run / "results.parquet").write_bytes(b"cut")
     assert read_traces(str(tmp_path), {"run": "castles-1", "failed": 1}, ()) == Traces(PROGRESS, (), (), 1)
+    assert read_traces(str(tmp_path), {"run": "castles-1"}, (), started=1e9) == Traces({}), (
+        "progress of an earlier command"
+    )
 
 
 def test_foreign_text_is_shown_as_text() -> None:

@@ -23,6 +23,7 @@ from pipeline.serving import ServeOptions, create_app
 from pipeline.serving.api import ENDPOINTS, Server
 from pipeline.serving.app import make_server
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL, firsts
+from pipeline.serving.jobs import JOBS
 from pipeline.serving.questions import QueryPart, SearchQuestion
 from pipeline.serving.studio_api import STUDIO
 from tests.builds import folder_of, picture, quiet_build
@@ -272,12 +273,35 @@ def test_the_page_and_its_files_ask_no_other_machine(client: TestClient, server:
 def test_the_api_document_names_every_endpoint_and_type(client: TestClient) -> None:
     made = client.get("/api/openapi.json").json()
     operations = {(method.upper(), path) for path, found in made["paths"].items() for method in found}
-    assert operations == {(one.method, one.path) for one in (*ENDPOINTS, *STUDIO, *CLIP_RETRIEVAL)}
+    assert operations == {(one.method, one.path) for one in (*ENDPOINTS, *STUDIO, *JOBS, *CLIP_RETRIEVAL)}
     text = json.dumps(made)
     named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert named <= set(made["components"]["schemas"])
     assert made["components"]["schemas"]["SearchQuestion"]["required"] == ["databases"]
     assert client.get("/api").text.count("<section") >= len(ENDPOINTS)
+
+
+# ---- jobs
+
+
+def test_runs_of_jobs_are_listed_and_their_pages_run_no_script(client: TestClient, built: Path) -> None:
+    folder = built / "jobs/nightly/runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {"status": "succeeded", "exit_code": 0, "started": "2026-01-02T03:04:05+00:00", "ended": "", "command":
+            ["search", "mine", "a red boat"], "attempts": [{"seconds": 61.5}]}  # fmt: skip
+    (folder / "20260102.json").write_text(json.dumps(made))
+    (folder / "20260102.html").write_text("<!doctype html><title>nightly</title>")
+    (folder / "20260101.json").write_text(json.dumps({**made, "started": "2026-01-01T03:04:05+00:00"}))
+    (folder / "torn.json").write_text("{")
+    found = client.get("/api/jobs").json()
+    assert [(run["slot"], run["page"]) for run in found["runs"]] == [
+        ("20260102", "/jobs/nightly/20260102"), ("20260101", ""),
+    ]  # fmt: skip
+    assert (found["runs"][0]["command"], found["runs"][0]["seconds"]) == ("rdmpipe search mine 'a red boat'", 61.5)
+    page = client.get("/jobs/nightly/20260102")
+    assert page.text.startswith("<!doctype html>") and "sandbox" in page.headers["content-security-policy"]
+    for wrong in ("/jobs/nightly/20260101", "/jobs/nightly/..", "/jobs/none/x"):
+        assert client.get(wrong).status_code == 404
 
 
 # ---- clip-retrieval's API

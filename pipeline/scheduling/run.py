@@ -208,7 +208,8 @@ def _reported(
     text = (json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace").decode()
     try:
         storage.write_text(f"runs/{made.slot}.json", text)
-        left = read_traces(made.home, made.result, made.command, hidden)
+        started = datetime.datetime.fromisoformat(made.started).timestamp()
+        left = read_traces(made.home, made.result, made.command, hidden, started)
         storage.write_text(f"runs/{made.slot}.html", run_report(asdict(made), left))
         if loaded.job.report.summary:
             path = loaded.folder / Path(loaded.job.report.summary).expanduser()

@@ -39,16 +39,26 @@ class Traces:
     listing: str = ""  # the command that lists all of them; empty: there is none
 
 
+CLOCKS_S = 60.0  # by how much the clocks of two machines may differ
+
+
 def read_traces(
-    url: str, result: Mapping[str, object], command: Sequence[str], hidden: Mapping[str, str] | None = None
+    url: str,
+    result: Mapping[str, object],
+    command: Sequence[str],
+    hidden: Mapping[str, str] | None = None,
+    started: float = 0.0,
 ) -> Traces:
-    """The traces of a command in the home at `url`. `result` is the object that it printed. `hidden` secrets are not shown."""
+    """The traces of a command in the home at `url`. `result` is the object that it printed. `hidden` secrets are not shown.
+
+    Progress that was last written before `started` (seconds since 1970) is of an earlier command and is left out.
+    """
     home = Storage(url)
     for subject in (result.get("name"), result.get("run"), *command[1:2]):
         for kind in ("databases", "generations"):
             if isinstance(subject, str) and re.fullmatch(r"[a-z0-9][\w.-]*", subject):
                 progress = mapping(parsed(home.read_text(f"{kind}/{subject}/progress.json")))
-                if progress:
+                if progress and number(progress.get("updated")) >= started - CLOCKS_S:
                     shards = tuple(mappings(parsed(home.read_text(f"{kind}/{subject}/failures.json"))))
                     count = int(number(result.get("failed")))
                     found = _failed_rows(home, subject) if kind == "databases" else _failed_pictures(home, subject)

@@ -28,6 +28,7 @@ from pipeline.serving.api import ENDPOINTS, Server, answer_json, bound, not_foun
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL
 from pipeline.serving.drawing import Studio
 from pipeline.serving.engine import Engine
+from pipeline.serving.jobs import JOBS
 from pipeline.serving.library import Encoders, Library
 from pipeline.serving.options import ServeOptions
 from pipeline.serving.runs import Runs
@@ -50,7 +51,7 @@ def create_app(options: ServeOptions, server: Server | None = None) -> Starlette
     """The ASGI application. Raises ConfigError for options that contradict each other."""
     options = options.checked()
     running = server or make_server(options)
-    endpoints = (*ENDPOINTS, *STUDIO, *CLIP_RETRIEVAL)
+    endpoints = (*ENDPOINTS, *STUDIO, *JOBS, *CLIP_RETRIEVAL)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ import * as runs from "./runs.js";
 import { begin, changed, state, watch } from "./state.js";
 
 const root = byId("pictures");
-const VIEWS = { pictures: ["Pictures", results.search], map: ["Map", map.show], draw: ["Draw", drawing.show], runs: ["Runs", runs.show], copies: ["Copies", lists.copies], failures: ["Failures", lists.failures] };
+const VIEWS = { pictures: ["Pictures", results.search], map: ["Map", map.show], draw: ["Draw", drawing.show], runs: ["Runs", runs.show], copies: ["Copies", lists.copies], failures: ["Failures", lists.failures], jobs: ["Jobs", lists.jobs] };
 const views = () => Object.keys(VIEWS).filter((name) => name !== "draw" || state.session.allow_generate);
 
 function heading() {
@@ -50,7 +50,7 @@ function draw(what) {
   if (state.view === "pictures") { results.search(); return; }
   results.forget();
   // The text of the query changes the pictures only; a filter changes the map too.
-  const concerned = { map: ["filter", "databases"], draw: ["databases", "redraw"], copies: ["databases"], failures: ["databases"], runs: [] }[state.view];
+  const concerned = { map: ["filter", "databases"], draw: ["databases", "redraw"], copies: ["databases"], failures: ["databases"], runs: [], jobs: [] }[state.view];
   if (["all", "start", "view", ...concerned].includes(what)) VIEWS[state.view][1](root);
 }
 

@@ -1,4 +1,4 @@
-// Two views: rows that show the same picture, and rows that failed.
+// Three views: rows that show the same picture, rows that failed, and runs of jobs.
 import { byId, element, link, number, plural } from "./dom.js";
 import { database, get } from "./api.js";
 import { state } from "./state.js";
@@ -47,6 +47,23 @@ export async function failures(root) {
     body.append(...found.failures.map((one) => element("tr", {}, element("td", { class: "number" }, String(one.key)), element("td", {}, one.url ? link(one.url, one.url) : one.item), element("td", {}, one.reason), element("td", {}, one.detail))));
   }
   await guarded(root, next);
+}
+
+export async function jobs(root) {
+  begin(root, "Reading the jobs");
+  const body = element("tbody", {});
+  const table = element("div", { class: "table" }, element("table", {}, element("thead", {}, element("tr", {}, ["job", "began (UTC)", "status", "took", "command"].map((word) => element("th", { scope: "col" }, word)))), body));
+  root.append(table);
+  await guarded(root, async () => {
+    const found = await get("/api/jobs");
+    said([found.runs.length ? plural(found.runs.length, "run") + " of jobs" : "No job has run in this home: `rdmpipe run jobs/nightly-wikiart.toml` runs one", found.running.length ? `running now: ${found.running.join(", ")}` : ""].filter(Boolean).join("; "));
+    table.hidden = !found.runs.length;
+    body.append(...found.runs.map((one) => element("tr", {}, element("td", {}, one.page ? element("a", { href: one.page }, one.job) : one.job), element("td", {}, one.started.replace("T", " ").slice(0, 19)), element("td", {}, one.status), element("td", { class: "number" }, took(one.seconds)), element("td", {}, element("code", {}, one.command)))));
+  });
+}
+
+function took(seconds) {
+  return seconds < 90 ? `${seconds.toFixed(1)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 function begin(root, words) {
