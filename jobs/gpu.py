@@ -175,7 +175,7 @@ def training(notes: Notes) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = RDM.from_config(tiny_description() if notes.tiny else "rdm-768", device=device)
-    size, rows, steps, accumulate = (256, 2, 2, 2) if notes.tiny else (768, 8, 4, 4)  # smaller maps have groups of one
+    size, rows, steps, accumulate = (256, 2, 1, 1) if notes.tiny else (768, 8, 4, 4)  # smaller maps have groups of one
     shape = (rows, model.config.latent_channels, *model.config.latent_size(size, size))
     network = model.unet.train()
     for checkpointing in (True, False):

@@ -58,7 +58,8 @@ class _Escaping(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        if not self.stream.closed:  # the finalizer flushes too, and Python 3.13 reports what it raises
+            self.stream.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty()
