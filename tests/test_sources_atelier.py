@@ -10,8 +10,9 @@ import pytest
 from pipeline.atelier import STYLES
 from pipeline.catalog import load_manifest
 from pipeline.catalog.manifests import shipped_manifests
-from pipeline.errors import ConfigError, RdmpipeError
+from pipeline.errors import ConfigError, RdmpipeError, SourceError
 from pipeline.sources import Manifest, SourceOptions, View, open_source, sniff
+from pipeline.sources.drawing import PART, Drawers, Drawing
 
 
 def atelier(**options: Any) -> Manifest:
@@ -70,3 +71,24 @@ def test_the_shipped_manifest_and_a_view_for_every_style_fit_the_package() -> No
 def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="known keys: count, layout, seed, size, style"):
         open_source(atelier(colour="red"))
+
+
+@pytest.mark.process
+def test_several_processes_draw_the_same_bytes_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.atelier._WORTH_PROCESSES", 0)
+    alone, together = open_source(atelier()), open_source(atelier(), SourceOptions(processes=2))
+    specs = [spec.spec for spec in alone.plan()]
+    assert [list(together.read(spec)) for spec in specs] == [list(alone.read(spec)) for spec in specs]
+
+
+@pytest.mark.process
+def test_a_drawing_process_that_dies_is_an_error_and_the_next_attempt_starts_another() -> None:
+    drawers = Drawers(Drawing(seed=0, size=64, style=None, layout="grid"), count=1)
+    stream = drawers.draw(0, 3 * PART)
+    next(stream)
+    drawers._children[0].kill()
+    with pytest.raises(SourceError, match="a process that draws pictures ended with code -9"):
+        list(stream)
+    assert len(list(drawers.draw(0, 2))) == 2
+    drawers.close()
+    assert all(child.returncode is not None for child in drawers._children)

@@ -111,7 +111,10 @@ class _Build:
         return (self._download_stage(plan),) if "download" in self.request.stages else ()
 
     def _download_stage(self, plan: BuildPlan) -> Stage:
-        stage = download_stage(self.database, download_config(self.manifest, plan, self.request), filter_mask)
+        config = download_config(self.manifest, plan, self.request)
+        if self.request.backend.kind == "inline":  # on Ray there is a worker for each core
+            config = replace(config, options=replace(config.options, processes=machine.cores()))
+        stage = download_stage(self.database, config, filter_mask)
         return replace(
             stage, resources=replace(stage.resources, cpus=0.0)
         )  # downloads wait for disk and network; CPUs are for models

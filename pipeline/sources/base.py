@@ -28,6 +28,7 @@ class SourceOptions:
     limit: int = 0  # the largest number of rows; 0: all
     shards: tuple[int, int] | None = None  # half-open range of shard ids
     offline: bool = False  # use only the cache
+    processes: int = 1  # that a source may use at a time if it computes its pictures
     allow_private: tuple[str, ...] = ()  # private networks, such as 10.1.0.0/16, that URLs may lead into
 
 
