@@ -20,10 +20,11 @@ from pipeline.generation.expand import GenerateConfig
 from pipeline.generation.kinds import PRECISIONS, ModelInfo
 from pipeline.generation.models import check_memory
 from pipeline.generation.previews import current_watcher
-from pipeline.generation.requests import FIRST_RECIPE
 from pipeline.storage import Storage
 
 FILE = "computing.json"
+
+BATCHWISE = 1  # the recipe of older releases: a batch is computed as it is
 
 AT_ONCE = 2**16  # pixels that a CPU worker computes at a time; larger batches are no faster
 
@@ -54,7 +55,7 @@ def read_computing(storage: Storage, model: ModelInfo) -> Computing:
     text = storage.read_text(FILE)
     if text is None:
         begun_before = storage.list("plan", ".json") or storage.list("images", ".png")
-        return Computing(FIRST_RECIPE, "fp32", "cpu") if begun_before else Computing(model.recipe)
+        return Computing(BATCHWISE, "fp32", "cpu") if begun_before else Computing(model.recipe)
     try:
         found = parse_json(text)
         assert isinstance(found, dict)
@@ -71,7 +72,7 @@ def keep_computing(storage: Storage, used: Machine, config: GenerateConfig, befo
     now = Computing(used.recipe, before.precision, before.device)
     if config.precision == "auto" and not before.precision:
         now = replace(now, precision=used.precision, device=_kind(used.device))
-    if storage.read_text(FILE) is None and not (now.recipe == FIRST_RECIPE and before.precision):
+    if storage.read_text(FILE) is None and not (now.recipe == BATCHWISE and before.precision):
         storage.write_text(FILE, canonical_json(asdict(now)) + "\n")
 
 
@@ -107,7 +108,7 @@ def settle_machine(
     Raises BudgetError if memory does not suffice, for what was asked or for one picture at a time.
     """
     on_gpu = chosen.device.startswith("cuda")
-    uniform = chosen.recipe > FIRST_RECIPE and not on_gpu
+    uniform = chosen.recipe > BATCHWISE and not on_gpu
     if backend.kind == "ray":
         workers = max(1, backend.workers)
     else:

@@ -85,7 +85,6 @@ class Expander:
     config: GenerateConfig
     model: ModelInfo
     precision: str
-    recipe: int
     folder: str = ""  # to which rows' image paths are relative
     warnings: list[str] = field(default_factory=list)
     images: dict[str, str] = field(default_factory=dict)  # paths of image prompts, by sha256
@@ -170,7 +169,7 @@ class Expander:
                     text_weight=config.text_weight if k else 1.0, seed=seed, source=source, k=k, sampling=sampling,
                     prompting=self._prompting(),
                 )  # fmt: skip
-                yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record), self.recipe))
+                yield RequestedCopy(row, copy, name, picture, picture.key(self.maker(record)))
 
     def maker(self, record: EncoderRecord | None) -> Maker:
         return Maker(self.model.hash, record.id if record else "", self.precision)

@@ -51,7 +51,7 @@ class ModelInfo:
     weightings      weightings that `prompting` may choose
     takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
     gpu_precision   default precision on a GPU
-    recipe          how a new run computes its pictures; raised when a change of the kind's code changes pictures
+    recipe          how a new run computes its pictures; increased when a change of the kind's code changes their last digits
     """
 
     name: str

@@ -18,9 +18,9 @@ from pipeline.execution import Shard
 from pipeline.generation.prompts import PromptRow
 from pipeline.generation.sampling import SETTINGS, Sampling
 
-# How the first releases computed pictures. Another recipe gives other pixels, and so other keys (ModelInfo.recipe); a run keeps
-# the recipe that it was begun with.
-FIRST_RECIPE = 1
+# Increase it when a change of the code changes pictures by more than rounding: existing files keep their keys, and new pictures
+# get other keys. (A model's recipe, ModelInfo.recipe, changes last digits alone.)
+RECIPE = 1
 
 TEXT, NEIGHBOURS, BOTH = "text", "neighbours", "both"
 
@@ -96,8 +96,8 @@ class PictureRequest:
         sampling = Sampling(**{name: table[name] for name in SETTINGS})
         return PictureRequest(**values, sampling=sampling, prompting=ImagePrompting(**prompting) if prompting else None)
 
-    def key(self, maker: Maker, recipe: int = FIRST_RECIPE) -> str:
-        """24 hex digits of sha256 over picture, maker and recipe, without settings that the picture does not use."""
+    def key(self, maker: Maker) -> str:
+        """24 hex digits of sha256 over the picture, the maker and RECIPE, without settings that the picture does not use."""
         sampling = self.sampling
         used = replace(
             self,
@@ -107,7 +107,7 @@ class PictureRequest:
             else float(self.text_weight),  # without the prompt it has no effect
             sampling=replace(sampling, scale=_float(sampling.scale), eta=_float(sampling.eta)),  # 1 is 1.0
         )
-        return digest([recipe, used.to_dict(), asdict(maker)], 24)
+        return digest([RECIPE, used.to_dict(), asdict(maker)], 24)
 
     def shape(self) -> tuple[object, ...]:
         """The properties that pictures of one batch share."""

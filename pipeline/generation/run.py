@@ -29,7 +29,14 @@ from pipeline.config import canonical_json, default_home, digest, parse_json
 from pipeline.database import list_databases
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import Backend, Failure, Progress, Shard, Stage, StageFailed, run_stages
-from pipeline.generation.computing import Machine, choose_machine, keep_computing, read_computing, settle_machine
+from pipeline.generation.computing import (
+    BATCHWISE,
+    Machine,
+    choose_machine,
+    keep_computing,
+    read_computing,
+    settle_machine,
+)
 from pipeline.generation.earlier import note_on_earlier
 from pipeline.generation.expand import Expander, GenerateConfig
 from pipeline.generation.models import default_model, find_model
@@ -37,7 +44,7 @@ from pipeline.generation.painter import Rendering
 from pipeline.generation.prompt_files import SUFFIXES
 from pipeline.generation.prompts import PromptList, accept_rows, read_prompts
 from pipeline.generation.provenance import Record, read_record
-from pipeline.generation.requests import FIRST_RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
+from pipeline.generation.requests import RECIPE, PictureRequest, RequestedCopy, batches, shards, unique
 from pipeline.generation.results import MadeWith, results_table
 from pipeline.generation.sampling import Sampling
 from pipeline.generation.stage import LogEntry, generate_stage, read_log
@@ -131,7 +138,7 @@ def generate(
     storage = Storage(config.out or f"{(config.home or default_home()).rstrip('/')}/generations/{name}")
     kept = read_computing(storage, model)
     machine = choose_machine(config, model, kept)
-    expander = Expander(config, model, machine.precision, machine.recipe)
+    expander = Expander(config, model, machine.precision)
     request = _request(name, prompts, expander, progress)
     run = _run(storage, request, machine, expander, progress, backend)
     with lease(storage, f"generate {request.name}", wait_s, notify=progress.say):
@@ -225,7 +232,7 @@ def _make(run: Run, request: Request, before: set[str]) -> Sequence[Failure]:
 
 def _per_shard(machine: Machine, pictures: int) -> int:
     """Pictures a shard: two batches, but no more than leave work for every worker."""
-    if machine.recipe == FIRST_RECIPE:
+    if machine.recipe == BATCHWISE:
         return max(2 * machine.batch, 4)
     return max(machine.batch, min(max(2 * machine.batch, 4), -(-pictures // machine.workers)))
 
@@ -326,7 +333,7 @@ def _plan(
     storage: Storage, pictures: Mapping[str, PictureRequest], finished: set[str], machine: Machine
 ) -> tuple[str, list[list[str]]]:
     """The request's plan: that of an earlier, interrupted call, else a new one with the unfinished pictures."""
-    plan_id = digest([machine.recipe, list(pictures), machine.batch], 16)
+    plan_id = digest([RECIPE, list(pictures), machine.batch], 16)
     text = storage.read_text(f"plan/{plan_id}.json")
     if text is not None:
         plan = _read_plan(text)
