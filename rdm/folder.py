@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from rdm.pickles import load_tensors
 from rdm.untyped import FirstStage, JsonObject, UNet
 
 _WEIGHTS = "diffusion_pytorch_model"
+_PIPELINE_FIELDS = (
+    "encoder", "context_norm", "max_neighbours", "default_k", "default_size", "default_guidance",
+)  # fmt: skip
 _PARTS = {"AutoencoderKL": "vae", "VQModel": "vqvae", "Folded": "folded"}
 _HUB_FILES = ["rdm.json", "scheduler/scheduler_config.json"] + [
     f"{part}/{file}"
@@ -225,5 +229,27 @@ def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstS
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(mode)
             source.replace(target)
+    write_pipeline(folder, config)
     for other in set(_PARTS.values()) - {_PARTS[type(first_stage).__name__]}:  # of a model that was saved here before
         shutil.rmtree(folder / other, ignore_errors=True)
+
+
+def write_pipeline(folder: Path, config: RDMConfig) -> None:
+    """Write model_index.json and pipeline.py, with which diffusers' DiffusionPipeline.from_pretrained opens the folder."""
+    kind = str(config.first_stage["_class_name"])
+    parts: dict[str, list[str | None]] = {part: [None, None] for part in ("vae", "vqvae")}
+    if kind != "Folded":
+        parts[_PARTS[kind]] = ["diffusers", kind]
+    index = {
+        "_class_name": ["pipeline", "RDMPipeline"],
+        "_diffusers_version": diffusers().__version__,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **parts,
+        "scale_factor": config.scale_factor,
+        "fold": int(config.first_stage["factor"]) if kind == "Folded" else 0,
+        **{name: getattr(config, name) for name in _PIPELINE_FIELDS},
+    }
+    program = (Path(str(resources.files("rdm"))) / "assets" / "pipeline.py").read_text(encoding="utf-8")
+    (folder / "pipeline.py").write_text(program, encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

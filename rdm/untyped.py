@@ -138,6 +138,7 @@ class FirstStage(nn.Module):
 class Diffusers(Protocol):
     """The classes of diffusers that rdm uses."""
 
+    __version__: str
     UNet2DConditionModel: Untyped
     AutoencoderKL: Untyped
     VQModel: Untyped

@@ -184,8 +184,14 @@ def default_model(encoder: str, home: str | None = None) -> str:
 
 
 def finish_model(folder: Path) -> None:
-    """Check the description of an RDM that came from elsewhere. Raises ModelError; loads no weights."""
-    kind_named("rdm").outline(folder, folder.name)
+    """Check an RDM's description and write its pipeline for diffusers. Raises ModelError; loads no weights."""
+    from rdm.errors import RDMError
+    from rdm.folder import read_folder_config, write_pipeline
+
+    try:
+        write_pipeline(folder, read_folder_config(folder))
+    except RDMError as error:
+        raise ModelError(f"{folder}: {error}") from error
 
 
 # ---- memory

@@ -1,0 +1,162 @@
+"""A model's folder as a pipeline of diffusers: it draws what RDM draws, with any scheduler, neighbours and databases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from rdm import RDM
+from rdm.conditioning import assemble
+from tests.builds import folder_of, quiet_build
+from tests.generations import quiet_generate
+from tests.rdm_reference import lively, tiny_config, tiny_model, tiny_vq_config, whole_diffusers
+from tests.test_rdm_prediction import FOLDED
+
+
+def opened(folder: Path) -> Any:
+    pipe = whole_diffusers().DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def folded() -> RDM:
+    """A model of patches that predicts the clean picture and takes the context beside the time."""
+    return lively(RDM.from_config(FOLDED))
+
+
+MODELS = {
+    "kl": tiny_model,
+    "vq, raw vectors": lambda: lively(RDM.from_config(tiny_vq_config())),
+    "folded": folded,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_draws_what_the_model_draws(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    model.save_pretrained(tmp_path)
+    pipe = opened(tmp_path)
+    prompts, near = unit(2, 12), [unit(2, 12, seed=3), unit(4, 12, seed=4)]
+    context = assemble(model.config, prompts, near)
+    size = model.config.downsample_factor * 8
+    options: dict[str, Any] = {"height": size, "width": size, "guidance_scale": 2.0}
+    latents = model.sample(context.tokens, mask=context.mask, steps=4, generator=generators(), **options)
+    drawn = pipe(
+        prompt_embeds=prompts,
+        retrieved_embeds=near,
+        num_inference_steps=4,
+        generator=generators(),
+        output_type="latent",
+        **options,
+    ).images
+    torch.testing.assert_close(drawn, latents, atol=1e-4, rtol=0)  # of latents that reach some 5
+    shown = pipe(
+        prompt_embeds=prompts,
+        retrieved_embeds=near,
+        num_inference_steps=4,
+        generator=generators(),
+        output_type="pt",
+        **options,
+    ).images
+    # Both differ from the result in double precision by as much as from each other.
+    torch.testing.assert_close(shown, model.decode(latents).clamp(-1, 1) / 2 + 0.5, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    return opened(folder)
+
+
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
+
+
+def test_any_scheduler_and_a_callback_are_taken(pipe: Any) -> None:
+    library, before, seen = whole_diffusers(), pipe.scheduler, []
+    for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        pipe.scheduler = getattr(library, name).from_config(before.config)
+        drawn = pipe(
+            prompt_embeds=unit(1, 12), generator=torch.Generator().manual_seed(0), **SMALL,
+            callback_on_step_end=lambda pipe, index, t, given: seen.append(index) or given,
+        ).images  # fmt: skip
+        assert torch.isfinite(drawn).all()
+    pipe.scheduler = before
+    assert seen == [0, 1, 2] * 3
+
+
+def test_several_pictures_a_prompt_are_those_of_their_generators(pipe: Any) -> None:
+    prompts, many = unit(2, 12), [torch.Generator().manual_seed(seed) for seed in (5, 6, 7, 8)]
+    drawn = pipe(prompt_embeds=prompts, num_images_per_prompt=2, generator=many, **SMALL).images
+    alone = pipe(prompt_embeds=prompts[1:], generator=torch.Generator().manual_seed(7), **SMALL).images
+    assert drawn.shape[0] == 4
+    torch.testing.assert_close(drawn[2:3], alone, atol=1e-4, rtol=0)
+
+
+def test_what_is_wrong_is_named(pipe: Any) -> None:
+    for options, message in (
+        ({}, "give a prompt"),
+        ({"prompt_embeds": unit(1, 9)}, "this model takes 12"),
+        ({"prompt_embeds": unit(1, 12), "retrieved_embeds": unit(1, 7, 12)}, "at most 6"),
+        ({"prompt_embeds": unit(1, 12), "retrieved_embeds": unit(2, 3, 12)}, "2 rows for 1 prompts"),
+        ({"prompt_embeds": unit(2, 12), "generator": generators()[:1]}, "1 generators for 2"),
+        ({"prompt_embeds": unit(1, 12), "height": 33}, "multiples of 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(**{**SMALL, **options})
+
+
+def test_texts_without_rdmpipe_say_what_to_install(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pipeline.encoders", None)
+    with pytest.raises(ImportError, match="pip install rdmpipe"):
+        pipe("a red boat", **SMALL)
+
+
+def test_every_folder_has_the_same_program_and_names_its_parts(tmp_path: Path) -> None:
+    from pipeline.installation import asset
+
+    tiny_model().save_pretrained(tmp_path)
+    shipped = asset("models", "rdm-mini")
+    assert (shipped / "pipeline.py").read_bytes() == (tmp_path / "pipeline.py").read_bytes()
+    index = json.loads((shipped / "model_index.json").read_text())
+    assert (
+        index["vae"] == ["diffusers", "AutoencoderKL"] and index["vqvae"] == [None, None] and index["encoder"] == "mini"
+    )
+    assert json.loads((tmp_path / "model_index.json").read_text())["max_neighbours"] == tiny_config()["max_neighbours"]
+
+
+@pytest.mark.long
+def test_it_draws_what_generate_draws_from_a_database(home: Path, tmp_path: Path) -> None:
+    from pipeline.installation import asset
+
+    quiet_build(folder_of(tmp_path / "pictures", 12), name="mine", home=str(home), encoder="mini")
+    quiet_generate(
+        "a red boat", model="rdm-mini", db=("mine",), k=4, steps=10, seed=3, out=str(tmp_path / "run"), gallery=False
+    )
+    theirs = Image.open(next((tmp_path / "run").rglob("*.png")))
+    pipe = opened(asset("models", "rdm-mini"))
+    noise = torch.Generator().manual_seed(3)
+    ours = pipe(
+        "a red boat", database=home / "databases" / "mine", k=4, num_inference_steps=10, generator=noise
+    ).images[0]
+    difference = np.abs(np.asarray(ours, np.int16) - np.asarray(theirs.convert("RGB"), np.int16))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.001
+    near = pipe(retrieved_images=[Image.new("RGB", (64, 64), "red")], num_inference_steps=2).images[0]
+    assert near.size == (64, 64)
