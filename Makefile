@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
-# The checks run beside the tests: both use one core for much of their time.
+# The checks and the tests run at the same time: both use one core for much of their time.
 test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs 2 check tests
 
@@ -43,8 +43,8 @@ test-crash: $(STAMP)
 test-scale: $(STAMP)
 	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_adapter_runs.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
 
-# What needs the network: WikiArt, ArtBench, CLIP and rdm-768, fetched (about 12 GB, kept in ~/.cache/rdmpipe-online and the Hub's cache),
-# compared with their known sums and counts, and used. Skipped, with the reason, without a network.
+# Tests that need the network: WikiArt, ArtBench, CLIP and rdm-768 are downloaded (about 12 GB, kept in ~/.cache/rdmpipe-online and the Hub's cache),
+# compared with their known checksums and counts, and used. Without a network, the tests are skipped with the reason.
 test-online: $(STAMP)
 	$(PYTEST) -m online tests/test_online.py -rs --timeout 7200
 

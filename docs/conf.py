@@ -1,4 +1,4 @@
-"""Sphinx's configuration: Markdown by MyST, the Furo theme, a search box that works from files, API pages from docstrings.
+"""Sphinx's configuration: Markdown through MyST, the Furo theme, a search box that needs no server, API pages from docstrings.
 
 `make docs` builds docs/site and fails on any warning, a broken link between pages included. Reads docs/ and the code; writes
 docs/site, and docs/reference/cli.md, toml.md and docs/guides/tour.md, which are generated.

@@ -1,9 +1,9 @@
-"""The notebook docs/guides/tour.ipynb: run its cells, keep what they show, and make a page of it.
+"""Run the cells of the notebook docs/guides/tour.ipynb, keep their output, and make a page of it.
 
-    python docs/notebook.py docs/guides/tour.ipynb      # in an empty RDMPIPE_HOME: runs the cells and saves what they show
+    python docs/notebook.py docs/guides/tour.ipynb      # in an empty RDMPIPE_HOME: runs the cells and saves their output
 
-A test runs the cells (tests/test_docs.py), docs/conf.py makes the page. Cells are run in this process, one after another, as
-Jupyter runs them; of what Jupyter shows, text that is printed and the value of a cell's last expression are kept. Pictures are
+tests/test_docs.py runs the cells, docs/conf.py makes the page. Cells are run in this process, one after another, as
+Jupyter runs them; printed text and the value of a cell's last expression are kept. Pictures are
 kept as JPEG, because the notebook is in the repository.
 """
 
@@ -34,7 +34,7 @@ def source(cell: Cell) -> str:
 
 
 def run(cells: list[Cell], names: dict[str, object]) -> list[Cell]:
-    """The cells with what they show in `outputs`. names: the variables, which the cells change."""
+    """The cells with their output in `outputs`. names: the variables, which the cells change."""
     made: list[Cell] = []
     for number, cell in enumerate(cells):
         if cell["cell_type"] != "code":
@@ -53,7 +53,7 @@ def run(cells: list[Cell], names: dict[str, object]) -> list[Cell]:
 
 
 def _value_of(code: str, name: str, names: dict[str, object]) -> object:
-    """Run a cell; the value of its last statement, if that is an expression."""
+    """Run a cell and return the value of its last statement, if that is an expression."""
     tree = ast.parse(code, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, name, "exec"), names)
@@ -61,7 +61,7 @@ def _value_of(code: str, name: str, names: dict[str, object]) -> object:
 
 
 def _shown(value: object) -> dict[str, str]:
-    """What Jupyter shows of a value, by media type."""
+    """The forms of a value that Jupyter shows, by media type."""
     text = repr(value)
     shown = {"text/plain": "<a picture>" if " at 0x" in text else text}  # addresses differ from run to run
     as_png = getattr(value, "_repr_png_", None)

@@ -32,7 +32,7 @@ TOML: tuple[tuple[type, str, str], ...] = (
     (EvaluateConfig, "Evaluations", "The protocol that `rdmpipe evaluate` takes."),
 )
 
-GIVEN = {(JobFile, "name")}  # required fields that a file may leave out, because its reader sets them
+GIVEN = {(JobFile, "name")}  # fields without a default that a file may omit, because its reader sets them
 
 
 def write(folder: Path) -> None:
@@ -41,7 +41,7 @@ def write(folder: Path) -> None:
 
 
 def keep(path: Path, text: str) -> None:
-    """Write a page, unless it is there as it is: an unchanged page is not built again."""
+    """Write a page if its text differs, so that an unchanged page is not built again."""
     if not path.is_file() or path.read_text("utf-8") != text:
         path.write_text(text, "utf-8")
 

@@ -27,12 +27,12 @@ def cores() -> int:
 
 @functools.cache
 def cpu_precision() -> Literal["fp32", "bf16"]:
-    """The faster of fp32 and bf16 for networks on this processor: bf16 where its instructions exist and prove to be faster."""
+    """The faster of fp32 and bf16 for networks on this processor: bf16 if it has such instructions and they prove faster."""
     return "bf16" if bf16_instructions(_cpuinfo()) and bf16_gain() >= _WORTH_IT else "fp32"
 
 
 def encoder_precision(device: str) -> Literal["fp32", "fp16", "bf16"]:
-    """The precision that `auto` is for encoders on a device: fp16 on a GPU, `cpu_precision` on a CPU."""
+    """The precision that `auto` means for encoders on a device: fp16 on a GPU, `cpu_precision` on a CPU."""
     return "fp16" if device.startswith("cuda") else cpu_precision()
 
 
@@ -46,9 +46,9 @@ def bf16_instructions(cpuinfo: str) -> bool:
 
 
 def bf16_gain() -> float:
-    """How many times as fast as in fp32 a matrix product is in bf16 here. Takes a few hundredths of a second.
+    """The speed of a matrix product in bf16 on this machine, divided by that in fp32. Takes a few hundredths of a second.
 
-    The best of several, in processor time of this thread: other work on the machine does not decide.
+    The best of several measurements of this thread's processor time, so that other work on the machine has little influence.
     """
     import torch
 

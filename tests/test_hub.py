@@ -129,7 +129,7 @@ def test_a_push_that_was_cut_off_uploads_the_rest(server: Hub, built: Path, home
     server.refuse_after = 2
     with pytest.raises(RdmpipeError):
         push(server, built)
-    with pytest.raises(SourceError, match="that push did not end"):
+    with pytest.raises(SourceError, match="that push is not finished"):
         pulled(server, home)
     server.refuse_after = -1
     push(server, built)
@@ -234,13 +234,13 @@ def other_sum(found: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_file("../../outside"), "is no file of a database"),
-        (with_file("/etc/passwd"), "is no file of a database"),
-        (with_file("current"), "is no file of a database"),
-        (with_file("index/mini-00/0123456789ab/model.pkl"), "is no file of a database"),
+        (with_file("../../outside"), "is not a file of a database"),
+        (with_file("/etc/passwd"), "is not a file of a database"),
+        (with_file("current"), "is not a file of a database"),
+        (with_file("index/mini-00/0123456789ab/model.pkl"), "is not a file of a database"),
         (other_size, "is refused"),
         (other_sum, "is refused"),
-        (lambda found: found.update(format=9), "A newer one"),
+        (lambda found: found.update(format=9), "A newer rdmpipe"),
         (lambda found: found.update(name="../x"), "it names database"),
         (lambda found: found.update(version="0" * 12), "it lists no versions"),
         (lambda found: found.update(files=[]), "it lists no versions"),
@@ -264,7 +264,7 @@ def test_other_bytes_than_listed_are_refused(server: Hub, built: Path, home: Pat
     path = resolve_database("mine", str(built)).version.index.files["vectors"].path
     true = (server.repo("datasets", REPO) / path).read_bytes()
     server.swapped[path] = bytes([true[0] ^ 1]) + true[1:]
-    with pytest.raises(SourceError, match="has not the checksum"):
+    with pytest.raises(SourceError, match="does not have the checksum"):
         pulled(server, home)
     server.swapped.clear()
     assert check_database(pulled(server, home)).damages == ()

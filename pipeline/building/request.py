@@ -32,7 +32,7 @@ class BuildRequest:
     name: str = ""
     home: str | None = None
     encoder: str = ""
-    precision: str = ""  # fp32 | fp16 | bf16; empty or auto: as the database was begun, else by the machine
+    precision: str = ""  # fp32 | fp16 | bf16; empty or auto: as recorded in the database, else the faster one
     preprocess: str = ""  # openclip | compvis
     images: str = ""  # keep | thumbnail | drop
     where: str = ""
@@ -171,7 +171,7 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
     if request.precision == "auto":
         request = replace(request, precision="")
     if not request.precision and not settings.get("precision"):
-        # Older databases were begun in single precision.
+        # Records of older databases have no precision: it was fp32.
         auto = "fp32" if before is not None else machine.encoder_precision(machine.device(request.device))
         request = replace(request, precision=auto)
     default = {

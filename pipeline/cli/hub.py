@@ -1,4 +1,4 @@
-"""`rdmpipe push` and `pull`: parse, call, print."""
+"""`rdmpipe push` and `rdmpipe pull`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DatabaseError, ModelError
 KINDS = ("", "database", "model")
 
 KindOption = Annotated[
-    str, typer.Option("--kind", metavar="KIND", help="database or model, if there are both of that name.")
+    str, typer.Option("--kind", metavar="KIND", help="database or model, if both exist under that name.")
 ]
 
 
@@ -25,12 +25,12 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    name: Annotated[str, typer.Argument(help="A database, or a model by its name or folder.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/REPO", help="The repository; it is created if there is none.")],
+    name: Annotated[str, typer.Argument(help="A database, or a model given by its name or folder.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/REPO", help="The repository; it is created if it does not exist.")
+    ],
     kind: KindOption = "",
-    public: Annotated[
-        bool, typer.Option("--public", help="Create the repository for everybody to see; else it is private.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False,
     despite_licence: Annotated[
         bool,
         typer.Option("--despite-licence", help="Also push rows or a model whose licence is not known to allow it."),
@@ -70,7 +70,7 @@ def push(
 
 
 def _which(name: str, kind: str, home: str | None) -> str:
-    """database or model: what `name` is. Raises ConfigError if it is both, DatabaseError if it is neither."""
+    """Whether `name` is a "database" or a "model". Raises ConfigError if it is both, DatabaseError if it is neither."""
     if kind:
         return kind
     from pipeline.catalog import resolve_database
@@ -99,7 +99,7 @@ def _which(name: str, kind: str, home: str | None) -> str:
 
 def pull_command(
     repo: Annotated[str, typer.Argument(metavar="OWNER/REPO", help="A repository that `rdmpipe push` wrote.")],
-    name: Annotated[str, typer.Argument(help="The name here; else the one it was pushed under.")] = "",
+    name: Annotated[str, typer.Argument(help="The name here; else the name that it was pushed under.")] = "",
     kind: KindOption = "",
     revision: Annotated[
         str, typer.Option("--revision", metavar="REVISION", help="A branch, tag or commit; else the newest.")
@@ -109,7 +109,7 @@ def pull_command(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Get a database or a model from the Hugging Face Hub. Each file is compared with its checksum.
+    """Get a database or a model from the Hugging Face Hub, and compare each file with its checksum.
 
     Uses the token of HF_TOKEN or of `hf auth login`, and the server of HF_ENDPOINT. Run it again to continue after an
     interruption.

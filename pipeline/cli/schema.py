@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def schema(
     kind: Annotated[str, typer.Argument(help="job, manifest, train or evaluate: which TOML file to describe.")],
 ) -> None:
-    """Print the JSON Schema of a kind of TOML file; an editor checks a file whose first line is `#:schema PATH`."""
+    """Print the JSON Schema of a kind of TOML file. Editors use it for a file whose first line is `#:schema PATH`."""
     with reported_errors():
         print_json(toml_schema(one_of("KIND", kind, KINDS)))
 

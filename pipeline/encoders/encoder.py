@@ -161,7 +161,7 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
         cut = self.overlong(texts)
-        if cut and not self._said_cut:  # once: whoever encodes many texts counts them
+        if cut and not self._said_cut:  # once: callers that encode many texts count them
             self._said_cut = True
             log.warning(
                 "%d of %d texts are longer than the encoder's %d tokens; the encoder does not see their ends",

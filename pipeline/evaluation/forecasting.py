@@ -42,14 +42,12 @@ class PlannedModel:
     where: str
     licence: str
     pictures: Mapping[str, int]
-    hours: float | None = (
-        None  # of one worker here, by the pictures that this home has drawn with it; None: it has none
-    )
-    measured: int = 0  # pictures that the hours were measured on
+    hours: float | None = None  # of one worker here, estimated from the pictures of this home; None: there are none
+    measured: int = 0  # pictures that the estimate is based on
 
     @property
     def time(self) -> str:
-        """The hours for people, or the command that makes them known."""
+        """The hours as text, or the command that makes an estimate possible."""
         if self.hours is None:
             return (
                 "hours: not known, because this home has no pictures of this model; they are known after: "
@@ -96,7 +94,7 @@ class Forecast:
             lines.append(f"    {model.time}")
         if len(self.models) > 1:
             lines.append(f"  all models: {self.pictures:,}")
-        lines.append("training of the judges and judging come on top: minutes for small pictures")
+        lines.append("training and use of the judges take additional time: minutes for small pictures")
         return "\n".join(lines)
 
 

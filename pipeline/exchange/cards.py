@@ -1,6 +1,6 @@
-"""Cards (README.md) of what goes to others: YAML between two lines `---` as the Hub reads it, then text for people.
+"""Cards (README.md) of published databases and models: YAML between two lines `---`, as the Hub reads it, then text for people.
 
-A database's card says licence, source, encoder, recall and counts; a model's says licence, encoder, sizes and how to
+A database's card states licence, source, encoder, recall and counts; a model's states licence, encoder, sizes and how to
 use it. YAML is written as JSON values, which it includes. Reads and writes nothing itself; `front_matter` reads a card's text.
 """
 
@@ -31,7 +31,7 @@ def body_of(text: str) -> str:
 
 
 def front_matter(text: str) -> Mapping[str, object]:
-    """The YAML fields of a card; none where there are none or they cannot be read."""
+    """The YAML fields of a card; empty if there are none or they cannot be read."""
     if not text.startswith("---\n"):
         return {}
     import yaml
@@ -70,7 +70,7 @@ def database_head(version: Version, rows: int, licences: Iterable[str], data_fil
 
 
 def database_facts(version: Version, licences: Mapping[str, int]) -> list[str]:
-    """What a database's card says of its source, licences, encoder and index: lines of a list."""
+    """The source, licences, encoder and index of a database, as lines of a list on its card."""
     told = version.manifest
     counted = "; ".join(f"{name}: {count:,}" for name, count in sorted(licences.items()))
     return [
@@ -131,7 +131,7 @@ def database_card(version: Version, repo: str, licences: Sequence[RowsOfLicence]
 
 
 def model_card(name: str, repo: str, licence: str, facts: Mapping[str, object], text: str) -> str:
-    """The card of a model: its own README's text where it has one, else what is known of it."""
+    """The card of a model: the text of its own README if it has one, else the known facts."""
     head: dict[str, object] = {
         **licence_fields([licence]),
         "library_name": "diffusers",

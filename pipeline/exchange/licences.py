@@ -1,7 +1,7 @@
-"""Which licences let others pass on what they cover, and the rows of a version whose licence does not.
+"""Which licences allow redistribution, and the rows of a version whose licence does not.
 
 Reads the column `licence` of a version's shards. Writes nothing. It recognises names, SPDX identifiers and addresses of common
-licences; a text that it does not recognise counts as no permission. It is no legal advice.
+licences; a text that it does not recognise counts as no permission. This is no legal advice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.schema import OK
 
 NOT_STATED = "not stated"
 
-_SHOWN = 3  # names of rows that are kept for each licence
+_SHOWN = 3  # row names kept for each licence
 
 # Creative Commons without "no derivatives": thumbnails and vectors are made from the pictures.
 _CREATIVE_COMMONS = re.compile(r"cc-?(by(?:-nc)?(?:-sa)?)(?:-([1-4]\.\d))?(?:-(?:[a-z]{2}|igo))?")
@@ -31,7 +31,7 @@ _OTHERS = re.compile(
     r"|a?l?gpl-[23]\.[01](?:\+|-only|-or-later)?|(?:creativeml-|bigscience-)?openrail(?:\+\+|-m|\+\+-m)?|artistic-2\.0|cdla-permissive-[12]\.0"
 )
 
-# Names that the Hub's cards take, where they differ from ours.
+# Names in the Hub's cards that differ from ours.
 _HUB_NAMES = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl", "pdm-1.0": "other"}
 
 
@@ -42,11 +42,11 @@ class RowsOfLicence:
     licence: str  # as the rows state it
     rows: int
     names: tuple[str, ...]
-    allows: bool  # whether others may be given copies
+    allows: bool  # whether copies may be given to others
 
 
 def identify(text: str) -> str:
-    """The identifier of a licence that allows redistribution, as `cc-by-sa-4.0`; empty for any other text."""
+    """The identifier of a licence that allows redistribution, such as `cc-by-sa-4.0`; empty for any other text."""
     name = _of_address(text) or re.sub(r"[\s_]+", "-", text.strip().lower()).removesuffix(".")
     name = re.sub(r"^(?:the-)?(.*?)-licen[cs]e$", r"\1", name)
     name = name.replace("creative-commons-", "cc-").replace("attribution", "by")
@@ -61,7 +61,7 @@ def identify(text: str) -> str:
 
 
 def _of_address(text: str) -> str:
-    """The name in a Creative Commons address, as https://creativecommons.org/licenses/by-sa/4.0/; else empty."""
+    """The name in a Creative Commons address such as https://creativecommons.org/licenses/by-sa/4.0/; else empty."""
     parts = urlsplit(text.strip().lower())
     if parts.scheme not in ("http", "https") or (parts.hostname or "").removeprefix("www.") != "creativecommons.org":
         return ""
@@ -77,15 +77,15 @@ def _of_address(text: str) -> str:
 
 
 def hub_licence(text: str) -> str:
-    """The licence as a card of the Hub names it: `other` where the Hub has no name for it."""
+    """The licence by its name in the Hub's cards; `other` if it has none."""
     found = identify(text)
     return _HUB_NAMES.get(found, found) or "other"
 
 
 def licences_of(db: RetrievalDatabase, version: Version) -> list[RowsOfLicence]:
-    """The licences of a version's ok rows, those that allow nothing first, then by descending number of rows.
+    """The licences of a version's ok rows: first those that do not allow redistribution, then by descending number of rows.
 
-    Also of rows that later left the database, because its shards hold them. A row without a licence has the collection's.
+    Rows that later left the database are included, because its shards hold them. A row without a licence has the collection's.
     """
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}

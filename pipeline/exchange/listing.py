@@ -1,9 +1,9 @@
-"""rdmpipe.json: what a repository on the Hub that rdmpipe wrote consists of, each file by checksum.
+"""rdmpipe.json lists the files of a repository on the Hub that rdmpipe wrote, each with its checksum.
 
     {"format": 1, "kind": "database", "name": "wikiart", "version": "0123456789ab", "made_by": "...", "files": [...]}
 
-A repository of others is untrusted: `read_listing` takes a listing only where each path is one that a database or a model has,
-so that nothing is written elsewhere, and no pickle or program is fetched. Reads and writes nothing itself.
+Repositories are untrusted: `read_listing` accepts a listing only if each path is one that a database or a model has, so that
+nothing is written elsewhere, and no pickle or program is fetched. Reads and writes nothing itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = "rdmpipe.json"
 
 FORMAT = 1
 
-MOST_BYTES = 64 << 20  # of rdmpipe.json: a listing of some 300,000 files
+MOST_BYTES = 64 << 20  # of rdmpipe.json: enough for some 300,000 files
 
 Kind = Literal["database", "model"]
 
@@ -65,7 +65,7 @@ _SUM = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository consists of. `version` is that of a database; empty for a model."""
+    """The contents of a repository. `version` is that of a database, and empty for a model."""
 
     kind: Kind
     name: str
@@ -83,19 +83,19 @@ class Listing:
 
 
 def belongs(kind: Kind, path: str) -> bool:
-    """Whether a database or a model has a file of this path."""
+    """Whether a file of a database or a model can have this path."""
     return _PATHS[kind].fullmatch(path) is not None
 
 
 def read_listing(text: bytes, repo: str) -> Listing:
-    """The listing in a repository's rdmpipe.json. Raises SourceError for anything that rdmpipe would not have written."""
+    """The listing in a repository's rdmpipe.json. Raises SourceError for anything that rdmpipe does not write."""
     try:
         table = parse_json(text)
         if not isinstance(table, Mapping):
             raise ConfigError("an object was expected")
         if table.get("format") != FORMAT:
             raise ConfigError(
-                f"format is {table.get('format')!r}; this rdmpipe reads {FORMAT}. A newer one may read it"
+                f"format is {table.get('format')!r}; this rdmpipe reads {FORMAT}. A newer rdmpipe may read it"
             )
         found = from_mapping(Listing, table, FILE)
         _check(found)
@@ -105,14 +105,14 @@ def read_listing(text: bytes, repo: str) -> Listing:
 
 
 def _check(listing: Listing) -> None:
-    """Raise ConfigError for names, paths, sizes or checksums that cannot be."""
+    """Raise ConfigError for invalid names, paths, sizes or checksums."""
     if listing.kind == "database" and (not is_name(listing.name) or not re.fullmatch(r"[0-9a-f]{12}", listing.version)):
         raise ConfigError(f"it names database {listing.name[:60]!r}, version {listing.version[:60]!r}")
     for file in listing.files:
         if not belongs(listing.kind, file.path):
-            raise ConfigError(f"{file.path[:120]!r} is no file of a {listing.kind}; nothing was fetched")
+            raise ConfigError(f"{file.path[:120]!r} is not a file of a {listing.kind}; nothing was fetched")
         if not _SUM.fullmatch(file.sha256) or not 0 <= file.bytes < 1 << 48:
-            raise ConfigError(f"{file.path}: {file.bytes} bytes with the checksum {file.sha256[:70]!r} cannot be")
+            raise ConfigError(f"{file.path}: {file.bytes} bytes with the checksum {file.sha256[:70]!r} is not possible")
     if len({file.path for file in listing.files}) != len(listing.files):
         raise ConfigError("it lists a file twice")
 
@@ -150,7 +150,7 @@ def database_files(db: RetrievalDatabase, version: Version) -> list[Artifact]:
             small(fetched)
     for path in found:
         if not belongs("database", path):
-            raise db.damaged(path, "a version names it, and it is no file of a database")
+            raise db.damaged(path, "a version names it, but it is not a file of a database")
     return _sorted(found.values())
 
 

@@ -1,10 +1,10 @@
-"""`rdmpipe pull`: a database or a model from a repository on the Hub that `rdmpipe push` wrote.
+"""`rdmpipe pull`: get a database or a model from a repository on the Hub that `rdmpipe push` wrote.
 
-Reads: rdmpipe.json of one commit, and the files that it lists, each against its size and sha256. Writes: a database under its
-lease, `current` last, or a folder in <home>/models, which gets its name last. A pull that was interrupted continues: finished
-files are kept, and the unfinished one continues where it stopped. A repository is untrusted: a path that no database or model
-has, a size that the Hub does not report, a wrong checksum and a pickle are refused. A model's program (pipeline.py)
-is not fetched.
+Reads: rdmpipe.json of one commit, and the files that it lists, each compared with its size and sha256. Writes: a
+database under its lease, `current` last, or a folder in <home>/models, which gets its name last. A pull that was
+interrupted continues: finished files are kept, and the unfinished one continues where it stopped. A repository is
+untrusted: refused are paths that do not occur in a database or a model, sizes that differ from those that the Hub
+reports, wrong checksums, and pickles. A model's program (pipeline.py) is not fetched.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ _MOST_CARD = 1 << 20  # bytes of a README.md that are read
 
 _AT_ONCE = 4  # files that are fetched at a time
 
-_LAST = ("plan/", "manifest.json", "versions/")  # until these are there, no build takes the folder for its own
+_LAST = ("plan/", "manifest.json", "versions/")  # a build treats the folder as a database only once these exist
 
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What to pull. Empty values: the name that it was pushed under, whichever kind there is, the newest commit."""
+    """What to pull. Empty values mean the name that it was pushed under, the kind that the repository has, the newest
+    commit."""
 
     repo: str  # OWNER/REPO
     name: str = ""
@@ -49,7 +50,7 @@ class PullRequest:
 
 @dataclass(frozen=True)
 class PullSummary:
-    """What a pull did. `fetched` counts files; the others were there."""
+    """The result of a pull. `fetched` counts files; the other files existed already."""
 
     kind: Kind
     name: str
@@ -73,7 +74,7 @@ class PullSummary:
             [
                 f"pulled {what} from {self.repo} at {self.commit[:12]}: {self.files:,} files, {self.bytes:,} "
                 f"bytes; {self.fetched:,} "
-                f"fetched, {self.files - self.fetched:,} were here",
+                f"fetched, {self.files - self.fetched:,} existed already",
                 f"licence: {self.licence}",
                 f"{self.place}; try: {follow}",
             ]
@@ -83,7 +84,7 @@ class PullSummary:
 def pull(request: PullRequest, say: Say, finish_model: Callable[[Path], None] = lambda folder: None) -> PullSummary:
     """Pull a repository. `finish_model` is called with a model's folder before it gets its name, and may write into it.
 
-    Raises SourceError for a repository that is not there or is refused, DatabaseError and ModelError where the name is taken.
+    Raises SourceError if the repository does not exist or is refused, DatabaseError or ModelError if the name is taken.
     """
     hub, commit, there, listing = _find(request)
     _require_announced(listing, there, request.repo)
@@ -92,7 +93,7 @@ def pull(request: PullRequest, say: Say, finish_model: Callable[[Path], None] = 
 
 
 def _find(request: PullRequest) -> tuple[HubRepository, str, Mapping[str, HubFile], Listing]:
-    """The repository at one commit: of the kind that was asked for, else the one that there is."""
+    """The repository at one commit: of the requested kind, else of the kind that exists."""
     kinds: tuple[Kind, ...] = (request.kind,) if request.kind else ("database", "model")
     found = []
     for kind in kinds:
@@ -115,17 +116,17 @@ def _find(request: PullRequest) -> tuple[HubRepository, str, Mapping[str, HubFil
         return found[0]
     raise SourceError(
         f"{request.repo}: no {FILE} in it, or no such repository for this token: it was not pushed with "
-        "`rdmpipe push`, or that push "
-        "did not end. A data set of pictures is read with a manifest; a model in diffusers' layout with `--model OWNER/REPO`"
+        "`rdmpipe push`, or that push is not finished. "
+        "A data set of pictures is read with a manifest; a model in diffusers' layout with `--model OWNER/REPO`"
     )
 
 
 def _require_announced(listing: Listing, there: Mapping[str, HubFile], repo: str) -> None:
-    """Raise SourceError where the Hub reports other sizes or sums than the listing: nothing is fetched then."""
+    """Raise SourceError if the Hub reports other sizes or checksums than the listing; nothing is fetched then."""
     for file in listing.files:
         found = there.get(file.path)
         if found is None:
-            raise SourceError(f"{repo}: {file.path} is listed and is not there; push it again")
+            raise SourceError(f"{repo}: {file.path} is listed and does not exist; push it again")
         if found.size != file.bytes or (len(found.identity) == 64 and found.identity != file.sha256):
             raise SourceError(
                 f"{repo}: {file.path} is refused: the listing says {file.bytes:,} bytes with sha256 "
@@ -136,7 +137,7 @@ def _require_announced(listing: Listing, there: Mapping[str, HubFile], repo: str
 
 @dataclass(frozen=True)
 class _Pull:
-    """One pull: where from, and what."""
+    """One pull: from where, and what."""
 
     request: PullRequest
     hub: HubRepository
@@ -146,7 +147,7 @@ class _Pull:
     say: Say
 
     def fetch(self, file: Artifact, part: Path) -> None:
-        """Fetch a file into `part`, or the rest of it. Raises SourceError for another checksum than the listed one."""
+        """Fetch a file, or the rest of it, into `part`. Raises SourceError if the checksum is not the listed one."""
         part.parent.mkdir(parents=True, exist_ok=True)
         start = part.stat().st_size if part.exists() else 0
         if start > file.bytes:
@@ -163,12 +164,12 @@ class _Pull:
         if part.stat().st_size != file.bytes or sha256_file(part) != file.sha256:
             part.unlink()
             raise SourceError(
-                f"{self.hub.repo}: {file.path} is refused: what was fetched has not the checksum {file.sha256[:12]}... that "
-                f"{FILE} lists. Run the same command again; if it fails again, the repository is damaged"
+                f"{self.hub.repo}: {file.path} is refused: the fetched file does not have the checksum {file.sha256[:12]}... "
+                f"that {FILE} lists. Run the same command again; if it fails again, the repository is damaged"
             )
 
     def each(self, files: list[Artifact], action: Callable[[Artifact], None]) -> None:
-        """Do it for all files, some at a time, and tell how far it is. The first error ends it."""
+        """Do the work for all files, several at a time, and report the progress. The first error ends it."""
         size, done, told = sum(file.bytes for file in files), 0, 0
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             futures = {pool.submit(action, file): file for file in files}
@@ -184,7 +185,7 @@ class _Pull:
                 raise
 
     def require_room(self, folder: str, files: list[Artifact]) -> None:
-        """Raise DiskFullError where the disk has less room than the files take."""
+        """Raise DiskFullError if the disk has too little space for the files."""
         place = Path(folder)
         while not place.exists():
             place = place.parent
@@ -238,7 +239,7 @@ def _pull_database(pull: _Pull) -> PullSummary:
 
 
 def _claim(db: RetrievalDatabase, pull: _Pull) -> None:
-    """Mark the folder as this pull's. Raises DatabaseError where there is another database, or another's beginning."""
+    """Mark the folder as this pull's. Raises DatabaseError if another database exists there or was begun there."""
     current, marked = db.current_id(), db.read_json(PULLED)
     mine = isinstance(marked, dict) and marked.get("repo") == pull.hub.repo
     other = f"pull under another name: rdmpipe pull {pull.hub.repo} NAME"
@@ -270,13 +271,13 @@ def _has_list(path: str) -> bool:
 
 
 def _is_here(storage: Storage, file: Artifact) -> bool:
-    """Whether a finished file is there from a pull before."""
+    """Whether a finished file of an earlier pull exists."""
     return storage.size(file.path) == file.bytes and storage.sha256(file.path) == file.sha256
 
 
 @contextlib.contextmanager
 def _parts(storage: Storage) -> Iterator[Path]:
-    """A folder for unfinished files: on a disk one that stays, so that a pull goes on within a file."""
+    """A folder for unfinished files. On a disk it is kept, so that a later pull continues within a file."""
     if storage.is_local:
         folder = Path(storage.full(".tmp")) / "pull"
         folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +294,7 @@ def _place(pull: _Pull, db: RetrievalDatabase, file: Artifact, parts: Path) -> N
 
 
 def _version(pull: _Pull, db: RetrievalDatabase, parts: Path) -> Version:
-    """The version that the listing names, if its files are those of the listing. Raises SourceError."""
+    """The version that the listing names, if the listing contains its files. Raises SourceError if not."""
     listed = {file.path: file for file in pull.listing.files}
     path = f"versions/{pull.listing.version}.json"
     if path not in listed:
@@ -340,7 +341,7 @@ def _pull_model(pull: _Pull, finish: Callable[[Path], None]) -> PullSummary:
             here = Storage(str(target))
             if not all(_is_here(here, file) for file in listing.files):
                 raise ModelError(
-                    f"{target} is there already and holds something else; pull under another name: rdmpipe pull "
+                    f"{target} exists already and holds something else; pull under another name: rdmpipe pull "
                     f"{request.repo} NAME"
                 )
             files = []
@@ -354,7 +355,7 @@ def _pull_model(pull: _Pull, finish: Callable[[Path], None]) -> PullSummary:
 
 
 def _fetch_model(pull: _Pull, begun: Storage, target: Path, finish: Callable[[Path], None]) -> list[Artifact]:
-    """Fetch the files that are not here yet, let the caller finish the folder, and give it its name."""
+    """Fetch the missing files, let the caller finish the folder, and give it its name."""
     made = begun.child("model")
     files = [file for file in pull.listing.files if not _is_here(made, file)]
     pull.require_room(begun.url, files)

@@ -1,9 +1,9 @@
-"""`rdmpipe push`: the current version of a database, or a model's folder, to a repository on the Hub.
+"""`rdmpipe push`: upload the current version of a database, or a model's folder, to a repository on the Hub.
 
 Reads: a database's files under its lease, or a model's folder. Writes to the Hub through huggingface_hub, with its token
 (HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured): files in commits of limited size, then README.md and rdmpipe.json in the
-last commit. Until that commit a repository holds what it held before. The same command continues, and uploads nothing that is
-there already. Files that only an older rdmpipe.json lists are removed, but stay in the repository's history.
+last commit. Until that commit, other files of the repository do not change. The same command continues, and uploads only
+what is missing. Files that only an older rdmpipe.json lists are removed, but stay in the repository's history.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 
-# diffusers' pipeline in a model's folder, and which classes it is made of: programs, so a pull writes its own.
+# diffusers' pipeline in a model's folder, and the names of its classes: programs, so a pull writes its own.
 PIPELINE = ("pipeline.py", "model_index.json")
 
 _COMMIT_FILES, _COMMIT_BYTES = 100, 2 << 30  # of one commit, so that an interruption loses little
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PushRequest:
-    """What to push where. `despite_licence`: also rows or a model whose licence allows no redistribution."""
+    """What to push, and where. `despite_licence`: also rows or a model whose licence is not known to allow redistribution."""
 
     repo: str  # OWNER/REPO
     public: bool = False  # of a repository that does not exist yet; an existing one keeps its visibility
@@ -55,7 +55,7 @@ class PushRequest:
 
 @dataclass(frozen=True)
 class PushSummary:
-    """What a push did. `uploaded` and `removed` count files; `notes` are for the person who pushed."""
+    """The result of a push. `uploaded` and `removed` count files; `notes` are for the person who pushed."""
 
     kind: Kind
     name: str
@@ -73,7 +73,7 @@ class PushSummary:
         return "\n".join(
             [
                 f"pushed {what} to {self.repo}: {self.files:,} files, {self.bytes:,} bytes; {self.uploaded:,} uploaded, "
-                f"{self.files - self.uploaded:,} were there, {self.removed:,} removed; commit {self.commit[:12]}",
+                f"{self.files - self.uploaded:,} existed already, {self.removed:,} removed; commit {self.commit[:12]}",
                 *(f"note: {note}" for note in self.notes),
                 f"try: rdmpipe pull {self.repo}",
             ]
@@ -81,7 +81,7 @@ class PushSummary:
 
 
 def repository(repo: str, kind: Kind, endpoint: str = "", revision: str = "") -> HubRepository:
-    """The Hub's repository of a database (there: a data set) or a model. Raises ConfigError for a name that cannot be one."""
+    """The Hub's repository of a database (a data set there) or of a model. Raises ConfigError for an invalid name."""
     if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
         raise ConfigError(f"{repo[:120]!r} is no repository of the Hub: give OWNER/REPO, as in anna/harbours")
     return HubRepository(
@@ -95,8 +95,8 @@ def repository(repo: str, kind: Kind, endpoint: str = "", revision: str = "") ->
 def push_database(selection: Selection, request: PushRequest, say: Say) -> PushSummary:
     """Push the current version of a database.
 
-    Raises ConfigError for a view, an old version, or rows whose licence does not allow it; SourceError where the Hub refuses;
-    DamagedError where a file is not what the version says.
+    Raises ConfigError for a view, an old version, or rows whose licence does not allow it; SourceError if the Hub refuses;
+    DamagedError if a file does not match the version.
     """
     db, version = selection.database, selection.version
     if selection.where:
@@ -109,7 +109,7 @@ def push_database(selection: Selection, request: PushRequest, say: Say) -> PushS
     with lease(db.storage, f"push {db.name}", request.wait_s, notify=say):
         if version.id != db.current_id():
             raise ConfigError(
-                f"{selection.name!r} is not the current version; push pushes that: name {db.name!r} alone"
+                f"{selection.name!r} is not the current version, and only that can be pushed: give {db.name!r}"
             )
         licences = licences_of(db, version)
         if not request.despite_licence:
@@ -124,7 +124,7 @@ def push_database(selection: Selection, request: PushRequest, say: Say) -> PushS
 
 
 def _require_permission(name: str, repo: str, licences: Sequence[RowsOfLicence]) -> None:
-    """Raise ConfigError where rows have no licence that allows redistribution; it names them."""
+    """Raise ConfigError, which names the rows, if rows have no licence that allows redistribution."""
     standing = [one for one in licences if not one.allows]
     if not standing:
         return
@@ -145,19 +145,19 @@ def _require_permission(name: str, repo: str, licences: Sequence[RowsOfLicence])
 
 
 def _notes(manifest: Mapping[str, object], encoder: str) -> Iterator[str]:
-    """What others will learn or lack."""
+    """Notes on what others will learn or will lack."""
     source = manifest.get("source")
     path = source.get("path") if isinstance(source, dict) else ""
     if path:
         yield f"the manifest names the folder or file that the pictures came from, {path}; it was pushed with the rest"
     if encoder.startswith(("local:", "random:")):
-        yield f"encoder {encoder} is on this machine alone: others need it to search by text or picture"
+        yield f"encoder {encoder} exists only on this machine: others need it to search by text or picture"
 
 
 def _checked(path: Path, file: Artifact) -> Path:
-    """A local file, if its checksum is the listed one. Raises SourceError."""
+    """A local file, if its checksum is the listed one. Raises SourceError if not."""
     if sha256_file(path) != file.sha256:
-        raise SourceError(f"{path} is not what its version says; nothing more was pushed. Run `rdmpipe check NAME`")
+        raise SourceError(f"{path} does not match its version; nothing more was pushed. Run `rdmpipe check NAME`")
     return path
 
 
@@ -170,7 +170,7 @@ def push_model(
     """Push an RDM's folder: descriptions and safetensors, never pickles.
 
     licence, facts: of its weights, for the card; a licence in the YAML of the folder's own README.md comes first. Raises
-    ConfigError where it does not allow redistribution, or where the folder holds no safetensors.
+    ConfigError if it does not allow redistribution, or if the folder holds no safetensors.
     """
     hub = repository(request.repo, "model", request.endpoint)
     own = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
@@ -183,7 +183,7 @@ def push_model(
             "right to publish "
             f"it, run: rdmpipe push {name} {request.repo} --despite-licence"
         )
-    ours = "rdmpipe" in front_matter(own)  # a card that was pulled stays as it is
+    ours = "rdmpipe" in front_matter(own)  # a pulled card is not changed
     card = own if ours else model_card(name, request.repo, licence, facts, body_of(own))
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [(path, path.relative_to(folder).as_posix()) for path in paths]
@@ -194,13 +194,13 @@ def push_model(
     ]
     if not any(file.path.endswith(".safetensors") or file.path.startswith("folded/") for file in files):
         raise ConfigError(
-            f"{folder} holds no safetensors: `rdmpipe convert CHECKPOINT FOLDER` writes a checkpoint's weights as such"
+            f"{folder} holds no safetensors: `rdmpipe convert CHECKPOINT FOLDER` converts the weights of a checkpoint"
         )
     listing = Listing("model", name, "", tuple(files), f"rdmpipe {program_version()}")
     code = {name: folder / name for name in PIPELINE if (folder / name).is_file()}
     done = _Push(hub, listing, lambda file: folder / file.path, say, code).run(card, public=request.public)
     left = [inside for _, inside in names if not belongs("model", inside) and inside not in (*PIPELINE, "SHA256SUMS")]
-    notes = (f"not pushed, because they are no part of a model: {', '.join(left[:8])}",) if left else ()
+    notes = (f"not pushed, because they are not part of a model: {', '.join(left[:8])}",) if left else ()
     return _summary(done, listing, request, notes)
 
 
@@ -222,7 +222,7 @@ def _summary(done: _Done, listing: Listing, request: PushRequest, notes: tuple[s
 
 
 class _Push:
-    """One push: a client, what is to be there in the end, and what is there."""
+    """One push: a client, the files that the repository is to have, and those that it has."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class _Push:
         beside: Mapping[str, Path] | None = None,
     ) -> None:
         self.hub, self.listing, self.local, self.say = hub, listing, local, say
-        self.beside = beside or {}  # files that are pushed and that no pull takes
+        self.beside = beside or {}  # files that are pushed, but never pulled
 
     def run(self, card: str, public: bool) -> _Done:
         """Upload what is missing, then the card and the listing in one commit. Raises SourceError, ConflictError."""
@@ -269,7 +269,7 @@ class _Push:
         return self._commit([*last, *removed], what)
 
     def _before(self, head: str, there: Mapping[str, HubFile]) -> set[str]:
-        """The files that the repository's listing names now. Raises SourceError where it is another thing's."""
+        """The files that the repository's listing names now. Raises SourceError if it lists something else."""
         if FILE not in there:
             return set()
         found = read_listing(read_file(self.hub, there[FILE], head), self.hub.repo)
@@ -295,7 +295,7 @@ class _Push:
         return CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
 
     def _commit(self, operations: Sequence[Operation], message: str) -> str:
-        """One commit; its id. Operations are made anew for a retry, because the client marks those that it has sent."""
+        """Make a commit and return its id. Each retry makes new operations, because the client marks those that it has sent."""
 
         def commit() -> str:
             fresh = [_copy(operation) for operation in operations]
@@ -316,7 +316,7 @@ def _copy(operation: Operation) -> Operation:
 
 
 def read_file(hub: HubRepository, file: HubFile, commit: str, most: int = MOST_BYTES) -> bytes:
-    """A small file of a repository. Raises SourceError for one of more than `most` bytes."""
+    """A small file of a repository. Raises SourceError if it has more than `most` bytes."""
     if file.size > most:
         raise SourceError(f"{hub.repo}: {file.path} has {file.size:,} bytes; at most {most:,} are read")
     with hub.stream(file.path, commit, file.size) as handle:

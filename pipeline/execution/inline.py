@@ -1,4 +1,4 @@
-"""The executor in this process: the stages of a chain overlap, each in threads of its own.
+"""The executor in this process: the stages of a chain overlap, each in its own threads.
 
 While the last stage works on a shard, the stages before it work on the next ones: at most `AHEAD` finished shards wait between
 two stages. A stage whose `together` is 1 takes one shard after another, in order; a stage with more takes so many shards at a
@@ -84,14 +84,14 @@ def run_inline(
             stream = _ahead(passing, work, stage.together, run.stop)
             streams.enter_context(contextlib.closing(stream))
             passing = stream
-        streams.callback(run.stop.set)  # first of all, so that the streams' threads end soon
+        streams.callback(run.stop.set)  # before all else, so that the streams' threads end soon
         for _ in passing:
             if len(outcome.failures) >= backend.max_failures:
                 return
 
 
 def _bound(run: _Run, stage: Stage) -> Callable[[Shard | None], Shard | None]:
-    """`_Run.take` for a stage, as any thread may call it: with the context variables of the caller of `run_inline`."""
+    """`_Run.take` for a stage, with the context variables of `run_inline`'s caller, so that any thread can call it."""
     ready = SetUp(stage.setup)
     context = contextvars.copy_context()
 

@@ -73,7 +73,7 @@ class Progress:
         self._rich: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._failed: dict[str, int] = {}
-        self.notes: Counter[str] = Counter()  # notes that were shown, and how often each was given
+        self.notes: Counter[str] = Counter()  # the printed notes, and how often each was given
         self._storage: Storage | None = None
         self._recorded = 0.0
 

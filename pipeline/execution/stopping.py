@@ -1,4 +1,4 @@
-"""A request to stop, as the code of a stage sees it when it runs in a thread: Ctrl-C reaches the main thread alone.
+"""A request to stop, for the code of a stage that runs in a thread: Ctrl-C reaches only the main thread.
 
 Long work calls `raise_if_stopped` now and then: between the steps of a sampler, between the rows of a source. Reads and writes
 nothing.
@@ -15,12 +15,12 @@ _stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 class Stopped(BaseException):
-    """The run ends early. Not an Exception, so that no handler takes it for a failure of the shard."""
+    """The run ends early. Not an Exception, so that no handler treats it as a failure of the shard."""
 
 
 @contextlib.contextmanager
 def stopping_by(event: threading.Event) -> Iterator[None]:
-    """Work in the block stops when the event is set."""
+    """Make the work in the block stop when the event is set."""
     token = _stop.set(event)
     try:
         yield
@@ -29,12 +29,12 @@ def stopping_by(event: threading.Event) -> Iterator[None]:
 
 
 def is_stopped() -> bool:
-    """Whether the run that this thread works for is to end."""
+    """Whether the run that this thread works for has to end."""
     event = _stop.get()
     return event is not None and event.is_set()
 
 
 def raise_if_stopped() -> None:
-    """Raise Stopped if the run that this thread works for is to end."""
+    """Raise Stopped if the run that this thread works for has to end."""
     if is_stopped():
         raise Stopped

@@ -113,7 +113,7 @@ class ImagePrompts:
 
 
 Told: TypeAlias = "Callable[[int, int, Callable[[], torch.Tensor]], None]"
-"""Told after each step: the step (from 1), their number, and a function that decodes the pictures (B, 3, H, W) in -1..1."""
+"""Called after each step: the step (from 1), their number, and a function that decodes the pictures (B, 3, H, W) in -1..1."""
 
 
 def call(
@@ -145,7 +145,7 @@ def call(
         def after_step(_: Pipeline, step: int, time: object, state: Mapping[str, torch.Tensor]) -> dict[str, object]:
             steps = int(pipe.num_timesteps)
             tell(min(step + 1, steps), steps, lambda: _preview(pipe, state["latents"], height, width))
-            return {}  # nothing changes: a picture does not depend on being watched
+            return {}  # changes nothing: a picture is the same with and without a watcher
 
         common["callback_on_step_end"] = after_step
     images: torch.Tensor = pipe(**common, **own).images
@@ -153,10 +153,13 @@ def call(
 
 
 def _preview(pipe: Pipeline, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The pictures at this step: of the sampler's estimate of the final latents if it keeps one, else of the noisy latents."""
+    """The pictures at this step, from the sampler's estimate of the final latents if it keeps one, else from the noisy
+    latents."""
     import torch
 
-    kept = getattr(pipe.scheduler, "model_outputs", None)  # of DPM-Solver++ and UniPC: estimates, the newest last
+    kept = getattr(
+        pipe.scheduler, "model_outputs", None
+    )  # DPM-Solver++ and UniPC keep their estimates, the newest last
     if kept and isinstance(kept[-1], torch.Tensor) and kept[-1].shape == latents.shape:
         latents = kept[-1]
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What a run's pictures are computed with: device, precision, recipe, batch, workers and threads, chosen from the machine.
+"""How a run computes its pictures: device, precision, recipe, batch, workers and threads, chosen to suit the machine.
 
 Reads and writes <run>/computing.json: the recipe, and the precision that `auto` became. A run keeps them, so that it continues
 with the same keys on another processor or with a newer release. A run of an older release has no such file: it keeps the first
@@ -31,7 +31,7 @@ AT_ONCE = 2**16  # pixels that a CPU worker computes at a time; larger batches a
 
 @dataclass(frozen=True)
 class Computing:
-    """What a run keeps. `precision` is empty until `auto` was asked for; it holds for devices of its kind."""
+    """The settings that a run keeps. `precision` is what `auto` became, for devices of this kind; empty before."""
 
     recipe: int
     precision: str = ""
@@ -40,7 +40,7 @@ class Computing:
 
 @dataclass(frozen=True)
 class Machine:
-    """What pictures are computed with in one call. `batch` and `workers` are 0 until the pictures are known."""
+    """How pictures are computed in one call. `batch` and `workers` are 0 until the pictures are known."""
 
     device: str
     precision: str
@@ -51,7 +51,7 @@ class Machine:
 
 
 def read_computing(storage: Storage, model: ModelInfo) -> Computing:
-    """What the run in this folder keeps. Raises ConfigError for a damaged file."""
+    """The settings that the run in this folder keeps. Raises ConfigError for a damaged file."""
     text = storage.read_text(FILE)
     if text is None:
         begun_before = storage.list("plan", ".json") or storage.list("images", ".png")
@@ -68,7 +68,7 @@ def read_computing(storage: Storage, model: ModelInfo) -> Computing:
 
 
 def keep_computing(storage: Storage, used: Machine, config: GenerateConfig, before: Computing) -> None:
-    """Record what the run keeps from now on. Call it under the run's lease."""
+    """Record the settings that the run keeps from now on. Call it under the run's lease."""
     now = Computing(used.recipe, before.precision, before.device)
     if config.precision == "auto" and not before.precision:
         now = replace(now, precision=used.precision, device=_kind(used.device))
@@ -77,7 +77,7 @@ def keep_computing(storage: Storage, used: Machine, config: GenerateConfig, befo
 
 
 def choose_machine(config: GenerateConfig, model: ModelInfo, kept: Computing) -> Machine:
-    """Device, precision and threads, if they are auto in the config. Raises ConfigError."""
+    """Device, precision and threads; rdmpipe chooses those that are auto in the config. Raises ConfigError."""
     device = machine.device(config.device)
     on_gpu = device.startswith("cuda")
     precision: str = config.precision
@@ -87,7 +87,7 @@ def choose_machine(config: GenerateConfig, model: ModelInfo, kept: Computing) ->
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: expected auto, fp32, fp16 or bf16")
     if config.batch < 0 or config.shard < 0 or config.threads < 0:
-        raise ConfigError("--batch, --shard and --threads are numbers from 1; 0 leaves the choice to rdmpipe")
+        raise ConfigError("--batch, --shard and --threads are whole numbers from 1; with 0, rdmpipe chooses")
     return Machine(device, precision, kept.recipe, config.threads or (0 if on_gpu else 1))
 
 
@@ -103,9 +103,9 @@ def settle_machine(
     sizes: set[tuple[int, int]],
     pictures: int,
 ) -> tuple[Machine, int]:
-    """The machine with batch and workers for so many pictures of `sizes` (height, width), and the bytes that a process needs.
+    """The machine with batch and workers for pictures of `sizes` (height, width), and the bytes that a process needs.
 
-    Raises BudgetError if memory does not suffice, for what was asked or for one picture at a time.
+    Raises BudgetError if memory does not suffice for the given batch and workers, or for one picture at a time.
     """
     on_gpu = chosen.device.startswith("cuda")
     uniform = chosen.recipe > BATCHWISE and not on_gpu
@@ -130,7 +130,7 @@ def settle_machine(
 
 
 def _fitting(made: Machine, need: Callable[[Machine], int], may_choose: bool) -> tuple[Machine, int]:
-    """The machine with as many pictures at a time as fit into memory: fewer a batch first, then fewer workers."""
+    """The machine with as many pictures at a time as fit into memory: batches become smaller first, then workers fewer."""
     while True:
         try:
             return made, need(made)

@@ -1,8 +1,8 @@
 """Pictures of earlier requests in a run's folder. Reads the folder's list of pictures and results.parquet; writes nothing.
 
 results.parquet and the gallery of a folder describe its last request. An edited prompt list continues in its folder: pictures
-of lines that were changed stay there, unlisted. Another request in the same folder would replace a table whose pictures lie
-there, and is refused.
+of changed lines stay there, but are no longer listed. A different request in the same folder would replace the table of
+pictures that still exist, and is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pipeline.storage import Storage
 
 
 def note_on_earlier(storage: Storage, files: Collection[str], databases: Set[str], named: bool) -> str:
-    """A note if pictures that this request does not ask for lie in the folder; empty if none do.
+    """A note if the folder holds pictures that are not part of this request; empty if not.
 
-    files: the request's pictures, relative to the folder. databases: those that it draws from. named: whether the user chose
-    the folder (--out or --run). Raises ConfigError if the user chose the folder of another request: one that drew from
-    databases that this request leaves out, or that shares no picture with it.
+    files: the request's pictures, relative to the folder. databases: the request's databases. named: whether the user chose
+    the folder (--out or --run). Raises ConfigError if the user chose the folder of another request: one with
+    databases that this request does not have, or without a picture in common.
     """
     wanted = {file.removeprefix("images/") for file in files}
     there = set(storage.list("images", ".png"))

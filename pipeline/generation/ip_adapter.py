@@ -196,7 +196,7 @@ class LoadedAdapter:
         return call(self.model.family, self.pipe, pictures, prompts, self.model.negative_scale, tell).float().cpu()
 
     def _watched(self, pictures: Sequence[PictureRequest]) -> Told | None:
-        """What is called after each step, if somebody watches."""
+        """The function that is called after each step, if there is a watcher."""
         watcher = current_watcher()
         if watcher is None:
             return None

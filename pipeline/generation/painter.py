@@ -46,7 +46,7 @@ class Rendering:
     device: str
     threads: int  # of torch; 0: torch's default
     text_encoder: EncoderRecord | None = None  # for pictures without a database
-    recipe: int = 1  # how a picture's numbers are computed (ModelInfo.recipe)
+    recipe: int = 1  # how pixels are computed (ModelInfo.recipe)
     workers: int = 1  # batches that one process computes at a time, in threads that share the model
 
 

@@ -4,9 +4,9 @@ Reads: folders that `save_pretrained` or `rdmpipe convert` wrote, and the Hub's 
 
 Recipe 2 (`UNIFORM`): on a CPU, a picture's pixels do not depend on the batch that it is computed in. The weights are
 channels_last, which is also faster. Pictures that are computed together have equally many tokens of context, because a mask
-changes the last digits. A picture of at most `LARGE` pixels is computed beside at least one other (a copy if it is alone), a
-larger one by itself, because a product of one row is summed in another order than a product of several. tests/test_uniform.py
-checks this. Recipe 1 computes a batch as it is; runs of older releases keep it.
+changes the last digits. A picture of at most `LARGE` pixels is computed beside at least one other (a copy if it is the
+only one), a larger one by itself, because a product of one row is summed in another order than a product of several.
+tests/test_uniform.py checks this. Recipe 1 computes batches without these rules; runs of older releases keep it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width:
 
 @dataclass(frozen=True)
 class LoadedRDM:
-    """An RDM in a worker. `uniform`: a picture's pixels are the same in every batch."""
+    """An RDM in a worker. `uniform`: a picture has the same pixels in every batch."""
 
     model: RDM
     uniform: bool = False
@@ -230,6 +230,6 @@ class LoadedRDM:
 
 
 def _context_shape(picture: PictureRequest, given: Given) -> tuple[object, ...]:
-    """What decides how attention to a picture's context is computed: the number of tokens, and whether they have weights."""
+    """The properties on which the arithmetic of attention depends: the number of tokens, and whether they have weights."""
     prompted = picture.use != NEIGHBOURS or not len(given.vectors)
     return prompted + len(given.vectors), prompted and picture.text_weight != 1

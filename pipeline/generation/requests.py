@@ -19,7 +19,7 @@ from pipeline.generation.prompts import PromptRow
 from pipeline.generation.sampling import SETTINGS, Sampling
 
 # Increase it when a change of the code changes pictures by more than rounding: existing files keep their keys, and new pictures
-# get other keys. (A model's recipe, ModelInfo.recipe, changes last digits alone.)
+# get other keys. (A model's recipe, ModelInfo.recipe, changes only the last digits.)
 RECIPE = 1
 
 TEXT, NEIGHBOURS, BOTH = "text", "neighbours", "both"

@@ -72,7 +72,7 @@ class GenerateSummary:
     warnings: tuple[str, ...] = ()
 
     def text(self, said: Collection[str] = ()) -> str:
-        """The summary to print: the present state, and where the results are. said: notes that were shown before."""
+        """The summary to print: the present state, and where the results are. said: notes that were already shown."""
         before = self.pictures - self.made - self.copied - self.failed
         lines = [
             f"{self.run}: {self.requested:,} pictures requested = {self.ok:,} ok + {self.failed:,} failed; "
@@ -146,7 +146,7 @@ def generate(
         progress.record_in(storage)
         notes = [note_on_earlier(
             storage, request.files.values(), {copy.db for copy in request.copies},
-            named=config.gallery and bool(config.out or config.run),  # without a gallery the caller keeps a table of its own
+            named=config.gallery and bool(config.out or config.run),  # without a gallery, the caller keeps its own table
         )]  # fmt: skip
         keep_computing(storage, run.machine, config, kept)
         for key in expander.images:

@@ -1,4 +1,5 @@
-"""How long pictures of a model took in this home, from the results of its runs. Reads results.parquet; writes nothing."""
+"""The time that a model needed for its pictures in this home, from the results of runs. Reads results.parquet; writes
+nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from pipeline.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MOST_RUNS = 100  # runs that are read, the last by name
+MOST_RUNS = 100  # runs that are read: the last ones by name
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The median of the seconds of one worker for a sampler step of a picture, over `pictures` pictures."""
+    """The median of the seconds that one worker needs for one sampler step of one picture, over `pictures` pictures."""
 
     step_seconds: float
     pictures: int
 
 
 def measured_speed(model: str, home: str | None = None) -> Speed | None:
-    """The speed of a model in the runs of this home; None if no run has drawn with it."""
+    """The speed of a model in the runs of this home; None if no run has used it."""
     import numpy as np
 
     root = Storage((home or default_home()).rstrip("/"))
@@ -42,7 +43,7 @@ def measured_speed(model: str, home: str | None = None) -> Speed | None:
 
 
 def _results(root: Storage, run: str) -> pa.Table | None:
-    """The columns that are needed of a run's results; None for a run that has none yet, or that cannot be read."""
+    """The needed columns of a run's results; None if there are no results yet, or they cannot be read."""
     import pyarrow as pa
 
     path = f"generations/{run}/results.parquet"

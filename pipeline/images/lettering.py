@@ -1,6 +1,6 @@
-"""Letters on contact sheets: Pillow's own font, and for a letter that it lacks a font of this machine that has it.
+"""Letters on contact sheets: Pillow's own font, and, for a letter that it lacks, a font of this machine.
 
-Pillow's font has the letters of English. Reads: font files in the folders where fontconfig and macOS keep them, when a letter
+Pillow's font has the letters of English. Reads: font files in the folders of fontconfig and macOS, when a letter
 is missing for the first time. Writes nothing. Letters are set one after another from left to right: scripts whose letters join
 or change their order look wrong, and colour fonts (of most emoji) are not used. A letter that no font has is drawn as a box;
 `unlettered` names such letters, so that a command can say so once.
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-MOST_FILES = 2_000  # font files that are looked at
+MOST_FILES = 2_000  # font files that are tried
 
-# Beginnings of the names of fonts that have many letters and a plain form: these are looked at first, in this order.
+# Beginnings of the names of fonts that have many letters and plain shapes: these are tried first, in this order.
 _PREFERRED = (
     "DejaVuSans.",
     "NotoSans-Regular",
@@ -71,7 +71,7 @@ def unlettered(texts: Iterable[str]) -> str:
 
 
 def lettering_note(what: str, texts: Iterable[str]) -> str:
-    """A note that `what` shows boxes, where it does; empty where every letter has a font."""
+    """A note if `what` shows boxes; empty if a font has every letter."""
     missing = unlettered(texts)
     if not missing:
         return ""
@@ -83,7 +83,7 @@ def lettering_note(what: str, texts: Iterable[str]) -> str:
 
 
 def _is_unseen(letter: str) -> bool:
-    """Whether a letter only changes how others are drawn: joiners, direction marks, variation selectors."""
+    """Whether a character only changes how others are drawn: joiners, direction marks, variation selectors."""
     return not letter.isascii() and (unicodedata.category(letter) == "Cf" or 0xFE00 <= ord(letter) <= 0xFE0F)
 
 
@@ -98,12 +98,12 @@ def _file_with(letter: str) -> Path | None:
 def _file_has(path: Path, letter: str) -> bool:
     try:
         return _has(_opened(path, 16), letter)
-    except OSError:  # no font, or one of pictures of another size
+    except OSError:  # not a font, or a bitmap font of another size
         return False
 
 
 def _has(font: FreeTypeFont, letter: str) -> bool:
-    """Whether the font draws something else than its box for unknown letters. (Pillow does not tell which letters it has.)"""
+    """Whether the font draws something other than its box for unknown letters. (Pillow does not list a font's letters.)"""
     mask, box = font.getmask(letter), _box(font)
     return (mask.size, bytes(mask)) != box
 
@@ -137,7 +137,7 @@ def _own(size: int) -> FreeTypeFont:
 
 @cache
 def font_files() -> tuple[Path, ...]:
-    """Font files of this machine, those that are tried first in front."""
+    """The font files of this machine, in the order in which they are tried."""
     found = itertools.islice((path for folder in _folders() for path in _files(folder)), MOST_FILES)
     return tuple(sorted(found, key=lambda path: (_rank(path.name), len(path.name), path)))
 
@@ -153,7 +153,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _folders() -> list[Path]:
-    """Where fonts are: the user's, then the machine's."""
+    """The folders of fonts: the user's, then the machine's."""
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     shared = (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
     places = [f"{data}/fonts", "~/.fonts", *(f"{place}/fonts" for place in shared if place)]

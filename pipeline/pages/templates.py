@@ -40,7 +40,7 @@ def environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """What a template prints of a value, before it is escaped. Markup stays as it is."""
+    """A value as a template prints it, before it is escaped. Markup is not changed."""
     return value if hasattr(value, "__html__") or isinstance(value, int | float) else printable(str(value))
 
 

@@ -1,7 +1,7 @@
-"""Rows that show one picture: exact copies by checksum, and pictures with equal perceptual hashes.
+"""Rows that show the same picture: exact copies by checksum, and pictures with equal perceptual hashes.
 
-Reads the columns sha256 and phash; writes nothing. Equal perceptual hashes (64 bits) mean a copy in another size or format
-nearly always, but plain pictures, as of one colour, may share a hash without being copies.
+Reads the columns sha256 and phash; writes nothing. Equal perceptual hashes (64 bits) nearly always mean a copy in another size
+or format, but plain pictures, such as those of one colour, may share a hash without being copies.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Copies:
-    """Rows (ordinals, ascending) that show one picture. kind: exact (byte for byte), or alike (equal perceptual hashes)."""
+    """Rows (ordinals, ascending) that show the same picture. kind: exact (byte for byte), or alike (equal perceptual
+    hashes)."""
 
     kind: Literal["exact", "alike"]
     ordinals: NDArray[np.int64]
 
 
 def find_copies(rows: HasColumns, visible: NDArray[np.int64] | None) -> list[Copies]:
-    """All groups, the largest first. visible: ordinals of the rows that are looked at; None: all."""
+    """All groups, the largest first. visible: ordinals of the rows to compare; None: all."""
     exact = [Copies("exact", group) for group in _equal(rows, "sha256", visible)]
     inside = {frozenset(group.ordinals.tolist()) for group in exact}
     alike = [
@@ -36,7 +37,7 @@ def find_copies(rows: HasColumns, visible: NDArray[np.int64] | None) -> list[Cop
 
 
 def _equal(rows: HasColumns, name: str, visible: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
-    """Ordinals of rows with equal values of a column, for each value that several rows have."""
+    """The ordinals of the rows with each value of a column that several rows have."""
     encoded = rows.column(name).combine_chunks().dictionary_encode()
     codes = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
     ordinals = np.arange(len(codes)) if visible is None else np.asarray(visible)

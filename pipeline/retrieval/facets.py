@@ -1,4 +1,4 @@
-"""What the columns of a version hold: the values of columns of few values with counts, and the range of numbers.
+"""The contents of a version's columns: values with counts for columns of few values, and ranges for numbers.
 
 Reads: metadata columns, each once. Writes nothing. Memory: 2 bytes a row for each column of few values.
 """
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-FEW = 60  # different values of a column that becomes a facet
+FEW = 60  # the most distinct values of a column that becomes a facet
 
-MOST_TEXTS = 20_000  # different values of a column whose values are offered while a filter is typed
+MOST_TEXTS = 20_000  # the most distinct values of a column whose values are offered while a filter is typed
 
 _NO_FACET = ("key", "item_id", "caption", "url", "sha256", "phash", "duplicate_of", "width", "height")
 
 
 class HasColumns(Protocol):
-    """What metadata columns are read from: a Searcher, or a server's copy of the metadata."""
+    """An object that returns metadata columns: a Searcher, or a server's copy of the metadata."""
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column, in order of ordinals."""
@@ -33,7 +33,7 @@ class HasColumns(Protocol):
 
 @dataclass(frozen=True)
 class FacetValue:
-    """A value of a column as a person reads it, as SQL writes it, and in how many rows it is."""
+    """A value of a column: as text for people, as SQL, and the number of its rows."""
 
     value: str
     sql: str
@@ -47,7 +47,7 @@ class ColumnFacts:
     name: str
     type: str
     values: tuple[FacetValue, ...] = ()
-    distinct: int = 0  # different values; 0: not counted
+    distinct: int = 0  # distinct values; 0: not counted
     low: float | None = None
     high: float | None = None
 
@@ -168,12 +168,12 @@ class Facets:
 
 
 def quoted(name: str) -> str:
-    """A column's name as SQL takes it."""
+    """A column's name, quoted for SQL."""
     return name if name.isidentifier() and name.islower() and name.isascii() else '"' + name.replace('"', '""') + '"'
 
 
 def literal(value: object) -> str:
-    """A value as SQL writes it."""
+    """A value as an SQL literal."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else "'" + str(value).replace("'", "''") + "'"

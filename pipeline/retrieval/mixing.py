@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def mix(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
-    """The unit vector (D,) of n unit vectors (D,), each times its weight; a weight below 0 leads away from its vector.
+    """The unit vector (D,) of n unit vectors (D,), each multiplied by its weight; a weight below 0 leads away from its vector.
 
     Raises ConfigError for a sum that has no direction.
     """
@@ -23,7 +23,7 @@ def mix(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDA
         total += weight * vector.astype(np.float64)
     length = float(np.linalg.norm(total))
     if not np.isfinite(length):
-        raise ConfigError("a weight of the query is not finite; give a number, as 1 or -0.5")
+        raise ConfigError("a weight of the query is not finite; give a number such as 1 or -0.5")
     if length < 1e-6:
         raise ConfigError("the parts of the query cancel each other out; change a weight")
     return (total / length).astype(np.float32)

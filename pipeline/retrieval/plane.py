@@ -1,8 +1,8 @@
 """A map of a database: a sample of rows as points on a plane.
 
 The plane is spanned by the first two principal components of the sample's vectors (centred, not scaled). It shows coarse
-structure only: two axes hold a small share of the variance of several hundred dimensions, and `explained` says how much. Same
-version, filter and sample size give the same map. Reads vectors; writes nothing.
+structure only: two axes hold a small share (`explained`) of the variance of several hundred dimensions. The same version,
+filter and sample size give the same map. Reads vectors; writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.retrieval.search import Searcher
 
-SAMPLE, MOST_SAMPLE = 2_000, 10_000  # points of a map: unless asked for, and at most
+SAMPLE, MOST_SAMPLE = 2_000, 10_000  # points of a map: the default and the maximum
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def sampled(ordinals: NDArray[np.int64] | None, matched: int, most: int) -> NDAr
 
 
 def principal_plane(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-    """Places (n, 2) on the plane of most variance, and the share of the variance that it shows.
+    """Positions (n, 2) on the plane of greatest variance, and the share of the variance that it shows.
 
-    The middle 98 % of each axis lie between -1 and 1. The sign of an axis is such that its largest weight is positive.
+    The middle 98 % of each axis is between -1 and 1. The sign of an axis is chosen so that its largest weight is positive.
     """
     if len(vectors) < 3:
         return np.zeros((len(vectors), 2)), 0.0

@@ -1,4 +1,4 @@
-"""Pictures of results: a contact sheet in reading order, and the map of a database with its pictures at their places.
+"""Pictures of results: a contact sheet in reading order, and the map of a database with its pictures at their positions.
 
 Reads: stored thumbnails. Writes nothing.
 """
@@ -32,7 +32,7 @@ def result_sheet(database: RetrievalDatabase, rows: pa.Table) -> Image:
 
 
 def result_labels(rows: pa.Table) -> list[str]:
-    """Under each picture of a sheet: its score, title, artist and style, as far as they are known."""
+    """The label of each picture of a sheet: its score, title, artist and style, as far as they are known."""
     labels = []
     for row in rows.to_pylist():
         words = [row.get(name) for name in ("title", "caption", "artist", "style", "item_id")]
@@ -42,7 +42,7 @@ def result_labels(rows: pa.Table) -> list[str]:
 
 
 def draw_sheet(pictures: Sequence[Image | None], labels: Sequence[str], side: int = 192, columns: int = 0) -> Image:
-    """Pictures in reading order on white, each above its label; None gives a blank tile with the label in it."""
+    """Pictures in reading order on white, each above its label; None gives a blank tile that contains the label."""
     from PIL import Image as images
     from PIL import ImageDraw
 
@@ -81,9 +81,9 @@ def _scaled(picture: Image, side: int) -> Image:
 def draw_map(
     pictures: Sequence[Image | None], places: NDArray[np.float64], size: tuple[int, int] = (1280, 960), side: int = 44
 ) -> Image:
-    """Pictures at their places (n, 2) of a map, the second axis upwards; None gives an empty square.
+    """Pictures at their positions (n, 2) on a map, the second axis upwards; None gives an empty square.
 
-    Places outside -1 to 1 are drawn at the edge. Where pictures overlap, later ones cover earlier ones.
+    Positions outside -1 to 1 are drawn at the edge. Where pictures overlap, later ones cover earlier ones.
     """
     from PIL import Image as images
     from PIL import ImageDraw

@@ -50,8 +50,8 @@ class Api:
     ) -> tuple[int, Mapping[str, object]]:
         """The HTTP status and the JSON object of the answer.
 
-        Connection errors, HTTP 429 and HTTP 5xx are retried, eight attempts in all, after its Retry-After if it has one.
-        Raises JobError after the last.
+        Connection errors, HTTP 429 and HTTP 5xx are retried, in all eight attempts, each after the answer's Retry-After
+        if it has one. Raises JobError after the last.
         """
         error: Exception | None = None
         asked_s: float | None = None

@@ -1,4 +1,4 @@
-"""Azure Blob Storage and Google Cloud Storage through obstore: a file system as fsspec has them, and its compare-and-swap.
+"""Azure Blob Storage and Google Cloud Storage through obstore: a file system in fsspec's form, and its compare-and-swap.
 
     az://CONTAINER/PREFIX    AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, a managed
                              identity, or `az login` with AZURE_USE_AZURE_CLI=true
@@ -52,7 +52,7 @@ def bucket(root: str) -> ObjectStore:
 
 
 class CloudFiles(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The objects of one bucket, as `BUCKET/KEY`. Folders are prefixes: they exist while an object lies below them."""
+    """The objects of one bucket, as `BUCKET/KEY`. Folders are prefixes: they exist while there is an object below them."""
 
     protocol = ("az", "gs")
 
@@ -75,7 +75,8 @@ class CloudFiles(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         raise FileNotFoundError(path)
 
     def exists(self, path: str, **_: Any) -> bool:
-        """Whether there is an object or a folder. Raises what the store reports: fsspec's own takes any error for a no."""
+        """Whether there is an object or a folder. Raises what the store reports: fsspec's own method treats every error
+        as a no."""
         try:
             self.info(path)
         except FileNotFoundError:
@@ -145,7 +146,7 @@ def swap_in_cloud(fs: CloudFiles, path: str, expected: str | None, new: str) -> 
     """Compare-and-swap by a conditional PUT. Raises ConfigError if the store ignores conditions.
 
     If the answer to a PUT is lost, obstore may send it again and find the object it wrote itself: the random token in the
-    object's metadata tells. (A swap that succeeded is reported as failed only if another writer swapped in between.)
+    object's metadata shows this. (A swap that succeeded is reported as failed only if another writer swapped in between.)
     """
     key, token = fs.key(path), uuid.uuid4().hex
     _check_conditional_writes(fs, key.rpartition("/")[0])
@@ -174,7 +175,7 @@ def swap_in_cloud(fs: CloudFiles, path: str, expected: str | None, new: str) -> 
 def _check_conditional_writes(fs: CloudFiles, folder: str) -> None:
     """Check, once per process and folder, that the store refuses to create an object that exists. Raises ConfigError."""
     key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
-    for _ in range(2):  # the first may make the object
+    for _ in range(2):  # the first attempt may create the object
         try:
             obstore.put(fs.bucket, key, b"", mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
