@@ -85,9 +85,13 @@ def make_database(home: Path, rows: int, encoder: str) -> str:
     generator = np.random.default_rng(rows)
     centres = generator.standard_normal((200, dim))
     style = generator.integers(0, 20, rows)
-    vectors = centres[generator.integers(0, 200, rows)] + 0.7 * generator.standard_normal((rows, dim))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.save(folder / "img_emb" / "img_emb_0.npy", vectors.astype(np.float16))
+    place = folder / "img_emb" / "img_emb_0.npy"
+    stored = np.lib.format.open_memmap(place, "w+", np.float16, (rows, dim))
+    for first in range(0, rows, 50_000):  # in parts, because a million vectors in double precision take gigabytes
+        part = min(50_000, rows - first)
+        vectors = centres[generator.integers(0, 200, part)] + 0.7 * generator.standard_normal((part, dim))
+        stored[first : first + part] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    stored.flush()
     table = pa.table(
         {
             "caption": [f"picture {n} of something that needs a dozen words to be told" for n in range(rows)],

@@ -88,7 +88,7 @@ def test_recipes_that_the_guides_change_with_sed_are_read(tmp_path: Path) -> Non
     assert str(check_manifest(tmp_path / "styles.toml").source.path).endswith("styles")
 
 
-ELSEWHERE = ("wikiart", "http://", "my-job")  # commands of README that need a network or a cluster
+ELSEWHERE = ("wikiart", "http://")  # commands of README that need a network or a cluster
 
 
 def readme_commands() -> list[str]:
