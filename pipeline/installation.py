@@ -19,6 +19,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "atelier": ("cv2",),
     "cloud": ("obstore",),
     "hf": ("transformers",),
+    "lance": ("lance",),
     "ray": ("ray",),
     "s3": ("s3fs",),
     "sd": ("transformers", "peft"),

@@ -71,5 +71,32 @@ def test_a_folder_that_is_not_empty_and_an_unknown_form_are_refused(home: str, t
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="not an empty folder"):
         export("mine", home, "datasets", tmp_path)
-    with pytest.raises(ConfigError, match="datasets or imagefolder"):
+    with pytest.raises(ConfigError, match="datasets or imagefolder or lance or fiftyone"):
         export("mine", home, "zip", tmp_path / "new")
+
+
+def test_a_lance_table_has_the_pictures_and_finds_neighbours(home: str, tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance")
+    path, card = export("mine", home, "lance", tmp_path / "lance")
+    data = lance.dataset(str(path))
+    assert data.count_rows() == 7 and "7 rows" in card.read_text("utf-8")
+    with open_database("mine", home) as searcher:
+        query = searcher.vectors([3])[0]
+        ours = searcher.search(query, 3).keys[0].tolist()
+    nearest = {"column": "embedding", "q": query[0], "k": 3, "metric": "dot"}
+    found = data.to_table(nearest=nearest, columns=["key", "image", "caption"])
+    assert found["key"].to_pylist() == ours and found["caption"].to_pylist()[0] == "picture number 3"
+    assert Image.open(io.BytesIO(found["image"].to_pylist()[0])).size == (48, 48)
+
+
+def test_a_folder_for_fiftyone_is_as_its_importer_reads_it(home: str, tmp_path: Path) -> None:
+    about, samples = export("mine-odd", home, "fiftyone", tmp_path / "set")
+    metadata = json.loads(about.read_text("utf-8"))
+    assert metadata["media_type"] == "image" and "version" not in metadata, (
+        "with a version it would be a dump of MongoDB"
+    )
+    rows = json.loads(samples.read_text("utf-8"))["samples"]
+    assert [row["style"] for row in rows] == ["odd"] * 3
+    for row in rows:
+        assert Image.open(tmp_path / "set" / row["filepath"]).size == (48, 48)
+        assert row["tags"] == [] and len(row["embedding"]) == 16 and None not in row.values()

@@ -57,7 +57,7 @@ def export(
     name: Annotated[str, typer.Argument(help="A database, a view, or either with @version.")],
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORM", help="npz, clip-retrieval, datasets or imagefolder.")
+        str, typer.Option("--to", metavar="FORM", help="npz, clip-retrieval, datasets, imagefolder, lance or fiftyone.")
     ] = "npz",
     home: Home = None,
     as_json: Json = False,

@@ -1,23 +1,26 @@
-"""`rdmpipe export --to datasets` and `--to imagefolder`: a database with its pictures, for other tools.
+"""`rdmpipe export --to datasets`, `imagefolder`, `lance` and `fiftyone`: a database with its pictures, for other tools.
 
     datasets      README.md (a card), data/train-*.parquet: `image` (bytes inside), the metadata columns, `embedding`. The Hub's
                   viewer and `datasets.load_dataset(FOLDER)` read it; `add_faiss_index("embedding", metric_type=0)` works on it
     imagefolder   pictures/KEY.jpg and metadata.csv with the column file_name: what `datasets.load_dataset("imagefolder", ...)`
                   and `rdmpipe build-index FOLDER` read
+    lance         README.md, data.lance: the columns of `datasets`, `image` as bytes
+    fiftyone      data/KEY.jpg, metadata.json, samples.json: what fiftyone.Dataset.from_dir reads as a FiftyOneDataset
 
 Reads: a version's embedding shards and stored pictures (the originals if they were kept, else thumbnails). Writes into a new
 or empty folder. Rows that are not ok, gone, purged or outside a view's filter are not exported. A
-row without a stored picture has a null image, and is left out of an imagefolder. Holds one shard in memory.
+row without a stored picture has a null image, and is left out of an imagefolder and of fiftyone's. Holds one shard in memory.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,21 +30,21 @@ from pipeline.exchange.cards import card, database_facts, database_head
 from pipeline.exchange.exporting import empty_folder, kept_rows
 from pipeline.exchange.licences import NOT_STATED
 from pipeline.images import format_of
+from pipeline.installation import require
 from pipeline.schema import metadata_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DATASETS, IMAGEFOLDER = "datasets", "imagefolder"
+PICTURE_FORMS = ("datasets", "imagefolder", "lance", "fiftyone")
 
-PICTURE_FORMS = (DATASETS, IMAGEFOLDER)
+# Fields that every sample of FiftyOne has; a column of the same name becomes source_<name>.
+_SAMPLE_FIELDS = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at")
 
 # Names of Pillow's formats as file suffixes.
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 
 _DTYPES = {"string": "string", "int64": "int64", "float64": "float64", "bool": "bool"}
-
-Form = Literal["datasets", "imagefolder"]
 
 
 def export_pictures(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
@@ -49,10 +52,13 @@ def export_pictures(db: RetrievalDatabase, version: Version, form: str, out: Pat
 
     Raises ConfigError if the form is unknown or the folder is not empty.
     """
-    if form not in PICTURE_FORMS:
+    writers = {"datasets": _datasets, "imagefolder": _image_folder, "lance": _lance, "fiftyone": _fiftyone}
+    if form not in writers:
         raise ConfigError(f"--to {form!r}: expected {' or '.join(PICTURE_FORMS)}")
+    if form == "lance":
+        require("lance", "an export to Lance")
     empty_folder(out)
-    return _datasets(db, version, out, where) if form == DATASETS else _image_folder(db, version, out, where)
+    return writers[form](db, version, out, where)
 
 
 def _shards(db: RetrievalDatabase, version: Version, where: str) -> Iterator[pa.Table]:
@@ -166,3 +172,67 @@ def _image_folder(db: RetrievalDatabase, version: Version, out: Path, where: str
                 (out / name).write_bytes(data)
                 writer.writerow({"file_name": name, **row})
     return [path]
+
+
+# ---- Lance
+
+
+def _lance(db: RetrievalDatabase, version: Version, out: Path, where: str) -> list[Path]:
+    """One table of all rows, written shard by shard."""
+    import lance
+    import pyarrow as pa
+
+    licences: Counter[str] = Counter()
+    rows = pictures = 0
+    path = out / "data.lance"
+    for table in _shards(db, version, where):
+        made, with_picture = _as_dataset(db, version, table)
+        images = pa.array([one["bytes"] if one else None for one in made["image"].to_pylist()], pa.large_binary())
+        made = made.set_column(0, "image", images).replace_schema_metadata(None)
+        lance.write_dataset(made, str(path), mode="append" if rows else "create")
+        rows, pictures = rows + table.num_rows, pictures + with_picture
+        licences.update(text or NOT_STATED for text in table["licence"].to_pylist())
+    text = _card(version, rows, pictures, licences, where)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    return [path, out / "README.md"] if rows else [out / "README.md"]
+
+
+# ---- FiftyOne
+
+
+def _fiftyone(db: RetrievalDatabase, version: Version, out: Path, where: str) -> list[Path]:
+    """A FiftyOneDataset without `version` in metadata.json, whose samples FiftyOne reads as plain JSON."""
+    (out / "data").mkdir()
+    path = out / "samples.json"
+    with path.open("w", encoding="utf-8") as handle:
+        handle.write('{"samples": [')
+        for number, sample in enumerate(_samples(db, version, out, where)):
+            handle.write((",\n" if number else "\n") + json.dumps(sample, ensure_ascii=False, allow_nan=False))
+        handle.write("\n]}\n")
+    told = version.manifest
+    info = {"database": version.database, "version": version.id, "encoder": version.encoder.name, "where": where,
+            "licence": str(told.get("licence") or NOT_STATED), "source": told.get("source")}  # fmt: skip
+    metadata = {"name": version.database, "media_type": "image", "info": info}
+    about = out / "metadata.json"
+    about.write_text(json.dumps(metadata, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+    return [about, path]
+
+
+def _samples(db: RetrievalDatabase, version: Version, out: Path, where: str) -> Iterator[dict[str, object]]:
+    """The samples of the rows with a picture, which is written to data/. Values that are null or not finite are left out."""
+    for table in _shards(db, version, where):
+        names = [name for name in _columns(table, version) if name not in ("phash", "duplicate_of")]
+        files = picture_files(db, table["key"].to_pylist(), originals=True)
+        vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        for row, vector in zip(table.select(names).to_pylist(), vectors.reshape(table.num_rows, -1), strict=True):
+            data = files.get(row["key"])
+            if data is None:
+                continue
+            name = f"data/{_name(row['key'], data)}"
+            (out / name).write_bytes(data)
+            given = {(f"source_{field}" if field in _SAMPLE_FIELDS else field): row[field] for field in names}
+            kept = {
+                field: value for field, value in given.items()
+                if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+            }  # fmt: skip
+            yield {"filepath": name, "tags": [], **kept, "embedding": [round(float(value), 7) for value in vector]}
