@@ -180,7 +180,8 @@ def training(notes: Notes) -> None:
     network = model.unet.train()
     for checkpointing in (True, False):
         if not notes.has_time(20):
-            return
+            notes.add(pixels=size, batch=rows * accumulate, checkpointing=checkpointing, error="no time left")
+            continue
         if checkpointing:
             network.enable_gradient_checkpointing()
         else:
@@ -301,7 +302,8 @@ def embedding(notes: Notes) -> None:
         for name in names:
             for precision in ("fp32",) if notes.tiny else ("fp16", "bf16"):
                 if not notes.has_time(20):
-                    return
+                    notes.add(encoder=name, precision=precision, error="no time left")
+                    continue
                 given = argparse.Namespace(
                     source=Path(scratch), encoder=f"random:{name}?seed=0", precision=precision, preprocess="openclip",
                     images="keep", device=device, pictures=16 if notes.tiny else 2000 if name == "ViT-L-14" else 4000,
