@@ -68,11 +68,14 @@ def read_computing(storage: Storage, model: ModelInfo) -> Computing:
 
 
 def keep_computing(storage: Storage, used: Machine, config: GenerateConfig, before: Computing) -> None:
-    """Record the settings that the run keeps from now on. Call it under the run's lease."""
-    now = Computing(used.recipe, before.precision, before.device)
-    if config.precision == "auto" and not before.precision:
+    """Record the settings that the run keeps from now on, if it is not one of an older release. Call it under its lease."""
+    recorded = storage.read_text(FILE) is not None
+    if before.precision and (recorded or before.recipe == BATCHWISE):
+        return
+    now = before
+    if config.precision == "auto":
         now = replace(now, precision=used.precision, device=_kind(used.device))
-    if storage.read_text(FILE) is None and not (now.recipe == BATCHWISE and before.precision):
+    if not recorded or now != before:
         storage.write_text(FILE, canonical_json(asdict(now)) + "\n")
 
 
