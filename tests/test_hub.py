@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,8 @@ from pipeline.exchange.licences import identify
 from pipeline.installation import asset
 from pipeline.maintenance import check_database
 from pipeline.retrieval import open_database
-from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
+from tests.builds import REPO as CHECKOUT
+from tests.builds import contents, folder_of, manifest_of, quiet_build
 from tests.hub import TOKEN, Hub, hub
 
 REPO = "anna/mine"
@@ -336,11 +340,19 @@ def test_the_commands_push_pull_and_check_and_print_no_token(
     server: Hub, built: Path, home: Path, tmp_path: Path
 ) -> None:
     env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    refused = command("push", "wikiart", REPO, home=built, **env)
-    out, err = refused.communicate()
-    assert refused.returncode == 2 and "--despite-licence" in err and TOKEN not in out + err
-    assert last_json(command("push", "mine", REPO, "--json", home=built, **env))["name"] == "mine"
-    done = command("pull", REPO, "yours", home=home, **env)
-    out, err = done.communicate()
-    assert done.returncode == 0 and "rdmpipe search yours" in out and TOKEN not in out + err
+
+    def rdmpipe(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+        # Not tests.builds.command: the client reads these variables when it is imported.
+        whole = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": str(CHECKOUT), **env}
+        words = [sys.executable, "-m", "pipeline.cli", *arguments]
+        return subprocess.run(words, env=whole, capture_output=True, text=True, timeout=240)
+
+    refused = rdmpipe("push", "wikiart", REPO, home=built)
+    assert refused.returncode == 2 and "--despite-licence" in refused.stderr
+    pushed = rdmpipe("push", "mine", REPO, "--json", home=built)
+    assert pushed.returncode == 0, pushed.stderr
+    assert json.loads(pushed.stdout.splitlines()[-1])["name"] == "mine"
+    pulled = rdmpipe("pull", REPO, "yours", home=home)
+    assert pulled.returncode == 0 and "rdmpipe search yours" in pulled.stdout
+    assert all(TOKEN not in done.stdout + done.stderr for done in (refused, pushed, pulled))
     assert check_database(RetrievalDatabase("yours", str(home))).damages == ()
