@@ -37,10 +37,12 @@ def timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
 
 
 def bench_rdm(config: TrainConfig, steps: int) -> dict[str, Any]:
-    from pipeline.training.denoiser import build_rdm, draw_context, read_cache
+    from pipeline.training.cache import read_cache
+    from pipeline.training.denoiser import build_rdm, draw_context
     from pipeline.training.loop import PartRun
+    from rdm.live import Average
     from rdm.objectives import denoising_loss
-    from rdm.train import Average, fit
+    from rdm.train import fit
 
     part = config.rdm
     assert part is not None

@@ -171,7 +171,7 @@ def training(notes: Notes) -> None:
 
     from rdm import RDM
     from rdm.objectives import denoising_loss
-    from rdm.train import LoopConfig, fit
+    from rdm.train import LoopConfig, Team, fit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = RDM.from_config(tiny_description() if notes.tiny else "rdm-768", device=device)
@@ -203,7 +203,7 @@ def training(notes: Notes) -> None:
                 save_seconds=1e9,
             )
             with tempfile.TemporaryDirectory() as folder:
-                fit(network, loss, config, Path(folder), writes=False)
+                fit(network, loss, config, Path(folder), team=Team(writes=False))
 
         try:
             run(1)  # chooses kernels

@@ -20,11 +20,13 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cloud": ("obstore",),
     "hf": ("transformers",),
     "lance": ("lance",),
+    "mlflow": ("mlflow",),
     "ray": ("ray",),
     "s3": ("s3fs",),
     "sd": ("transformers", "peft"),
     "serve": ("starlette", "uvicorn"),
     "urls": ("img2dataset",),
+    "wandb": ("wandb",),
 }
 """The optional parts of an installation, each with the modules that it needs (pyproject.toml names their packages)."""
 

@@ -121,6 +121,11 @@ class RDMConfig:
             )
 
     @property
+    def pooled(self) -> bool:
+        """Whether the denoiser takes the context's first token and mean beside the time (rdm.denoiser.pool)."""
+        return self.unet.get("class_embed_type") is not None
+
+    @property
     def _folded(self) -> bool:
         return bool(self.first_stage.get("_class_name") == "Folded")
 

@@ -8,11 +8,13 @@ counted: the workspaces of convolutions, the allocator's fragmentation and the C
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +23,7 @@ from rdm import denoiser
 from rdm.config import RDMConfig
 from rdm.imports import no_compiler
 from rdm.networks import at_once, build
+from rdm.untyped import UNet, Untyped
 
 Keywords = dict[str, object] | None
 
@@ -41,12 +44,12 @@ class MemoryCount:
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operators allocate, until they are freed."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, known: Sequence[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: int = 0
         self.most: int = 0
         # A view of a weight needs no memory.
-        self._known = weakref.WeakSet(p.untyped_storage() for p in network.parameters())
+        self._known = weakref.WeakSet(p.untyped_storage() for p in (*network.parameters(), *known))
 
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: Keywords = None
@@ -67,17 +70,36 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive -= size
 
 
+class _Fused(torch.autograd.Function):
+    """Attention whose backward pass needs its inputs and its output alone."""
+
+    @staticmethod
+    def forward(ctx: Untyped, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        *batch, heads, places, _ = query.shape
+        # The layout of the fused kernels: the heads of a position are contiguous.
+        made = query.new_empty((*batch, places, heads, value.shape[-1])).transpose(-3, -2)
+        ctx.save_for_backward(query, key, value, made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Untyped, *_: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(given) for given in ctx.saved_tensors[:3])
+
+
+def _checkpoint(layer: Callable[..., object], *given: object) -> object:
+    """torch's checkpointing; the autograd engine leaves the modes of torch functions, so that they are entered again."""
+    return torch.utils.checkpoint.checkpoint(
+        layer, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _FusedAttention())
+    )
+
+
 class _FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple[torch.Tensor, ...] = (), kwargs: Keywords = None
     ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            query, value = given["query"], given["value"]
-            assert isinstance(query, torch.Tensor) and isinstance(value, torch.Tensor)
-            *batch, heads, places, _ = query.shape
-            # The layout of the fused kernels: the heads of a position are contiguous.
-            return query.new_empty((*batch, places, heads, value.shape[-1])).transpose(-3, -2)
+            return cast("Tensor", _Fused.apply(given["query"], given["key"], given["value"]))  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
@@ -86,6 +108,32 @@ def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
     """The peak bytes during `call`, which runs `network` on the meta device, without the network's weights."""
     with _FusedAttention(), _LiveBytes(network) as counted:
         call()
+    return int(counted.most)
+
+
+@no_compiler()
+def count_training(
+    unet: UNet, config: RDMConfig, rows: int, latent: tuple[int, int], tokens: int, checkpointing: bool
+) -> int:
+    """The most bytes beside weights and gradients that are alive in the forward and backward pass of a batch.
+
+    unet is on the meta device, in the precision that it computes in.
+    """
+    kind = unet.conv_in.weight.dtype
+    unet.train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing(_checkpoint)
+    for value in unet.parameters():  # gradients are counted with the weights: they are there from the start
+        value.grad = torch.empty_like(value)
+    with torch.device("meta"):
+        noise, latents = (torch.empty(rows, config.latent_channels, *latent, dtype=kind) for _ in range(2))
+        context = torch.empty(rows, tokens, config.context_dim, dtype=kind)
+        times = torch.empty(rows, dtype=torch.long)
+    known = [value.grad for value in unet.parameters() if value.grad is not None]
+    with _FusedAttention(), _LiveBytes(unet, known) as counted:
+        extra = {"class_labels": denoiser.pool(context)} if config.pooled else {}
+        made = unet(latents, times, encoder_hidden_states=context, **extra).sample
+        (made.float() - noise).square().mean().backward()
     return int(counted.most)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rdm.denoiser import cross_attentions
+from rdm.denoiser import cross_attentions, pool
+from rdm.prediction import velocity_error
 from rdm.schedule import Schedule
 from rdm.untyped import FirstStage, UNet
 
@@ -89,14 +90,21 @@ def denoising_loss(
     schedule: Schedule,
     *,
     snr_limit: float = 0.0,
+    prediction: str = "epsilon",
+    pooled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted mean squared error of the predicted noise, and the plain one as `error`.
+    """The weighted mean squared error of what is predicted, and the plain one as `error`.
 
-    latents (B, C, h, w), scaled, as from a sampler; context (B, T, D); t (B,). With snr_limit > 0 the weight of a
-    row is min(snr, limit) / snr, normalised over all times; with 0 it is 1.
+    latents (B, C, h, w), scaled, as from a sampler; context (B, T, D); t (B,). The error is that of the noise for the
+    prediction "epsilon", else that of v (rdm.prediction). With snr_limit > 0 the weight of a row's error of the noise is
+    min(snr, limit) / snr, normalised over all times; with 0 it is 1. `pooled`: the denoiser takes the pooled context too.
     """
-    predicted = unet(noised(latents, noise, t, schedule), t, encoder_hidden_states=context).sample
-    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+    extra = {"class_labels": pool(context)} if pooled else {}
+    output = unet(noised(latents, noise, t, schedule), t, encoder_hidden_states=context, **extra).sample.float()
+    if prediction != "epsilon":
+        error = velocity_error(prediction, output, latents, noise, t, schedule)
+        return error.mean(), {"error": error.mean().detach()}
+    error = (output - noise).square().mean(dim=(1, 2, 3))
     if snr_limit <= 0:
         return error.mean(), {"error": error.mean().detach()}
     kept = schedule.alphas_cumprod.to(error.device, torch.float32)

@@ -71,6 +71,7 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """diffusers' UNet2DConditionModel. Called with (x, t, encoder_hidden_states=...) it returns an object with `sample`."""
 
+    config: Mapping[str, Any]
     conv_in: nn.Conv2d
     time_proj: nn.Module
     time_embedding: nn.Module
@@ -81,7 +82,7 @@ class UNet(nn.Module):
     conv_norm_out: nn.Module
     conv_act: nn.Module
     conv_out: nn.Module
-    enable_gradient_checkpointing: Callable[[], None]
+    enable_gradient_checkpointing: Callable[..., None]
     save_pretrained: Callable[..., None]
 
 

@@ -146,6 +146,10 @@ def test_a_run_leaves_models_curves_sheets_and_hashes_that_plain_libraries_read(
         assert (run / part / "curve.png").stat().st_size > 0
         assert len(list((run / part / "sheets").glob("*.png"))) == sheets if sheets else True
         assert json.loads((run / part / "config.json").read_text())[0]["from_step"] == 0
+    assert list(json.loads((run / "rdm" / "figures.json").read_text()))[1:] == [
+        f"t={t}" for t in (100, 300, 500, 700, 950)
+    ]
+    assert list((run / "rdm" / "tensorboard").iterdir())
     hashes = json.loads((run / "weights.json").read_text())
     assert len(hashes) == 4
     assert all(sha256_file(run / path) == digest for path, digest in hashes.items())
@@ -248,30 +252,11 @@ def test_texture_compares_how_much_there_is_of_what_and_not_where() -> None:
     assert loss(other, 2.0) - loss(other, 0.0) == pytest.approx(2 * apart, rel=1e-4)
 
 
-def test_the_full_size_recipe_takes_a_step_at_full_shape() -> None:
-    from pipeline.training.denoiser import build_rdm
-    from rdm.objectives import denoising_loss
-
-    config = read_train_config(JOBS / "train-rdm-768.toml")
-    assert config.rdm is not None
-    model = build_rdm(config, scale=0.22765929, device="meta")
-    assert sum(value.numel() for value in model.unet.parameters()) == 1_335_480_400
-    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=config.rdm.train.learning_rate, foreach=True)
-    with torch.device("meta"):
-        latents, noise = torch.empty(4, 16, 48, 48), torch.empty(4, 16, 48, 48)
-        context, times = torch.empty(4, config.rdm.neighbours, 768), torch.empty(4, dtype=torch.long)
-        loss, _ = denoising_loss(model.unet.train(), latents, context, noise, times, model.schedule)
-    loss.backward()
-    optimizer.step()
-    assert loss.shape == ()
-    assert all(value.grad is not None for value in model.unet.parameters())
-
-
 def test_a_picture_is_no_neighbour_of_itself_and_neighbours_are_the_nearest(tmp_path: Path) -> None:
     import numpy as np
 
     from pipeline.index import SearchIndex
-    from pipeline.training.denoiser import nearest_others
+    from pipeline.training.cache import nearest_others
 
     drawn = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     np.save(tmp_path / "vectors.npy", drawn.half().numpy())
@@ -327,8 +312,9 @@ def test_every_word_of_a_held_out_caption_is_read_elsewhere(shared: Path) -> Non
 
 def test_dropped_rows_are_the_null_context_and_as_many_as_asked() -> None:
     from pipeline.training import Steps
+    from pipeline.training.cache import Cache
     from pipeline.training.config import DenoiserConfig
-    from pipeline.training.denoiser import Cache, draw_context
+    from pipeline.training.denoiser import draw_context
 
     count = 4000
     cache = Cache(torch.zeros(count, 4, 2, 2), torch.ones(count, 8), torch.ones(count, 3, 8),

@@ -135,7 +135,12 @@ def test_every_epoch_reads_each_row_once_and_removed_rows_never(tmp_path: Path, 
     left = open_prepared("mine", 0.0)
     assert len(left) == 29
     places = left.places(0, 29, 0)
-    assert left.neighbours(places, 3, False).shape == (29, 3, 16)  # of rows that had the removed one as well
+    unit = left.neighbours(places, 3, False)
+    assert unit.shape == (29, 3, 16)  # of rows that had the removed one as well
+    left.raw = True
+    norms = left.neighbours(places, 3, False).norm(dim=2)
+    torch.testing.assert_close(left.neighbours(places, 3, False), unit * norms[..., None], atol=2e-3, rtol=2e-3)
+    assert not torch.allclose(norms, torch.ones(()), atol=0.05)
 
 
 def test_a_neighbour_that_was_removed_is_replaced_by_the_next() -> None:

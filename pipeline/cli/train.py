@@ -37,6 +37,13 @@ Workers = Annotated[
     ),
 ]
 
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base", metavar="MODEL", help="Model whose weights are trained further, in place of the recipe's base."
+    ),
+]
+
 train_app = typer.Typer(no_args_is_help=True, help="Train an encoder, an autoencoder or an RDM.")
 
 
@@ -45,11 +52,17 @@ def register(app: typer.Typer) -> None:
     app.add_typer(train_app, name="train", rich_help_panel="Train")
 
 
-def _run(part: Part, job: Path, resume: bool, workers: int, address: str, log_format: str, as_json: bool) -> None:
+def _run(
+    part: Part, job: Path, resume: bool, workers: int, address: str, log_format: str, as_json: bool, base: str = ""
+) -> None:
     with command(log_format) as progress:
-        from pipeline.training import read_train_config, train
+        from pipeline.training import read_train_config, train, with_base
 
         config = read_train_config(job)
+        if base:
+            from pipeline.generation import find_model
+
+            config = with_base(config, find_model(base).folder)
         if workers > 1 or address:
             from pipeline.training import train_on_ray
 
@@ -103,6 +116,22 @@ def prepare(
             print(f"{made.database}/{made.id}")
 
 
+@train_app.command(epilog="Example: rdmpipe train rehearse jobs/train-rdm-768.toml --workers 32")
+def rehearse(job: Job, workers: Workers = 1, log_format: LogFormatOption = "text", as_json: Json = False) -> None:
+    """Tell the memory, saved state and arithmetic of a denoiser's training, without running it."""
+    with command(log_format):
+        from dataclasses import asdict
+
+        from pipeline.training import read_train_config
+        from pipeline.training import rehearse as rehearse_run
+
+        found = rehearse_run(read_train_config(job), workers)
+        if as_json:
+            print_json({**asdict(found), "memory": found.memory})
+        else:
+            print("\n".join(f"{name:42}{value}" for name, value in found.lines()))
+
+
 @train_app.command(epilog="Example: rdmpipe train encoder jobs/train-mini.toml")
 def encoder(
     job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
@@ -123,8 +152,8 @@ def autoencoder(
 
 @train_app.command(epilog="Example: rdmpipe train rdm jobs/train-mini.toml --resume")
 def rdm(
-    job: Job, resume: Resume = False, workers: Workers = 1, address: Address = "", log_format: LogFormatOption = "text",
-    as_json: Json = False,
+    job: Job, base: Base = "", resume: Resume = False, workers: Workers = 1, address: Address = "",
+    log_format: LogFormatOption = "text", as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train the retrieval-augmented denoiser; needs a trained encoder and autoencoder."""
-    _run("rdm", job, resume, workers, address, log_format, as_json)
+    """Train the retrieval-augmented denoiser, from the start or (--base) from a model's weights."""
+    _run("rdm", job, resume, workers, address, log_format, as_json, base)

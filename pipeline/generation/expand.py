@@ -194,7 +194,7 @@ class Expander:
         """All settings: the row's, else the flags', else the model's own."""
         model, sampling = self.model, row.sampling.over(self.config.sampling).over(self.model.sampling)
         sampler = known(sampling.sampler)
-        if model.kind == "rdm" and is_scheduler(sampler):
+        if model.kind in ("rdm", "rdm-lora") and is_scheduler(sampler):
             from pipeline.generation.rdm_model import check_scheduler
 
             check_scheduler(sampler, dashes)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
     from pipeline.generation.provenance import Neighbour
 
-KINDS = {"rdm": "pipeline.generation.rdm_model", "ip-adapter": "pipeline.generation.ip_adapter"}
+KINDS = {
+    "rdm": "pipeline.generation.rdm_model",
+    "rdm-lora": "pipeline.generation.rdm_lora",
+    "ip-adapter": "pipeline.generation.ip_adapter",
+}
 
 DESCRIPTION = (
     "model.toml"  # in a model's folder; its `kind` is one of KINDS. A folder with unet/ and without it is an RDM

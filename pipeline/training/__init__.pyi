@@ -2,6 +2,7 @@ from .config import Part as Part
 from .config import Steps as Steps
 from .config import TrainConfig as TrainConfig
 from .config import read_train_config as read_train_config
+from .config import with_base as with_base
 from .data import ATELIER as ATELIER
 from .data import LabelledPictures as LabelledPictures
 from .data import caption_words as caption_words
@@ -10,9 +11,11 @@ from .data import decode_picture as decode_picture
 from .data import held_out_contents as held_out_contents
 from .encoder import augment as augment
 from .encoder import with_style as with_style
-from .loop import say_report as say_report
 from .preparing import Prepared as Prepared
 from .preparing import PrepareRequest as PrepareRequest
 from .preparing import prepare as prepare
 from .ray import train_on_ray as train_on_ray
+from .rehearsal import Rehearsal as Rehearsal
+from .rehearsal import rehearse as rehearse
+from .reporting import say_report as say_report
 from .run import train as train

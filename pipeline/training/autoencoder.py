@@ -59,14 +59,14 @@ def train_autoencoder(run: PartRun) -> Path:
             texture=part.texture, decoder_only=part.patches,
         )  # fmt: skip
 
-    def keep(step: int, twin: nn.Module) -> None:
+    def keep(step: int, twin: nn.Module) -> Mapping[str, float]:
         model = cast("FirstStage", twin)
         psnr, shown = evaluate_autoencoder(model, aside, device)
         run.say(f"step {step}, held-out pictures restored at {psnr:.2f} dB")
-        run.write_figures(step, {"psnr": psnr})
         run.write_sheet(step, shown, columns=16)
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(run.folder / "model")
+        return {"psnr": psnr}
 
     return run.fit(network, loss, keep, ("loss", "psnr"))
 

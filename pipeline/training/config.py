@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -127,7 +127,10 @@ class DenoiserConfig:
     p_null          share of the pictures whose whole context is dropped, for guidance
     p_text          share of the batches whose first token is the caption's vector; with 0 there is no text, as in the paper
     checkpointing   compute activations again in the backward pass: much less memory, a third more arithmetic
-    snr_limit       limit of the min-SNR weight of the loss; 0 gives all times the same weight
+    sharding        several workers: "ddp", the whole denoiser on each; "fsdp", weights, gradients and optimizer spread over all
+    lora            rank of the adapters that are trained beside the frozen weights of a saved `base`; 0 trains all weights
+    snr_limit       limit of the min-SNR weight of the loss; 0 gives all times the same weight. For a denoiser that predicts
+                    noise; others are trained on the error of v
     default_k       default number of neighbours of the trained model
     default_guidance    default guidance scale of the trained model
     """
@@ -145,6 +148,8 @@ class DenoiserConfig:
     p_text: float = 0.0
     snr_limit: float = 0.0
     checkpointing: bool = False
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    lora: int = 0
     default_k: int = 8
     default_guidance: float = 2.0
 
@@ -155,6 +160,10 @@ class DenoiserConfig:
             raise ConfigError(
                 f"[rdm] counts is {list(self.counts)}; numbers in 1..{self.neighbours} (neighbours) were expected"
             )
+        if self.lora < 0:
+            raise ConfigError(f"[rdm] lora is {self.lora}; a rank such as 16, or 0 for all weights, was expected")
+        if self.sharding == "fsdp" and (self.lora or self.train.local_steps > 1):
+            raise ConfigError('[rdm] sharding = "fsdp" takes neither lora nor local_steps: remove them, or use "ddp"')
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,7 @@ class TrainConfig:
     run             the run's folder
     threads         torch threads; 0: torch's default
     device          auto, cpu or cuda
+    track           where reports go beside curve.csv: "tensorboard" (event files in <part>/tensorboard), "wandb", "mlflow"
     """
 
     run: str
@@ -173,6 +183,7 @@ class TrainConfig:
     rdm: DenoiserConfig | None = None
     threads: int = 0
     device: str = "auto"
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def folder(self) -> Path:
         return Path(self.run)
@@ -182,11 +193,11 @@ class TrainConfig:
 _ADDED: Mapping[str, Mapping[str, object]] = {
     "train": {"accumulate": 1},
     "data": {"where": "", "content": list(CONTENT_COLUMNS), "prepared": ""},
-    "part": {"first_stage": "", "checkpointing": False},
+    "part": {"first_stage": "", "checkpointing": False, "sharding": "ddp", "lora": 0},
 }
 
 #: Keys of a part that a resumed run must not change, because its weights depend on them.
-_FIXED = ("model", "base", "first_stage", "encoder", "patches")
+_FIXED = ("model", "base", "first_stage", "encoder", "patches", "lora")
 
 
 def recipe(config: TrainConfig, part: Part) -> dict[str, dict[str, object]]:
@@ -213,6 +224,13 @@ def check_resumed(
                 f"{name} is {json.dumps(new)}, but this run was trained with {json.dumps(old)}: restore it, or name another "
                 "folder in `run`"
             )
+
+
+def with_base(config: TrainConfig, folder: str) -> TrainConfig:
+    """The run with the weights of the model in `folder` to start from."""
+    if config.rdm is None:
+        raise ConfigError("the run's TOML has no table [rdm]: add it, or leave --base out")
+    return replace(config, rdm=replace(config.rdm, base=folder, model={}))
 
 
 def read_train_config(path: Path) -> TrainConfig:

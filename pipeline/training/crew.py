@@ -3,7 +3,7 @@
 Reads RANK, WORLD_SIZE and LOCAL_RANK if torchrun has set them; writes nothing. A crew of one needs no process group. A
 larger one uses the default group of torch.distributed, made by Ray Train (pipeline/training/ray.py) or from torchrun's
 variables. Each worker takes every `size`-th row of the same global batch, so that the gradient of the crew equals that of a
-single worker with all rows.
+single worker with all rows. pipeline/training/teamwork.py has DDP and FSDP2 for the denoiser, whose forward pass is one call.
 """
 
 from __future__ import annotations

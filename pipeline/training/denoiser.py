@@ -1,222 +1,58 @@
-"""Training of the denoiser: neighbours and latents are computed once, and then the loop only reads tensors.
+"""Training of the denoiser, on pictures in memory or on the rows of a prepared database.
 
-Reads the run's pictures, and an encoder and a first stage (see pipeline/training/networks.py). Writes the part's folder (see
-pipeline/training/run.py), `cache.pt` with neighbours and latents, and `model/`: the RDM in the layout of diffusers, in fp16.
+Reads the run's pictures or prepared rows, and an encoder and a first stage (see pipeline/training/networks.py). Writes the
+part's folder (see pipeline/training/run.py), `cache.pt` with neighbours and latents of pictures in memory, and `model/`:
+the RDM in the layout of diffusers, in fp16, or its adapters alone (rdm/lora.py).
 
 The method is that of arXiv 2204.11824. The neighbours of a picture are the training pictures nearest to its own vector, without
-itself. The number of neighbours is drawn for each batch, so that no masks are needed; p_null drops all of them. Neighbours are
-found by a database's exact search, over vectors in the form in which a database stores them. Text is not needed; with `p_text`
-the first token of some batches is the caption's vector.
+itself. The number of neighbours is drawn for each batch, so that no masks are needed; p_null drops all of them. Text is not
+needed; with `p_text` the first token of some batches is the caption's vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from pipeline.config import digest
-from pipeline.encoders import sha256_of_state
 from pipeline.errors import ConfigError
-from pipeline.training.config import DenoiserConfig, TrainConfig, recipe
-from pipeline.training.data import LabelledPictures
-from pipeline.training.encoder import Names, with_style
-from pipeline.training.networks import (
-    choose_embedder,
-    choose_first_stage,
-    describe_first_stage,
-    encode_pictures,
-    is_saved_model,
-    load_first_stage,
-)
+from pipeline.training.ahead import Ahead
+from pipeline.training.cache import TEXTS, Examples, HeldOut, held_out_examples, read_cache
+from pipeline.training.config import DenoiserConfig, TrainConfig
+from pipeline.training.keeping import DRAWN, held_out_error, held_out_sheet, sample_sheet, save_adapters, save_rdm
+from pipeline.training.networks import choose_first_stage, describe_first_stage, is_saved_model, load_first_stage
+from pipeline.training.reporting import WAIT, count_work
 from pipeline.training.streaming import open_prepared
+from pipeline.training.teamwork import Shared, rebuild, share
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipeline.index import SearchIndex
     from pipeline.training.crew import Crew
-    from pipeline.training.loop import PartRun
-    from pipeline.training.networks import Embedder
+    from pipeline.training.loop import Keep, PartRun, Twin
     from pipeline.training.preparing import Prepared
+    from pipeline.training.reporting import Work
     from pipeline.training.streaming import PreparedRows
     from rdm import RDM
     from rdm.config import RDMConfig
-    from rdm.untyped import FirstStage, JsonObject, UNet
-
-_TEXTS = 3  # captions of one picture: two that name the content, one that also names the style
+    from rdm.lora import Adapters
+    from rdm.train import Loss
+    from rdm.untyped import JsonObject, UNet
 
 _COLUMNS = 10  # of a sheet
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The tensors that are computed once from N training pictures.
+def describe_rdm(config: TrainConfig, scale: float) -> RDMConfig:
+    """The description of the model to train: that of a saved or published `base`, else of the run's own networks.
 
-    latents (N, C, h, w) from the first stage, unscaled; vectors (N, D) unit rows of the pictures; texts (N, 3, D) of their
-    captions; near (N, k) rows of the nearest others, nearest first; near_own (N, k) the same within the picture's own style;
-    scale, one over the standard deviation of the latents.
+    `scale` is one over the deviation of the latents, for a model whose first stage is not the base's.
     """
-
-    latents: Tensor
-    vectors: Tensor
-    texts: Tensor
-    near: Tensor
-    near_own: Tensor
-    scale: float
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.latents.shape[1:]
-        return channels, height, width
-
-    @property
-    def dim(self) -> int:
-        return self.vectors.shape[1]
-
-    def captions(self, rows: Tensor, which: Tensor) -> Tensor:
-        """(B, D) vectors of one caption of each row."""
-        return self.texts[rows, which]
-
-    def neighbours(self, rows: Tensor, count: int, own: bool) -> Tensor:
-        """(B, count, D) vectors of the nearest other rows; with `own`, only of the row's own style."""
-        return self.vectors[(self.near_own if own else self.near)[rows, :count]]
-
-
-class Examples(Protocol):
-    """The training data of a denoiser: N pictures, by row numbers or places."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def captions(self, rows: Tensor, which: Tensor) -> Tensor: ...
-
-    def neighbours(self, rows: Tensor, count: int, own: bool) -> Tensor: ...
-
-
-def nearest_others(index: SearchIndex, k: int, groups: Tensor | None = None) -> Tensor:
-    """The k nearest other rows of each row of an index of N unit vectors, (N, k), nearest first, by exact inner product.
-
-    groups (N,) keeps the search within the group of a row; the members of a group of k or fewer are repeated. Raises
-    ConfigError for k >= N.
-    """
-    import numpy as np
-    import torch
-
-    count = len(index.vectors)
-    if k >= count:
-        raise ConfigError(
-            f"[rdm] neighbours is {k}, but there are {count} pictures: lower it, or train on more pictures"
-        )
-    found = np.empty((count, k), np.int64)
-    for group in [None] if groups is None else sorted(set(groups.tolist())):
-        members = None if group is None or groups is None else np.flatnonzero(groups.numpy() == group)
-        rows = np.arange(count) if members is None else members
-        some = min(k, len(rows) - 1)
-        if not some:
-            raise ConfigError("a style has only one picture, which has no neighbour of its own style: leave it out")
-        for part in np.array_split(rows, max(1, len(rows) // 512)):
-            queries = np.asarray(index.vectors[part], np.float32)
-            _, near, _ = index.top(queries, some + 1, members, exact=True)
-            # A stable sort by "is the row itself" moves the row to the end and keeps the order of the others.
-            order = np.argsort(near == part[:, None], axis=1, kind="stable")[:, :some]
-            found[part] = np.take_along_axis(near, order, 1)[:, np.arange(k) % some]
-    return torch.from_numpy(found)
-
-
-class _Kept(TypedDict):
-    """The content of cache.pt."""
-
-    identity: str
-    latents: Tensor
-    vectors: Tensor
-    texts: Tensor
-    near: Tensor
-    near_own: Tensor
-    scale: float
-
-
-def read_cache(run: PartRun, pictures: LabelledPictures) -> Cache:
-    """The cache: read from cache.pt if that was made from the same data and networks, else computed and written."""
-    import torch
-
-    part = run.config.rdm
-    assert part is not None
-    if part.p_text:
-        pictures.require_captions(f"p_text = {part.p_text}")
-    if part.p_own_style and not any(pictures.styles):
-        raise ConfigError(f"[rdm] p_own_style is {part.p_own_style}, but no picture has a style: set it to 0")
-    embedder = choose_embedder(run.config, part.encoder, run.device)
-    first_stage = load_first_stage(choose_first_stage(run.config, part))
-    halves = [getattr(first_stage, name, None) for name in ("encoder", "quant_conv")]
-    latents_by = sha256_of_state({name: value for half in halves if half for name, value in half.state_dict().items()})
-    data = recipe(run.config, "rdm")["data"]
-    made_of = [data, embedder.identity, latents_by, part.neighbours, pictures.captions, _TEXTS]
-    identity = digest(made_of if part.p_own_style else [*made_of, "near alone"])
-    kept = run.folder / "cache.pt"
-    if kept.exists():
-        content: _Kept = torch.load(kept, weights_only=True)
-        if content["identity"] == identity:
-            return Cache(**{name: value for name, value in content.items() if name != "identity"})  # type: ignore[arg-type]
-    run.say("encoding pictures and captions, finding neighbours (once)")
-    cache = _compute(run, pictures, embedder, first_stage, part)
-    shared = [
-        sum(pictures.styles[j] == pictures.styles[i] for j in row) / part.neighbours
-        for i, row in enumerate(cache.near.tolist())
-    ]  # fmt: skip
-    run.say(
-        f"scale of the latents {cache.scale:.4f}; {sum(shared) / len(shared):.3f} of the neighbours share the style"
-    )
-    torch.save({"identity": identity, **vars(cache)}, kept.with_suffix(".part"))
-    kept.with_suffix(".part").replace(kept)
-    return cache
-
-
-def _compute(
-    run: PartRun, pictures: LabelledPictures, embedder: Embedder, first_stage: FirstStage, part: DenoiserConfig
-) -> Cache:
-    """Latents, vectors and neighbours of the pictures."""
-    import numpy as np
-    import torch
-
-    from pipeline.index import FILES, SearchIndex
-
-    first_stage.to(run.device)
-    vectors = embedder.pictures(pictures.pixels)
-    if any(pictures.captions):
-        drawn = [f"a picture of {caption}" for caption in pictures.captions]
-        named = [with_style(caption, style) for caption, style in zip(pictures.captions, pictures.styles, strict=True)]
-        texts = torch.stack([embedder.texts(words) for words in (pictures.captions, drawn, named)], dim=1)
-    else:  # in the sheets, a picture without a caption is represented by its own vector
-        texts = vectors[:, None].repeat(1, _TEXTS, 1)
-    latents = encode_pictures(first_stage, pictures.pixels, run.device)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    np.save(run.folder / FILES["vectors"], vectors.numpy().astype(np.float16))
-    index = SearchIndex(run.folder / FILES["vectors"])
-    near = nearest_others(index, part.neighbours)
-    near_own = nearest_others(index, part.neighbours, Names.of(pictures).styles) if part.p_own_style else near
-    index.close()
-    return Cache(latents, vectors, texts, near, near_own, 1 / float(latents.std()))
-
-
-def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
-    """The model to train: the networks of a saved `base` with their weights, else a fresh denoiser.
-
-    `scale` is one over the deviation of the latents, for a model without a `base`. A fresh first stage has only the right
-    shape; its weights stay in their folder.
-    """
-    from rdm import RDM
     from rdm.config import read_config
+    from rdm.folder import read_folder_config
 
     part = config.rdm
     assert part is not None
@@ -228,31 +64,32 @@ def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
         "default_size": config.data.size,
         "default_guidance": part.default_guidance,
     }
-    if is_saved_model(part.base):
-        saved = RDM.from_pretrained(part.base)
-        _check_predicts_noise(saved.config)
-        return RDM(read_config({**saved.config.to_dict(), **ours}), saved.unet, saved.first_stage)
     description: JsonObject
-    if part.base:
+    if is_saved_model(part.base):
+        description = read_folder_config(Path(part.base)).to_dict()
+    elif part.base:
         description = read_config(part.base).to_dict()
         if (config.folder() / "autoencoder" / "model" / "config.json").exists() and not part.first_stage:
             description["scale_factor"] = scale
     else:
         described = describe_first_stage(choose_first_stage(config, part))
         description = {"unet": part.model, "first_stage": described, "scale_factor": scale}
-    wanted = read_config({**description, **ours})
-    _check_predicts_noise(wanted)
-    return RDM.from_config(wanted, device=device)
+    return read_config({**description, **ours})
 
 
-def _check_predicts_noise(config: RDMConfig) -> None:
-    """Raise ConfigError for a denoiser that this training's loss does not fit."""
-    kind, pooled = config.prediction_type, config.unet.get("class_embed_type")
-    if kind != "epsilon" or pooled is not None:
-        raise ConfigError(
-            f"model {config.name!r} has prediction_type {kind!r} and class_embed_type {pooled!r}; this training expects "
-            "'epsilon' and none. Choose another [rdm] base or model; jobs/train_atelier.py trains such models"
-        )
+def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
+    """The model to train: the networks of a saved `base` with their weights, else a fresh denoiser.
+
+    A fresh first stage has only the right shape; its weights stay in their folder. `scale` as in `describe_rdm`.
+    """
+    from rdm import RDM
+
+    part = config.rdm
+    assert part is not None
+    if is_saved_model(part.base):
+        saved = RDM.from_pretrained(part.base)
+        return RDM(describe_rdm(config, scale), saved.unet, saved.first_stage)
+    return RDM.from_config(describe_rdm(config, scale), device=device)
 
 
 def check_fit(model: RDM, examples: Examples, size: int) -> None:
@@ -285,7 +122,7 @@ def draw_context(
     count = part.counts[int(torch.randint(len(part.counts), (1,), generator=generator))]
     worded = float(torch.rand(1, generator=generator)) < part.p_text
     own = float(torch.rand(1, generator=generator)) < part.p_own_style
-    which = torch.randint(_TEXTS, (len(rows),), generator=generator)
+    which = torch.randint(TEXTS, (len(rows),), generator=generator)
     gone = torch.rand(len(rows), generator=generator) < part.p_null
     tokens = examples.neighbours(mine(rows), count, own)
     if worded:
@@ -295,37 +132,61 @@ def draw_context(
 
 def train_rdm(run: PartRun) -> Path:
     """Train, and save the averaged weights. Returns the folder of the model."""
-    if run.config.data.prepared:
-        return _train_on_prepared(run)
+    return _train_on_prepared(run) if run.config.data.prepared else _train_on_pictures(run)
+
+
+def _train_on_pictures(run: PartRun) -> Path:
+    import torch
+
     part, crew = run.config.rdm, run.crew
     assert part is not None
     first_stage = choose_first_stage(run.config, part)  # a run without one ends before pictures are read
-    pictures = run.read_pictures().chosen
+    found = run.read_pictures()
+    pictures = found.chosen
     cache = read_cache(run, pictures)
-    model = start_model(run, cache, cache.scale)
-    run.say(f"{len(pictures)} pictures, a denoiser of {_millions(model.unet)} M parameters")
+    training = start(run, cache, cache.scale)
+    run.say(f"{len(pictures)} pictures, {training.summary}")
+    if training.model.config.context_norm == "raw":
+        raise ConfigError(
+            f"model {training.model.config.name!r} takes vectors of their own length, which pictures in memory lack: build a "
+            "database of them, and run `rdmpipe train prepare` on it"
+        )
+    model, steps = training.model, training.model.config.train_steps
 
     def batch(index: int, generator: torch.Generator) -> Batch:
-        import torch
-
         chosen = torch.randint(len(cache.latents), (part.train.rows,), generator=generator)
         noise = torch.randn((part.train.rows, *cache.latents.shape[1:]), generator=generator)
-        times = torch.randint(model.config.train_steps, (part.train.rows,), generator=generator)
+        times = torch.randint(steps, (part.train.rows,), generator=generator)
         context = draw_context(cache, part, chosen, generator, crew.mine)
         return Batch(cache.latents[crew.mine(chosen)], context, crew.mine(noise), crew.mine(times))
 
-    def keep(step: int, twin: nn.Module) -> None:
-        unet = cast("UNet", twin)
+    def loss(index: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return training.loss(batch(index, generator))
+
+    held = held_out_examples(run, found, cache) if crew.first else None
+
+    def keep(step: int, twin: nn.Module) -> Mapping[str, float]:
         # The decoder may have been trained further, so the first stage is read again.
         model.first_stage = load_first_stage(first_stage)
-        save_rdm(model, unet, run.folder / "model")
+        unet = training.save(twin)
         run.write_sheet(step, sample_sheet(model, unet, cache, pictures, part, _COLUMNS), _COLUMNS)
+        return _measure(run, training, unet, held, step)
 
-    return run.fit(model.unet, batch_loss(run, model, part, batch), keep, ("loss", "error"))
+    return training.fit(loss, keep)
+
+
+def _measure(run: PartRun, training: Training, unet: UNet, held: HeldOut | None, step: int) -> dict[str, float]:
+    """The held-out errors of a save."""
+    from rdm.train import draw
+
+    if held is None:
+        return {}
+    errors = held_out_error(training.model, unet, held, draw(run.steps.seed, 0))
+    run.say(f"step {step}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in errors.items()))
+    return errors
 
 
 def _train_on_prepared(run: PartRun) -> Path:
-    """Train on a prepared database, with a held-out loss by time at every save."""
     data = run.config.data
     with open_prepared(data.prepared, data.held_out_contents) as rows:
         return _train_on_rows(run, rows)
@@ -334,35 +195,40 @@ def _train_on_prepared(run: PartRun) -> Path:
 def _train_on_rows(run: PartRun, rows: PreparedRows) -> Path:
     import torch
 
-    from rdm.train import draw
-
     part, crew, data = run.config.rdm, run.crew, run.config.data
     assert part is not None
     check_prepared(rows.prepared, part, data.size)
     place = part.first_stage or rows.prepared.first_stage
     run = replace(run, config=replace(run.config, rdm=(part := replace(part, first_stage=place))))
-    model = start_model(run, rows, rows.prepared.scale)
-    run.say(f"{len(rows)} prepared rows, a denoiser of {_millions(model.unet)} M parameters")
+    training = start(run, rows, rows.prepared.scale)
+    run.say(f"{len(rows)} prepared rows, {training.summary}")
+    model = training.model
+    rows.raw = model.config.context_norm == "raw"
+    if rows.raw and part.p_text:
+        raise ConfigError(
+            f"[rdm] p_text is {part.p_text}, but {model.config.name!r} takes raw vectors, and captions have none: set it to 0"
+        )
 
     def batch(index: int, generator: torch.Generator) -> Batch:
         return prepared_batch(rows, part, model.config.train_steps, crew, index, generator)
 
-    held = rows.held_out_places()
+    held = held_out_context(rows, rows.held_out_places(), part) if crew.first else None
 
-    def keep(step: int, twin: nn.Module) -> None:
-        unet = cast("UNet", twin)
+    def keep(step: int, twin: nn.Module) -> Mapping[str, float]:
         model.first_stage = load_first_stage(place)
-        save_rdm(model, unet, run.folder / "model")
-        if not len(held):
-            return
-        context = rows.neighbours(held, min(part.default_k, part.neighbours), False)
-        if part.p_text:
-            context = torch.cat([rows.captions(held, held[:, 0])[:, None], context], dim=1)
-        errors = held_out_error(model, unet, rows.latents(held), context, draw(part.train.seed, 0))
-        run.write_figures(step, errors)
-        run.say(f"step {step}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in errors.items()))
+        unet = training.save(twin)
+        if held is not None:
+            run.write_sheet(step, held_out_sheet(model, unet, held, part.default_guidance), DRAWN)
+        return _measure(run, training, unet, held, step)
 
-    return run.fit(model.unet, batch_loss(run, model, part, batch), keep, ("loss", "error"))
+    with closing(Ahead(batch, part.train)) as batches:
+
+        def loss(index: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+            drawn, waited = batches(index)
+            value, values = training.loss(drawn)
+            return value, {**values, WAIT: torch.tensor(waited * part.train.accumulate)}
+
+        return training.fit(loss, keep)
 
 
 def prepared_batch(
@@ -405,117 +271,115 @@ class Batch(NamedTuple):
     times: Tensor
 
 
-def start_model(run: PartRun, examples: Examples, scale: float) -> RDM:
-    """The model to train, its denoiser on the run's device. Raises ConfigError if the examples do not fit it."""
+@dataclass(frozen=True)
+class Training:
+    """A denoiser in training on this worker: the model, what is called, and what is optimised."""
+
+    run: PartRun
+    model: RDM
+    shared: Shared
+    adapters: Adapters | None
+    work: Work | None
+
+    @property
+    def summary(self) -> str:
+        """The denoiser and how it is trained, for people."""
+        text = f"a denoiser of {_millions(self.model.unet)} M parameters"
+        return text if self.adapters is None else f"{text}, adapters of {_millions(self.adapters)} M"
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of this worker's rows of a batch."""
+        import torch
+
+        from rdm.objectives import denoising_loss
+
+        config, device, part = self.model.config, self.run.device, self.run.config.rdm
+        assert part is not None
+        latents = (config.scale_factor * batch.latents).to(device, memory_format=torch.channels_last)
+        return denoising_loss(
+            self.shared.forward, latents, batch.context.to(device), batch.noise.to(device), batch.times.to(device),
+            self.model.schedule, snr_limit=part.snr_limit, prediction=config.prediction_type, pooled=config.pooled,
+        )  # fmt: skip
+
+    def fit(self, loss: Loss, keep: Keep) -> Path:
+        """Train on a loss. Returns the folder of the model."""
+        part, model = self.run.config.rdm, self.model
+        assert part is not None
+        twin: Twin | None = None
+        if part.sharding == "fsdp" and self.run.crew.size > 1:
+            twin = partial(rebuild, model.config, device=self.run.device)
+        network = model.unet if self.adapters is None else self.adapters
+        return self.run.fit(network, loss, keep, ("loss", "error"), team=self.shared.team, twin=twin, work=self.work)
+
+    def save(self, twin: nn.Module) -> UNet:
+        """Write the model's folder, and return the denoiser that was saved. The first stage is the model's."""
+        folder, part = self.run.folder / "model", self.run.config.rdm
+        assert part is not None
+        if self.adapters is None:
+            unet = cast("UNet", twin)
+            save_rdm(self.model, unet, folder)
+            return unet
+        from rdm.lora import merge
+
+        adapters = cast("Adapters", twin)
+        save_adapters(adapters, part.name, part.base, folder)
+        unet = rebuild(self.model.config, self.model.unet.state_dict(), self.run.device)
+        merge(unet, adapters.weights())
+        return unet
+
+
+def start(run: PartRun, examples: Examples, scale: float) -> Training:
+    """The training of a model on these examples, its denoiser on the run's device and shared between the workers.
+
+    Raises ConfigError if the examples do not fit the model, or if adapters have no base.
+    """
     import torch
 
+    from rdm.lora import Adapters
     from rdm.objectives import scale_context_weights
 
-    part = run.config.rdm
+    part, crew = run.config.rdm, run.crew
     assert part is not None
+    if part.lora and not is_saved_model(part.base):
+        raise ConfigError(
+            f"[rdm] lora = {part.lora} adapts the weights of a saved model, but base is {part.base!r}: name a model's folder "
+            "in `base`, or give `--base MODEL`"
+        )
     torch.manual_seed(part.train.seed)
     model = build_rdm(run.config, scale)
     check_fit(model, examples, run.config.data.size)
+    if part.snr_limit and model.config.prediction_type != "epsilon":
+        raise ConfigError(
+            f"[rdm] snr_limit is {part.snr_limit}, but model {model.config.name!r} predicts {model.config.prediction_type!r}: "
+            "set it to 0"
+        )
     if not is_saved_model(part.base):
         scale_context_weights(model.unet, model.config.context_dim)
-    model.unet.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    work = None
+    if crew.first:
+        tokens, passes = max(part.counts) + bool(part.p_text), 2 if part.lora else 3
+        work = count_work(model.unet, examples.shape, tokens, run.device, part.train.precision, crew.size, passes)
+    if (
+        part.sharding == "ddp" or crew.size == 1
+    ):  # the layers of FSDP2 want parameters in order, and move them themselves
+        model.unet.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if part.checkpointing:
         model.unet.enable_gradient_checkpointing()
-    return model
+    adapters = Adapters(model.unet, part.lora, part.train.seed) if part.lora else None
+    return Training(run, model, share(model.unet, crew, part, run.folder), adapters, work)
 
 
-def batch_loss(
-    run: PartRun, model: RDM, part: DenoiserConfig, batch: Callable[[int, torch.Generator], Batch]
-) -> Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]:
-    """The loss of the batches that `batch` draws."""
+def held_out_context(rows: PreparedRows, places: Tensor, part: DenoiserConfig) -> HeldOut | None:
+    """Held-out rows with their neighbours, after their captions where texts are trained on; None for no place."""
     import torch
 
-    from rdm.objectives import denoising_loss
-
-    def loss(index: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
-        drawn, device = batch(index, generator), run.device
-        latents = (model.config.scale_factor * drawn.latents).to(device, memory_format=torch.channels_last)
-        return denoising_loss(
-            model.unet, latents, drawn.context.to(device), drawn.noise.to(device), drawn.times.to(device), model.schedule,
-            snr_limit=part.snr_limit,
-        )  # fmt: skip
-
-    return loss
-
-
-def held_out_error(
-    model: RDM, unet: UNet, latents: Tensor, context: Tensor, generator: torch.Generator
-) -> dict[str, float]:
-    """The mean squared error of the noise at five times, by `t=TIME`; latents (N, C, h, w) unscaled, context (N, T, D)."""
-    import torch
-
-    from rdm.objectives import denoising_loss
-
-    noise = torch.randn(latents.shape, generator=generator)
-    device, steps, found = next(unet.parameters()).device, model.config.train_steps, {}
-    for time in (steps * share // 100 for share in (10, 30, 50, 70, 95)):
-        errors = []
-        with torch.inference_mode():
-            for part, known, added in zip(*(torch.split(rows, 8) for rows in (latents, context, noise)), strict=True):
-                times = torch.full((len(part),), time, device=device)
-                scaled = (model.config.scale_factor * part).to(device)
-                _, values = denoising_loss(unet, scaled, known.to(device), added.to(device), times, model.schedule)
-                errors.append(float(values["error"]) * len(part))
-        found[f"t={time}"] = sum(errors) / len(latents)
-    return found
+    if not len(places):
+        return None
+    context = rows.neighbours(places, part.default_k, False)
+    if part.p_text:
+        context = torch.cat([rows.captions(places, places[:, 0])[:, None], context], dim=1)
+    return HeldOut(rows.latents(places), context)
 
 
 def _millions(network: nn.Module) -> str:
     return f"{sum(value.numel() for value in network.parameters()) / 1e6:.2f}"
-
-
-def save_rdm(model: RDM, unet: UNet, folder: Path) -> None:
-    """Write the RDM with this denoiser, in fp16, by RDM.save_pretrained."""
-    import copy
-
-    import torch
-
-    from rdm import RDM
-
-    half = copy.deepcopy(unet).to("cpu", torch.float16)
-    first_stage = copy.deepcopy(model.first_stage).to("cpu", torch.float16)
-    RDM(model.config, half, first_stage).save_pretrained(folder)
-
-
-def sample_sheet(
-    model: RDM, unet: UNet, cache: Cache, pictures: LabelledPictures, part: DenoiserConfig, columns: int
-) -> Tensor:
-    """The pictures of a sheet, (N, 3, S, S) in [0, 1]: for each style a row of real pictures and a row of samples.
-
-    The first token of a sample is the vector of a picture's caption; the others are the nearest pictures of that style to this
-    vector, as from a swapped database. The contents are the same in all styles of a collection.
-    """
-    import torch
-
-    from rdm import RDM
-
-    drawing = RDM(model.config, unet, model.first_stage.to(next(unet.parameters()).device))
-    shown, chosen, contexts = [], [], []
-    for style in dict.fromkeys(pictures.styles):
-        members = torch.tensor([i for i, name in enumerate(pictures.styles) if name == style])
-        picked = _spread(pictures, members.tolist(), columns)
-        chosen.append(picked)
-        words = cache.texts[picked, 0]
-        near = (words @ cache.vectors[members].T).topk(min(part.default_k, len(members)), dim=1).indices
-        contexts.append(torch.cat([words[:, None], cache.vectors[members[near]]], dim=1))
-    drawn = drawing.sample(
-        torch.cat(contexts), steps=25, guidance_scale=part.default_guidance, generator=torch.Generator().manual_seed(0)
-    )
-    made = ((drawing.decode(drawn).cpu() + 1) / 2).clamp(0, 1)
-    start = 0
-    for picked in chosen:
-        shown += [pictures.pixels[picked].float() / 255, made[start : start + len(picked)]]
-        start += len(picked)
-    return torch.cat(shown)
-
-
-def _spread(pictures: LabelledPictures, members: Sequence[int], most: int) -> list[int]:
-    """Rows of at most `most` members, whose contents are evenly distributed over those of all members."""
-    contents = sorted({pictures.contents[i] for i in members})
-    wanted = set(contents[:: max(1, len(contents) // most)][:most])
-    return [i for i in members if pictures.contents[i] in wanted][:most]

@@ -166,12 +166,12 @@ def train_encoder(run: PartRun) -> Path:
         right = true[torch.arange(len(best), device=device), best].float().mean()
         return contrast + part.gap * apart, {"found": right, "gap": apart, "scale": scale}
 
-    def keep(step: int, twin: nn.Module) -> None:
+    def keep(step: int, twin: nn.Module) -> Mapping[str, float]:
         model = cast("Clip", twin)
         figures = evaluate_encoder(model, tokenizer, everything, set(found.rows), device)
         run.say(f"step {step}, " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-        run.write_figures(step, figures, indent=1)
         save_encoder(model, part.model, run.folder / "model")
+        return figures
 
     return run.fit(network, loss, keep, ("loss", "found", "gap"))
 

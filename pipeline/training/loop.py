@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.storage import Storage
-from pipeline.training.config import Part, Steps, TrainConfig
+from pipeline.training.config import Part, Steps, TrainConfig, recipe
 from pipeline.training.data import LabelledPictures, read_pictures, training_rows
+from pipeline.training.reporting import Reporter
 from pipeline.training.sheets import curve_picture, sheet
+from pipeline.training.tracking import open_trackers
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 
     from pipeline.execution import Progress
     from pipeline.training.crew import Crew
-    from rdm.train import Loss, Report
+    from pipeline.training.reporting import Work
+    from rdm.train import Loss, Team
+
+Keep = Callable[[int, "nn.Module"], Mapping[str, float]]
+
+Twin = Callable[[Mapping[str, "Tensor"]], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -67,47 +75,89 @@ class PartRun:
         return TrainingPictures(everything, training_rows(everything, self.config.data))
 
     def fit(
-        self, network: nn.Module, loss: Loss, keep: Callable[[int, nn.Module], None], curves: Sequence[str]
-    ) -> Path:
+        self, network: nn.Module, loss: Loss, keep: Keep, curves: Sequence[str], *, team: Team | None = None,
+        twin: Twin | None = None, work: Work | None = None,
+    ) -> Path:  # fmt: skip
         """Train `network` on `loss`. Returns the folder of the finished model.
 
         keep    called at every save, on the first worker, with the step and a copy of the network that has the averaged
-                weights; it writes the model's folder
+                weights; writes the model's folder and sheets, and returns what it measured. Beside a GPU, or with other
+                workers, it runs in a thread while training goes on; a save that falls due meanwhile saves the state alone
         curves  columns of curve.csv that curve.png shows
+        team    how several workers train together; by default they average their gradients after the backward pass
+        twin    makes the copy from the averaged weights; by default a copy of the network itself
+        work    the arithmetic of a picture, for the share of the peak rate
         """
-        from rdm.train import CURVE, fit
+        from rdm.train import CURVE, Team, fit
+
+        crew = self.crew
+        trackers = open_trackers(self.config.track, self.folder, recipe(self.config, self.part)) if crew.first else []
+        reporter = Reporter(self.progress, self.part, self.steps.batch, trackers, work)
+        aside = Aside(crew.size > 1 or self.device.type != "cpu")
+        make = twin or (lambda weights: load_average(network, weights))
 
         def on_save(step: int, live: nn.Module, weights: Mapping[str, Tensor]) -> None:
-            keep(step, load_average(live, weights))
-            curve_picture(self.folder / CURVE, self.folder / "curve.png", curves)
+            last = step == self.steps.steps
+            if aside.busy and not last:
+                return
+            aside.finish()
+            copy = make(weights)
 
-        fit(
-            network, loss, self.steps.loop(), self.folder, resume=self.resume, average=self.crew.average,
-            writes=self.crew.first, on_save=on_save,
-            on_report=say_report(self.progress, self.part, self.steps.batch) if self.crew.first else None,
-        )  # fmt: skip
+            def kept() -> None:
+                figures = keep(step, copy)
+                self.write_figures(step, figures)
+                reporter.figures(step, figures)
+                curve_picture(self.folder / CURVE, self.folder / "curve.png", curves)
+
+            aside.run(kept)
+
+        try:
+            fit(
+                network, loss, self.steps.loop(), self.folder, resume=self.resume,
+                team=team or Team(crew.average, writes=crew.first), on_save=on_save, on_report=reporter.report,
+            )  # fmt: skip
+            aside.finish()
+        finally:
+            aside.close()
+            reporter.close()
         return self.folder / "model"
 
-    def write_figures(self, step: int, figures: Mapping[str, float], indent: int | None = None) -> None:
+    def write_figures(self, step: int, figures: Mapping[str, float]) -> None:
         """Write figures.json: the measurements of the last save."""
-        Storage(str(self.folder)).write_text("figures.json", json.dumps({"step": step, **figures}, indent=indent))
+        Storage(str(self.folder)).write_text("figures.json", json.dumps({"step": step, **figures}, indent=1))
 
     def write_sheet(self, step: int, pictures: Tensor, columns: int) -> None:
         """Write a sheet of pictures (N, 3, S, S) in [0, 1] into sheets/."""
         sheet(pictures, self.folder / "sheets" / f"{step:07d}.png", columns=columns)
 
 
-def say_report(progress: Progress, part: str, rows: int) -> Callable[[Report], None]:
-    """A callback that prints a report as one line; a step has `rows` pictures."""
+class Aside:
+    """Work beside the training: in one thread, or at once where that would only take the training's processor."""
 
-    def say(report: Report) -> None:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in report.values.items())
-        progress.say(
-            f"{part}: step {report.step}/{report.steps}, {values}, {rows * report.count / report.seconds:.0f} pictures/s",
-            part=part, step=report.step, **report.values,
-        )  # fmt: skip
+    def __init__(self, threaded: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, "keep") if threaded else None
+        self._running: Future[None] | None = None
 
-    return say
+    @property
+    def busy(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Start work; what was started before is finished."""
+        if self._pool is None:
+            work()
+        else:
+            self._running = self._pool.submit(work)
+
+    def finish(self) -> None:
+        """Wait for what runs. Raises what it raised."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 def load_average(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

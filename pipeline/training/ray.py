@@ -1,22 +1,26 @@
 """Training on several workers. Ray Train starts them and makes their process group; pipeline/training/run.py does the work.
 
 Reads what pipeline/training/run.py reads, on every worker: on several nodes the run's folder and its pictures must be on a
-shared disk. Only the first worker writes. A worker that dies ends the run; the same command with --resume continues from
-the last save.
+shared disk. When a worker or its node is lost, all workers start again from the last save; an error of our own ends the run,
+because it would return.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from pipeline.errors import JobError
+from pipeline.config import default_home
+from pipeline.errors import ConfigError, JobError, RdmpipeError
 from pipeline.installation import python_path, require
 from pipeline.training.config import Part, TrainConfig
 
 if TYPE_CHECKING:
     from pipeline.execution import Progress
+
+RESTARTS = 3  # after so many losses in a row without a save between them the run ends
 
 
 def train_on_ray(
@@ -25,35 +29,78 @@ def train_on_ray(
     """Train one part on `workers` workers, each with a GPU if the cluster has enough. Returns the model's folder.
 
     The workers share every batch, so that the gradient equals that of a single worker. Raises JobError for a batch that
-    cannot be divided equally, and if a worker failed, with its message.
+    cannot be divided equally, and if workers are lost again and again; ConfigError if the folder holds a run and `resume` is not
+    set; a worker's own error.
     """
     require("ray", "training on several workers")
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipeline.execution import ray_connection
+    from rdm.train import describe_state, has_state
 
-    steps = getattr(config, part)
+    steps, folder = getattr(config, part), config.folder() / part
     if steps is not None and steps.train.rows % workers:
         raise JobError(f"a pass has {steps.train.rows} pictures; a multiple of the {workers} workers was expected")
+    if not resume and has_state(folder):
+        raise ConfigError(f"{folder} already holds a run: resume it with --resume, or name another folder in `run`")
+    home = str(Path(default_home()).absolute())
     with ray_connection(address, {"PYTHONPATH": python_path()}):
         gpu = ray.cluster_resources().get("GPU", 0) >= workers and config.device != "cpu"
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"part": part, "config": config, "directory": str(Path.cwd()), "resume": resume},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
-            run_config=RunConfig(storage_path=str((config.folder() / "ray").absolute()), name=part),
-        )
         progress.say(f"{part}: {workers} workers, {'each with a GPU' if gpu else 'on CPUs'}")
-        try:
-            result = trainer.fit()
-        except ray.exceptions.RayError as error:
-            raise JobError(f"training {part} on Ray failed: {error}; fix the cause and resume with --resume") from error
-    if result.error is not None:
-        raise JobError(f"training {part} on Ray failed: {result.error}; fix the cause and resume with --resume")
-    return config.folder() / part / "model"
+        losses = Losses(describe_state(folder))
+        while True:
+            trainer = TorchTrainer(
+                _work,
+                # The folder was looked at above: what is there when workers start again is this run's own state.
+                train_loop_config={"part": part, "config": config, "directory": str(Path.cwd()), "home": home},
+                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+                scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+                run_config=RunConfig(storage_path=str((config.folder() / "ray").absolute()), name=part),
+            )
+            try:
+                trainer.fit()
+                return folder / "model"
+            except (ray.exceptions.RayError, TrainingFailedError) as error:
+                own = own_error(error)
+                if own is not None:
+                    raise own from error
+                state = describe_state(folder)
+                losses = losses.add(state)
+                if losses.count > RESTARTS:
+                    raise JobError(
+                        f"training {part} on Ray failed {losses.count} times without a save between: {_cause(error)}; fix the "
+                        "cause and resume with --resume"
+                    ) from error
+                progress.say(f"{part}: a worker was lost ({_cause(error)}); all start again: {state or 'from step 0'}")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How often workers were lost since the last save. `state` describes that save."""
+
+    state: str
+    count: int = 0
+
+    def add(self, state: str) -> Losses:
+        return Losses(state, self.count + 1 if state == self.state else 1)
+
+
+def own_error(error: BaseException) -> RdmpipeError | None:
+    """The error of ours that a worker raised, where Ray reports one: it would return on another attempt."""
+    failures = getattr(error, "worker_failures", {})
+    for _, failure in sorted(failures.items()):
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, RdmpipeError):
+            return cause
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what Ray says, which names the cause; its traceback is in Ray's own log."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 class _Order(TypedDict):
@@ -62,7 +109,7 @@ class _Order(TypedDict):
     part: Part
     config: TrainConfig
     directory: str
-    resume: bool
+    home: str
 
 
 def _work(given: _Order) -> None:
@@ -74,6 +121,7 @@ def _work(given: _Order) -> None:
     from pipeline.training.run import train
 
     os.chdir(given["directory"])
+    os.environ["RDMPIPE_HOME"] = given["home"]
     place = ray.train.get_context()
     config = given["config"]
     device = config.device
@@ -83,4 +131,4 @@ def _work(given: _Order) -> None:
         device = str(ray.train.torch.get_device())
     crew = Crew(device, config.threads, place.get_world_rank(), place.get_world_size())
     with Progress("text") as progress:
-        train(given["part"], config, progress, resume=given["resume"], crew=crew)
+        train(given["part"], config, progress, resume=True, crew=crew)

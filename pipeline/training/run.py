@@ -3,7 +3,8 @@
 Reads: the run's TOML, the pictures it names. Writes, under the run folder,
 
     <part>/config.json    the recipe of the part, preceded by earlier forms if a resumed run changed it
-    <part>/state.pt       the state to resume from; <part>/curve.csv and curve.png
+    <part>/state.pt       the state to resume from, or state/ of several workers; <part>/curve.csv and curve.png
+    <part>/figures.json   what was measured at the last save; <part>/tensorboard/ everything that was reported
     <part>/sheets/        sample sheets, written during training
     encoder/model/        open_clip's own folder;  autoencoder/model/, rdm/model/: diffusers' folders
     weights.json          sha256 of every weights file above
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, TypedDict
 from pipeline.errors import ConfigError, ModelError
 from pipeline.storage import Storage, sha256_file
 from pipeline.training.config import Part, TrainConfig, check_resumed, recipe
+from pipeline.training.tracking import check_trackers
 
 if TYPE_CHECKING:
     from pipeline.execution import Progress
@@ -40,16 +42,18 @@ def train(
     from pipeline.training.crew import Crew
     from pipeline.training.loop import PartRun
     from rdm.errors import RDMError
+    from rdm.train import has_state
 
     table = getattr(config, part)
     if table is None:
         raise ConfigError(f"the run's TOML has no table [{part}]: add it, or train another part")
+    check_trackers(config.track)
     crew = crew or Crew.of_environment(config.device, config.threads)
     folder = config.folder() / part
-    if not resume and (folder / "state.pt").exists():
+    if not resume and has_state(folder):
         raise ConfigError(f"{folder} already holds a run: resume it with --resume, or name another folder in `run`")
     forms = _read_forms(folder)
-    if forms and (folder / "state.pt").exists():
+    if forms and has_state(folder):
         check_resumed(forms[-1]["recipe"], recipe(config, part), part)
     crew.prepare()
     if crew.first:

@@ -35,8 +35,11 @@ _SHOWN = 64  # number of held-out rows for the loss
 class PreparedRows:
     """Rows of a prepared database, without those that the current version no longer has. Close it after use.
 
-    A place is a pair: the position of a shard, and a row in its files.
+    A place is a pair: the position of a shard, and a row in its files. `raw`: neighbours' vectors have the length that the
+    encoder gave them, for a model that takes them so; else unit length.
     """
+
+    raw = False
 
     def __init__(self, database: RetrievalDatabase, prepared: Prepared, searcher: Searcher, held_out: float) -> None:
         self.prepared = prepared
@@ -106,7 +109,9 @@ class PreparedRows:
 
         keys = np.asarray(self._rows("neighbours", places), np.int64)
         chosen = nearest_present(keys, _contains(self._searcher.keys, keys), count)
-        vectors, _ = self._searcher.vectors(chosen.ravel())
+        vectors, norms = self._searcher.vectors(chosen.ravel())
+        if self.raw:
+            vectors = vectors * norms[:, None]
         return torch.from_numpy(vectors.reshape(*chosen.shape, -1))
 
     # ---- files and orders
