@@ -29,8 +29,8 @@ def train_on_ray(
     """Train one part on `workers` workers, each with a GPU if the cluster has enough. Returns the model's folder.
 
     The workers share every batch, so that the gradient equals that of a single worker. Raises JobError for a batch that
-    cannot be divided equally, and if workers are lost again and again; ConfigError if the folder holds a run and `resume` is not
-    set; a worker's own error.
+    cannot be divided equally, and if workers are lost again and again; ConfigError if the folder holds a run and `resume` is
+    not set; a worker's own error.
     """
     require("ray", "training on several workers")
     import ray
