@@ -121,7 +121,7 @@ def thin_run(folder: Path, name: str, steps: int, save: float) -> TrainConfig:
         "decay": 0.0,
         "save_seconds": save,
     }
-    return run_of(folder, name, checkpointing=True, sharding="fsdp", train=loop)
+    return run_of(folder, name, checkpointing=True, train=loop)
 
 
 @pytest.mark.long

@@ -84,11 +84,8 @@ def _adapted(base: ModelInfo, folder: Path, model: LoraModel, hash: str, weights
     )  # fmt: skip
 
 
-def load(info: ModelInfo, precision: str, device: str) -> LoadedModel:
-    """The base with the adapters added, on its device. Raises ModelError."""
-    import torch
-
-    from pipeline.generation.kinds import torch_dtype
+def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> LoadedModel:
+    """The base with the adapters added, on its device, for pictures of this recipe. Raises ModelError."""
     from rdm import RDM
     from rdm.errors import RDMError
     from rdm.lora import merge, read_lora
@@ -101,8 +98,7 @@ def load(info: ModelInfo, precision: str, device: str) -> LoadedModel:
         merge(made.unet, read_lora(folder / model.lora))
     except RDMError as error:
         raise ModelError(f"model {info.name!r}: {error}") from error
-    made.to(torch.device(device), torch_dtype(precision), first_stage_dtype=torch.float32)
-    return rdm_model.LoadedRDM(made)
+    return rdm_model.place(made, precision, device, recipe)
 
 
 def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:

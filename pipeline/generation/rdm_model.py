@@ -105,8 +105,6 @@ def _hash(folder: Path, config: RDMConfig) -> str:
 
 def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> LoadedRDM:
     """The model on its device; the first stage stays in single precision. Raises ModelError."""
-    import torch
-
     from rdm import RDM
     from rdm.errors import RDMError
 
@@ -114,6 +112,13 @@ def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> Loade
         model = RDM.from_pretrained(info.folder, dtype=None)
     except RDMError as error:
         raise ModelError(f"model {info.folder}: {error}") from error
+    return place(model, precision, device, recipe)
+
+
+def place(model: RDM, precision: str, device: str, recipe: int) -> LoadedRDM:
+    """Move a model to its device, for pictures of this recipe."""
+    import torch
+
     where = torch.device(device)
     uniform = recipe >= UNIFORM and where.type == "cpu"
     last = True if uniform else None
