@@ -126,6 +126,7 @@ def thin_run(folder: Path, name: str, steps: int, save: float) -> TrainConfig:
 
 @pytest.mark.long
 @pytest.mark.cluster
+@pytest.mark.timeout(1800)
 def test_fifty_steps_of_two_ray_workers_killed_and_resumed_equal_those_of_one(
     tmp_path: Path, home: Path, ray_here: None
 ) -> None:
@@ -182,6 +183,22 @@ def test_a_workers_own_error_ends_a_run_and_a_lost_worker_does_not() -> None:
     for state in ("step 10", "step 10", "step 20", "step 20", "step 20", "step 20"):
         losses = losses.add(state)
     assert losses.count == RESTARTS + 1  # a save between them starts the count again
+
+
+def test_work_beside_the_training_runs_in_a_thread_and_its_error_is_raised_at_the_next_save() -> None:
+    from pipeline.training.loop import Aside
+
+    gate, done = threading.Event(), list[int]()
+    aside = Aside(threaded=True)
+    aside.run(lambda: done.append(gate.wait()))  # a sheet that takes long: training goes on
+    assert aside.busy and not done
+    gate.set()
+    aside.finish()
+    assert not aside.busy and done == [True]
+    aside.run(lambda: done[7])
+    with pytest.raises(IndexError):
+        aside.finish()
+    aside.close()
 
 
 # ---- rehearsal
