@@ -346,6 +346,7 @@ class Kubernetes:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.states: list[tuple[str, str]] = []  # what each further GET answers; the last one stays
         self.fail_next = 0
+        self.retry_after = ""
         self.posts = 0
         kubernetes = self
 
@@ -376,6 +377,8 @@ class Kubernetes:
                     status, body = 403, {"message": "forbidden"}
                 data = json.dumps(body).encode()
                 self.send_response(status)
+                if status == 503 and kubernetes.retry_after:
+                    self.send_header("Retry-After", kubernetes.retry_after)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -416,6 +419,16 @@ def test_the_pod_creates_the_ray_job_of_its_slot_and_ends_as_that_does(kubernete
     assert body["metadata"]["name"] == "nightly-wikiart-s1"
     assert body["spec"]["entrypoint"].endswith("--scheduled --slot s1")
     assert any("Running" in line for line in said)
+
+
+def test_an_api_that_says_when_to_come_back_is_asked_then(
+    kubernetes: Kubernetes, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.states, kubernetes.fail_next, kubernetes.retry_after = [("Complete", "SUCCEEDED")], 2, "7"
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert create_and_wait(manifest, "s1", "", lambda text: None, poll_s=0.05) == 0
+    assert waited == [7.0, 7.0]
 
 
 def test_a_second_pod_for_the_same_time_follows_the_same_ray_job(kubernetes: Kubernetes, manifest: Path) -> None:
