@@ -235,7 +235,7 @@ def save_folder(folder: Path, config: RDMConfig, unet: UNet, first_stage: FirstS
 
 
 def write_pipeline(folder: Path, config: RDMConfig) -> None:
-    """Write model_index.json and pipeline.py, with which diffusers' DiffusionPipeline.from_pretrained opens the folder."""
+    """Write model_index.json and pipeline.py, so that diffusers' DiffusionPipeline.from_pretrained can open the folder."""
     kind = str(config.first_stage["_class_name"])
     parts: dict[str, list[str | None]] = {part: [None, None] for part in ("vae", "vqvae")}
     if kind != "Folded":

@@ -2,10 +2,10 @@
 
     datasets      README.md (a card), data/train-*.parquet: `image` (bytes inside), the metadata columns, `embedding`. The Hub's
                   viewer and `datasets.load_dataset(FOLDER)` read it; `add_faiss_index("embedding", metric_type=0)` works on it
-    imagefolder   pictures/KEY.jpg and metadata.csv with the column file_name: what `datasets.load_dataset("imagefolder", ...)`
-                  and `rdmpipe build-index FOLDER` read
-    lance         README.md, data.lance: the columns of `datasets`, `image` as bytes
-    fiftyone      data/KEY.jpg, metadata.json, samples.json: what fiftyone.Dataset.from_dir reads as a FiftyOneDataset
+    imagefolder   pictures/KEY.jpg and metadata.csv with the column file_name, for `datasets.load_dataset("imagefolder", ...)`
+                  and `rdmpipe build-index FOLDER`
+    lance         README.md, data.lance: the columns of `datasets`, with `image` as bytes
+    fiftyone      data/KEY.jpg, metadata.json, samples.json, for fiftyone.Dataset.from_dir with the type FiftyOneDataset
 
 Reads: a version's embedding shards and stored pictures (the originals if they were kept, else thumbnails). Writes into a new
 or empty folder. Rows that are not ok, gone, purged or outside a view's filter are not exported. A
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PICTURE_FORMS = ("datasets", "imagefolder", "lance", "fiftyone")
 
-# Fields that every sample of FiftyOne has; a column of the same name becomes source_<name>.
+# Fields of every FiftyOne sample; a column of the same name is renamed to source_<name>.
 _SAMPLE_FIELDS = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at")
 
 # Names of Pillow's formats as file suffixes.
@@ -48,7 +48,7 @@ _DTYPES = {"string": "string", "int64": "int64", "float64": "float64", "bool": "
 
 
 def export_pictures(db: RetrievalDatabase, version: Version, form: str, out: Path, where: str = "") -> list[Path]:
-    """Write the files, of the rows that match a view's `where`; returns the tables and the card, without single pictures.
+    """Write the files for the rows that match a view's `where`; return the tables and the card, without single pictures.
 
     Raises ConfigError if the form is unknown or the folder is not empty.
     """

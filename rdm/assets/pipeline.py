@@ -5,8 +5,8 @@
 
 rdmpipe writes this file into a model's folder. With vectors (`prompt_embeds`, `retrieved_embeds`) it needs only torch and
 diffusers; texts, pictures and databases need rdmpipe, which encodes with the encoder that the model was trained with. With the
-folder's own scheduler, a number of steps that divides 1000 and the same generators, it draws what `rdmpipe generate` draws, up
-to the rounding of single precision.
+folder's own scheduler, a number of steps that divides 1000 and the same generators, the results are those of `rdmpipe
+generate`, up to the rounding of single precision.
 """
 
 import importlib
@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 
 class RDMPipeline(DiffusionPipeline):
-    """Pictures from a prompt's vector and the vectors of its neighbours, which together are the context of the denoiser.
+    """Draws pictures from a prompt's vector and the vectors of its neighbours, which together are the denoiser's context.
 
     unet, scheduler  diffusers' UNet2DConditionModel, and any scheduler of diffusers
     vae or vqvae     the first stage, AutoencoderKL or VQModel; with neither, latents are `fold` x `fold` patches of pixels
-    scale_factor     latents = scale_factor * first-stage latents (the first stage's own config may say otherwise)
+    scale_factor     latents = scale_factor * first-stage latents (the first stage's own config may have another value)
     encoder          rdmpipe's name of the encoder whose vectors the model takes
-    context_norm     "unit": vectors are normalised; "raw": as the encoder gave them
+    context_norm     "unit": vectors are normalised; "raw": vectors are used as the encoder returns them
     """
 
     model_cpu_offload_seq = "unet->vae->vqvae"
@@ -104,10 +104,10 @@ class RDMPipeline(DiffusionPipeline):
             retrieved_embeds: Vectors as neighbours: (B, k, D), or B tensors (k_i, D).
             prompt_embeds: The prompts' vectors, (B, D), in place of texts.
             negative_prompt_embeds: Vectors (1 or B, D) that guidance leads away from; else the model's null context of zeros.
-            height, width: Of the pictures in pixels; the model's own size if None.
-            guidance_scale: null + scale * (conditional - null); 1 leaves the null branch out. The model's own if None.
-            eta: Noise that DDIM adds in each step, 0 to 1.
-            generator: One for all pictures, or one for each: then a picture does not depend on the others.
+            height, width: The size of the pictures in pixels; the model's own size if None.
+            guidance_scale: The output is null + scale * (conditional - null); 1 leaves the null branch out. The model's
+            own if None. eta: Noise that DDIM adds in each step, 0 to 1.
+            generator: One for all pictures, or one for each; with one for each, a picture does not depend on the others.
             latents: Starting noise (B, C, h, w).
             output_type: "pil", "np", "pt" or "latent".
 
@@ -164,7 +164,7 @@ class RDMPipeline(DiffusionPipeline):
         return latents
 
     def _decoded(self, latents):
-        """Pictures (B, 3, H, W) in -1..1. The first stage works in single precision: half can give blank pictures."""
+        """Pictures (B, 3, H, W) in -1..1. The first stage works in single precision: half precision can give blank pictures."""
         latents = latents / self.config.scale_factor
         stage = self.vae or self.vqvae
         if stage is None:
@@ -178,7 +178,7 @@ class RDMPipeline(DiffusionPipeline):
     # ---- what the denoiser attends to
 
     def _contexts(self, prompt, database, k, where, retrieved_images, retrieved_embeds, prompt_embeds):
-        """A list of (1 + k_i, D) float32 rows: the prompt's vector where there is one, then the neighbours'."""
+        """A list of (1 + k_i, D) float32 rows: the prompt's vector if there is one, then the neighbours'."""
         texts = [prompt] if isinstance(prompt, str) else prompt
         if texts is None and prompt_embeds is None and retrieved_embeds is None and not retrieved_images:
             raise ValueError("give a prompt, prompt_embeds, retrieved_images or retrieved_embeds")
@@ -231,7 +231,8 @@ class RDMPipeline(DiffusionPipeline):
     # ---- rdmpipe
 
     def _searcher(self, database, stack):
-        """rdmpipe's Searcher over a database by name or folder, closed at the end; an open one as it is; None for None."""
+        """rdmpipe's Searcher over a database by name or folder, closed at the end. An open Searcher stays open; None
+        gives None."""
         if database is None or hasattr(database, "search"):
             return database
         retrieval, home, name = _rdmpipe("retrieval", "a database"), None, str(database)
@@ -273,7 +274,9 @@ class _Denoiser:
         self.tokens = tokens.to(unet.dtype)
         self.mask = None if bool((mask == 1).all()) else mask
         self.pooled = None
-        if unet.config.class_embed_type == "projection":  # takes the first token and the mean of all beside the time
+        if (
+            unet.config.class_embed_type == "projection"
+        ):  # adds the first token and the mean of all tokens to the time embedding
             mean = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
             self.pooled = torch.cat([tokens[:, 0], mean], dim=1).to(unet.dtype)
 
@@ -293,7 +296,8 @@ class _Denoiser:
 
 
 def _padded(rows):
-    """Rows (T_i, D) as (B, T, D), and the mask (B, T): 0 where a row was padded. A zero token alone would take attention."""
+    """Rows (T_i, D) as (B, T, D), and the mask (B, T): 0 where a row was padded. Without the mask, a token of zeros
+    would receive attention."""
     longest = max(len(row) for row in rows)
     tokens = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
     mask = torch.stack([(torch.arange(longest) < len(row)).float() for row in rows])
