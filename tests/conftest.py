@@ -46,7 +46,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give a test without another tier the tier `unit`."""
+    """Give a test that asks for Ray the tier `cluster`, and a test without another tier the tier `unit`."""
+    if "ray_here" in getattr(item, "fixturenames", ()):
+        item.add_marker("cluster")
     if not any(item.get_closest_marker(tier) for tier in TIERS):
         item.add_marker("unit")
 
