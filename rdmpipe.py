@@ -2,7 +2,7 @@
 
     import rdmpipe
 
-    rdmpipe.build("atelier", limit=500)
+    rdmpipe.build("atelier", limit=200)
     with rdmpipe.open("atelier") as art:
         found = art.search("a harbour at dawn", k=19, where="subject <> 'cat'")
         found.table  # pyarrow.Table

@@ -86,7 +86,7 @@ def _home(place: str) -> Finding:
     bases = [row.name for row in rows if not row.base]
     if not bases:
         return Finding(
-            "home", "ok", f"{place}, no databases yet", "rdmpipe build-index atelier --limit 500 --encoder mini"
+            "home", "ok", f"{place}, no databases yet", "rdmpipe build-index atelier --limit 200 --encoder mini"
         )
     return Finding("home", "ok", f"{place}, databases: {', '.join(bases)}")
 
