@@ -1,4 +1,4 @@
-"""What the state of a training is made of: the network, its optimizer and the moving average of its weights.
+"""The parts of a training state: the network, its optimizer and the moving average of its weights.
 
 Reads and writes nothing; rdm/train.py and rdm/sharded.py save it.
 """
@@ -41,7 +41,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Live:
-    """What a state is made of: a network in training, its optimizer and the moving average of its weights."""
+    """The parts of a state: a network in training, its optimizer and the moving average of its weights."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -49,6 +49,6 @@ class Live:
 
 
 def _own(value: Tensor) -> Tensor:
-    """This worker's part of a tensor: an operation on a list of spread tensors costs torch milliseconds for each."""
+    """This worker's part of a tensor. (For an operation on a list of spread tensors, torch needs milliseconds for each.)"""
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part

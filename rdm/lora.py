@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) of a denoiser's attention, in the layout of diffusers.
 
 Reads and writes `pytorch_lora_weights.safetensors`: for each projection of an attention layer, `unet.<layer>.lora_A.weight`
-(rank, in) and `unet.<layer>.lora_B.weight` (out, rank). The weight in use is W + B A: the scale of diffusers is 1, because it
-takes alpha = rank where a file says nothing. Files with another scale are refused.
+(rank, in) and `unet.<layer>.lora_B.weight` (out, rank). The weight in use is W + B A: diffusers' scale is 1, because it
+assumes alpha = rank if a file has no alpha. Files with another scale are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OLD = {"lora.down": "lora_A", "lora.up": "lora_B"}  # names that diffusers wrot
 
 
 class _Pair(nn.Module):
-    """What is added to one linear layer: B A x."""
+    """The product that is added to one linear layer: B A x."""
 
     def __init__(self, layer: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Pair(nn.Module):
 
 
 class Adapters(nn.Module):
-    """Adapters of every attention projection of a denoiser, which adds them from now on. They begin at zero.
+    """Adapters of every attention projection of a denoiser, which adds their results from now on. They start at zero.
 
     The denoiser's own parameters are frozen. Copies of this module add nothing to the denoiser.
     """
@@ -105,7 +105,7 @@ def read_lora(path: Path) -> dict[str, Tensor]:
             key = key.replace(old, new)
         if not key.endswith((".lora_A.weight", ".lora_B.weight")) or value.dim() != 2:
             raise CheckpointError(
-                f"{path}: {name} {tuple(value.shape)} is no matrix of a linear layer's LoRA; lora_A.weight and lora_B.weight "
+                f"{path}: {name} {tuple(value.shape)} is no LoRA matrix of a linear layer; lora_A.weight and lora_B.weight "
                 "of the denoiser's attention were expected"
             )
         made[key] = value
@@ -124,7 +124,7 @@ def merge(unet: UNet, weights: Mapping[str, Tensor]) -> None:
         down, up = weights.get(f"{name}.lora_A.weight"), weights.get(f"{name}.lora_B.weight")
         if not isinstance(layer, nn.Linear) or down is None or up is None:
             raise CheckpointError(
-                f"the LoRA changes {name!r}, which is no linear layer of this denoiser, or lacks a half"
+                f"the LoRA changes {name!r}, which is no linear layer of this denoiser, or one of two matrices is missing"
             )
         if (len(up), down.shape[1], len(down)) != (*layer.weight.shape, up.shape[1]):
             raise CheckpointError(

@@ -71,7 +71,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):
-    """Attention whose backward pass needs its inputs and its output alone."""
+    """Attention whose backward pass needs only its inputs and its output."""
 
     @staticmethod
     def forward(ctx: Untyped, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _Fused(torch.autograd.Function):
 
 
 def _checkpoint(layer: Callable[..., object], *given: object) -> object:
-    """torch's checkpointing; the autograd engine leaves the modes of torch functions, so that they are entered again."""
+    """torch's checkpointing. The autograd engine leaves the modes of torch functions, so they are entered again."""
     return torch.utils.checkpoint.checkpoint(
         layer, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _FusedAttention())
     )
@@ -115,7 +115,7 @@ def peak_bytes(network: nn.Module, call: Callable[[], object]) -> int:
 def count_training(
     unet: UNet, config: RDMConfig, rows: int, latent: tuple[int, int], tokens: int, checkpointing: bool
 ) -> int:
-    """The most bytes beside weights and gradients that are alive in the forward and backward pass of a batch.
+    """The peak bytes, without weights and gradients, in the forward and backward pass of a batch.
 
     unet is on the meta device, in the precision that it computes in.
     """
@@ -123,7 +123,7 @@ def count_training(
     unet.train()
     if checkpointing:
         unet.enable_gradient_checkpointing(_checkpoint)
-    for value in unet.parameters():  # gradients are counted with the weights: they are there from the start
+    for value in unet.parameters():  # gradients exist from the start, so they are counted with the weights
         value.grad = torch.empty_like(value)
     with torch.device("meta"):
         noise, latents = (torch.empty(rows, config.latent_channels, *latent, dtype=kind) for _ in range(2))

@@ -95,8 +95,8 @@ def denoising_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted mean squared error of what is predicted, and the plain one as `error`.
 
-    latents (B, C, h, w), scaled, as from a sampler; context (B, T, D); t (B,). The error is that of the noise for the
-    prediction "epsilon", else that of v (rdm.prediction). With snr_limit > 0 the weight of a row's error of the noise is
+    latents (B, C, h, w), scaled, as from a sampler; context (B, T, D); t (B,). The error is that of the noise if the
+    prediction is "epsilon", else that of v (rdm.prediction). With snr_limit > 0 the weight of a row's error of the noise is
     min(snr, limit) / snr, normalised over all times; with 0 it is 1. `pooled`: the denoiser takes the pooled context too.
     """
     extra = {"class_labels": pool(context)} if pooled else {}

@@ -1,9 +1,9 @@
-"""The state of a training that several workers save together, each its part, while they train on.
+"""The state of a training run that several workers save together, each its part, during training.
 
 Reads and writes `state/<step>/` in a run's folder, in the layout of torch.distributed.checkpoint. A folder is complete when
-its `.metadata` is there, which is written last; older ones are removed then. Any number of workers reads it, one without a
-process group as well. torch reads `.metadata` with pickle: open states that you wrote yourself alone, as with any training
-state; the finished model is in another folder and holds tensors alone.
+its `.metadata` exists, which is written last; older ones are removed then. Any number of workers can read it, and so can one
+worker without a process group. torch reads `.metadata` with pickle: open only states that you wrote yourself. The finished
+model is in another folder and holds only tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMPLETE = ".metadata"
 
 
 def folder_of(folder: Path, step: int) -> Path:
-    """Where the state of a step is."""
+    """The folder of a step's state."""
     return folder / FOLDER / f"{step:09d}"
 
 
@@ -47,7 +47,7 @@ def is_spread(network: nn.Module) -> bool:
 class ShardedStore:
     """A rdm.train.Store: every worker writes its part, in a thread. All workers call each method together.
 
-    `group` is a process group of CPUs that nothing else uses, because the writing threads talk to each other through it.
+    `group` is a process group of CPUs that nothing else uses, because the writing threads communicate through it.
     """
 
     def __init__(self, folder: Path, group: ProcessGroup, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class ShardedStore:
         self.pending: Future[object] | None = None
 
     def due(self, wanted: bool, reported: bool) -> bool:
-        """What the first worker wants, asked when a report makes the workers wait for each other anyway."""
+        """The decision of the first worker, exchanged when a report makes the workers wait for each other anyway."""
         if not reported:
             return False
         answer = torch.tensor(float(wanted), device=self.device)
@@ -88,7 +88,7 @@ class ShardedStore:
         return f"{states[-1]} holds step {int(states[-1].name)}" if states else ""
 
     def close(self) -> None:
-        """Return when the last save is complete. Raises CheckpointError where it failed."""
+        """Return when the last save is complete. Raises CheckpointError if it failed."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
@@ -98,7 +98,7 @@ class ShardedStore:
             pending.result()
         except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
-                f"{self.folder / FOLDER} could not be written: {error}. Make room, and go on with --resume"
+                f"{self.folder / FOLDER} could not be written: {error}. Free some space, and continue with --resume"
             ) from error
 
     def _remove_older(self, step: int) -> None:
@@ -116,7 +116,7 @@ def state_of(live: Live) -> dict[str, dict[str, Any]]:
 
 
 def load(path: Path, live: Live) -> None:
-    """Load a complete state, into whatever part of the network this worker has."""
+    """Load a complete state into this worker's part of the network."""
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import set_state_dict
@@ -124,7 +124,7 @@ def load(path: Path, live: Live) -> None:
     state = state_of(live)
     try:
         state_dict_loader.load(state, checkpoint_id=path, no_dist=not torch.distributed.is_initialized())
-    except CheckpointException as error:  # a BaseException of its own
+    except CheckpointException as error:  # which is a BaseException
         raise RuntimeError(str(error)) from error
     set_state_dict(
         live.network,

@@ -4,7 +4,7 @@ Reads and writes in the given folder: `state.pt` (weights, moving average, optim
 only, read without unpickling objects) and `curve.csv`. Workers that save together write `state/` instead (rdm/sharded.py);
 any number of workers resumes from either. The data of a step are a function of (seed, step). A run that was killed and resumed
 therefore equals an uninterrupted run, to the last bit on the same machine with the same number of threads; only the work after
-the last save is repeated. A state with non-finite values is never saved. The loop is independent of pictures, databases and
+the last save is repeated. A state with non-finite values is never saved. The loop knows nothing of pictures, databases and
 processes: a loss closes over its data, and a `Team` says how several workers train one network.
 """
 
@@ -98,7 +98,7 @@ class Store(Protocol):
     """Where the state of a run is saved."""
 
     def due(self, wanted: bool, reported: bool) -> bool:
-        """Whether to save after this step. `wanted`: it is time for it here; `reported`: the step ended a report."""
+        """Whether to save after this step. `wanted`: a save is due on this worker; `reported`: the step ended a report."""
         ...
 
     def save(self, step: int, live: Live) -> None: ...
@@ -108,7 +108,7 @@ class Store(Protocol):
         ...
 
     def kept(self) -> str:
-        """Which state a run can go on from, as a clause; empty where nothing was saved."""
+        """The state from which a run can continue, as a clause; empty if nothing was saved."""
         ...
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ def _step(live: Live, loss: Loss, config: LoopConfig, step: int, team: Team) -> 
     if averages and team.mean is not None and config.local_steps == 1:
         team.mean([p.grad for p in parameters if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters, config.clip).detach()
-    if hasattr(norm, "full_tensor"):  # of parameters that are spread over the workers
+    if hasattr(norm, "full_tensor"):  # if parameters are spread over the workers
         norm = norm.full_tensor()
     live.optimizer.step()
     if averages and team.mean is not None and config.local_steps > 1 and (step + 1) % config.local_steps == 0:
@@ -280,14 +280,14 @@ def make_optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     kernel: dict[str, bool] = {}
     if all(p.is_cuda for p in every):
         kernel = {"fused": True}  # one kernel instead of a dozen
-    elif not any(hasattr(p, "full_tensor") for p in every):  # torch plans a list of spread tensors for minutes
+    elif not any(hasattr(p, "full_tensor") for p in every):  # planning a list of spread tensors takes torch minutes
         kernel = {"foreach": True}
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), **kernel)
 
 
 @dataclass(frozen=True)
 class FileStore:
-    """The state as one file, which one worker writes."""
+    """The state as one file, written by one worker."""
 
     folder: Path
     writes: bool = True
@@ -313,7 +313,7 @@ class FileStore:
         return describe_state(self.folder)
 
     def close(self) -> None:
-        """Nothing is left to do: `save` returns when the file is whole."""
+        """Nothing to do: `save` returns when the file is complete."""
 
 
 def has_state(folder: Path) -> bool:
@@ -340,7 +340,7 @@ def describe_state(folder: Path) -> str:
 
 
 def load_state(folder: Path, live: Live) -> int:
-    """Load the newest state of a folder, whatever number of workers saved it. Returns its step; 0 where there is none.
+    """Load the newest state of a folder, by any number of workers. Returns its step; 0 if there is none.
 
     Raises CheckpointError for a state of another network.
     """
@@ -377,7 +377,7 @@ def _step_of(path: Path) -> int:
     try:
         return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} is no state of a training: {error}. Name another folder in `run`") from error
+        raise CheckpointError(f"{path} is not a training state: {error}. Name another folder in `run`") from error
 
 
 def read_average(folder: Path) -> tuple[int, dict[str, Tensor]]:

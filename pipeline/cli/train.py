@@ -40,7 +40,7 @@ Workers = Annotated[
 Base = Annotated[
     str,
     typer.Option(
-        "--base", metavar="MODEL", help="Model whose weights are trained further, in place of the recipe's base."
+        "--base", metavar="MODEL", help="Train the weights of this model further, in place of the recipe's base."
     ),
 ]
 
@@ -118,7 +118,7 @@ def prepare(
 
 @train_app.command(epilog="Example: rdmpipe train rehearse jobs/train-rdm-768.toml --workers 32")
 def rehearse(job: Job, workers: Workers = 1, log_format: LogFormatOption = "text", as_json: Json = False) -> None:
-    """Tell the memory, saved state and arithmetic of a denoiser's training, without running it."""
+    """Show the memory, saved state and arithmetic of a denoiser's training, without running it."""
     with command(log_format):
         from dataclasses import asdict
 

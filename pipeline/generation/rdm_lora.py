@@ -1,7 +1,7 @@
-"""The kind `rdm-lora`: an RDM whose attention was trained further with low-rank adapters (`[rdm] lora` of a training).
+"""The kind `rdm-lora`: an RDM whose attention was trained further with low-rank adapters (`[rdm] lora` of a training run).
 
 Reads: a folder with model.toml (`kind`, `base`, `lora`) and LoRA weights in diffusers' layout, and the base's folder. The
-adapters are added to the base's weights when it is loaded, so that drawing takes no longer. Writes nothing.
+adapters are added to the base's weights when it is loaded, so they cost no time during drawing. Writes nothing.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def _base(folder: Path, model: LoraModel, name: str) -> ModelInfo:
     found = find_model(str(beside) if beside.is_dir() else model.base)
     if found.kind != "rdm":
         raise ModelError(
-            f"model {name!r}: its base {model.base!r} is of kind {found.kind!r}, where an RDM was expected: change `base` in "
+            f"model {name!r}: its base {model.base!r} is of kind {found.kind!r}, but an RDM was expected: change `base` in "
             f"{folder / DESCRIPTION}"
         )
     return found
 
 
 def outline(folder: Path, name: str) -> ModelInfo:
-    """What the model is, without its hash: the base's sizes. Raises ModelError."""
+    """The facts of the model, without its hash. Raises ModelError."""
     model = _read(folder)
     beside = folder / model.base
     if beside.is_dir():
@@ -66,7 +66,7 @@ def outline(folder: Path, name: str) -> ModelInfo:
 
 
 def describe(folder: Path, name: str) -> ModelInfo:
-    """What the model is. Raises ModelError where its base or its weights are not here."""
+    """The facts of the model. Raises ModelError if its base or its weights are missing."""
     model = _read(folder)
     weights = folder / model.lora
     if not weights.is_file():
@@ -102,7 +102,7 @@ def load(info: ModelInfo, precision: str, device: str, recipe: int = 1) -> Loade
 
 
 def count_bytes(info: ModelInfo, precision: str, batch: int, height: int, width: int) -> int:
-    """Bytes that weights and activations take at most while `batch` pictures are made: those of the base."""
+    """Peak bytes of weights and activations while `batch` pictures are made: those of the base."""
     folder = Path(info.folder)
     base = _base(folder, _read(folder), info.name)
     return rdm_model.count_bytes(base, precision, batch, height, width)

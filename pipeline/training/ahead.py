@@ -1,6 +1,6 @@
-"""Batches drawn by a thread while the network trains on the one before.
+"""Batches that a thread draws while the network trains on the previous one.
 
-Reads what the drawing function reads; writes nothing. The batches are those that the loop would draw itself: a function of the
+Reads what the drawing function reads; writes nothing. The batches are those that the loop itself would draw: a function of the
 seed and the pass.
 """
 
@@ -23,20 +23,20 @@ _DEPTH = 2  # batches that wait
 
 
 class Ahead(Generic[T]):
-    """Calls `draw(pass, generator)` ahead of the training. Close it after use."""
+    """Calls `draw(pass, generator)` ahead of training. Close it after use."""
 
     def __init__(self, draw: Callable[[int, torch.Generator], T], steps: Steps) -> None:
         self._draw, self._steps = draw, steps
         self._batches: Generator[tuple[tuple[int, torch.Generator], T], None, None] | None = None
 
     def __call__(self, index: int) -> tuple[T, float]:
-        """The batch of a pass, and the seconds that this call waited for it. Passes are asked for in order."""
+        """The batch of a pass, and the seconds that this call waited for it. Ask for passes in order."""
         began = time.perf_counter()
         if self._batches is None:
-            # One thread: the passes of a step take their numbers from one generator, one after another.
+            # One thread: the passes of a step draw their numbers from one generator, one after another.
             self._batches = ahead(self._passes(index), lambda item: self._draw(*item), threads=1, depth=_DEPTH)
         (found, _), batch = next(self._batches)
-        assert found == index, f"pass {found} was drawn where {index} is wanted"
+        assert found == index, f"pass {found} was drawn, but {index} is wanted"
         return batch, time.perf_counter() - began
 
     def _passes(self, first: int) -> Iterator[tuple[int, torch.Generator]]:

@@ -1,4 +1,4 @@
-"""What is computed once of the pictures that a denoiser is trained on in memory: latents, vectors and neighbours.
+"""Latents, vectors and neighbours of pictures in memory, computed once to train a denoiser on them.
 
 Reads an encoder and a first stage (see pipeline/training/networks.py). Writes `cache.pt` in the part's folder, on the first
 worker. Neighbours are found by the exact search of a database over vectors as a database stores them.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.training.networks import Embedder
     from rdm.untyped import FirstStage
 
-TEXTS = 3  # captions of one picture: two that name the content, one that also names the style
+TEXTS = 3  # captions of a picture: two that name the content, one that also names the style
 
 SHOWN = 64  # held-out pictures that are measured
 
@@ -68,7 +68,7 @@ class Cache:
 
 
 class Examples(Protocol):
-    """The training data of a denoiser: N pictures, by row numbers or places."""
+    """The training data of a denoiser: N pictures, addressed by row numbers or places."""
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
@@ -133,7 +133,7 @@ class _Kept(TypedDict):
 
 
 def read_cache(run: PartRun, pictures: LabelledPictures) -> Cache:
-    """The cache: read from cache.pt if that was made from the same data and networks, else computed and written."""
+    """The cache: read from cache.pt if that has the same data and networks, else computed and written."""
     import torch
 
     part = run.config.rdm
@@ -188,7 +188,7 @@ def _compute(
         texts = vectors[:, None].repeat(1, TEXTS, 1)
     latents = encode_pictures(first_stage, pictures.pixels, run.device)
     run.folder.mkdir(parents=True, exist_ok=True)
-    # Every worker searches a file of its own: workers of one disk must not write the same one.
+    # Every worker searches its own file: workers that share a disk must not write the same one.
     path = run.folder / FILES["vectors"] if run.crew.first else run.folder / f"worker{run.crew.rank}.npy"
     np.save(path, vectors.numpy().astype(np.float16))
     index = SearchIndex(path)
@@ -201,9 +201,9 @@ def _compute(
 
 
 def held_out_examples(run: PartRun, pictures: TrainingPictures, cache: Cache) -> HeldOut | None:
-    """Pictures of held-out contents with their nearest training pictures, after their captions where texts are trained on.
+    """Pictures of held-out contents with their nearest training pictures, preceded by their captions if texts are trained on.
 
-    None where no content is held out.
+    None if no content is held out.
     """
     import torch
 

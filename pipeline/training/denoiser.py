@@ -2,7 +2,7 @@
 
 Reads the run's pictures or prepared rows, and an encoder and a first stage (see pipeline/training/networks.py). Writes the
 part's folder (see pipeline/training/run.py), `cache.pt` with neighbours and latents of pictures in memory, and `model/`:
-the RDM in the layout of diffusers, in fp16, or its adapters alone (rdm/lora.py).
+the RDM in the layout of diffusers, in fp16, or only its adapters (rdm/lora.py).
 
 The method is that of arXiv 2204.11824. The neighbours of a picture are the training pictures nearest to its own vector, without
 itself. The number of neighbours is drawn for each batch, so that no masks are needed; p_null drops all of them. Text is not
@@ -273,7 +273,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """A denoiser in training on this worker: the model, what is called, and what is optimised."""
+    """A denoiser in training on this worker: the model, the network to call, and the parameters to optimise."""
 
     run: PartRun
     model: RDM
@@ -283,7 +283,7 @@ class Training:
 
     @property
     def summary(self) -> str:
-        """The denoiser and how it is trained, for people."""
+        """The denoiser and the way it is trained, as text."""
         text = f"a denoiser of {_millions(self.model.unet)} M parameters"
         return text if self.adapters is None else f"{text}, adapters of {_millions(self.adapters)} M"
 
@@ -359,9 +359,7 @@ def start(run: PartRun, examples: Examples, scale: float) -> Training:
     if crew.first:
         tokens, passes = max(part.counts) + bool(part.p_text), 2 if part.lora else 3
         work = count_work(model.unet, examples.shape, tokens, run.device, part.train.precision, crew.size, passes)
-    if (
-        part.sharding == "ddp" or crew.size == 1
-    ):  # the layers of FSDP2 want parameters in order, and move them themselves
+    if part.sharding == "ddp" or crew.size == 1:  # FSDP2 needs the parameters in order, and moves them itself
         model.unet.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if part.checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -370,7 +368,7 @@ def start(run: PartRun, examples: Examples, scale: float) -> Training:
 
 
 def held_out_context(rows: PreparedRows, places: Tensor, part: DenoiserConfig) -> HeldOut | None:
-    """Held-out rows with their neighbours, after their captions where texts are trained on; None for no place."""
+    """Held-out rows with their neighbours, preceded by their captions if texts are trained on; None without places."""
     import torch
 
     if not len(places):

@@ -1,6 +1,6 @@
-"""What is made of a denoiser at every save: the model's folder, its error on held-out pictures, and a sheet of samples.
+"""The results of every save of a denoiser: the model's folder, its error on held-out pictures, and a sheet of samples.
 
-Writes the folder that it is given. Works on a copy of the denoiser, so that it may run beside the training.
+Writes the given folder. Works on a copy of the denoiser, so that it can run during training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWN = 8  # held-out pictures on a sheet
 
 
 def held_out_error(model: RDM, unet: UNet, held: HeldOut, generator: torch.Generator) -> dict[str, float]:
-    """The mean error of the denoiser at five times, by `t=TIME`: of the noise, or of v where it predicts another thing."""
+    """The mean error of the denoiser at five times, by `t=TIME`: of the noise if it predicts the noise, else of v."""
     import torch
 
     from rdm.objectives import denoising_loss
@@ -49,7 +49,7 @@ def held_out_error(model: RDM, unet: UNet, held: HeldOut, generator: torch.Gener
 
 
 def save_adapters(adapters: Adapters, name: str, base: str, folder: Path) -> None:
-    """Write LoRA weights and the description that names their base: what `rdmpipe generate --model FOLDER` takes."""
+    """Write LoRA weights and the description that names their base, for `rdmpipe generate --model FOLDER`."""
     from rdm.lora import FILE, save_lora
 
     save_lora(adapters.weights(), folder)

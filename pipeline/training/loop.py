@@ -1,4 +1,4 @@
-"""What the trainings of all three parts share: pictures, device, saves and reports of one part on one worker.
+"""The common work of training all three parts: pictures, device, saves and reports of one part on one worker.
 
 Reads the pictures that the run's TOML names. Writes, on the first worker, what rdm.train writes and curve.png.
 """
@@ -81,8 +81,8 @@ class PartRun:
         """Train `network` on `loss`. Returns the folder of the finished model.
 
         keep    called at every save, on the first worker, with the step and a copy of the network that has the averaged
-                weights; writes the model's folder and sheets, and returns what it measured. Beside a GPU, or with other
-                workers, it runs in a thread while training goes on; a save that falls due meanwhile saves the state alone
+                weights; writes the model's folder and sheets, and returns its measurements. With a GPU or other
+                workers, it runs in a thread during training; a save that is due meanwhile saves only the state
         curves  columns of curve.csv that curve.png shows
         team    how several workers train together; by default they average their gradients after the backward pass
         twin    makes the copy from the averaged weights; by default a copy of the network itself
@@ -132,7 +132,7 @@ class PartRun:
 
 
 class Aside:
-    """Work beside the training: in one thread, or at once where that would only take the training's processor."""
+    """Work during training: in one thread, or at once if a thread would only take the processor from training."""
 
     def __init__(self, threaded: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "keep") if threaded else None
@@ -143,14 +143,14 @@ class Aside:
         return self._running is not None and not self._running.done()
 
     def run(self, work: Callable[[], None]) -> None:
-        """Start work; what was started before is finished."""
+        """Start work, after earlier work is finished."""
         if self._pool is None:
             work()
         else:
             self._running = self._pool.submit(work)
 
     def finish(self) -> None:
-        """Wait for what runs. Raises what it raised."""
+        """Wait for running work. Raises its exception."""
         running, self._running = self._running, None
         if running is not None:
             running.result()

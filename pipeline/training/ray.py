@@ -1,8 +1,8 @@
 """Training on several workers. Ray Train starts them and makes their process group; pipeline/training/run.py does the work.
 
 Reads what pipeline/training/run.py reads, on every worker: on several nodes the run's folder and its pictures must be on a
-shared disk. When a worker or its node is lost, all workers start again from the last save; an error of our own ends the run,
-because it would return.
+shared disk. If a worker or its node is lost, all workers start again from the last save; an RdmpipeError ends the run,
+because it would occur again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.training.config import Part, TrainConfig
 if TYPE_CHECKING:
     from pipeline.execution import Progress
 
-RESTARTS = 3  # after so many losses in a row without a save between them the run ends
+RESTARTS = 3  # the run ends after this many losses without a save between them
 
 
 def train_on_ray(
@@ -53,7 +53,7 @@ def train_on_ray(
         while True:
             trainer = TorchTrainer(
                 _work,
-                # The folder was looked at above: what is there when workers start again is this run's own state.
+                # The folder was checked above: a state that exists when workers start again is this run's.
                 train_loop_config={"part": part, "config": config, "directory": str(Path.cwd()), "home": home},
                 torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
@@ -78,7 +78,7 @@ def train_on_ray(
 
 @dataclass(frozen=True)
 class Losses:
-    """How often workers were lost since the last save. `state` describes that save."""
+    """The number of losses since the last save. `state` describes that save."""
 
     state: str
     count: int = 0
@@ -88,7 +88,7 @@ class Losses:
 
 
 def own_error(error: BaseException) -> RdmpipeError | None:
-    """The error of ours that a worker raised, where Ray reports one: it would return on another attempt."""
+    """The RdmpipeError that a worker raised, if Ray reports one: it would occur again in another attempt."""
     failures = getattr(error, "worker_failures", {})
     for _, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)
@@ -98,7 +98,7 @@ def own_error(error: BaseException) -> RdmpipeError | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of what Ray says, which names the cause; its traceback is in Ray's own log."""
+    """The last line of Ray's message, which names the cause; the traceback is in Ray's own log."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

@@ -1,7 +1,7 @@
-"""What a training of a denoiser will need, found on the meta device: no memory is taken, no weight is read.
+"""The memory, state and arithmetic of a denoiser's training, computed on the meta device: no memory is used, no weight is read.
 
 Reads the run's TOML and the description of its model. Builds the real networks at their real widths, passes a worker's part of
-a batch forward and backward, spreads the parameters over workers that do not exist, and plans the state that they would save.
+a batch forward and backward, spreads the parameters over imagined workers, and plans the state that they would save.
 Not counted: workspaces of convolutions, the allocator's fragmentation and the CUDA context, 1 to 3 GiB together.
 """
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run needs. Bytes are of one worker, unless it says `state`.
+    """The requirements of a run. Bytes are those of one worker, except for `state`.
 
     rows            pictures of a pass on a worker; `accumulate` passes make a step
     latent          (C, h, w) of a picture
     weights         fp32 weights, gradients, two moments and the moving average
-    gathered        the copy of the largest layer's weights that is whole at a time, with "fsdp"; the bf16 copy with "ddp"
-    activations     the most that a forward and backward pass holds at a time
-    tensors, state  what all workers save together: number of tensors, bytes
-    written         bytes of the state that one worker writes; adapters are written by the first alone
+    gathered        with "fsdp", the whole copy of the largest layer's weights; with "ddp", the bf16 copy
+    activations     the peak of a forward and backward pass
+    tensors, state  the number of tensors and bytes that all workers save together
+    written         bytes of the state that one worker writes; adapters are written by the first worker only
     flops           operations of a picture, forward and backward
     """
 
@@ -56,7 +56,7 @@ class Rehearsal:
 
     @property
     def memory(self) -> int:
-        """Bytes that a worker's device needs."""
+        """The bytes that a worker needs on its device."""
         return self.weights + self.gathered + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ class Rehearsal:
 
 
 def rehearse(config: TrainConfig, workers: int) -> Rehearsal:
-    """Rehearse the run's [rdm] on `workers` workers. Raises ConfigError where a pass cannot be shared equally."""
+    """Rehearse the run's [rdm] on `workers` workers. Raises ConfigError if a pass cannot be divided equally."""
     import torch
     from torch import nn
 
@@ -137,7 +137,7 @@ def _layout(network: nn.Module, sharding: str, workers: int, precision: str) -> 
         optimizer = make_optimizer(network, LoopConfig(1))
         for (
             value
-        ) in network.parameters():  # as its first step leaves it; a step on so many imagined tensors takes minutes
+        ) in network.parameters():  # as after its first step; a real step on so many imagined tensors takes minutes
             moments = {name: torch.empty_like(value) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[value] = {"step": torch.zeros(()), **moments}
         state = state_of(Live(network, optimizer, Average(network, 0.9)))
@@ -161,7 +161,7 @@ def _bytes(size: Sequence[int], kind: torch.dtype) -> int:
 
 @contextmanager
 def _imagined(workers: int) -> Iterator[None]:
-    """A process group of workers that do not exist: this process is the first, and nothing is sent."""
+    """A process group of imagined workers: this process is the first, and nothing is sent."""
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

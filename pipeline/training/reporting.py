@@ -1,7 +1,7 @@
-"""Reports of a training: one line each, and the trackers that the run asks for.
+"""Reports of a training run: one line each, and the trackers that the run names.
 
-A report has the means of the loss's values over its steps, pictures a second, the share of the time that the workers waited for
-data, and the share of the peak rate of their devices. Writes what pipeline/training/tracking.py writes.
+A report has the means of the loss's values over its steps, pictures a second, the share of time that the workers waited for
+data, and the share of the peak rate of their devices. Writes through pipeline/training/tracking.py.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from rdm.train import Report
     from rdm.untyped import UNet
 
-WAIT = "wait"  # the value of a loss that is the seconds a pass waited for its data
+WAIT = "wait"  # the name of the reported value: the seconds that a pass waited for its data
 
 
 @dataclass(frozen=True)
 class Work:
-    """The arithmetic of a training: operations of one picture, forward and backward, and the peak rate of all devices a second.
+    """The arithmetic of training: operations of one picture, forward and backward, and the peak rate of all devices per second.
 
-    What `checkpointing` computes again is not counted.
+    Operations that `checkpointing` repeats are not counted.
     """
 
     flops: float
     peak: float
 
     def share(self, pictures: float) -> float:
-        """The share of the peak rate that so many pictures a second take."""
+        """The share of the peak rate that this many pictures a second use."""
         return self.flops * pictures / self.peak
 
 
@@ -66,7 +66,7 @@ def say_report(progress: Progress, part: str, rows: int) -> Callable[[Report], N
 
 
 class Reporter:
-    """Tells the progress and the trackers of a part what was measured. Close it after use."""
+    """Passes measurements to the progress display and the trackers of a part. Close it after use."""
 
     def __init__(
         self, progress: Progress, part: str, rows: int, trackers: Sequence[Tracker] = (), work: Work | None = None
@@ -84,7 +84,7 @@ class Reporter:
         self.figures(report.step, figures)
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """What was measured at a save."""
+        """Report the measurements of a save."""
         for tracker in self._trackers:
             tracker.log(step, figures)
 
@@ -96,18 +96,18 @@ class Reporter:
 def count_work(
     unet: UNet, latent: Sequence[int], tokens: int, device: torch.device, precision: str, workers: int, passes: int = 3
 ) -> Work:
-    """The work of a denoiser on latents (C, h, w) and contexts of so many tokens.
+    """The arithmetic of a denoiser on latents (C, h, w) and contexts of this many tokens.
 
     passes      3: the backward pass takes twice the forward's operations; 2: weights are frozen and need no gradients
 
-    The peak is measured: a large matrix product, which reaches some
+    The peak is measured with a large matrix product, which reaches some
     70 to 90 % of what a data sheet states.
     """
     return Work(passes * count_flops(unet, latent, tokens), workers * measure_peak(device, precision))
 
 
 def count_flops(unet: UNet, latent: Sequence[int], tokens: int) -> float:
-    """Operations of the forward pass of one picture, counted on the meta device; a product and its sum are two."""
+    """Operations of the forward pass of one picture, counted on the meta device; a multiplication and an addition are two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,7 +126,7 @@ def count_flops(unet: UNet, latent: Sequence[int], tokens: int) -> float:
 
 
 def measure_peak(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product on a device, the best of three."""
+    """The operations per second of a large matrix product on a device, the best of three."""
     import time
 
     import torch

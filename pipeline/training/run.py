@@ -1,10 +1,10 @@
-"""`rdmpipe train`: one TOML file, three parts (encoder, autoencoder, rdm), one run folder.
+"""`rdmpipe train`: one TOML file, three parts (encoder, autoencoder, rdm), one folder for the run.
 
 Reads: the run's TOML, the pictures it names. Writes, under the run folder,
 
     <part>/config.json    the recipe of the part, preceded by earlier forms if a resumed run changed it
     <part>/state.pt       the state to resume from, or state/ of several workers; <part>/curve.csv and curve.png
-    <part>/figures.json   what was measured at the last save; <part>/tensorboard/ everything that was reported
+    <part>/figures.json   the measurements of the last save; <part>/tensorboard/ all reports
     <part>/sheets/        sample sheets, written during training
     encoder/model/        open_clip's own folder;  autoencoder/model/, rdm/model/: diffusers' folders
     weights.json          sha256 of every weights file above

@@ -1,8 +1,8 @@
-"""How the workers of a run share a denoiser: whole on each (DDP), or spread over all (FSDP2).
+"""A denoiser that several workers share: whole on each worker (DDP), or spread over all (FSDP2).
 
-Reads and writes no files. `Shared.forward` is the network to call; the network that was given stays the one whose parameters
-are optimised and saved. With several workers the state is saved by all of them together (rdm/sharded.py); with `local_steps`
-above 1 each worker has weights of its own in between, and the first worker saves its own as one file.
+Reads and writes no files. `Shared.forward` is the network to call; the parameters of the given network are optimised and
+saved. Several workers save the state together (rdm/sharded.py); with `local_steps` above 1, each worker has its own weights
+in between, and the first worker saves its own as one file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """A denoiser that several workers train: what is called, and how rdm.train.fit exchanges gradients and saves."""
+    """A denoiser that several workers train: the network to call, and how rdm.train.fit exchanges gradients and saves."""
 
     forward: UNet
     team: Team
 
 
 def share(unet: UNet, crew: Crew, part: DenoiserConfig, folder: Path) -> Shared:
-    """Share a denoiser between the workers of a crew. Spreads its parameters where `part` asks for "fsdp"."""
+    """Share a denoiser between the workers of a crew. Spreads its parameters if `part` says "fsdp"."""
     from rdm.sharded import ShardedStore
     from rdm.train import Team
 
@@ -57,7 +57,7 @@ def share(unet: UNet, crew: Crew, part: DenoiserConfig, folder: Path) -> Shared:
 
 
 def shared_layers(unet: UNet) -> list[nn.Module]:
-    """The layers that are gathered one at a time: residual blocks and attention. The rest of a denoiser is small."""
+    """The layers that are gathered one at a time: residual and attention layers. The rest of a denoiser is small."""
     blocks = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
     return [layer for block in blocks for layer in (*block.resnets, *getattr(block, "attentions", ()))]
 
@@ -65,7 +65,7 @@ def shared_layers(unet: UNet) -> list[nn.Module]:
 def spread(unet: UNet, device: torch.device, workers: int, precision: str) -> None:
     """Spread the parameters of a denoiser over all workers, a residual or attention layer at a time (FSDP2).
 
-    Each layer is gathered before it computes, in bf16 where `precision` says so, and freed after it; gradients are summed in
+    Each layer is gathered before it computes (in bf16 if `precision` says so) and freed afterwards; gradients are summed in
     fp32. Needs the default process group.
     """
     import torch
@@ -83,7 +83,7 @@ def spread(unet: UNet, device: torch.device, workers: int, precision: str) -> No
 
 @dataclass(frozen=True)
 class _Spread:
-    """The context of a pass: gradients are summed over the workers in the last pass of a step alone."""
+    """The context of a pass: gradients are summed over the workers only in the last pass of a step."""
 
     unet: UNet
 

@@ -1,7 +1,7 @@
-"""Where the reports of a training go beside its curve.csv: TensorBoard's event files, Weights & Biases, MLflow.
+"""The destinations of a training run's reports, besides curve.csv: TensorBoard's event files, Weights & Biases, MLflow.
 
-Writes `tensorboard/` in the part's folder, without TensorBoard itself. W&B and MLflow are installed as extras and configured by
-their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI). Numbers alone are sent: no pictures, no weights.
+Writes `tensorboard/` in the part's folder, without TensorBoard itself. W&B and MLflow are extras and are configured by
+their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI). Only numbers are sent: no pictures, no weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PROJECT = "rdmpipe"
 
 
 class Tracker(Protocol):
-    """Something that takes numbers by name."""
+    """A receiver of numbers by name."""
 
     def start(self, step: int) -> None:
-        """What was logged at a later step is to be forgotten: a resumed run repeats it."""
+        """Forget the values of later steps: a resumed run repeats them."""
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -52,7 +52,7 @@ def open_trackers(names: Sequence[str], folder: Path, recipe: Mapping[str, objec
 
 
 class _Wandb:
-    """A run of Weights & Biases. Resumed by its name, in which no character but letters, digits, - and _ is kept."""
+    """A run of Weights & Biases. It is resumed by its name, of which only letters, digits, - and _ are kept."""
 
     def __init__(self, folder: Path, recipe: Mapping[str, object]) -> None:
         import wandb
@@ -85,7 +85,7 @@ class _Mlflow:
         mlflow.log_dict(dict(recipe), "recipe.json")
 
     def start(self, step: int) -> None:
-        """Each process is a run of its own."""
+        """Each process is a separate run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
@@ -94,7 +94,7 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
-# ---- TensorBoard's files: records of a length, its checksum, a protobuf message `Event` and its checksum
+# ---- TensorBoard's files: records that consist of a length, its checksum, a protobuf message `Event` and its checksum
 
 
 class EventFile:
