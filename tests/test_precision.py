@@ -9,6 +9,7 @@ import pytest
 from pipeline import machine
 from pipeline.building import BuildRequest
 from pipeline.building.request import settle
+from pipeline.encoders import Encoder, load_encoder, load_recorded
 from pipeline.errors import BudgetError, ConfigError
 from pipeline.execution import Backend
 from pipeline.generation import GenerateConfig, find_model
@@ -46,7 +47,6 @@ def test_a_new_database_takes_the_machines_precision_and_an_old_one_keeps_its_ow
 
 def test_a_bf16_database_is_searched_by_text_and_by_picture(tmp_path: Path, bf16: None) -> None:
     from pipeline.catalog import resolve_database
-    from pipeline.encoders import load_encoder, load_recorded
     from pipeline.retrieval import open_search
 
     home = str(tmp_path / "home")
@@ -61,6 +61,19 @@ def test_a_bf16_database_is_searched_by_text_and_by_picture(tmp_path: Path, bf16
         keys = searcher.keys[:]
         stored = searcher.vectors(keys)[0]
         assert searcher.search(stored, 1).keys[:, 0].tolist() == list(keys)
+
+
+def test_a_build_in_one_process_loads_its_encoder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def counted(*arguments: str) -> Encoder:
+        loads.append(arguments)
+        return load_encoder(*arguments)
+
+    for module in ("builder", "embed"):
+        monkeypatch.setattr(f"pipeline.building.{module}.load_encoder", counted)
+    quiet_build(folder_of(tmp_path / "pictures", 2), home=str(tmp_path / "home"), threads=1)
+    assert len(loads) == 1
 
 
 def test_a_new_run_takes_the_machines_precision_and_keeps_it(tmp_path: Path, bf16: None) -> None:

@@ -132,7 +132,8 @@ class _Build:
             torch_threads=self.request.threads or share,
             patches=self.manifest.patches is not None,
         )
-        return embed_stage(self.database, config, self._record(), backend.workers)
+        loaded = self._encoder if backend.kind == "inline" else None
+        return embed_stage(self.database, config, self._record(), backend.workers, loaded=loaded)
 
     def _record(self) -> EncoderRecord:
         """The record of the encoder: from the first build, else by loading the encoder."""

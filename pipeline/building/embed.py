@@ -161,8 +161,12 @@ def embed_stage(
     record: EncoderRecord,
     workers: int = 0,
     on_timing: Callable[[Timing], None] | None = None,
+    loaded: Callable[[], Encoder] | None = None,
 ) -> Stage:
-    """The stage for a database. `record` describes the loaded encoder; workers refuse to run with another."""
+    """The stage for a database. `record` describes the loaded encoder; workers refuse to run with another.
+
+    loaded: gives the encoder to a stage that runs in this process, so that it is loaded once for all uses.
+    """
     config = config.for_machine()
     on_gpu = config.device.startswith("cuda")
     return Stage(
@@ -170,7 +174,7 @@ def embed_stage(
         folder=db.embedding_folder(record),
         storage=db.storage,
         config=config.fingerprint(record),
-        setup=partial(_set_up, config, record),
+        setup=partial(_set_up, config, record, loaded),
         run=partial(_run, db, config, on_timing),
         resources=Resources(
             cpus=float(config.decode_threads if on_gpu else config.torch_threads), gpus=1.0 if on_gpu else 0.0
@@ -180,12 +184,15 @@ def embed_stage(
     )
 
 
-def _set_up(config: EmbedConfig, record: EncoderRecord) -> Encoder:
+def _set_up(config: EmbedConfig, record: EncoderRecord, loaded: Callable[[], Encoder] | None = None) -> Encoder:
     import torch
 
     torch.set_num_threads(config.torch_threads)
     torch.set_flush_denormal(True)  # random and pruned weights have denormals, which are slow
-    encoder = load_encoder(config.encoder, config.device, config.precision, config.preprocess)
+    if loaded is not None:
+        encoder = loaded()
+    else:
+        encoder = load_encoder(config.encoder, config.device, config.precision, config.preprocess)
     require_match(record, encoder)
     return encoder
 
