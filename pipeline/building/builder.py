@@ -17,7 +17,7 @@ from pipeline.building.download import download_stage, hosts_file
 from pipeline.building.embed import EmbedConfig, Images, embed_stage
 from pipeline.building.plan import LEFT_OUT, BuildPlan, plan_shards
 from pipeline.building.publishing import Contents, publish, shard_entries
-from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, settle
+from pipeline.building.request import BuildRequest, BuildSummary, HostCounts, IndexSummary, as_first_built, settle
 from pipeline.catalog import command_that_adds, companions, main_database
 from pipeline.config import Table, canonical_json, from_mapping, parse_json
 from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, record_receipts, require_purged, totals
@@ -41,7 +41,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildSummary:
         require_purged(database)
         database.storage.clear_scratch()
         progress.record_in(database.storage)
-        return _Build(database, manifest, request, progress, start).run()
+        return _Build(database, as_first_built(manifest, database), request, progress, start).run()
 
 
 class _Build:

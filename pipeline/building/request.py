@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 from pipeline import machine
 from pipeline.catalog import command_that_adds, resolve_target
 from pipeline.config import Table, from_mapping
-from pipeline.database import RetrievalDatabase
+from pipeline.database import RetrievalDatabase, renamed_to
 from pipeline.errors import DatabaseError, ManifestError
 from pipeline.execution import Backend
 from pipeline.index import IndexConfig
@@ -167,6 +167,12 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
         if before is None:
             raise
         manifest = from_mapping(Manifest, _dated(before["manifest"]), f"{request.target}/manifest.json")
+        manifest = replace(manifest, name=request.name or request.target)
+    if before is None and (now := renamed_to(manifest.name, request.home)):
+        raise DatabaseError(
+            f"database {manifest.name!r} was renamed to {now!r}: give that name with `--name {now}`. To build another one "
+            f"of the old name, remove it from databases/{now}/former_names"
+        )
     settings = (before or {}).get("settings", {})
     if request.precision == "auto":
         request = replace(request, precision="")
@@ -246,6 +252,13 @@ def begun(name: str, home: str | None) -> Table | None:
     if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("manifest", "settings")):
         raise database.damaged("manifest.json", "expected the tables manifest and settings")
     return found
+
+
+def as_first_built(manifest: Manifest, database: RetrievalDatabase) -> Manifest:
+    """The manifest under the name that the database was begun with, which is in its fingerprints and rows: `rdmpipe rename`
+    and `pull` give a database another name."""
+    before = begun(database.name, database.home)
+    return manifest if before is None else replace(manifest, name=str(before["manifest"]["name"]))
 
 
 def manifest_of(database: RetrievalDatabase) -> Manifest:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_path
-from pipeline.database import PULLED, RetrievalDatabase, Version, list_databases
+from pipeline.database import PULLED, RetrievalDatabase, Version, list_databases, renamed_to
 from pipeline.errors import DatabaseError, ManifestError, nearest
 from pipeline.schema import is_name
 from pipeline.sources import Manifest, View
@@ -36,8 +36,11 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
         return Selection(name, database, database.version(pinned))
     view = _view(base, home)
     if view is not None:
-        database = RetrievalDatabase(view.base, home)
+        database = RetrievalDatabase(_now_called(view.base, home), home)
         return Selection(name, database, database.version(pinned), view.where)
+    if (now := _now_called(base, home)) != base:
+        database = RetrievalDatabase(now, home)
+        return Selection(name, database, database.version(pinned))
     published = list_databases(home)
     names = [*published, *(other for other in known_manifests(home) if other not in published)]
     begun = any(RetrievalDatabase(base, home).storage.exists(file) for file in ("plan", PULLED))
@@ -49,12 +52,17 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
     )
 
 
+def _now_called(name: str, home: str | None) -> str:
+    """The name of a database that may have been renamed: a published one's, or that of no database, stays."""
+    return name if RetrievalDatabase(name, home).exists() else renamed_to(name, home) or name
+
+
 def base_of(name: str, home: str | None = None) -> str:
     """The database that `name` means: a view's base, else the name itself, even if there is no such database."""
     if RetrievalDatabase(name, home).storage.exists("manifest.json"):
         return name
     view = _view(name, home)
-    return name if view is None else view.base
+    return _now_called(name if view is None else view.base, home)
 
 
 def _view(name: str, home: str | None) -> View | None:

@@ -1,4 +1,4 @@
-"""`rdmpipe import`, `export`, `purge` and `failures`: parse, call, print."""
+"""`rdmpipe import`, `export`, `purge`, `rename`, `delete` and `failures`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("purge", rich_help_panel=panel, epilog="Example: rdmpipe purge wikiart --url-list urls.txt --dry-run")(
         purge_command
     )
+    app.command("rename", rich_help_panel=panel, epilog="Example: rdmpipe rename wikiart paintings")(rename)
     app.command("delete", rich_help_panel=panel, epilog="Example: rdmpipe delete old_pictures --yes")(delete)
     app.command("failures", rich_help_panel=panel, epilog="Example: rdmpipe failures my_pictures --copy-to ./bad")(
         failures
@@ -107,6 +108,24 @@ def purge_command(
         print(done.text(dry_run))
     if done.unmatched:
         raise typer.Exit(UNMATCHED)
+
+
+def rename(
+    old: Annotated[str, typer.Argument(help="A database.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    wait: Wait = 0.0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Give a database another name. Keys, versions and vectors stay; the old name still means it in searches and views."""
+    with command():
+        from pipeline.maintenance import rename_database
+
+        done = rename_database(old, new, home, wait)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(done.text())
 
 
 def delete(

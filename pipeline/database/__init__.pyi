@@ -19,6 +19,8 @@ from .counts import totals as totals
 from .layout import PULLED as PULLED
 from .layout import RetrievalDatabase as RetrievalDatabase
 from .layout import list_databases as list_databases
+from .layout import record_former_name as record_former_name
+from .layout import renamed_to as renamed_to
 from .pictures import SIDE as SIDE
 from .pictures import picture_files as picture_files
 from .pictures import picture_key as picture_key

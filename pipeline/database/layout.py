@@ -12,6 +12,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     versions/<id>.json, current                 the files of a version; the id of the current version
     versions/<id>.purged                        a version that was removed because it held purged rows
     pulled.json                                 the repository on the Hub that the database was pulled from
+    former_names                                the names that `rdmpipe rename` took from the database, one a line
     blocked.txt                                 the block list: hashes of what was purged (see database/blocklist.py)
     .checksums/                                 checksums of files that no version lists (see database/checksums.py)
 
@@ -44,6 +45,8 @@ _ID_BEGINNING = re.compile(r"[0-9a-f]{1,12}")
 
 
 PULLED = "pulled.json"
+
+FORMER_NAMES = "former_names"
 
 
 class RetrievalDatabase:
@@ -257,3 +260,26 @@ def list_databases(home: str | None = None) -> list[str]:
     root = Storage(home or default_home())
     names = root.list("databases")
     return [name for name in names if is_name(name) and root.exists(f"databases/{name}/current")]
+
+
+# ---- names
+
+
+def record_former_name(database: RetrievalDatabase, name: str) -> None:
+    """Add a name to a database's former ones, before it loses it."""
+    known = _former_names(database.storage.read_text(FORMER_NAMES))
+    database.storage.write_text(FORMER_NAMES, "".join(f"{one}\n" for one in dict.fromkeys([*known, name])))
+
+
+def renamed_to(name: str, home: str | None = None) -> str:
+    """The database that was called `name` before; empty if there is none, or if a database is called so now."""
+    root = Storage(home or default_home())
+    names = [other for other in root.list("databases") if is_name(other)]
+    if name in names:
+        return ""
+    found = [one for one in names if name in _former_names(root.read_text(f"databases/{one}/{FORMER_NAMES}"))]
+    return found[-1] if found else ""
+
+
+def _former_names(text: str | None) -> list[str]:
+    return [line for line in (text or "").split("\n") if is_name(line)]

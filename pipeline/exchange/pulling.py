@@ -312,7 +312,7 @@ def _version(pull: _Pull, db: RetrievalDatabase, parts: Path) -> Version:
     needed = {"manifest.json", f"plan/{version.plan}.json", f"plan/{version.plan}.parquet"}
     wrong = [file.path for file in version.files() if listed.get(file.path) != file]
     wrong += sorted(needed - listed.keys())
-    if wrong or version.database != pull.listing.name:
+    if wrong:
         raise SourceError(
             f"{pull.hub.repo}: {FILE} is refused: it does not list what version {version.id} of "
             f"{version.database!r} consists of: "

@@ -115,8 +115,8 @@ def push_database(selection: Selection, request: PushRequest, say: Say) -> PushS
         if not request.despite_licence:
             _require_permission(selection.name, request.repo, licences)
         files = database_files(db, version)
-        listing = Listing("database", version.database, version.id, tuple(files), f"rdmpipe {program_version()}")
-        push = _Push(hub, listing, lambda file: _checked(db.local(file), file), say)
+        listing = Listing("database", db.name, version.id, tuple(files), f"rdmpipe {program_version()}")
+        push = _Push(hub, listing, lambda file: _checked(db.local(file), file), say, before=version.database)
         done = push.run(database_card(version, request.repo, licences), public=request.public)
         for file in files:
             db.storage.forget(file)
@@ -231,8 +231,10 @@ class _Push:
         local: Callable[[Artifact], Path],
         say: Say,
         beside: Mapping[str, Path] | None = None,
+        before: str = "",
     ) -> None:
         self.hub, self.listing, self.local, self.say = hub, listing, local, say
+        self.before = before  # a name that it was pushed under before it was renamed
         self.beside = beside or {}  # files that are pushed, but never pulled
 
     def run(self, card: str, public: bool) -> _Done:
@@ -273,7 +275,7 @@ class _Push:
         if FILE not in there:
             return set()
         found = read_listing(read_file(self.hub, there[FILE], head), self.hub.repo)
-        if (found.kind, found.name) != (self.listing.kind, self.listing.name):
+        if found.kind != self.listing.kind or found.name not in (self.listing.name, self.before):
             raise ConfigError(
                 f"{self.hub.repo} holds {found.kind} {found.name!r}, not {self.listing.kind} "
                 f"{self.listing.name!r}; name another "

@@ -8,6 +8,8 @@ from .deleting import plan_deletion as plan_deletion
 from .purging import PurgeRequest as PurgeRequest
 from .purging import PurgeSummary as PurgeSummary
 from .purging import purge as purge
+from .renaming import Renaming as Renaming
+from .renaming import rename_database as rename_database
 from .repairing import repair_database as repair_database
 from .versions import collect as collect
 from .versions import list_versions as list_versions
