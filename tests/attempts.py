@@ -9,7 +9,7 @@ FILE = "RDMPIPE_COUNT_ATTEMPTS"
 
 
 def tried(count: int) -> None:
-    """Note that the running test tried so many inputs and all of them held. Without the variable FILE it does nothing."""
+    """Record that the running test tried this many inputs, all of which passed. Without the variable FILE, do nothing."""
     if path := os.environ.get(FILE):
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rsplit(" ", 1)[0]
         with Path(path).open("a", encoding="utf-8") as out:

@@ -58,7 +58,7 @@ def quiet_build(target: str | Path, **options: Any) -> BuildSummary:
 
 
 def command(*arguments: str | Path, home: Path, wait: bool = True, **environment: str) -> Forked:
-    """`rdmpipe ARGUMENTS` as a process of its own."""
+    """`rdmpipe ARGUMENTS` as a separate process."""
     env = {**os.environ, "RDMPIPE_HOME": str(home), "PYTHONPATH": str(REPO), **environment}
     process = Forked(tuple(map(str, arguments)), module="pipeline.cli", env=env)
     if wait:
@@ -73,7 +73,7 @@ def last_json(process: Forked) -> Any:
 
 
 def contents(home: Path, name: str = "mine") -> dict[str, bytes]:
-    """All that a published database is made of, by path: what has to be identical after a crash.
+    """The files of a published database, by path: they have to be identical after a crash.
 
     What a killed worker left in the scratch folder is not: the next build clears it.
     """

@@ -48,7 +48,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def read_authentication_again() -> None:
-    """Make Ray read its authentication mode and token from the environment: it reads them once a process."""
+    """Make Ray read its authentication mode and token from the environment again; it reads them once per process."""
     from ray._raylet import AuthenticationTokenLoader, Config
 
     Config.initialize("")
@@ -87,7 +87,7 @@ class Node:
 
 @dataclass
 class Cluster:
-    """A head and workers. `home` address space: nodes reach servers that listen on `host`."""
+    """A head and workers. Nodes reach servers that listen on `host`."""
 
     folder: Path
     isolated: bool
@@ -149,14 +149,14 @@ class Cluster:
         return node
 
     def kill(self, node: Node) -> None:
-        """End a node for good."""
+        """End a node permanently."""
         node.kill()
         self.nodes.remove(node)
         if node.namespace:
             self._ip("netns", "del", node.namespace)
 
     def cable(self, node: Node, plugged: bool) -> None:
-        """Take a node off the network, or back on it. Only where nodes have namespaces."""
+        """Take a node off the network, or back on it. Needs namespaces."""
         self._ip("link", "set", f"{self._tag}v{node.name[1:]}", "up" if plugged else "down")
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class Cluster:
         )
 
     def _port(self, name: str, usual: int = 0) -> int:
-        """In a namespace of its own a node takes the usual ports; elsewhere free ones."""
+        """A node in its own namespace uses the usual ports, any other node free ports."""
         fixed = {"node-manager-port": 7001, "object-manager-port": 7002, "metrics-export-port": 7003}
         fixed["dashboard-agent-listen-port"] = 7004
         return (usual or fixed[name]) if self.isolated else free_port()
@@ -191,7 +191,7 @@ class Cluster:
         assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
 
     def _wire(self, node: Node, number: int) -> None:
-        """A namespace with one link to the bridge."""
+        """Make a namespace with one link to the bridge."""
         outside, inside = f"{self._tag}v{number}", f"{self._tag}i{number}"
         self._ip("netns", "add", node.namespace)
         self._ip("link", "add", outside, "type", "veth", "peer", "name", inside)
@@ -244,7 +244,7 @@ def cluster(nodes: int = 3, env: dict[str, str] | None = None) -> Iterator[Clust
 
 
 def shared_cluster(folder: Path) -> str:
-    """The address of the Ray cluster of this folder, a node with nine CPUs. The first process that asks starts it."""
+    """The address of the Ray cluster of this folder, a node with nine CPUs. The first caller starts it."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         started = folder / "started"
@@ -272,7 +272,7 @@ def our_actors() -> list[int]:
 
 
 def authentication(folder: Path) -> dict[str, str]:
-    """The variables that processes need which talk to the cluster of this folder."""
+    """The environment variables with which a process can use the cluster of this folder."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
 

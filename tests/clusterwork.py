@@ -25,7 +25,7 @@ STAGES = ("first", "second")
 
 
 def work(root: Path, count: int, pause: float, timeout_s: float, backend: Backend) -> dict[str, object]:
-    """Run the stages and publish what they made, as a build does: under a lease, and only when all is there."""
+    """Run the stages and publish their results, as a build does: under a lease, and only when all exist."""
     database = RetrievalDatabase("db")
     home = database.storage
     first = stage(root, "first", pause=pause, timeout_s=timeout_s, storage=home)

@@ -73,7 +73,7 @@ sys.addaudithook(_no_process)
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder beside the checkout with real pictures (data/) and reference tensors (reference/)."""
+    """The folder `shared` beside the checkout, with real pictures (data/) and reference tensors (reference/)."""
     folder = Path(__file__).resolve().parent.parent.parent / "shared"
     if not folder.is_dir():
         message = f"{folder} is absent: it holds the real pictures and reference tensors this test needs"

@@ -43,7 +43,7 @@ class SurfaceContract(Contract):
 
 
 def surface_of(package: str) -> list[str]:
-    """The names that a package's stub shows to others."""
+    """The names that a package's stub exports."""
     found = importlib.util.find_spec(package)
     assert found is not None and found.origin is not None
     tree = ast.parse(Path(found.origin).with_suffix(".pyi").read_text("utf-8"))

@@ -25,8 +25,8 @@ from pipeline.execution import Backend, Progress
 from tests.builds import contents, folder_of, manifest_of, quiet_build
 from tests.forked import preloaded_processes
 
-KILLS = 10  # blows a stage
-# A busy machine starts workers slowly, and all blows may fall on one shard.
+KILLS = 10  # kills of each stage
+# A busy machine starts workers slowly, and all kills may hit one shard.
 RAY = Backend(kind="ray", workers=2, retries=KILLS, start_timeout_s=900.0)
 RECEIPTS = {"download": "images/*.json", "embed": "embeddings/*/*.json"}
 AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
@@ -34,7 +34,7 @@ AT_WORK = {"download": "images.tar", "embed": "thumbnails.tar"}
 
 @dataclass(frozen=True)
 class Target:
-    """A manifest, how many shards and rows it has, and what an uninterrupted build of it gives."""
+    """A manifest, its numbers of shards and rows, and the result of an uninterrupted build."""
 
     manifest: str
     shards: int
@@ -50,8 +50,8 @@ def target_of(root: Path, shards: int, shard_rows: int = 10) -> Target:
 
 
 def points(what: str, shards: int, count: int = KILLS) -> list[tuple[int, float]]:
-    """Seeded points: the receipts there are when the blow falls, one in each of `count` stretches, and the seconds it
-    then waits, so that it falls anywhere in the work on a shard."""
+    """Seeded points: the number of receipts before the kill, one in each of `count` stretches, and the seconds to wait
+    then, so that the kill comes at any moment of the work on a shard."""
     rng = random.Random(f"{what} points")
     stretch = (shards - 6) // count
     return [(1 + i * stretch + rng.randrange(stretch), rng.uniform(0.0, 0.06)) for i in range(count)]
@@ -62,7 +62,7 @@ def receipts(home: Path, stage: str) -> list[Path]:
 
 
 def _drive(manifest: str, home: str, ray: bool, said: str) -> None:
-    """A driver's life: one build, in a process group of its own, its last line of output the count of shards."""
+    """Run one build in its own process group. The last line of its output is the count of shards."""
     os.setsid()
     with Path(said).open("w", buffering=1) as out:
         progress = Progress(stream=out)
@@ -71,7 +71,7 @@ def _drive(manifest: str, home: str, ray: bool, said: str) -> None:
 
 
 class Driver:
-    """A build as a process of its own, forked from a server that has the large imports behind it: a blow comes cheap."""
+    """A build in a process that is forked from a server with the large imports, so that it starts quickly."""
 
     def __init__(self, target: Target, home: Path, ray: bool = False) -> None:
         self.log = home.parent / f"said {time.monotonic_ns()}"
@@ -91,7 +91,7 @@ class Driver:
             time.sleep(0.001)
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone; Ray's own processes notice and end, or are ended here."""
+        """SIGKILL only to the driver. Ray's own processes notice and end, or are ended here."""
         children = psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else []
         self.process.kill()
         self.process.join()
@@ -102,42 +102,42 @@ class Driver:
         psutil.wait_procs(alive, timeout=20)
 
     def summary(self) -> dict[str, Any]:
-        """What it came to in the end. It has to succeed."""
+        """The result of the build, which has to succeed."""
         self.process.join(1200)
         assert self.process.exitcode == 0, self.said()
         made: dict[str, Any] = json.loads(self.said().splitlines()[-1])
         return made
 
     def repeated(self, stage: str) -> list[str]:
-        """The shards of a stage that were tried again, once for each time."""
+        """The shards of a stage that were tried again, once for each attempt."""
         return re.findall(rf"{stage}: shard (\d+): attempt \d", self.said())
 
 
 @dataclass
 class Tally:
-    """What a chain of blows came to, and which finished shards have been seen."""
+    """The results of a series of kills, and the finished shards that have been seen."""
 
     kills: int = 0
-    repeated: int = 0  # shards that were begun and not finished when a blow fell
-    most: int = 0  # of them, the most of one worker at one blow
+    repeated: int = 0  # shards that were unfinished at a kill
+    most: int = 0  # the most of them in one worker at one kill
     finished: dict[Path, tuple[int, int]] = field(default_factory=dict)  # receipt -> its inode and time
 
     def tell(self, what: str) -> None:
-        """For the matrix's output: pytest shows it with -rP."""
+        """Print the results; pytest shows them with -rP."""
         print(
-            f"{what}: {self.kills} blows, identical; shards repeated {self.repeated}, of one worker at most {self.most}"
+            f"{what}: {self.kills} kills, identical; shards repeated {self.repeated}, of one worker at most {self.most}"
         )
 
     def look(self, home: Path) -> None:
-        """Whatever is visible is whole, and no shard that was finished before was done again."""
+        """Check that all visible files are complete, and that no finished shard was done again."""
         root = home / "databases" / "mine"
         for receipt in [path for stage in RECEIPTS for path in receipts(home, stage)]:
             for artifact in json.loads(receipt.read_text())["artifacts"]:
                 path = root / artifact["path"]
-                if not path.exists():  # pictures go once they are embedded
+                if not path.exists():  # pictures are removed once they are embedded
                     assert (path.suffix, path.parent.name) == (".tar", "images")
                     continue
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"], f"{path} is torn"
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"], f"{path} is incomplete"
             status = receipt.stat()
             seen = (status.st_ino, status.st_mtime_ns)
             assert self.finished.setdefault(receipt, seen) == seen, f"{receipt} was made twice"
@@ -147,7 +147,7 @@ class Tally:
                 assert hashlib.sha256((root / artifact["path"]).read_bytes()).hexdigest() == artifact["sha256"]
 
     def count_cut(self, home: Path) -> None:
-        """Count the shards that a dead driver's workers had begun, from what they left in the scratch folder."""
+        """Count the shards that a dead driver's workers had begun, from the files in the scratch folder."""
         for stage in AT_WORK:
             left = at_work(home, stage)
             self.repeated += len(left)
@@ -156,6 +156,6 @@ class Tally:
 
 
 def at_work(home: Path, stage: str) -> list[int]:
-    """The process that works on a shard of this stage, once for each shard in work."""
+    """The processes that work on shards of this stage, one for each shard."""
     scratch = home / "databases" / "mine" / ".tmp"
     return [int(path.parent.name.split("-")[0]) for path in scratch.glob(f"*-*/{AT_WORK[stage]}")]

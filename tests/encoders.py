@@ -26,5 +26,5 @@ def save_weights(folder: Path, seed: int = 1, config: Path = CONFIG, name: str =
 
 
 def local_encoder(folder: Path, seed: int = 1) -> str:
-    """The name of a local encoder with its weights in `folder`: to our code, a trained one."""
+    """The name of a local encoder with its weights in `folder`; rdmpipe treats it as a trained one."""
     return f"local:{CONFIG}:{save_weights(folder, seed)}"

@@ -21,7 +21,7 @@ def judge(steps: int = 10, **changes: Any) -> Judge:
 
 
 def tiny(config: EvaluateConfig, model: Path) -> EvaluateConfig:
-    """The protocol at reduced width: everything that it asks for is still asked for, of fewer captions and shorter training."""
+    """The protocol at reduced size: every measurement, but with fewer captions and shorter training."""
     return replace(
         config,
         model=str(model),
@@ -48,7 +48,7 @@ def atelier_database(folder: Path, home: Path, contents: int = 20) -> str:
 
 
 def small_config(model: Path) -> EvaluateConfig:
-    """Of the atelier's ten styles three, one of them also as a database of its own."""
+    """Three of the atelier's ten styles, one of them also as a separate database."""
     config = EvaluateConfig(
         database="small", styles=("mosaic", "pixel_art", "woodcut"), never_seen=("woodcut",), any_encoder=True,
         prompts=Prompts(), postfix=Postfix(), sweep=Sweep(separate=("mosaic", "not of this database")),
@@ -57,7 +57,7 @@ def small_config(model: Path) -> EvaluateConfig:
 
 
 def quiet_evaluate(config: EvaluateConfig, out: Path, home: Path) -> dict[str, Any]:
-    """The evaluation's summary, as summary.json holds it."""
+    """Run an evaluation and return the content of summary.json."""
     folder, summary = evaluate(
         config, Progress(stream=io.StringIO()), Backend(), home=str(home), out=str(out), device="cpu"
     )

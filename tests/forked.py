@@ -32,7 +32,7 @@ def preloaded_processes() -> multiprocessing.context.ForkServerContext:
 
 
 class Forked:
-    """`python -m MODULE ARGUMENTS` or `python -c CODE ARGUMENTS`, in a session of its own, with its output in pipes."""
+    """`python -m MODULE ARGUMENTS` or `python -c CODE ARGUMENTS`, in its own session, with its output in pipes."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Forked:
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it wrote until its end."""
+        """Its output until its end."""
         with ThreadPoolExecutor(2) as readers:
             said = tuple(readers.map(lambda stream: stream.read(), (self.stdout, self.stderr)))
         self.wait(timeout)

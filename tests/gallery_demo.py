@@ -99,7 +99,7 @@ def make_run(
 
 
 def thumbnails(shared: Path, without: int = 3) -> Any:
-    """A reader of the paintings' thumbnails; every `without`-th has none, as where pictures were dropped."""
+    """A reader of the paintings' thumbnails; every `without`-th has none, as if its picture was dropped."""
     works = paintings(shared)
 
     def read(database: str, keys: list[int]) -> dict[int, bytes]:

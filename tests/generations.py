@@ -61,7 +61,7 @@ def styles_database(home: Path, folder: Path, shared: Path, each: int = 12) -> t
 
 
 def quiet_generate(prompts: str | Path | tuple[PromptRow, ...], **options: Any) -> GenerateSummary:
-    """generate() in this process on one thread, with few steps unless told."""
+    """generate() in this process on one thread, with few steps by default."""
     backend = options.pop("backend", Backend())
     settings = {"steps": 2, "threads": 1, "k": 3, **options}
     sampling = Sampling(**{name: settings.pop(name) for name in SETTINGS if name in settings})

@@ -31,7 +31,7 @@ TOKEN = "hf_of_the_tests"
 
 @dataclass
 class Hub:
-    """A running server. `refuse_after`: so many LFS uploads succeed, then every upload is an error that no retry fixes."""
+    """A running server. `refuse_after`: after this many LFS uploads, every upload fails permanently."""
 
     folder: Path
     url: str = ""
@@ -53,7 +53,7 @@ class Hub:
 
 @contextlib.contextmanager
 def hub(folder: Path) -> Iterator[Hub]:
-    """Serve on the loopback."""
+    """Serve on the loopback interface."""
     (folder / "lfs").mkdir(parents=True, exist_ok=True)
     state = Hub(folder)
 
@@ -82,7 +82,7 @@ def is_large(path: Path) -> bool:
 
 
 def identity(path: Path) -> str:
-    """sha256 of a file in LFS, the git blob's sha1 of another."""
+    """The sha256 of a file in LFS, the git blob's sha1 of any other."""
     data = path.read_bytes()
     if is_large(path):
         return hashlib.sha256(data).hexdigest()
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(self._body())
 
     def do_PUT(self) -> None:
-        """The content of an LFS file. The address is signed on the real Hub, so that it takes no token."""
+        """Receive an LFS file. On the real Hub the address is signed, so no token is needed."""
         data, oid = self._body(), self.path.rsplit("/", 1)[-1]
         with self.hub.lock:
             if 0 <= self.hub.refuse_after <= len(self.hub.uploads):

@@ -17,7 +17,7 @@ from tests.pictures import jpeg
 
 @dataclass
 class Museum:
-    """How a host behaves, and its log: (time, path, status) of each request in order."""
+    """The behaviour of a host, and its log: (time, path, status) of each request in order."""
 
     host: str
     robots: str = ""
@@ -35,11 +35,11 @@ class Museum:
     agents: set[str] = field(default_factory=set)
 
     def pictures(self) -> list[str]:
-        """Paths of the pictures that were given."""
+        """The paths of the pictures that were served."""
         return [path for _, path, status in self.log if status == 200 and path.endswith(".jpg")]
 
     def pace(self, window: int = 20) -> float:
-        """Seconds from one request to the next, in the `window` requests that came quickest after one another."""
+        """The mean seconds between requests, in the fastest `window` requests in a row."""
         times = [when for when, _, _ in self.log]
         window = min(window, len(times) - 1)
         return min((later - first) / window for first, later in zip(times, times[window:], strict=False))
@@ -69,7 +69,7 @@ def open_museums(*museums: Museum, tls: Path | None = None) -> Iterator[None]:
 
 @lru_cache(maxsize=4096)
 def picture(number: int, size: int = 0) -> bytes:
-    """The file that museums give as /<number>.jpg."""
+    """The file that hosts serve as /<number>.jpg."""
     data = jpeg(number)
     return data + bytes(max(0, size - len(data)))
 

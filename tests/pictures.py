@@ -40,7 +40,7 @@ def md5(path: Path) -> str:
 
 
 def tar_of(path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
-    """A tar with the given members, in order; a TarInfo is taken as it is."""
+    """A tar with the given members, in order; a TarInfo is used unchanged."""
     with tarfile.open(path, mode) as archive:
         for member, data in members:
             info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
@@ -72,7 +72,7 @@ STYLES = ["Abstract_Expressionism", "Baroque", "Cubism", "Impressionism"]
 def wikiart_files(folder: Path, pictures: Sequence[bytes], files: int, group_rows: int = 100) -> list[dict[str, str]]:
     """Parquet files of WikiArt's exact format: image struct, int64 class labels, names in the `huggingface` metadata.
 
-    Returns what each row's labels are called, in order.
+    Returns the names of each row's labels, in order.
     """
     names = {"artist": ARTISTS, "genre": GENRES, "style": STYLES}
     features: dict[str, Any] = {"image": {"decode": True, "id": None, "_type": "Image"}}

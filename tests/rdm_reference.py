@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 
 
 def whole_diffusers() -> Any:
-    """diffusers as other programs import it."""
+    """The whole of diffusers, as other programs import it."""
     declare_torchvision_ops()
     import diffusers
 
@@ -52,7 +52,7 @@ def tiny_vq_config() -> dict[str, Any]:
 
 
 def lively(model: RDM, seed: int = 0) -> RDM:
-    """Weights with every part awake: fresh networks have zero biases and a codebook next to zero."""
+    """Set weights so that every part has an effect: fresh networks have zero biases and a codebook near zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for network in (model.unet, model.first_stage):

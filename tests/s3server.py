@@ -60,7 +60,7 @@ def _serve(host: str) -> None:
 
 
 class Proxy:
-    """Forwards to a server; the next requests of a method go wrong as they are told to in `faults`.
+    """Forwards to a server; the next requests of a method fail as listed in `faults`.
 
     Faults: "500", "503" (SlowDown): answered without reaching the server. "cut": closed before the server sees the
     request. "lost": the server does it, the answer never comes. "half": the answer's body is cut in the middle.
@@ -176,7 +176,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxied(server: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Proxy]:
-    """A proxy in front of the server, which this process's stores use, with a cache of its own."""
+    """A proxy in front of the server, for the stores of this process, with a separate cache."""
     made = Proxy(server)
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)

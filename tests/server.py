@@ -51,7 +51,7 @@ class Server:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, path: str, fault: Fault, times: int = 1) -> None:
-        """The next `times` answers to GETs of `path` go wrong; -1: all of them."""
+        """Make the next `times` answers to GETs of `path` fail; -1: all of them."""
         with self.lock:
             self.faults.setdefault(path, []).extend([fault] * times if times >= 0 else [fault] * 10_000)
 
@@ -71,7 +71,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(folder: Path, token: str = "", host: str = "127.0.0.1", tls: Path | None = None) -> Iterator[Server]:
-    """Serve a folder; with `tls`, a file with certificate and key, over https."""
+    """Serve a folder, over https if `tls` names a file with certificate and key."""
     server = Server(folder, token)
 
     class Handler(_Handler):
@@ -99,7 +99,7 @@ class _Quiet(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Ignore closed connections, which some tests cause."""
         if not isinstance(sys.exc_info()[1], ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def identity(path: Path) -> str:
-    """What the Hub calls a file: sha256 where it is large, the git blob's sha1 where it is small."""
+    """The Hub's identifier of a file: sha256 of a large file, the git blob's sha1 of a small one."""
     data = path.read_bytes()
     if path.suffix in (".parquet", ".tar"):
         return hashlib.sha256(data).hexdigest()
@@ -237,7 +237,7 @@ def describe(dataset: Path, path: Path) -> dict[str, Any]:
 
 
 def commit(dataset: Path) -> str:
-    """A commit id: changes with any file of the data set."""
+    """A commit id, which changes with any file of the data set."""
     files = sorted(path for path in dataset.rglob("*") if path.is_file())
     seen = [(path.relative_to(dataset).as_posix(), identity(path)) for path in files]
     return hashlib.sha1(repr(seen).encode()).hexdigest()

@@ -16,7 +16,7 @@ from pipeline.serving import ServeOptions, create_app
 
 @contextlib.contextmanager
 def running(home: Path, **options: object) -> Iterator[str]:
-    """Serve a home from a thread of this process; its address."""
+    """Serve a home from a thread of this process, and yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

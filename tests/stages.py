@@ -24,7 +24,7 @@ def log(root: str, line: str) -> None:
 
 
 def orders(root: str, name: str, shard: Shard) -> str:
-    """Read and remove one order for this shard, or keep it where it says `always`."""
+    """Read one order for this shard, and remove it unless it says `always`."""
     path = Path(root) / "orders" / f"{name}-{shard.id}"
     try:
         text = path.read_text()
@@ -68,7 +68,7 @@ def stage(
     cpus: float = 0.5,
     storage: Storage | None = None,
 ) -> Stage:
-    """A stage that keeps its log and takes its orders in `root`, and its files in `storage` (else in `root` too)."""
+    """A stage with its log and its orders in `root`, and its files in `storage` (by default also in `root`)."""
     home = storage or Storage(str(root))
     return Stage(
         name=name,

@@ -78,7 +78,7 @@ def images_of(given: Given) -> list[Image.Image]:
 
 
 def common(picture: PictureRequest) -> dict[str, Any]:
-    """What a person who calls diffusers would write."""
+    """The arguments that a user of diffusers would pass."""
     return {
         "prompt": picture.prompt, "num_inference_steps": STEPS, "guidance_scale": SCALE, "height": SIZE, "width": SIZE,
         "output_type": "pt", "generator": torch.Generator().manual_seed(picture.seed),

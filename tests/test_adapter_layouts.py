@@ -44,7 +44,7 @@ def vectors(context: int, dim: int, widths: list[int]) -> Shapes:
 
 @dataclass(frozen=True)
 class Published:
-    """An adapter as published: its base, what it takes, its tensors, and how many millions of numbers its file has."""
+    """An adapter as published: its base, its input, its tensors, and the millions of numbers in its file."""
 
     base: str
     encoder: str

@@ -29,7 +29,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.process
 def test_import_loads_no_large_library(tmp_path: Path) -> None:
-    """`import rdmpipe`, its errors and its version load none of the libraries that take long."""
+    """`import rdmpipe`, its errors and its version load no large library."""
     program = (
         "import rdmpipe, sys; rdmpipe.RdmpipeError, rdmpipe.__version__, dir(rdmpipe); print(' '.join(sys.modules))"
     )
@@ -64,7 +64,7 @@ def test_every_name_of_all_is_there_and_every_error_is_shown() -> None:
 
 
 def test_the_types_are_shipped_as_a_stub_package() -> None:
-    """A single module cannot have py.typed (PEP 561): the wheel carries the module once more, as rdmpipe-stubs."""
+    """A single module cannot have py.typed (PEP 561): the wheel contains the module a second time, as rdmpipe-stubs."""
     assert (REPO / "pipeline/assets/stubs/__init__.pyi").read_text("utf-8") == (REPO / "rdmpipe.py").read_text("utf-8")
 
 

@@ -18,7 +18,7 @@ from pipeline.cli.app import app
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that has a callback of its own, by the words that call it."""
+    """Every command that has its own callback, by its words on the command line."""
 
     def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         for word, one in getattr(command, "commands", {}).items():

@@ -79,7 +79,7 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
 def stores(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Any] | None]:
-    """What stands for `clouds.bucket`; None: itself."""
+    """The replacement of `clouds.bucket`; None: the real function."""
     clouds.CloudFiles.clear_instance_cache()
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if request.param == "memory":
@@ -160,7 +160,7 @@ def test_compare_and_swap_loses_no_update_between_writers(root: str) -> None:
 
 
 def test_a_lost_answer_to_a_swap_is_no_lost_swap(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store did it, and obstore, which sent it again, is told that the object is there."""
+    """The store carried out the PUT; obstore sends it again, and the store answers that the object exists."""
     storage, put = Storage(root), clouds.obstore.put
 
     def lost(store: Any, key: str, data: bytes, **options: Any) -> Any:

@@ -58,7 +58,7 @@ def client(nodes: Cluster) -> JobsClient:
 
 @pytest.fixture
 def three(nodes: Cluster) -> Cluster:
-    """The cluster with all its nodes, whatever the last test did to them."""
+    """The cluster with all its nodes, even if the last test ended some of them."""
     while len(nodes.nodes) < 3:
         nodes.add()
     return nodes
@@ -66,7 +66,7 @@ def three(nodes: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of the same work done in this process, with nothing in its way."""
+    """The files of the same work, done without failures in this process."""
     root = tmp_path_factory.mktemp("undisturbed")
     before = os.environ.get("RDMPIPE_HOME")
     os.environ["RDMPIPE_HOME"] = str(root / "home")
@@ -81,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def contents(home: str) -> dict[str, bytes]:
-    """All that a run is to leave behind: the stages' files, and what is published."""
+    """The expected files of a run: those of the stages, and the published ones."""
     database = RetrievalDatabase("db", home)
     storage = database.storage
     names = [f"{name}/{file}" for name in STAGES for file in storage.list(name)]
@@ -236,7 +236,7 @@ def test_nodes_that_do_not_share_the_home_are_an_error_at_the_start(
 def test_a_node_killed_in_mid_run_changes_nothing(
     nodes: Cluster, client: JobsClient, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    """Two nodes with room for exactly the stages' workers; one is lost with half of them."""
+    """Two nodes have CPUs for exactly the stages' workers; one node is lost with half of them."""
     found = client.submit(job(tmp_path, "node"), "s1", ENTRY)
     when = random.Random(SEED).randrange(3, SHARDS)
     until(tmp_path, lambda: runs(tmp_path) >= when)
@@ -258,7 +258,7 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
     undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a disk or on a store that fails now and then; the job is submitted again until it succeeds."""
+    """On a disk, or on a store that sometimes fails; the job is submitted again until it succeeds."""
     rng = random.Random(SEED + seed)
     chosen = [rng.choice([mishap for mishap in MISHAPS if nodes.isolated or mishap != "cable"]) for _ in range(2)]
     moments = sorted(rng.randrange(1, 2 * SHARDS) for _ in chosen)
@@ -292,7 +292,7 @@ def test_any_two_mishaps_at_any_moment_change_nothing(
 def test_a_real_build_that_loses_a_node_publishes_what_an_uninterrupted_one_does(
     nodes: Cluster, client: JobsClient, tmp_path: Path
 ) -> None:
-    """`rdmpipe build-index`, submitted as it is for people: plan, download, embed and index."""
+    """`rdmpipe build-index`, submitted as users submit it: plan, download, embed and index."""
     manifest = builds.manifest_of(tmp_path / "mine.toml", builds.folder_of(tmp_path / "pictures", 60), shard_rows=5)
     expected = builds.quiet_build(manifest, home=str(tmp_path / "undisturbed"))
     path = tmp_path / "build.toml"

@@ -49,7 +49,7 @@ def samples(source: Source) -> dict[str, Sample]:
 
 
 def outcomes(source: Source) -> dict[str, str]:
-    """item id -> ok, or the reason for which it failed."""
+    """item id -> ok, or the reason of its failure."""
     return {name: (sample.error or "ok").split(":")[0] for name, sample in samples(source).items()}
 
 
@@ -562,12 +562,12 @@ PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 
 def is_imagemagick(program: str) -> bool:
-    """Some machines have a program `convert` that is not ImageMagick's."""
+    """Whether `convert` is ImageMagick's; some machines have another program of this name."""
     return b"Copyright" in subprocess.run([program, "-version"], capture_output=True, timeout=60).stdout
 
 
 def made_by_others(folder: Path) -> dict[str, bytes]:
-    """Pictures of Pillow, OpenCV and what command-line programs are installed, and files that are none."""
+    """Pictures made by Pillow, OpenCV and the installed command-line programs, and files that are not pictures."""
     generator = np.random.default_rng(5)
     pixels = generator.integers(0, 256, (40, 56, 3), dtype=np.uint8)
     files: dict[str, bytes] = {}
@@ -654,7 +654,7 @@ def test_every_file_is_counted_by_every_reader_of_pictures(tmp_path: Path, home:
 
 
 def spreadsheets(rows: Sequence[Sequence[str]]) -> dict[str, bytes]:
-    """A table as programs save it: the dialects of Python's csv module, pandas' and those of Excel in several countries."""
+    """A table in the dialects of several programs: Python's csv module, pandas, and Excel in several countries."""
     made: dict[str, bytes] = {}
     dialects: dict[str, dict[str, Any]] = {
         "excel": {"dialect": "excel"}, "tabs": {"dialect": "excel-tab"}, "unix": {"dialect": "unix"},

@@ -75,7 +75,7 @@ SEARCHES = (
 
 
 def machine() -> dict[str, str]:
-    """What the last digits of a computed number depend on."""
+    """The properties on which the last digits of a computed number depend."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     facts = [next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags")]
@@ -89,7 +89,7 @@ def set_times(work: Path) -> None:
 
 
 def remove_picture(work: Path) -> None:
-    """Take a picture and its line out of the gallery."""
+    """Remove a picture and its line from the gallery."""
     table = work / "gallery" / "metadata.csv"
     table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith("0007.png")))
     (work / "gallery" / "0007.png").unlink()
@@ -104,7 +104,7 @@ def first_version(work: Path, name: str = "gallery") -> str:
 
 
 def bury_holders(work: Path) -> None:
-    """Say of every lease that its holder was a process of this machine which is dead, as after a kill here."""
+    """Make a dead process of this machine the holder of every lease, as after a kill here."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     try:
@@ -118,7 +118,7 @@ def bury_holders(work: Path) -> None:
 
 
 def database_files(root: Path) -> dict[str, Path]:
-    """What a database is made of, by path: no records of a run, nothing hidden."""
+    """The files of a database, by path, without records of runs and hidden files."""
     records = {"lease", "progress.json", "failures.json"}
     return {
         str(path.relative_to(root)): path
@@ -168,7 +168,7 @@ def same_libraries(expected: dict[str, Any]) -> bool:
 
 @pytest.fixture(scope="module")
 def same_machine(expected: dict[str, Any]) -> bool:
-    """Whether all files have to be."""
+    """Whether all files have to be the same byte for byte."""
     return bool(machine() == expected["machine"])
 
 
@@ -180,7 +180,7 @@ def copied(to: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy that tests only read, and that is the same in the end."""
+    """A copy that tests only read; it has to be unchanged at the end."""
     work = copied(tmp_path_factory.mktemp("read") / "v0_1")
     bury_holders(work)
     before = sums(home_files(work))
@@ -194,14 +194,14 @@ def home_files(work: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A copy of one's own, its holders dead."""
+    """A separate copy whose lease holders are dead."""
     copied(tmp_path / "v0_1")
     bury_holders(tmp_path / "v0_1")
     return tmp_path / "v0_1"
 
 
 def marks(root: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
-    """Content and time of files that have to stay as they are: the same bytes written anew have another time."""
+    """The content and time of files that must not be touched: the same bytes written again have another time."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.glob(pattern)}
 
 
@@ -218,7 +218,7 @@ def holds(found: Any, wanted: Any) -> bool:
 
 
 def told(summary: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
-    """What a build says of itself, but for its time and what hangs on computed numbers."""
+    """A build's summary, without its times and without values that depend on computed numbers."""
     return {
         name: value
         for name, value in summary.items()

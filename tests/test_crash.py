@@ -26,7 +26,7 @@ STAGES = ("download", "embed", "index")
 
 
 def _points(stage: str, count: int) -> list[int]:
-    """Seeded points: how many receipts of the stage there are when the blow falls."""
+    """Seeded points: the number of the stage's receipts before the kill."""
     return random.Random(f"{stage} points").sample(range(1, SHARDS), count)
 
 
@@ -36,7 +36,7 @@ def _cases(count: int) -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
-    """A manifest, and what an uninterrupted build of it gives."""
+    """A manifest, and the result of an uninterrupted build."""
     root = tmp_path_factory.mktemp("crash")
     manifest = manifest_of(root / "mine.toml", folder_of(root / "pictures", SHARDS * SHARD_ROWS), shard_rows=SHARD_ROWS)
     quiet_build(manifest, home=str(root / "undisturbed"), threads=1)
@@ -49,7 +49,7 @@ def _receipts(home: Path, stage: str) -> int:
 
 
 def _indexing(home: Path) -> bool:
-    """Every shard is embedded, and the index is being made."""
+    """Whether every shard is embedded and the index is being built."""
     return _receipts(home, "embed") == SHARDS
 
 
@@ -62,13 +62,13 @@ def _wait_for(ready: Callable[[], bool], process: Forked, seconds: float = 400.0
 
 
 def _drain(process: Forked) -> None:
-    """Read its output away, so that it never waits for us."""
+    """Read its output, so that it never waits for a reader."""
     for stream in (process.stdout, process.stderr):
         threading.Thread(target=stream.read, daemon=True).start()
 
 
 def _kill_tree(process: Forked) -> None:
-    """SIGKILL to the driver alone; Ray's own processes notice and end, or are ended here."""
+    """SIGKILL only to the driver. Ray's own processes notice and end, or are ended here."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -84,7 +84,7 @@ def _after(home: Path, stage: str, point: int) -> Callable[[], bool]:
 
 
 def _check_torn(home: Path) -> None:
-    """Whatever is visible is whole: every receipt's files have the size and checksum it names."""
+    """Check that all visible files are complete: every receipt's files have the size and checksum that it names."""
     import hashlib
     import json
 
@@ -92,7 +92,7 @@ def _check_torn(home: Path) -> None:
     for receipt in [*root.glob("images/*.json"), *root.glob("embeddings/*/*.json")]:
         for artifact in json.loads(receipt.read_text())["artifacts"]:
             path = root / artifact["path"]
-            if not path.exists():  # pictures go once they are embedded
+            if not path.exists():  # pictures are removed once they are embedded
                 assert path.parent.name == "images"
                 continue
             assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]

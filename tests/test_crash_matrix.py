@@ -42,7 +42,7 @@ def test_a_driver_killed_again_and_again(target: Target, home: Path, stage: str,
         tally.look(home)
         tally.count_cut(home)
     done = len(receipts(home, "embed"))
-    assert done < target.shards, "the build was over before all blows had fallen: use more shards"
+    assert done < target.shards, "the build ended before all kills: use more shards"
     summary = Driver(target, home, ray).summary()
     assert summary["shards"]["embed"] == {"ran": target.shards - done, "skipped": done}
     assert summary["input"] == summary["ok"] == target.rows
@@ -54,7 +54,7 @@ def test_a_driver_killed_again_and_again(target: Target, home: Path, stage: str,
 @pytest.mark.cluster
 @pytest.mark.parametrize("stage", ["download", "embed"])
 def test_workers_killed_one_after_another_are_replaced(target: Target, home: Path, stage: str) -> None:
-    """Each blow falls on a process that is amid a shard of the stage, all in one build."""
+    """Each kill hits a process that works on a shard of the stage, all in one build."""
     tally, killed = Tally(), set[int]()
     driver = Driver(target, home, ray=True)
     for point, pause in points(f"worker {stage}", target.shards):
@@ -81,14 +81,14 @@ def test_workers_killed_one_after_another_are_replaced(target: Target, home: Pat
 
 @pytest.fixture(scope="module")
 def embedded(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home where every shard is embedded and nothing is indexed."""
+    """A home in which every shard is embedded and nothing is indexed."""
     home = tmp_path_factory.mktemp("embedded") / "home"
     quiet_build(target.manifest, home=str(home), threads=1, stages=("download", "embed"))
     return home
 
 
 def _steps(home: Path) -> list[Path]:
-    """The files of an index and of a version, in the order they come to be seen."""
+    """The files of an index and of a version, in the order in which they appear."""
     root = home / "databases" / "mine"
     patterns = ("index/*/*/keys.npy", "index/*/*/vectors.npy", "index/*/*/entry.json", "versions/*.json", "current")
     return [path for pattern in patterns for path in root.glob(pattern)]
@@ -98,7 +98,7 @@ def _steps(home: Path) -> list[Path]:
 def test_a_driver_killed_while_it_indexes_and_publishes(
     target: Target, embedded: Path, tmp_path: Path, stage: str
 ) -> None:
-    """Index: at seeded parts of the time it takes. Publish: as each file of the index and the version comes to be seen."""
+    """Index: at seeded fractions of its duration. Publish: when each file of the index and the version appears."""
     rng, tally, published = random.Random(f"{stage} points"), Tally(), 0
     whole = 0.0
     for i in range(4 * KILLS):
@@ -109,7 +109,7 @@ def test_a_driver_killed_while_it_indexes_and_publishes(
         driver = Driver(target, home)
         driver.wait_for((home / "databases" / "mine" / "progress.json").exists)
         since = time.monotonic()
-        if i == 0:  # the first tells how long it takes
+        if i == 0:  # the first run measures the duration
             driver.summary()
             whole = time.monotonic() - since
             continue
@@ -122,7 +122,7 @@ def test_a_driver_killed_while_it_indexes_and_publishes(
         assert driver.process.exitcode in (0, -signal.SIGKILL), driver.said()
         tally.kills += driver.process.exitcode != 0
         tally.look(home)
-        if driver.process.exitcode != 0:  # else it was over before the blow fell
+        if driver.process.exitcode != 0:  # else it ended before the kill
             published += (home / "databases" / "mine" / "current").exists()
         assert quiet_build(target.manifest, home=str(home), threads=1).ok == target.rows
         tally.look(home)

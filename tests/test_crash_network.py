@@ -27,7 +27,7 @@ ROWS, FILES, SHARD_ROWS = 96, 8, 6
 
 @pytest.fixture
 def line(tmp_path: Path, home: Path) -> Iterator[Wire]:
-    """WikiArt's exact format on a server at the far end of a wire."""
+    """WikiArt's exact format on a server behind a connection that can be cut."""
     wikiart_files(
         tmp_path / "served/hub/huggan/wikiart", [picture(i, 96, "PNG") for i in range(ROWS)], FILES, SHARD_ROWS
     )
@@ -40,7 +40,7 @@ def line(tmp_path: Path, home: Path) -> Iterator[Wire]:
 def test_a_network_cut_at_many_points_changes_nothing(
     line: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down for a second, the build rides it out; down for longer than it waits, it says so and continues when run again."""
+    """A build survives a cut of a second. After a longer cut it reports the error, and continues when it is run again."""
 
     def run(place: str, backend: Backend | None = None) -> Path:
         monkeypatch.setenv("RDMPIPE_CACHE", str(tmp_path / place / "cache"))  # or nothing would be asked for again

@@ -88,7 +88,7 @@ def home(whole: Path, tmp_path: Path) -> Path:
 
 
 def ask(home: Path) -> dict[str, object]:
-    """What users can ask of the database; an error that is ours counts as an answer, any other one fails the test."""
+    """The operations of users on the database; an RdmpipeError counts as an answer, any other error fails the test."""
     database = RetrievalDatabase(NAME, str(home))
     questions: dict[str, Callable[[], object]] = {
         "search": lambda: run_query(QueryRequest(NAME, key=5, k=20, home=str(home))).records(),
@@ -289,7 +289,7 @@ def test_a_writer_that_is_killed_between_list_and_file_leaves_no_damage(home: Pa
 
 
 def without_lists(home: Path) -> RetrievalDatabase:
-    """The database as an older rdmpipe left it."""
+    """The database in the form of an older rdmpipe."""
     shutil.rmtree(home / "databases" / NAME / ".checksums")
     database = RetrievalDatabase(NAME, str(home))
     assert check_database(database).damages == ()

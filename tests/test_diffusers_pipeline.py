@@ -37,7 +37,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def folded() -> RDM:
-    """A model of patches that predicts the clean picture and takes the context beside the time."""
+    """A model of patches that predicts the clean picture and adds the context to the time embedding."""
     return lively(RDM.from_config(FOLDED))
 
 

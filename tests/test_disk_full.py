@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MB of its own."""
+    """A separate file system of 6 MB."""
     mount = tmp_path / "disk"
     mount.mkdir()
     if shutil.which("mount") is None or os.geteuid() != 0:
@@ -45,7 +45,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_is_finished(small_disk: Path, t
     filler, stop = small_disk / "filler", threading.Event()
 
     def fill() -> None:
-        """Take all space once two shards are embedded, and keep it."""
+        """Fill the disk once two shards are embedded."""
         receipts = small_disk / "databases" / "mine" / "embeddings"
         while len(list(receipts.glob("*/*.json"))) < 2 and not stop.is_set():
             time.sleep(0.002)

@@ -39,7 +39,8 @@ WITH_EXAMPLES = [path for path in pages() if any(not reason for _, reason in exa
 def test_python_examples_run_as_written(
     path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks of a page one after another, in an empty folder, offline. The pages share a home: builds are made once."""
+    """The blocks of a page run one after another, in an empty folder, offline. The pages share a home, so each build
+    runs once."""
     home = tmp_path_factory.getbasetemp() / "docs-home"
     monkeypatch.setenv("RDMPIPE_HOME", str(home))
     monkeypatch.setenv("RDMPIPE_CACHE", str(home / "cache"))
@@ -54,7 +55,7 @@ def test_python_examples_run_as_written(
 @pytest.mark.process
 @pytest.mark.timeout(900)
 def test_the_notebooks_cells_run(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, offline, in the home that the pages' examples share. What is kept in the notebook is what cells show."""
+    """In this process, offline, in the home that the pages' examples share. The notebook contains the output of its cells."""
     import sys
 
     monkeypatch.setattr(sys, "path", [str(REPO / "docs"), *sys.path])

@@ -33,7 +33,7 @@ def hub_file(cache: Path, repo: str, name: str, data: bytes, git: bool = False) 
 
 
 def header(weights: int) -> bytes:
-    """The header of a safetensors file of so many weights."""
+    """The header of a safetensors file with this many weights."""
     text = json.dumps({"w": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}).encode()
     return struct.pack("<Q", len(text)) + text
 

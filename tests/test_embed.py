@@ -39,7 +39,7 @@ def tiny() -> Encoder:
 
 
 def collection(folder: Path, count: int = 21, bad: bool = True) -> Path:
-    """Pictures of noise in several formats and sizes, and some files that are no pictures."""
+    """Pictures of noise in several formats and sizes, and some files that are not pictures."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(count):

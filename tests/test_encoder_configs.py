@@ -92,7 +92,7 @@ def test_nested_and_cut_json_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def encoder_with_code(tmp_path: Path) -> Path:
-    """An encoder whose tokenizer is a class of its own, in a Python file beside it; running it leaves a file CODE_RAN."""
+    """An encoder whose tokenizer is a class in a Python file beside it; running that code writes a file CODE_RAN."""
     folder = tmp_path / "encoder"
     folder.mkdir()
     model = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "any"}}

@@ -266,7 +266,7 @@ def test_plain_names_are_listed() -> None:
 
 
 def in_new_process(code: str, **env: str) -> tuple[str, float]:
-    """What `code` prints in a fresh interpreter, where huggingface_hub reads the environment anew, and its seconds."""
+    """The output of `code` in a fresh interpreter, in which huggingface_hub reads the environment again, and its seconds."""
     wrapped = f"import time\nfrom pipeline.encoders import *\nstart = time.monotonic()\ntry:\n    {code}\n" + (
         "except Exception as error:\n    print(type(error).__name__, error)\nprint(time.monotonic() - start)"
     )
@@ -304,7 +304,7 @@ def test_an_endpoint_that_does_not_answer_is_a_quick_error(tmp_path: Path) -> No
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as a download takes: /<owner>/<repo>/resolve/<revision>/<file> from a folder."""
+    """The part of the Hub that a download needs: /<owner>/<repo>/resolve/<revision>/<file> from a folder."""
 
     root: Path
     asked: list[str]
@@ -339,7 +339,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """A Hub of our own: its address, its folder of repositories, and what it was asked for."""
+    """A local Hub: its address, its folder of repositories, and the requests that it received."""
     root, asked = tmp_path / "hub", list[str]()
     root.mkdir()
     handler = type("Handler", (_Hub,), {"root": root, "asked": asked})

@@ -26,7 +26,7 @@ from tests.generations import pictures, save_model
 
 @pytest.fixture(scope="module", autouse=True)
 def process_as_it_was() -> Iterator[None]:
-    """An evaluation sets the process's thread count and flushes denormals; other tests want neither."""
+    """Restore the process's thread count and denormals, which an evaluation changes."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -53,7 +53,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of a summary by its path, but for what a clock says."""
+    """Every leaf of a summary by its path, except for times."""
     if isinstance(value, dict):
         return {k: v for name, one in value.items() if name != "cost" for k, v in flat(one, f"{path}/{name}").items()}
     if isinstance(value, list):
@@ -154,7 +154,7 @@ quiet_evaluate(small_config(folder / "model"), folder / "killed", folder / "home
 def test_a_killed_evaluation_continues_to_the_same_numbers(
     place: tuple[Path, EvaluateConfig], whole: dict[str, Any], moment: str
 ) -> None:
-    """Killed in each of its parts in turn; the last case finishes what the others began."""
+    """The evaluation is killed in each of its parts in turn; the last case finishes it."""
     folder, config = place
     until = time.monotonic() + 200
     process = Forked((str(folder),), code=PROGRAM)

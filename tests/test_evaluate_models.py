@@ -35,7 +35,7 @@ def process_as_it_was() -> Iterator[None]:
 
 
 def test_a_protocol_without_a_comparison_is_hashed_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of evaluations' folders, and protocols that exist, stay what they were."""
+    """The names of evaluations' folders, and existing protocols, do not change."""
     assert digest(EvaluateConfig().to_dict(), 6) == "c041ff"
     monkeypatch.chdir(JOBS.parent)  # a protocol holds the paths of files beside it
     assert digest(read_evaluate_config(Path("jobs/evaluate-mini.toml")).to_dict(), 6) == "12b624"
@@ -57,7 +57,7 @@ def test_what_a_model_of_a_comparison_leaves_empty_is_the_protocols() -> None:
 
 
 def test_the_job_of_todays_models_is_planned_without_its_databases_and_weights(home: Path) -> None:
-    """`rdmpipe evaluate jobs/today.toml --plan` on a machine that has nothing yet."""
+    """`rdmpipe evaluate jobs/today.toml --plan` on a machine without databases and weights."""
     told = CliRunner().invoke(app, ["evaluate", str(JOBS / "today.toml"), "--plan"])
     assert told.exit_code == 0, told.output
     assert "artbench_vit_h_14: to build: rdmpipe embed artbench --encoder vit-h-14" in told.output

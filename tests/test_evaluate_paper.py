@@ -68,7 +68,7 @@ def artbench(server: Server, folder: Path, each: int = 16) -> str:
 
 
 def laion(folder: Path, count: int = 24) -> str:
-    """jobs/laion.toml over a tar as img2dataset writes it: picture, caption, and JSON of each row."""
+    """jobs/laion.toml over a tar in img2dataset's form: the picture, caption and JSON of each row."""
     members: list[tuple[str | tarfile.TarInfo, bytes]] = []
     for i in range(count):
         about = {"url": f"https://example.org/{i}.jpg", "caption": f"a thing {i}", "similarity": 0.3, "key": f"{i:09d}"}
@@ -83,12 +83,12 @@ def laion(folder: Path, count: int = 24) -> str:
 
 
 def wikiart(server: Server) -> None:
-    """The Hub's copy of WikiArt, served from here."""
+    """The Hub's copy of WikiArt, on a local server."""
     wikiart_files(server.folder / "hub/huggan/wikiart", [jpeg(2000 + i, 40) for i in range(24)], files=2)
 
 
 def reduced(server: Server, folder: Path) -> EvaluateConfig:
-    """The job with small numbers and stand-ins; every table and every kind of step stays."""
+    """The job with small numbers and stand-ins, but with every table and every kind of step."""
     job = read_evaluate_config(JOB)
     targets = {"laion.toml": laion(folder), "artbench": artbench(server, folder), "wikiart": "wikiart"}
     wikiart(server)

@@ -117,7 +117,7 @@ def test_settings_are_tuned_on_captions_that_are_not_tested_and_within_what_the_
 
 
 def made_up(contents: int = 60) -> Labelled:
-    """Contents of two words out of few, in three styles; one style lacks every fifth."""
+    """Contents of two words each, in three styles; one style lacks every fifth content."""
     rows = [(content, style) for content in range(contents) for style in STYLES if style != "ink" or content % 5]
     captions = tuple(f"word{content % 7} word{content % 11}" for content, _ in rows)
     names = tuple(f"c{content}" for content, _ in rows)

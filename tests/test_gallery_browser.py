@@ -65,7 +65,7 @@ def page(browser: Any, gallery: Path) -> Any:
 
 
 def shown(page: Any) -> list[str]:
-    """What the cards in sight are called."""
+    """The names of the visible cards."""
     from selenium.webdriver.common.by import By
 
     return [

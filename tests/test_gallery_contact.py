@@ -82,7 +82,7 @@ def test_an_empty_run_and_a_prompt_without_text_have_a_sheet_too(tmp_path: Path)
 
 
 def test_the_page_is_written_while_its_data_is_read() -> None:
-    """So that a gallery of any length needs little memory: data that never ends gives a page that never ends."""
+    """A gallery of any length needs little memory: endless data gives an endless page."""
     parts = page("a <b>run</b>", (f'["</script>",{number}],' for number in itertools.count()))
     text = "".join(itertools.islice(parts, 200))
     assert "<h1>a &lt;b&gt;run&lt;/b&gt;</h1>" in text

@@ -184,7 +184,7 @@ def test_ray_with_two_workers_makes_the_same_bytes(world: World, prompts: Path, 
 
 
 def started(world: World, prompts: Path, out: Path, **options: Any) -> Forked:
-    """A run in a process of its own, slow enough to be stopped in the middle."""
+    """A run in a separate process, slow enough to be stopped before its end."""
     config = {"prompts": str(prompts), "model": world.model, "home": str(world.home), "db": world.views, "k": 3,
               "threads": 1, "out": str(out), **options}  # fmt: skip
     steps = config.pop("steps")

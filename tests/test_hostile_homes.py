@@ -71,14 +71,14 @@ COMMANDS: dict[str, Callable[[Path, Path], object]] = {
 
 
 def filled(disk: Path, free: int) -> None:
-    """Leave so many bytes."""
+    """Fill the disk except for this many bytes."""
     room = shutil.disk_usage(disk).free - free
     with (disk / "filler").open("wb") as handle:
         handle.write(b"x" * max(0, room))
 
 
 def full_disks(base: Path, disk: Path, tmp_path: Path, command: str, seeds: range) -> tuple[int, int]:
-    """(tried, ended with an error) over seeded amounts of free space. Raises AssertionError if one did not hold."""
+    """(tried, ended with an error) over seeded amounts of free space. Raises AssertionError for a wrong result."""
     failed = 0
     begins = base / "home" if command != "build" else None
     whole = tmp_path / f"whole {command}"
@@ -126,7 +126,7 @@ def test_a_disk_that_fills_up_at_other_points_loses_nothing(
 
 
 def read(home: Path) -> list[object]:
-    """What a reader may ask of a home that is not its own."""
+    """The operations of a user who may only read the home."""
     database = RetrievalDatabase(NAME, str(home))
     return [
         run_query(QueryRequest(NAME, key=7, k=5, where="style = 'even'", home=str(home))).records(),
@@ -166,7 +166,7 @@ def test_a_read_only_home_is_searched_and_not_written(base: Path, tmp_path: Path
 
 
 def as_nobody(work: Callable[[], str]) -> str:
-    """What `work` returns in a process of a user who owns nothing; its traceback where it raises."""
+    """The result of `work` in a process of a user who owns nothing, or its traceback if it raises."""
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
     reader, writer = os.pipe()
@@ -193,7 +193,7 @@ def as_nobody(work: Callable[[], str]) -> str:
 
 @pytest.fixture
 def shared_home(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the home in a folder that others may look into, unlike pytest's."""
+    """A copy of the home in a folder that others may read, unlike pytest's."""
     with tempfile.TemporaryDirectory(prefix="rdmpipe-shared-") as folder:
         os.chmod(folder, 0o755)  # noqa: PTH101
         shutil.copytree(base, Path(folder) / "base")

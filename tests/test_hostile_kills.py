@@ -71,7 +71,7 @@ COMMANDS: dict[str, Callable[[str, str], None]] = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sources, a model, and a home that every command has something to do in."""
+    """Sources, a model, and a home in which every command has work to do."""
     root = tmp_path_factory.mktemp("kills")
     save_model(root / "model")
     (root / "prompts.csv").write_text("prompt,seed\n" + "".join(f"a thing {i},{i}\n" for i in range(8)))
@@ -112,7 +112,7 @@ def begin(root: Path, home: Path, command: str) -> None:
 
 
 def state(home: Path, command: str) -> dict[str, bytes]:
-    """What has to be identical in the end."""
+    """The content that has to be identical at the end."""
     if command == "generate":
         folder = home / "generations" / "drawn" / "images"
         return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
@@ -126,7 +126,7 @@ def _run(command: str, root: str, home: str, said: str) -> None:
 
 
 def killed(command: str, root: Path, home: Path, after_s: float) -> bool:
-    """Run a command in a process that is killed after so many seconds. Returns whether the blow fell before its end."""
+    """Run a command in a process that is killed after this many seconds. Returns whether it was killed before its end."""
     said = home.parent / f"said {time.monotonic_ns()}"
     process = preloaded_processes().Process(target=_run, args=(command, str(root), str(home), str(said)))
     process.start()
@@ -139,7 +139,7 @@ def killed(command: str, root: Path, home: Path, after_s: float) -> bool:
 
 
 def look(home: Path, command: str) -> None:
-    """Whatever is visible is whole: the database answers, and every file of a published version has its checksum."""
+    """Check all visible files: the database answers, and every file of a published version has its checksum."""
     name = "listed" if command == "retry" else "mine"
     database = RetrievalDatabase(name, str(home))
     if command != "repair":
@@ -156,7 +156,7 @@ def look(home: Path, command: str) -> None:
 
 
 def blows(root: Path, tmp_path: Path, command: str, points: range) -> tuple[int, int]:
-    """(blows that fell before the end, points tried), each on a home of its own; every one ends as an uninterrupted run."""
+    """(kills before the end, points tried), each on a separate home; the result is always that of an uninterrupted run."""
     whole, warm = tmp_path / "whole", tmp_path / "warm"
     begin(root, warm, command)
     killed(command, root, warm, 300.0)  # the first process of the server takes longer than the others
@@ -172,7 +172,7 @@ def blows(root: Path, tmp_path: Path, command: str, points: range) -> tuple[int,
         fell += killed(command, root, home, share * took)
         look(home, command)
         with contextlib.suppress(DatabaseError) if command == "purge" else contextlib.nullcontext():
-            COMMANDS[command](str(root), str(home))  # a purge that was over before the blow finds no row left
+            COMMANDS[command](str(root), str(home))  # a purge that ended before the kill finds no row left
         assert state(home, command) == expected, point
         if command not in ("generate",):
             assert (
@@ -186,5 +186,5 @@ def blows(root: Path, tmp_path: Path, command: str, points: range) -> tuple[int,
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_killed_at_any_point_ends_as_if_it_had_not_been(root: Path, tmp_path: Path, command: str) -> None:
     fell, tried = blows(root, tmp_path, command, range(POINTS))
-    print(f"{command}: {tried} points, {fell} blows before the end, all identical")
-    assert fell  # a busy machine may let a run end before its blow
+    print(f"{command}: {tried} points, {fell} kills before the end, all identical")
+    assert fell  # on a busy machine, a run may end before its kill

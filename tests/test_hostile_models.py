@@ -26,7 +26,7 @@ DEEP = b"\x80\x02}X\x01\x00\x00\x00a" + b")" + b"\x85" * 2_000_000 + b"s."  # {"
 
 
 def torch_zip(path: Path, pickled: bytes) -> Path:
-    """A file as torch.save makes it, with another pickle in it."""
+    """A file of torch.save's form that contains another pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
             archive.writestr(f"archive/{name}", data)

@@ -17,7 +17,7 @@ from tests.attempts import tried
 
 
 def tiff(width: int, height: int, bits: int, kind: int, tile: int = 0) -> bytes:
-    """The header of a deflated TIFF of one band, with no pixels to speak of. kind: 1 unsigned, 2 signed, 3 float."""
+    """The header of a deflated TIFF of one band, with almost no pixels. kind: 1 unsigned, 2 signed, 3 float."""
     packed = zlib.compress(bytes(1000))
     entries = [
         (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 8), (262, 3, 1), (277, 3, 1), (339, 3, kind),
@@ -78,7 +78,7 @@ def test_the_bytes_of_a_mode_and_of_a_decoder_count(monkeypatch: pytest.MonkeyPa
         return out.getvalue()
 
     def least(data: bytes) -> int:
-        """The smallest bound, in bytes a pixel, with which the picture is decoded."""
+        """The smallest limit, in bytes a pixel, with which the picture is decoded."""
         for each in range(1, 40):
             monkeypatch.setattr(decoding, "MAX_BYTES", each * 40_000)
             try:

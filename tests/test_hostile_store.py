@@ -32,7 +32,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
 
 
 def test_two_builds_at_once_publish_one_after_the_other(proxy: Proxy, tmp_path: Path) -> None:
-    """Both change the filter of the same published version. Neither may vanish without an error, nor mix with the other."""
+    """Both change the filter of the same published version. Neither change may be lost without an error or mixed with
+    the other."""
     manifest = manifest_of(tmp_path / "mine.toml", folder_of(tmp_path / "pictures", 8))
     counts = {"won": 0, "conflict": 0, "busy": 0}
     for round_ in range(ROUNDS):

@@ -27,7 +27,7 @@ KINDS = ("self-signed", "expired", "not yet valid", "another host", "plain http"
 
 
 def certificate(path: Path, kind: str) -> Path:
-    """A certificate for HOST that signs itself, with its key, in one file."""
+    """A self-signed certificate for HOST, with its key, in one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -54,7 +54,7 @@ def certificate(path: Path, kind: str) -> Path:
 
 
 def trusted(monkeypatch: pytest.MonkeyPatch, path: Path, kind: str) -> None:
-    """Trust the certificate's signature, so that its other fault is what is left."""
+    """Trust the certificate's signature, so that only its other fault remains."""
     if kind not in ("self-signed", "plain http"):
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))

@@ -98,7 +98,7 @@ ANSWERS = {
 
 @contextlib.contextmanager
 def answering(answer: bytes, every_s: float = 0.0) -> Iterator[str]:
-    """A server that says `answer` to everybody, a byte every so many seconds where that is not 0."""
+    """A server that gives every client `answer`, one byte after each pause if the pause is not 0."""
     listening = socket.create_server(("127.0.0.1", 0))
     stopped = threading.Event()
 

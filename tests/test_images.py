@@ -136,7 +136,7 @@ def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A small file that says it is a large picture."""
+    """A small file whose header describes a large picture."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

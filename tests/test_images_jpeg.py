@@ -27,7 +27,7 @@ def turned() -> bytes:
 
 
 def outcome(data: bytes, side: int, monkeypatch: pytest.MonkeyPatch, by_pillow: bool) -> object:
-    """Pixels and sizes, or the error's words."""
+    """Pixels and sizes, or the text of the error."""
     with monkeypatch.context() as patch:
         if by_pillow:
             patch.setattr(decoding, "_plain_jpeg", lambda *_: None)

@@ -65,7 +65,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 
 def run_without(names: set[str], program: str) -> str:
-    """What a program prints in a process in which these modules cannot be imported."""
+    """The output of a program in a process in which these modules cannot be imported."""
     text = ABSENT.replace("{names}", repr(sorted(names))) + program
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -28,7 +28,7 @@ SIZE, STEPS, SCALE, IMAGE_SCALE = 32, 2, 5.0, 0.7
 
 @dataclass(frozen=True)
 class Small:
-    """A small model of a family, loaded by us, and the same files loaded by diffusers alone."""
+    """A small model of a family, loaded by rdmpipe, and the same files loaded only by diffusers."""
 
     info: ModelInfo
     ours: LoadedAdapter
@@ -81,7 +81,7 @@ def embeds(given: Given, rows: int = 1) -> torch.Tensor:
 
 def direct(pipe: Any, image_embeds: torch.Tensor, seeds: list[int], *, scale: object = IMAGE_SCALE, negative: str = "",
            **more: Any) -> torch.Tensor:  # fmt: skip
-    """What a person who calls diffusers would write."""
+    """The arguments that a user of diffusers would pass."""
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

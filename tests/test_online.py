@@ -31,7 +31,7 @@ HOME = Path(os.environ.get("RDMPIPE_ONLINE", "~/.cache/rdmpipe-online")).expandu
 
 @pytest.fixture(scope="module", autouse=True)
 def _network() -> None:
-    """Skip without a network: an answer of the Hub, whatever it is, counts as one."""
+    """Skip without a network; any answer of the Hub shows that there is one."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -262,7 +262,7 @@ def test_an_opt_out_is_seen_before_the_picture_is_read(server: Server) -> None:
 
 
 def certificate(path: Path) -> Path:
-    """A certificate for 127.0.0.2 that it signed itself, and its key, in one file."""
+    """A self-signed certificate for 127.0.0.2, and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
     now = datetime.datetime.now(datetime.UTC)

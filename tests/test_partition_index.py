@@ -141,7 +141,7 @@ def test_a_build_that_was_stopped_continues_with_the_partitions_it_has(rows: Row
 
 
 def test_partitions_keep_a_budget_that_one_piece_is_refused_under(tmp_path: Path) -> None:
-    """24,000 rows of 1 kB; training and every partition measure their own peak, and over the budget they fail."""
+    """24,000 rows of 1 kB; training and every partition measure their own peak, and fail above the budget."""
     db = home_database(tmp_path)
     shards, _, _ = write_shards(db, 24_000, 256, shard_rows=1000)
     config = replace(CONFIG, key="IVF16,Flat", memory=112 << 20, partitions=8)

@@ -20,13 +20,13 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _bomb(seed: int) -> bytes:
-    """A PNG of a few dozen bytes that says it is 60,000 x 60,000 pixels."""
+    """A PNG of a few dozen bytes whose header says 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes([seed % 256])))
 
 
 def _broken(seed: int) -> bytes:
-    """A PNG whose header does not say what a header says."""
+    """A PNG with an invalid header."""
     return b"\x89PNG\r\n\x1a\n" + random.Random(seed).randbytes(200)
 
 

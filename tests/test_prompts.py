@@ -318,7 +318,7 @@ def test_a_picture_survives_the_plan_file() -> None:
 
 
 def test_keys_shards_and_names_of_runs_are_those_that_earlier_versions_gave() -> None:
-    """Recorded from the code before settings of the sampler had a class of their own."""
+    """Recorded from code in which the sampler's settings had no separate class."""
     unguided = changed(source=None, k=0, use="text", seed=0, scale=1, negative="rain")
     alone = changed(use="neighbours", text_weight=3, sampler="plms", steps=12, eta=0.5, scale=2.5, width=768, height=512,
                     image="00")  # fmt: skip

@@ -44,7 +44,7 @@ def _vector_bytes(database: RetrievalDatabase, key: int) -> bytes:
 
 
 def _decoded(path: str, data: bytes) -> bytes:
-    """What a Parquet file says, uncompressed: its rows as text, and its vectors' bytes."""
+    """The content of a Parquet file, uncompressed: its rows as text, and its vectors' bytes."""
     if not path.endswith(".parquet"):
         return b""
     table = pq.read_table(io.BytesIO(data))
@@ -145,7 +145,7 @@ def test_what_cannot_be_purged_is_refused_before_anything_changes(tmp_path: Path
     assert contents(home) == before
 
 
-KILLS = {  # what has appeared when the blow falls
+KILLS = {  # the file that exists when the kill comes
     "begun": "purge.json",
     "a shard": "embeddings/*/*-p*.parquet",
     "indexed": "index/*/*/entry.json",

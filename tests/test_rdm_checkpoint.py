@@ -22,7 +22,7 @@ from tests.rdm_reference import lively, noise, reference_config, reference_model
 
 
 def original_state(model: RDM, *, ema: RDM | None = None) -> dict[str, Tensor]:
-    """The model's weights under the original's names, as its release would hold them."""
+    """The model's weights under the original's names, as in its release."""
     names = [*denoiser_entries(model.unet, model.config), *first_stage_entries(model.first_stage, model.config)]
     own = {**model.unet.state_dict(), **model.first_stage.state_dict()}
     state = {e.original: own[e.name].detach().clone().reshape(e.original_shape) for e in names}
@@ -131,7 +131,7 @@ def test_another_scale_factor_than_the_descriptions_is_an_error(tmp_path: Path) 
 
 
 class Touch:
-    """Pickles as a call that creates a file: what a malicious checkpoint does."""
+    """Pickles as a call that creates a file, as a malicious checkpoint does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -141,7 +141,7 @@ class Touch:
 
 
 class Callback(collections.UserDict[str, int]):
-    """Stands for an object of a training framework, with state of its own."""
+    """A stand-in for an object of a training framework, with its own state."""
 
 
 def test_nothing_pickled_in_a_checkpoint_runs(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_is_no_checkpoint_is_an_error_that_names_the_file(tmp_path: Path, k
 
 
 def test_weights_in_their_own_precision_stay_mapped_and_are_not_copied(tmp_path: Path) -> None:
-    """The parameters are the file's pages: no second copy is held beside them."""
+    """The parameters are the file's pages: there is no second copy in memory."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("this system does not tell what is mapped where")

@@ -37,7 +37,7 @@ def test_a_description_is_read_from_a_dict_a_file_or_itself(tmp_path: Path) -> N
 
 
 def test_a_model_built_from_diffusers_arguments_is_fresh_and_trainable() -> None:
-    """Sixty-four pixels, f4, another encoder's width: what a small model of one's own looks like."""
+    """Sixty-four pixels, f4, another encoder's width: as in a small model that a user trains."""
     config = {
         "name": "mini", "encoder": "own-clip", "default_size": 64, "max_neighbours": 20, "scale_factor": 0.9,
         "unet": {

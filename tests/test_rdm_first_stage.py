@@ -19,7 +19,7 @@ LEVELS, BLOCKS = len(CONFIG["ddconfig"]["ch_mult"]), CONFIG["ddconfig"]["num_res
 
 
 class Original:
-    """The original's VQ autoencoder, written down from its description: plain functions on a checkpoint's tensors."""
+    """The original's VQ autoencoder, written from its description: plain functions on a checkpoint's tensors."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = {k.removeprefix("first_stage_model."): v for k, v in state.items()}
@@ -85,7 +85,7 @@ class Original:
 
 @pytest.fixture(scope="module", params=[[], [16, 8]], ids=["plain", "attention"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RDM, Original]:
-    """A checkpoint in the original's names, loaded by us and held by the transcription."""
+    """A checkpoint with the original's names, loaded by rdm and by the transcription."""
     config = {**CONFIG, "ddconfig": {**CONFIG["ddconfig"], "attn_resolutions": request.param}}
     source = lively(RDM.from_config(config))
     weights = {**source.unet.state_dict(), **source.first_stage.state_dict()}
@@ -124,7 +124,7 @@ def test_encoding_gives_the_originals_latents_before_quantisation(pair: tuple[RD
 
 
 def test_decoding_in_groups_changes_no_picture() -> None:
-    """Groups bound the memory of decoding: here of two pictures, and of one where a picture alone is over the bound."""
+    """Groups limit the memory of decoding: here groups of two pictures, and of one if a single picture exceeds the limit."""
     model, z = tiny_model(), noise(5, 4, 8, 8)
     together = model.decode(z)
     for bound in (2 * 32 * 32, 1):

@@ -93,7 +93,7 @@ def test_plain_diffusers_loads_what_is_saved(tmp_path: Path) -> None:
 
 
 def hub_copy(folder: Path, *, safe: bool) -> None:
-    """What diffusers' pipelines save: model_index.json and parts, some of which are not ours."""
+    """The files that diffusers' pipelines save: model_index.json and parts, some of which rdm does not read."""
     model, library = tiny_model(), whole_diffusers()
     model.unet.save_pretrained(folder / "unet", safe_serialization=safe)
     model.first_stage.save_pretrained(folder / "vae", safe_serialization=safe)
@@ -139,7 +139,7 @@ def test_sharded_weights_are_read(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_the_published_model_gets_the_published_description(tmp_path: Path) -> None:
-    """Early copies name neither the scaling factor nor the right number of heads, and would load wrong in silence."""
+    """Early copies name neither the scaling factor nor the right number of heads, and would load wrongly without an error."""
     published = RDM.from_config("rdm-768", device="meta").config
     unet = {**published.unet, "attention_head_dim": 8, "_class_name": "UNet2DConditionModel"}
     vae = {key: value for key, value in published.first_stage.items() if key != "scaling_factor"}

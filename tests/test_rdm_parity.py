@@ -98,7 +98,7 @@ def test_optimised_forward_pass_equals_diffusers_own(size: tuple[int, int]) -> N
 
 
 def late_attention() -> RDM:
-    """The first level sees no context (as in the ImageNet model), and transformers have two blocks."""
+    """The first level has no attention to the context (as in the ImageNet model), and transformers have two blocks."""
     config = tiny_config()
     config["unet"] |= {"attention_resolutions": [2], "transformer_depth": 2}
     return lively(RDM.from_config(config))
@@ -109,7 +109,7 @@ def late_attention() -> RDM:
 def test_guided_sampling_equals_two_plain_denoiser_calls_a_step(
     make: Callable[[], RDM], null_tokens: int | None
 ) -> None:
-    """A null branch of zeros is never computed as attention, and one of any tokens is padded and masked."""
+    """Attention is not computed for a null branch of zeros; any other null branch is padded and masked."""
     model = make()
     x, context, schedule = noise(2, 4, 8, 8), unit(2, 3, 12), model.schedule
     null = torch.zeros(2, 3, 12) if null_tokens is None else unit(2, null_tokens, 12, seed=5)
@@ -134,7 +134,7 @@ def test_guidance_scale_one_leaves_the_null_branch_out() -> None:
 
 
 def test_the_benchmarks_transcription_is_the_original(shared: Path) -> None:
-    """What our speed is measured against gives the original's latents."""
+    """The code against which speed is measured gives the original's latents."""
     path = Path(__file__).parent.parent / "jobs" / "bench_sampling.py"
     spec = importlib.util.spec_from_file_location("bench_sampling", path)
     assert spec is not None and spec.loader is not None

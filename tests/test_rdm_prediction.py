@@ -74,7 +74,7 @@ def test_the_velocity_error_is_the_same_for_every_prediction_type() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_end_alike_for_every_prediction_type(sampler: str) -> None:
-    """A model that knows the exact noise of one Gaussian, told in three ways."""
+    """A model that knows the exact noise of one Gaussian, with three types of prediction."""
 
     def eps_of(x: torch.Tensor, t: int) -> torch.Tensor:
         a = SCHEDULE.alpha_cumprod(t)

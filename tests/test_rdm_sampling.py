@@ -53,7 +53,7 @@ class Mixture:
 
 
 class EvenSteps(Schedule):
-    """The spacing of diffusers' multistep schedulers where nothing else is asked of them."""
+    """The default spacing of diffusers' multistep schedulers."""
 
     def multistep(self, steps: int) -> list[int]:
         return [round(999 * i / steps) for i in range(steps, 0, -1)]
@@ -252,7 +252,7 @@ def test_a_picture_depends_on_its_own_generator_and_not_on_its_batch() -> None:
 
 
 def test_sampled_latents_are_ordinary_tensors() -> None:
-    """They may be trained on."""
+    """They can be used for training."""
     latents = tiny_model().sample(unit(1, 2, 12), x_T=noise(1, 4, 8, 8), steps=2)
     weight = torch.ones(1, requires_grad=True)
     (latents * weight).sum().backward()

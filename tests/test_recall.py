@@ -16,7 +16,7 @@ DIM = 32
 
 
 class HashingEncoder:
-    """A text tower that is quick: each text's vector is drawn from a generator seeded with the text."""
+    """A fast text tower: each text's vector is drawn from a generator seeded with the text."""
 
     def __init__(self, dim: int = DIM, has_text: bool = True) -> None:
         self.dim, self.has_text = dim, has_text

@@ -199,7 +199,7 @@ def test_a_swap_whose_answer_is_lost_still_knows_that_it_won(root: str, proxy: P
 
 
 def test_a_swap_that_another_won_while_the_answer_was_lost_says_so(root: str, proxy: Proxy) -> None:
-    """The same new value, put there by somebody else: told apart by whose PUT it was."""
+    """Another writer put the same new value there; the token of the PUT tells them apart."""
     storage = Storage(root)
     results = []
     threads = [threading.Thread(target=lambda: results.append(storage.swap("x", None, "same"))) for _ in range(6)]

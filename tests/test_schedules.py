@@ -204,7 +204,7 @@ def test_a_home_on_a_volume_is_mounted_where_the_home_is() -> None:
 
 
 def test_the_files_that_arguments_name_travel_with_the_job(custom: str, tmp_path: Path) -> None:
-    """As a kubelet would lay the mount out, the job file loads and its working directory holds the list."""
+    """With the mount as a kubelet makes it, the job file loads, and its working directory holds the list."""
     text = render(load_job(custom), "rayjob")
     data = of_kind(text, "ConfigMap")["data"]
     head, _ = _pods(of_kind(text, "RayJob")["spec"])
@@ -340,7 +340,7 @@ def test_systemd_verifies_the_units(name: str, tmp_path: Path) -> None:
 
 
 class Kubernetes:
-    """The part of the API that a RayJob's creator sees: POST and GET of rayjobs, with a life of its own after that."""
+    """The part of the API that a RayJob's creator uses: POST and GET of rayjobs, whose state then changes by itself."""
 
     def __init__(self, account: Path) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}

@@ -130,7 +130,7 @@ def test_excluded_keys_are_never_returned_and_are_made_up_for(searcher: Searcher
 def test_the_reported_times_add_up_to_the_whole_call(
     searcher: Searcher, built: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock that counts how often it was read, the last reading less the first is the sum of the times."""
+    """With a clock that counts its readings, the last reading minus the first is the sum of the times."""
     readings: list[float] = []
 
     def clock() -> float:
@@ -194,7 +194,7 @@ def test_unknown_keys_columns_filters_and_queries_are_errors_that_say_the_fix(se
 
 
 def test_many_queries_with_falling_scores_across_blocks_equal_brute_force() -> None:
-    """From the second block on only rows that reach the bound are looked at: here they come late, and early."""
+    """From the second block on, only rows that reach the bound are compared; here such rows come late, and early."""
     vectors = unit(clustered(20_000, 16, seed=3))
     queries = unit(clustered(MANY_QUERIES, 16, seed=4))
     for order in (np.argsort(vectors @ queries[0]), np.argsort(-(vectors @ queries[0]))):

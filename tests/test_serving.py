@@ -35,7 +35,7 @@ OWN = "http://127.0.0.1:8420"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with two databases and a view; one file of `mine` cannot be read, and one is there twice."""
+    """A home with two databases and a view; one file of `mine` cannot be read, and one occurs twice."""
     folder = tmp_path_factory.mktemp("serving")
     home = folder / "home"
     pictures = folder_of(folder / "pictures", ROWS - 1)
@@ -60,7 +60,7 @@ def client(server: Server) -> TestClient:
 
 
 def guarded(server: Server, **changes: object) -> TestClient:
-    """A client of the same server under other options."""
+    """A client of the same server with other options."""
     options = ServeOptions(**{"home": server.options.home, **changes})  # type: ignore[arg-type]
     return TestClient(create_app(options, server), OWN, follow_redirects=False)
 

@@ -47,7 +47,7 @@ def client(server: Server) -> TestClient:
 
 
 def drawn(client: TestClient, **question: object) -> tuple[dict, list[dict]]:
-    """A finished drawing, and the states that were seen on the way."""
+    """A finished drawing, and the states before its end."""
     asked = {"prompt": "a harbour", "databases": ["mine"], "model": "tiny", "steps": 3, "k": 3, **question}
     made = client.post("/api/draw", json=asked).json()
     assert "id" in made, made

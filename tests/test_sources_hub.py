@@ -32,7 +32,7 @@ def wikiart() -> Manifest:
 
 @pytest.fixture
 def told(tmp_path: Path) -> list[dict[str, str]]:
-    """The labels of the rows that are served, in the files' order."""
+    """The labels of the served rows, in the files' order."""
     return wikiart_files(tmp_path / "served" / "hub" / "huggan" / "wikiart", [jpeg(i) for i in range(ROWS)], 3, 10)
 
 

@@ -59,7 +59,7 @@ def test_a_csv_is_read_in_ranges_that_know_their_place(tmp_path: Path) -> None:
     source = open_source(replace(manifest, source=replace(manifest.source, caption="title")))
     specs = list(source.plan())
     assert [spec.rows for spec in specs] == [10, 10, 5]
-    last = list(source.read(specs[2].spec))  # alone: nothing before it was read
+    last = list(source.read(specs[2].spec))  # nothing before it was read
     assert [sample.url for sample in last] == [f"https://example.org/{i}.jpg" for i in range(20, 25)]
     assert [sample.caption for sample in last[:2]] == ["no. 20,\nin two lines", None]
     assert [sample.metadata["score_given"] for sample in last] == [2.0, 2.1, 2.2, 2.3, 2.4]
@@ -104,7 +104,7 @@ def test_planning_a_range_reads_no_more_of_a_csv_than_that(tmp_path: Path) -> No
 
 
 def test_planning_a_range_asks_for_few_of_many_files(tmp_path: Path, home: Path) -> None:
-    """The shape of LAION's list: planning 0:3 reads the footers of the first files alone."""
+    """The shape of LAION's list: planning 0:3 reads only the footers of the first files."""
     dataset = tmp_path / "served/hub/laion/relaion2B-en-research-safe"
     dataset.mkdir(parents=True)
     for number in range(40):
@@ -162,7 +162,8 @@ def open_images(count: int, host: str) -> list[dict[str, Any]]:
 
 
 def test_open_images_as_random_crops_from_csv_to_npz(tmp_path: Path, home: Path) -> None:
-    """The shipped manifest against a local bucket: fetched once a picture, two crops each, licences and sources kept."""
+    """The shipped manifest against a local bucket: each picture is fetched once and gives two crops, with its licence
+    and source."""
     served = tmp_path / "served"
     for split, count in (
         ("train/train-images-boxable", 6),

@@ -117,7 +117,7 @@ def test_cells_are_printed_as_they_are_where_that_is_asked_for(capsys: pytest.Ca
 
 
 def test_output_that_is_closed_before_its_escaping_stream_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a test or a notebook takes its stream away; Python 3.13 reports errors of finalizers."""
+    """As when a test or a notebook removes its stream; Python 3.13 reports errors in finalizers."""
     below = io.StringIO()
     monkeypatch.setattr(sys, "stdout", below)
     with escaped_output():

@@ -110,7 +110,7 @@ def losses(run: Path, part: str) -> list[float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def process_as_it_was() -> Iterator[None]:
-    """Training sets the process's thread count and flushes denormals; other tests want neither."""
+    """Restore the process's thread count and denormals, which training changes."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -72,7 +72,7 @@ def train_to(step: int, crew: Crew, folder: Path, sharding: Literal["ddp", "fsdp
 
 
 def work(rank: int, port: int, folder: Path) -> None:
-    """One of two workers: FSDP2 from the state of one worker, then DDP from that of FSDP2."""
+    """One of two workers: FSDP2 from the state of a single worker, then DDP from the state of FSDP2."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     crew = Crew.of_environment("cpu", 1)
@@ -111,7 +111,7 @@ def test_one_worker_two_of_fsdp_two_of_ddp_and_one_again_end_where_one_does(tmp_
 
 
 def thin_run(folder: Path, name: str, steps: int, save: float) -> TrainConfig:
-    """A thin denoiser of full-size training's kind: prepared rows, accumulation, checkpointing, states of all workers."""
+    """A thin denoiser, trained as at full size: prepared rows, accumulation, checkpointing, states of all workers."""
     loop = {
         "steps": steps,
         "batch": 8,
@@ -130,7 +130,7 @@ def thin_run(folder: Path, name: str, steps: int, save: float) -> TrainConfig:
 def test_fifty_steps_of_two_ray_workers_killed_and_resumed_equal_those_of_one(
     tmp_path: Path, home: Path, ray_here: None
 ) -> None:
-    """A worker process is killed in the middle: all start again from the last save, and end where one worker does."""
+    """A worker process is killed in the middle: all start again from the last save, and give the result of one worker."""
     database_of(tmp_path)
     prepare_database(request_of(tmp_path), Progress(), Backend())
     start = RDM.from_pretrained(tmp_path / "model").unet.state_dict()
@@ -150,7 +150,7 @@ def test_fifty_steps_of_two_ray_workers_killed_and_resumed_equal_those_of_one(
 
 
 def kill_a_worker(part: Path) -> None:
-    """Wait until a state of some steps is there, and kill one of the processes that train."""
+    """Wait until a state of some steps exists, and kill one of the training processes."""
     until = time.monotonic() + 400
     while time.monotonic() < until:
         states = saved_states(part)
@@ -211,7 +211,7 @@ def test_work_beside_the_training_runs_in_a_thread_and_its_error_is_raised_at_th
 def test_a_full_size_recipe_is_rehearsed_at_its_real_widths(
     recipe: str, sharding: str, workers: int, parameters: int, latent: tuple[int, ...], flops: float
 ) -> None:
-    """A pass forward and backward, the spreading of FSDP2 and the plan of a state, all without memory."""
+    """A forward and backward pass, the spreading of FSDP2 and the plan of a state, without using memory."""
     from pipeline.training import read_train_config, rehearse
 
     config = read_train_config(JOBS / recipe)
@@ -305,7 +305,7 @@ def test_diffusers_reads_the_adapters_and_adds_the_same(tmp_path: Path) -> None:
 
 
 def records(data: bytes) -> list[bytes]:
-    """The messages of a file of TensorBoard, with their checksums checked."""
+    """The messages of a TensorBoard file, after a check of their checksums."""
     from pipeline.training.tracking import crc32c
 
     def fits(part: bytes, mark: bytes) -> bool:

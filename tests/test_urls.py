@@ -40,7 +40,7 @@ def drawings(shared: Path, count: int) -> list[bytes]:
 
 
 def living(name: str = "listed") -> dict[int, dict[str, Any]]:
-    """The rows of the current version by key, those that are gone left out."""
+    """The rows of the current version by key, without those that are gone."""
     db = RetrievalDatabase(name)
     version = db.version()
     gone = set(gone_keys(db, version.gone))

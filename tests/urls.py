@@ -56,7 +56,7 @@ FILTERED = ("opt_out", "robots", "punsafe", "where")
 
 @dataclass
 class UrlList:
-    """What was served, and what has to come of it."""
+    """The served pictures, and the expected results."""
 
     kinds: list[str]
     urls: list[str | None]
@@ -93,7 +93,7 @@ def url_list(server: Server, file: Path, pictures: Sequence[bytes]) -> UrlList:
 
 
 def _serve(server: Server, kind: str, i: int, data: bytes, made: UrlList) -> str | None:
-    """Serve one picture the way its kind wants; returns the URL for the list."""
+    """Serve one picture as its kind requires; returns the URL for the list."""
     path = f"/closed/{i}.png" if kind == "disallowed" else f"/{i}.png"
     port = server.url.rsplit(":", 1)[1]
     (server.folder / path.lstrip("/")).write_bytes(data)

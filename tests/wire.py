@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 class Wire:
-    """Passes connections on to `upstream` (a URL); `carried` counts the bytes that came back from there."""
+    """Forwards connections to `upstream` (a URL); `carried` counts the bytes that came back."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
@@ -26,7 +26,7 @@ class Wire:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_after(self, count: int, seconds: float) -> None:
-        """Once so many bytes more were carried, break all connections and refuse new ones for so many seconds."""
+        """After this many more bytes, break all connections and refuse new ones for this many seconds."""
         with self.lock:
             self.limit, self.seconds = self.carried + count, seconds
 

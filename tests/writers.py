@@ -31,7 +31,7 @@ def hold(root: str, name: str) -> None:
 
 
 def publish_late(root: str) -> None:
-    """A holder that is stopped in the middle of its work and comes back after its term."""
+    """A holder that is stopped during its work and continues after its lease has expired."""
     database = RetrievalDatabase("db", root)
     with lease(database.storage, "slow", term_s=1.0):
         before = database.current_id()
