@@ -89,7 +89,7 @@ def bare_batches(db: RetrievalDatabase, encoder: Encoder, size: int) -> list[Any
 
 
 def bare_seconds(encoder: Encoder, batches: list[Any]) -> tuple[float, float]:
-    """Wall and processor seconds of the model alone."""
+    """Wall and processor seconds of only the model."""
     import torch
 
     visual: Any = encoder.model.visual

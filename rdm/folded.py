@@ -1,7 +1,7 @@
 """A first stage without weights, which folds pixels into channels without loss.
 
 A latent of a Folded stage is an f x f patch of pixels (torch's pixel_unshuffle). With patches this large the denoiser
-should predict the clean picture, not the noise (arXiv 2511.13720). Saved as folded/config.json alone.
+should predict the clean picture, not the noise (arXiv 2511.13720). Saved as folded/config.json only.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rdm.errors import CheckpointError
 
 MOST_NESTED = 500  # containers within containers; checkpoints have about ten
 
-MOST_PICKLE = 512 << 20  # bytes of the pickle alone, without tensors
+MOST_PICKLE = 512 << 20  # bytes of the pickle, without tensors
 
 _LEGACY_PICKLES = 5  # a file of torch 1.5: magic number, version, system, the object, names of storages
 

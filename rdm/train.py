@@ -272,7 +272,7 @@ class _Ledger:
 
 
 def make_optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW, with weight decay for matrices and kernels alone."""
+    """AdamW, with weight decay only for matrices and kernels."""
     decayed = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in network.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

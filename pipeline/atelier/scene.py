@@ -74,7 +74,7 @@ def chance(seed: int, content_id: int, purpose: int) -> np.random.Generator:
 def split_of(content_id: int) -> str:
     """ "held_out" for a share HELD_OUT_FRACTION of contents, else "train".
 
-    The split is a hash of the content's number alone (SplitMix64, Steele et al. 2014), the same for every style and seed.
+    The split is a hash of only the content's number (SplitMix64, Steele et al. 2014), the same for every style and seed.
     """
     z = (content_id + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

@@ -1,6 +1,6 @@
 """open_clip model configs: read them, check them field by field, and turn them into keyword arguments.
 
-Reads: a JSON file as open_clip writes it (`open_clip_config.json`, or the model config alone). Writes nothing.
+Reads: a JSON file as open_clip writes it (`open_clip_config.json`, or only the model config). Writes nothing.
 
 A config may come from an unknown author, and open_clip passes its fields to constructors, some of them in other libraries. Each
 field must therefore be in the tables below with a value in its range; any other field is an EncoderError that names it. In

@@ -40,7 +40,7 @@ def note_on_earlier(storage: Storage, files: Collection[str], databases: Set[str
             f"another name with --run.{together} To use this folder again, remove it first: rm -r {shlex.quote(storage.url)}"
         )
     return (
-        f"{others:,} picture(s) of an earlier request lie in {storage.url}/images; they stay there, and results.parquet and "
+        f"{others:,} picture(s) of an earlier request are in {storage.url}/images; they stay there, and results.parquet and "
         "the gallery list the pictures of this request only"
     )
 

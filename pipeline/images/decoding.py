@@ -183,7 +183,7 @@ def _formats() -> list[str]:
 
 
 def decoded_pixels(data: bytes, side: int = 0) -> int:
-    """How many pixels `decode` with the same `side` would hold, from the header alone; 0 if that cannot be read."""
+    """How many pixels `decode` with the same `side` would hold, from only the header; 0 if that cannot be read."""
     from PIL import Image
 
     try:
@@ -196,7 +196,7 @@ def decoded_pixels(data: bytes, side: int = 0) -> int:
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format that `decode` would read, from the header alone; empty if it reads none."""
+    """Pillow's name of the format that `decode` would read, from only the header; empty if it reads none."""
     from PIL import Image
 
     try:
@@ -211,7 +211,7 @@ def reads_format(name: str) -> bool:
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) after EXIF orientation, from the header alone; None if that cannot be read."""
+    """(width, height) after EXIF orientation, from only the header; None if that cannot be read."""
     from PIL import Image
 
     try:

@@ -90,7 +90,7 @@ class Found:
     def write_sheet(self, path: Path) -> str:
         """Write a contact sheet of the results: pictures in reading order, each with its score, title, artist and style.
 
-        Returns a note on letters that no font here has; empty where all have one. Raises ConfigError if the file cannot be
+        Returns a note on letters that no font here has; empty if there are none. Raises ConfigError if the file cannot be
         written.
         """
         from pipeline.images import lettering_note
