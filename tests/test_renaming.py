@@ -1,4 +1,4 @@
-"""Renaming a database: one step, and what names the old one still finds it or is told."""
+"""Renaming a database is one step; uses of the old name still find it, or are an error that names the new one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_renamed_database_is_the_same_under_its_new_name(home: Path, manifest:
         assert len(searcher.matching()) == 6
 
 
-def test_a_refresh_goes_on_and_does_nothing_twice(home: Path, manifest: str, tmp_path: Path) -> None:
+def test_a_refresh_continues_and_does_nothing_twice(home: Path, manifest: str, tmp_path: Path) -> None:
     rename_database("mine", "yours")
     folder_of(tmp_path / "pictures", 15)
     done = quiet_build("yours", refresh=True)
@@ -50,7 +50,7 @@ def test_a_refresh_goes_on_and_does_nothing_twice(home: Path, manifest: str, tmp
         assert set(searcher.metadata(searcher.keys)["source"].to_pylist()) == {"mine"}
 
 
-def test_a_build_of_the_old_name_is_told_the_new_one(home: Path, manifest: str) -> None:
+def test_a_build_of_the_old_name_is_an_error_that_names_the_new_one(home: Path, manifest: str) -> None:
     rename_database("mine", "yours")
     with pytest.raises(DatabaseError, match=r"was renamed to 'yours'"):
         quiet_build(manifest, refresh=True)
@@ -60,7 +60,7 @@ def test_a_build_of_the_old_name_is_told_the_new_one(home: Path, manifest: str) 
 
 
 def test_a_renaming_that_was_killed_before_its_step_changed_nothing(home: Path, manifest: str) -> None:
-    record_former_name(RetrievalDatabase("mine"), "mine")  # what is written before the step
+    record_former_name(RetrievalDatabase("mine"), "mine")  # written before the step
     assert resolve_database("mine").database.name == "mine"
     rename_database("mine", "yours")
     rename_database("yours", "mine")

@@ -165,7 +165,7 @@ def embed_stage(
 ) -> Stage:
     """The stage for a database. `record` describes the loaded encoder; workers refuse to run with another.
 
-    loaded: gives the encoder to a stage that runs in this process, so that it is loaded once for all uses.
+    loaded: returns the encoder for a stage that runs in this process, so that it is loaded only once.
     """
     config = config.for_machine()
     on_gpu = config.device.startswith("cuda")

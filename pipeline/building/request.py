@@ -170,8 +170,8 @@ def settle(request: BuildRequest) -> tuple[Manifest, BuildRequest]:
         manifest = replace(manifest, name=request.name or request.target)
     if before is None and (now := renamed_to(manifest.name, request.home)):
         raise DatabaseError(
-            f"database {manifest.name!r} was renamed to {now!r}: give that name with `--name {now}`. To build another one "
-            f"of the old name, remove it from databases/{now}/former_names"
+            f"database {manifest.name!r} was renamed to {now!r}: give that name with `--name {now}`. To build another database "
+            f"under the old name, remove the name from databases/{now}/former_names"
         )
     settings = (before or {}).get("settings", {})
     if request.precision == "auto":
@@ -255,7 +255,7 @@ def begun(name: str, home: str | None) -> Table | None:
 
 
 def as_first_built(manifest: Manifest, database: RetrievalDatabase) -> Manifest:
-    """The manifest under the name that the database was begun with, which is in its fingerprints and rows: `rdmpipe rename`
+    """The manifest under the database's first name, which is in its fingerprints and rows: `rdmpipe rename`
     and `pull` give a database another name."""
     before = begun(database.name, database.home)
     return manifest if before is None else replace(manifest, name=str(before["manifest"]["name"]))

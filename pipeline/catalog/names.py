@@ -53,7 +53,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
 
 
 def _now_called(name: str, home: str | None) -> str:
-    """The name of a database that may have been renamed: a published one's, or that of no database, stays."""
+    """The present name of a database that may have been renamed. Other names are returned unchanged."""
     return name if RetrievalDatabase(name, home).exists() else renamed_to(name, home) or name
 
 

@@ -117,7 +117,7 @@ def rename(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Give a database another name. Keys, versions and vectors stay; the old name still means it in searches and views."""
+    """Give a database another name. Keys, versions and vectors stay; searches and views still find it by its old name."""
     with command():
         from pipeline.maintenance import rename_database
 

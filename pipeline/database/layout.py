@@ -12,7 +12,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     versions/<id>.json, current                 the files of a version; the id of the current version
     versions/<id>.purged                        a version that was removed because it held purged rows
     pulled.json                                 the repository on the Hub that the database was pulled from
-    former_names                                the names that `rdmpipe rename` took from the database, one a line
+    former_names                                former names, which `rdmpipe rename` replaced, one a line
     blocked.txt                                 the block list: hashes of what was purged (see database/blocklist.py)
     .checksums/                                 checksums of files that no version lists (see database/checksums.py)
 
@@ -266,13 +266,13 @@ def list_databases(home: str | None = None) -> list[str]:
 
 
 def record_former_name(database: RetrievalDatabase, name: str) -> None:
-    """Add a name to a database's former ones, before it loses it."""
+    """Add a name to a database's former names, before the database loses it."""
     known = _former_names(database.storage.read_text(FORMER_NAMES))
     database.storage.write_text(FORMER_NAMES, "".join(f"{one}\n" for one in dict.fromkeys([*known, name])))
 
 
 def renamed_to(name: str, home: str | None = None) -> str:
-    """The database that was called `name` before; empty if there is none, or if a database is called so now."""
+    """The database that was formerly called `name`; empty if there is none, or if a database has this name now."""
     root = Storage(home or default_home())
     names = [other for other in root.list("databases") if is_name(other)]
     if name in names:

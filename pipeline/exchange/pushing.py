@@ -234,7 +234,7 @@ class _Push:
         before: str = "",
     ) -> None:
         self.hub, self.listing, self.local, self.say = hub, listing, local, say
-        self.before = before  # a name that it was pushed under before it was renamed
+        self.before = before  # its name at earlier pushes, if it was renamed since
         self.beside = beside or {}  # files that are pushed, but never pulled
 
     def run(self, card: str, public: bool) -> _Done:

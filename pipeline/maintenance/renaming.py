@@ -1,14 +1,14 @@
 """`rdmpipe rename`: give a database another name in its home.
 
-Moves the folder <home>/databases/OLD to NEW in one step, under the database's lease, after it has added OLD to the list
-`former_names` inside. Killed before that step, the database has its old name; after it, the new one. Nothing else is written:
-keys, vectors, version ids and fingerprints stay, because the versions and the manifest keep the name that they were published
-under, and a refresh goes on as before. OLD then means NEW in searches, views, generations and exports, until a database
-called OLD is built; a build of OLD is an error that names NEW.
+Adds OLD to the list `former_names` in the folder <home>/databases/OLD, then moves the folder to NEW in one step, under the
+database's lease. If it is killed before that step, the database has its old name; after it, the new one. Nothing else is
+written: keys, vectors, version ids and fingerprints stay, because the versions and the manifest keep the name that they were
+published under, and a refresh continues as before. OLD then means NEW in searches, views, generations and exports, until a
+database called OLD is built; a build of OLD is an error that names NEW.
 
-Does not rename on an object store, which cannot move a folder in one step; nor a database that holds another encoder's vectors
-for a second one, or has such a second one. Runs keep the old name in their pictures; a run that is continued draws its pictures
-again, because their keys hold the database's name.
+Does not rename databases on an object store, which cannot move a folder in one step, nor databases that hold another encoder's
+vectors for a second database or have such vectors in one. Runs keep the old name in their pictures; a run that is continued
+draws its pictures again, because their keys contain the database's name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.storage import Storage, lease
 
 @dataclass(frozen=True)
 class Renaming:
-    """What a renaming did. `views` name the database by its old name, and still work."""
+    """The result of a renaming. `views` name the database by its old name, and still work."""
 
     old: str
     new: str
@@ -45,11 +45,11 @@ def rename_database(old: str, new: str, home: str | None = None, wait_s: float =
     known = Storage(database.home).list("databases")
     if old not in known:
         raise DatabaseError(
-            f"no database {old!r} in {database.home}{nearest(old, known)}; it has {', '.join(known) or 'none'}. (A view has a "
-            "manifest, whose name can be edited)"
+            f"no database {old!r} in {database.home}{nearest(old, known)}; it has {', '.join(known) or 'none'}. (To rename a "
+            "view, edit the name in its manifest)"
         )
     if new in known:
-        raise DatabaseError(f"there is a database {new!r} already; `rdmpipe delete {new}` removes it")
+        raise DatabaseError(f"a database {new!r} exists already; `rdmpipe delete {new}` removes it")
     if not database.storage.is_local:
         raise ConfigError(
             f"{database.home} is an object store, which cannot rename a database in one step: push and pull it, "
@@ -73,12 +73,12 @@ def rename_database(old: str, new: str, home: str | None = None, wait_s: float =
 
 
 def _require_alone(database: RetrievalDatabase) -> None:
-    """Raise ConfigError for a database that others find by its name."""
+    """Raise ConfigError for a database that is linked to others by its name."""
     others = [one.database.name for one in companions(database.name, database.home)]
     if others:
         raise ConfigError(
             f"{', '.join(others)} hold other encoders' vectors for {database.name!r}, and belong to it by name. "
-            "Remove them with `rdmpipe delete`; after the renaming, `rdmpipe embed NEW --encoder NAME` makes them again"
+            "Remove them with `rdmpipe delete`; after the renaming, `rdmpipe embed NEW --encoder NAME` computes them again"
         )
     if database.exists():
         main = main_database(database.name, database.version().encoder.name, database.home)
