@@ -611,7 +611,7 @@ def generate(
             the kind ip-adapter.
         weighting: Weights of the image prompts: `equal`, `similarity` or `mean`; empty: the model's own.
         blocks: Which attention blocks see the image prompts: `all`, or a set of the model's description; empty: its own.
-        batch: Pictures at a time; 0: 1 on a CPU, 4 on a GPU.
+        batch: Pictures at a time; 0: chosen by their size and number on a CPU, 4 on a GPU.
         device: auto, cpu, cuda or cuda:N.
         out: The run's folder; empty: one in the home, named by prompts and settings.
         backend: Where the work runs; None: in this process.

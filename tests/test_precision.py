@@ -112,23 +112,25 @@ def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("pictures", "side", "asked", "batch", "workers"),
+    ("pictures", "side", "asked", "asked_workers", "batch", "workers"),
     [
-        (100, 64, 0, 16, 4),
-        (8, 64, 0, 2, 4),
-        (1, 64, 0, 1, 1),
-        (100, 128, 0, 4, 4),
-        (3, 512, 0, 1, 3),
-        (100, 64, 5, 5, 4),
+        (100, 64, 0, 0, 16, 4),
+        (8, 64, 0, 0, 2, 4),
+        (1, 64, 0, 0, 1, 1),
+        (100, 128, 0, 0, 4, 4),
+        (3, 512, 0, 0, 1, 3),
+        (100, 64, 5, 0, 5, 4),
+        (100, 64, 0, 1, 16, 1),
     ],
 )
 def test_batch_and_workers_follow_size_number_and_cores(
-    monkeypatch: pytest.MonkeyPatch, pictures: int, side: int, asked: int, batch: int, workers: int
+    monkeypatch: pytest.MonkeyPatch, pictures: int, side: int, asked: int, asked_workers: int, batch: int, workers: int
 ) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(computing_module, "check_memory", lambda *_: 1)
     config, model = GenerateConfig("a fox", device="cpu", batch=asked), find_model("rdm-mini")
-    made, _ = settle_machine(Machine("cpu", "fp32", 2, 1), config, Backend(), model, {(side, side)}, pictures)
+    backend = Backend(workers=asked_workers)
+    made, _ = settle_machine(Machine("cpu", "fp32", 2, 1), config, backend, model, {(side, side)}, pictures)
     assert (made.batch, made.workers) == (batch, workers)
 
 

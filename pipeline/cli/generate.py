@@ -212,7 +212,7 @@ def generate(
             "--batch",
             metavar="N",
             parser=whole(0),
-            help="Pictures at a time; 0: chosen by device.",
+            help="Pictures at a time; 0: chosen by device, size and number.",
             rich_help_panel=MACHINE,
         ),
     ] = 0,

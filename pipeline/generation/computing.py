@@ -115,7 +115,8 @@ def settle_machine(
     if backend.kind == "ray":
         workers = max(1, backend.workers)
     else:
-        workers = max(1, machine.cores() // chosen.threads) if uniform and current_watcher() is None else 1
+        together = uniform and current_watcher() is None
+        workers = (backend.workers or max(1, machine.cores() // chosen.threads)) if together else 1
     batch = config.batch or (4 if on_gpu else 1)
     if uniform and not config.batch:
         largest = max(height * width for height, width in sizes)
