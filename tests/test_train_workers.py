@@ -1,8 +1,8 @@
 """Several workers: DDP, FSDP2 and states that they save together, against one worker; adapters; trackers; reports.
 
-Workers that average in another order than one worker's sum differ by rounding. "Equal" below means: the distance between the two
-runs' weights is at most a share of the distance that training moved them, EQUAL after a few steps and EQUAL_LATER after fifty
-(0.0018 was measured), and reported losses agree to a relative 1e-5.
+Workers that average in another order than one worker's sum differ by rounding. "Equal" below means: the distance between the
+two runs' weights is at most a share of the distance that training moved them, EQUAL after a few steps and EQUAL_LATER after
+fifty (0.0018 was measured), and reported losses agree to a relative 1e-5.
 """
 
 from __future__ import annotations
