@@ -218,3 +218,29 @@ def test_an_invalid_factor_is_refused(factor: object) -> None:
     stage = {"_class_name": "Folded", "factor": factor, "latent_channels": 12}
     with pytest.raises(ConfigError, match="factor is"):
         read_config({**copy.deepcopy(FOLDED), "first_stage": stage})
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_training_takes_the_error_of_v_where_noise_is_not_predicted_and_gives_the_pooled_context(kind: str) -> None:
+    from types import SimpleNamespace
+
+    from rdm.denoiser import pool
+    from rdm.objectives import denoising_loss
+    from rdm.prediction import velocity_error
+
+    latents, noise, output, context = torch.randn(4, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    context, t, schedule, asked = (
+        context[:, :, 0],
+        torch.tensor([30, 800]),
+        Schedule(0.0015, 0.015),
+        list[torch.Tensor](),
+    )
+
+    def unet(x: torch.Tensor, times: torch.Tensor, *, encoder_hidden_states: torch.Tensor, class_labels: torch.Tensor):  # type: ignore[no-untyped-def]
+        asked.append(class_labels)
+        return SimpleNamespace(sample=output)
+
+    loss, values = denoising_loss(unet, latents, context, noise, t, schedule, prediction=kind, pooled=True)  # type: ignore[arg-type]
+    wanted = velocity_error(kind, output, latents, noise, t, schedule).mean()
+    torch.testing.assert_close((loss, values["error"]), (wanted, wanted))
+    assert torch.equal(asked[0], pool(context))
