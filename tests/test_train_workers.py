@@ -281,6 +281,9 @@ def test_adapters_are_trained_saved_and_drawn_with_while_their_base_stays(tmp_pa
 
 @pytest.mark.long
 def test_diffusers_reads_the_adapters_and_adds_the_same(tmp_path: Path) -> None:
+    from pipeline.machine import prepare_torchvision
+
+    prepare_torchvision()  # peft imports it
     pytest.importorskip("peft")
     import diffusers
 
