@@ -51,7 +51,7 @@ class WorkerResources:
 class Environment:
     """The environment of the command."""
 
-    home: str = ""  # folder or s3://bucket/prefix of the databases; empty: RDMPIPE_HOME
+    home: str = ""  # folder, or s3://, az:// or gs:// URL, of the databases; empty: RDMPIPE_HOME
     working_dir: str = ""  # relative to the job file; sent with a submission
     pip: tuple[str, ...] = ()  # requirements: installed on a cluster, only checked here
     uv: tuple[str, ...] = ()  # the same, installed with uv

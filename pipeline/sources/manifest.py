@@ -21,7 +21,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 class SourceSpec:
     """Where the pictures come from. The reader of each kind, in pipeline/sources, documents the keys that it uses."""
 
-    kind: str
+    kind: str  # parquet, tar, folder, webdataset, urls or atelier
     repo: str = ""  # Hub data set, owner/name
     revision: str = ""  # Hub commit or tag; empty: resolved once and pinned in the plan
     files: tuple[str, ...] = ()  # paths, globs or URLs inside the source
@@ -38,7 +38,7 @@ class SourceSpec:
     source_url: str = ""  # column with the address of each picture's page or file
     columns: tuple[str, ...] = ()  # metadata columns to keep; empty: all that hold plain values
     shard_rows: int = 1000  # rows in each shard
-    gated: bool = False
+    gated: bool = False  # for information: its terms have to be accepted with an account before a download
     options: Mapping[str, object] = field(default_factory=dict)  # further settings of one kind of source
 
 
@@ -46,9 +46,9 @@ class SourceSpec:
 class Patches:
     """Random square crops: how many of each picture, their side in pixels, and the seed of their positions."""
 
-    per_image: int
-    size: int = 256
-    seed: int = 0
+    per_image: int  # crops of each picture
+    size: int = 256  # side in pixels
+    seed: int = 0  # seed of the positions
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class View:
-    """A base database and a WHERE clause, under a new name."""
+    """A base database and a filter, under a new name."""
 
     name: str  # <base>-<slug>
     base: str  # a data set's name
     where: str  # a filter over its rows
-    title: str = ""
+    title: str = ""  # for people
 
 
 def parse_manifest(table: Mapping[str, object], where: str) -> Manifest | View:

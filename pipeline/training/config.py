@@ -26,8 +26,10 @@ class Steps:
 
     steps           number of steps of the optimizer
     batch           pictures in each step
-    warmup, decay   the steps over which the rate rises linearly from zero, and the last share of `steps` over which it falls
-                    linearly to zero
+    learning_rate   the highest rate of AdamW
+    warmup          number of steps over which the rate rises linearly from zero
+    decay           the last share of `steps`, over which the rate falls linearly to zero
+    weight_decay    weight decay of AdamW, for matrices and kernels
     clip            the largest norm of the gradient
     accumulate      passes whose gradients make one step
     local_steps     1: several workers average their gradients at every step. More: they average their weights after this
