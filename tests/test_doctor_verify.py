@@ -77,6 +77,11 @@ def test_clip_with_another_number_of_weights_is_named(hub: Path, home: Path) -> 
     assert found.state == "problem" and "12 weights; the published model has 151,277,313" in found.found
 
 
+def test_a_cache_without_links_is_not_said_to_have_been_compared(hub: Path) -> None:
+    assert published.hub_sums(hub) == {}
+    assert published._compared("model", {}, "the Hub", "").found.startswith("not compared")
+
+
 def test_the_files_of_artbench_have_the_sums_of_the_manifest(hub: Path, home: Path) -> None:
     manifest = load_manifest("artbench", str(home))
     assert isinstance(manifest, Manifest)
