@@ -100,3 +100,19 @@ def test_a_folder_for_fiftyone_is_as_its_importer_reads_it(home: str, tmp_path: 
     for row in rows:
         assert Image.open(tmp_path / "set" / row["filepath"]).size == (48, 48)
         assert row["tags"] == [] and len(row["embedding"]) == 16 and None not in row.values()
+
+
+def test_the_library_datasets_loads_the_export_and_searches_it(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    export("mine", home, "datasets", tmp_path / "set")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    loaded = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded.add_faiss_index("embedding", metric_type=0)
+    assert loaded[3]["image"].size == (48, 48)
+    with open_database("mine", home) as searcher:
+        query = searcher.vectors([3])[0]
+        ours = searcher.search(query, 3).keys[0].tolist()
+    assert loaded.get_nearest_examples("embedding", query[0], k=3)[1]["key"] == ours
