@@ -96,7 +96,8 @@ def _run(
     for end, number in ((out, 1), (err, 2)):
         os.dup2(end.fileno(), number)
         end.close()
-    sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(number, "wb"), encoding="utf-8") for number in (1, 2))
+    encoding = env.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(number, "wb"), encoding=encoding) for number in (1, 2))
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
     if threads := env.get("OMP_NUM_THREADS"):
         import torch
