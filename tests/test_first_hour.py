@@ -160,6 +160,7 @@ def test_the_doctor_says_what_is_there_and_how_to_get_what_is_not(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it is read when the library is imported
     monkeypatch.setattr("pipeline.doctor.examination.EXTRAS", {"serve": ("starlette",), "other": ("no_such_module",)})
     found = {one.area: one for one in examine(str(built), load=False)}
     assert found["home"].state == "ok" and "databases: mine" in found["home"].found
