@@ -161,7 +161,8 @@ def test_what_a_command_printed_cannot_keep_the_report_from_being_written(tmp_pa
         "warnings": ["<script>", {"a": "\u202e"}, None], "index": {"recall": {"text": {"value": "many"}}}, "shards": [7],
         "changes": {"x": float("-inf")},
     }  # fmt: skip
-    made = JobSummary("job", "s", "r", "succeeded", 0, ("list",), "t", "t", "h", str(tmp_path), result=result)
+    when = "2026-01-01T00:00:00+00:00"
+    made = JobSummary("job", "s", "r", "succeeded", 0, ("list",), when, when, "h", str(tmp_path), result=result)
     said: list[str] = []
     _reported(made, load_job(str(tmp_path / "job.toml")), Storage(str(tmp_path)), "", {}, said.append)
     assert said == []

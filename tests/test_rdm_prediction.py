@@ -145,7 +145,8 @@ def test_weights_pool_as_copies_do() -> None:
 def test_a_folded_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model = folded()
     model.save_pretrained(tmp_path / "model")
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["folded", "rdm.json", "scheduler", "unet"]
+    files = ["folded", "model_index.json", "pipeline.py", "rdm.json", "scheduler", "unet"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == files
     again = RDM.from_pretrained(tmp_path / "model")
     assert again.config.prediction_type == "sample" and again.weights_hash() == model.weights_hash()
     context = unit(2, 3, 12)

@@ -102,7 +102,7 @@ def test_a_changed_network_is_refused_on_resume_and_a_changed_rate_is_not(tmp_pa
     with pytest.raises(ConfigError, match=r"\[data\] size is 64, but this run was trained with 32"):
         train("rdm", run_of(tmp_path / "run", {"size": 64}, base="rdm-768"), quiet, resume=True)
     slower = run_of(tmp_path / "run", {}, base="rdm-768", train={"steps": 2, "batch": 4, "learning_rate": 1e-5})
-    with pytest.raises(ConfigError, match="names no picture"):  # it gets as far as the pictures
+    with pytest.raises(ConfigError, match="holds no first stage"):  # it gets as far as the networks
         train("rdm", slower, quiet, resume=True)
 
 
