@@ -38,7 +38,7 @@ test-cluster: $(STAMP)
 	$(PYTEST) -m long tests/test_cluster.py --timeout 3600
 
 test-crash: $(STAMP)
-	$(PYTEST) -m long tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
+	$(PYTEST) -m long tests/test_crash.py tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
 
 test-scale: $(STAMP)
 	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_adapter_runs.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200

@@ -28,6 +28,7 @@ ASKS = ("lscpu", "ldconfig", "uname")  # what libraries ask the machine when the
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray starts no workers that wait for plain tasks
+os.environ.setdefault("RAY_worker_niceness", "0")  # its default of 15 starves workers beside other tests
 os.environ.setdefault("RDMPIPE_START_TIMEOUT_S", "600")  # several clusters may start at once on two cores
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -143,7 +143,7 @@ def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, po
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("stage", "point"), [("download", 2), ("embed", 3)])
+@pytest.mark.parametrize(("stage", "point"), [pytest.param("download", 2, marks=pytest.mark.long), ("embed", 3)])
 def test_a_killed_actor_is_replaced(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
     _kill_actor(target, home, stage, point)
 
