@@ -64,11 +64,13 @@ def test_shards_run_together_and_share_one_set_up(tmp_path: Path) -> None:
 
 
 def test_an_error_that_ends_the_run_stops_the_other_threads_first(tmp_path: Path) -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def work(number: int) -> None:
         if number == 1:
+            assert begun.wait(60)
             raise DiskFullError("the disk is full: free some space")
+        begun.set()
         try:
             for _ in range(1000):
                 raise_if_stopped()
