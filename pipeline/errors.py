@@ -49,6 +49,10 @@ class SourceError(RdmpipeError):
     pass
 
 
+class NoRepositoryError(SourceError):
+    """A repository of the Hub that does not exist, or that the token may not see."""
+
+
 class PictureError(RdmpipeError):
     """A picture that cannot be decoded. Its text is `reason: detail`, as in a failed row's error column."""
 

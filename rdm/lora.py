@@ -110,8 +110,11 @@ def read_lora(path: Path) -> dict[str, Tensor]:
             )
         made[key] = value
     if noted is not None:
-        known = json.loads(noted)
-        if known.get("unet.lora_alpha", known.get("unet.r")) != known.get("unet.r"):
+        try:
+            known = json.loads(noted)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: its lora_adapter_metadata is no JSON: {error}") from error
+        if not isinstance(known, dict) or known.get("unet.lora_alpha", known.get("unet.r")) != known.get("unet.r"):
             raise CheckpointError(f"{path}: lora_alpha differs from the rank; only a scale of 1 is read")
     return made
 

@@ -2,12 +2,13 @@
 
 Reads and writes `state/<step>/` in a run's folder, in the layout of torch.distributed.checkpoint. A folder is complete when
 its `.metadata` exists, which is written last; older ones are removed then. Any number of workers can read it, and so can one
-worker without a process group. torch reads `.metadata` with pickle: open only states that you wrote yourself. The finished
-model is in another folder and holds only tensors.
+worker without a process group. Nothing pickled is run (rdm/statefiles.py). The finished model is in another folder and holds
+only tensors.
 """
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -121,9 +122,12 @@ def load(path: Path, live: Live) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import set_state_dict
 
+    from rdm.statefiles import StatePlanner, StateReader
+
     state = state_of(live)
+    alone = not torch.distributed.is_initialized()
     try:
-        state_dict_loader.load(state, checkpoint_id=path, no_dist=not torch.distributed.is_initialized())
+        state_dict_loader.load(state, storage_reader=StateReader(path), planner=StatePlanner(), no_dist=alone)
     except CheckpointException as error:  # which is a BaseException
         raise RuntimeError(str(error)) from error
     set_state_dict(
@@ -162,16 +166,24 @@ def load_whole(state: State, live: Live) -> None:
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a state ("network", "average"), whole, on the CPU, without a process group."""
+    """The tensors of one part of a state ("network", "average"), whole, on the CPU, without a process group.
+
+    Raises CheckpointError for a damaged or hostile state.
+    """
     from torch.distributed.checkpoint import state_dict_loader
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    found = FileSystemReader(path).read_metadata().state_dict_metadata
+    from rdm.statefiles import StatePlanner, StateReader
+
+    reader = StateReader(path)
+    try:
+        found = reader.read_metadata().state_dict_metadata
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path} is not a training state: {error}. Name another folder in `run`") from error
     values = {
         name.removeprefix(f"{part}."): torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in found.items()
         if name.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
     }
-    state_dict_loader.load({part: values}, checkpoint_id=path, no_dist=True)
+    state_dict_loader.load({part: values}, storage_reader=reader, planner=StatePlanner(), no_dist=True)
     return values

@@ -238,3 +238,59 @@ def test_a_webdataset_row_whose_json_is_nested_is_a_failed_row(tmp_path: Path, m
     source = open_source(manifest, SourceOptions())
     samples = [sample for spec in source.plan() for sample in source.read(spec.spec)]
     assert [(sample.error or "ok").partition(":")[0] for sample in samples] == ["ok"] + ["bad_metadata"] * 3
+
+
+# ---- what a training run saves
+
+
+class Command:
+    """A pickle that would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def saved_state(folder: Path, value: object) -> Path:
+    """A state that workers share, with `value` where a number stands."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save({"average": {"weight": torch.ones(2)}, "value": value}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+def test_a_shared_state_runs_nothing_that_is_pickled_in_it(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint import state_dict_loader
+
+    from rdm.sharded import read_part
+    from rdm.statefiles import StatePlanner, StateReader
+
+    good = saved_state(tmp_path / "good", 0.5)
+    assert torch.equal(read_part(good, "average")["weight"], torch.ones(2))
+    read = {"value": 0.0}
+    state_dict_loader.load(read, storage_reader=StateReader(good), planner=StatePlanner(), no_dist=True)
+    assert read == {"value": 0.5}
+
+    described = saved_state(tmp_path / "described", 0.5)
+    (described / ".metadata").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
+    with pytest.raises(CheckpointError, match="open is no part of a state's description"):
+        read_part(described, "average")
+
+    held = saved_state(tmp_path / "held", Command(tmp_path / "ran"))
+    (tmp_path / "ran").unlink(missing_ok=True)  # saving makes a copy of the value, and with it the file
+    with pytest.raises(BaseException, match=r"(?s)Weights only load failed"):
+        state_dict_loader.load({"value": 0.0}, storage_reader=StateReader(held), planner=StatePlanner(), no_dist=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("noted", ["{", "[1]", "[" * 100_000, '{"unet.r": 4, "unet.lora_alpha": 8}'])
+def test_adapters_with_hostile_metadata_are_a_checkpoint_error(tmp_path: Path, noted: str) -> None:
+    from safetensors.torch import save_file
+
+    from rdm.lora import read_lora
+
+    save_file({"unet.a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "l.safetensors", {"lora_adapter_metadata": noted})
+    with pytest.raises(CheckpointError, match="lora"):
+        read_lora(tmp_path / "l.safetensors")

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.errors import BusyError, DatabaseError, DiskFullError
 from pipeline.storage import Storage, disk_full_is_an_error, lease
+from tests.writers import count_up
 
 
 def test_what_an_operating_system_leaves_in_a_folder_is_not_listed(tmp_path: Path) -> None:
@@ -45,18 +46,9 @@ def test_a_path_outside_the_root_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def _count_up(root: str, times: int) -> None:
-    storage = Storage(root)
-    for _ in range(times):
-        while True:
-            text = storage.read_text("counter")
-            if storage.swap("counter", text, str(int(text or 0) + 1)):
-                break
-
-
 def test_compare_and_swap_loses_no_update_between_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_count_up, args=(str(tmp_path), 40)) for _ in range(3)]
+    workers = [context.Process(target=count_up, args=(str(tmp_path), 40)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from pipeline.config import canonical_json, default_home
 from pipeline.database import PULLED, RetrievalDatabase, Version, record_receipts, record_sum
-from pipeline.errors import ConfigError, DatabaseError, DiskFullError, ModelError, SourceError
+from pipeline.errors import ConfigError, DatabaseError, DiskFullError, ModelError, NoRepositoryError, SourceError
 from pipeline.exchange.cards import front_matter
 from pipeline.exchange.listing import FILE, Kind, Listing, read_listing
 from pipeline.exchange.pushing import CARD, Say, read_file, repository
@@ -100,8 +100,8 @@ def _find(request: PullRequest) -> tuple[HubRepository, str, Mapping[str, HubFil
         hub = repository(request.repo, kind, request.endpoint, request.revision)
         try:
             commit = hub.commit()
-        except SourceError as error:
-            if len(kinds) == 1 or "there is no such repository" not in str(error):
+        except NoRepositoryError:
+            if len(kinds) == 1:
                 raise
             continue
         there = {file.path: file for file in hub.files(commit, ("*",), required=False)}

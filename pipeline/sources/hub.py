@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 from pipeline.config import cache_dir, digest
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import NoRepositoryError, SourceError, nearest
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.listing import matches_any
 from pipeline.sources.names import is_junk, kind_of_name
@@ -176,7 +176,7 @@ class HubRepository:
                     raise
                 lasting = self._lasting(error)
                 if lasting:
-                    raise SourceError(lasting) from error
+                    raise (NoRepositoryError if _is_absent(error) else SourceError)(lasting) from error
                 raise Broken(f"{type(error).__name__}: {error}") from error
 
         return patiently(attempt, self.name, self.patience)
@@ -195,7 +195,7 @@ class HubRepository:
                 f"{name}: access must be requested: accept its terms at https://huggingface.co/{self._prefix}{self.repo}, "
                 "then give a token (HF_TOKEN or `hf auth login`)"
             )
-        if isinstance(error, errors.RepositoryNotFoundError):
+        if _is_absent(error):
             return f"{name}: there is no such repository, or the token may not see it; check its name and HF_TOKEN"
         if isinstance(error, errors.RevisionNotFoundError):
             return f"{name}: no revision {self.revision!r}; check `revision`"
@@ -208,6 +208,13 @@ class HubRepository:
         if status is not None and 400 <= status < 500 and status not in TRANSIENT_STATUS:
             return f"{name}: HTTP {status}: {error}"
         return ""
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether the Hub knows no such repository. (The client's error for a gated one is of the same class.)"""
+    from huggingface_hub import errors
+
+    return isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError)
 
 
 def _is_wanted(path: str, patterns: tuple[str, ...]) -> bool:
