@@ -58,12 +58,12 @@ def draw_sheet(pictures: Sequence[Image | None], labels: Sequence[str], side: in
         x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
         if picture is None:
             draw.rectangle((x, y, x + side - 1, y + side - 1), fill=EMPTY, outline=EDGE)
-            for number, words in enumerate(textwrap.wrap(label, 26)[:8]):
+            for number, words in enumerate(textwrap.wrap(label, 26, max_lines=8, placeholder=" …")):
                 letters.draw(draw, (x + 10, y + 10 + number * line), words, MUTED)
         else:
             small = _scaled(picture, side)
             sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
-        for number, words in enumerate(textwrap.wrap(label, 34)[:2]):
+        for number, words in enumerate(textwrap.wrap(label, 34, max_lines=2, placeholder=" …")):
             letters.draw(draw, (x, y + side + 4 + number * line), words, INK)
     return sheet
 
