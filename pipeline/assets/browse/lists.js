@@ -56,7 +56,7 @@ export async function jobs(root) {
   root.append(table);
   await guarded(root, async () => {
     const found = await get("/api/jobs");
-    said([found.runs.length ? plural(found.runs.length, "run") + " of jobs" : "No job has run in this home: `rdmpipe run jobs/nightly-wikiart.toml` runs one", found.running.length ? `running now: ${found.running.join(", ")}` : ""].filter(Boolean).join("; "));
+    said([found.runs.length ? plural(found.runs.length, "run") + " of jobs" : "No job has run in this home: `rdmpipe run nightly-wikiart` runs one", found.running.length ? `running now: ${found.running.join(", ")}` : ""].filter(Boolean).join("; "));
     table.hidden = !found.runs.length;
     body.append(...found.runs.map((one) => element("tr", {}, element("td", {}, one.page ? element("a", { href: one.page }, one.job) : one.job), element("td", {}, one.started.replace("T", " ").slice(0, 19)), element("td", {}, one.status), element("td", { class: "number" }, took(one.seconds)), element("td", {}, element("code", {}, one.command)))));
   });
