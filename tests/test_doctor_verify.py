@@ -79,7 +79,8 @@ def test_clip_with_another_number_of_weights_is_named(hub: Path, home: Path) -> 
 
 def test_a_cache_without_links_is_not_said_to_have_been_compared(hub: Path) -> None:
     assert published.hub_sums(hub) == {}
-    assert published._compared("model", {}, "the Hub", "").found.startswith("not compared")
+    absent = published._compared("model", {}, "the Hub", "hf download x")
+    assert absent.state == "note" and absent.found.startswith("not compared")
 
 
 def test_the_files_of_artbench_have_the_sums_of_the_manifest(hub: Path, home: Path) -> None:

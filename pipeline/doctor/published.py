@@ -96,7 +96,7 @@ def hub_sums(repository: Path) -> dict[Path, Sum]:
 def _compared(area: str, files: dict[Path, Sum], whose: str, again: str) -> Finding:
     """Compare files with their checksums. again: the command that fetches a file that was removed."""
     if not files:
-        return Finding(area, "ok", f"not compared: this cache does not hold the checksums of {whose}")
+        return Finding(area, "note", f"not compared: this cache does not hold the checksums of {whose}", again)
     size = 0
     for path, known in files.items():
         found = known.of(path)
@@ -246,7 +246,7 @@ def _encodes(finding: Finding, name: str) -> Finding:
         return replace(finding, state="problem", found=f"{finding.found}; {error}")
     right = int((np.argmax(pictures @ texts.T, axis=1) == np.arange(len(drawn))).sum())
     told = f"{finding.found}; finds the caption of {right} of {len(drawn)} drawn pictures; {time.monotonic() - start:.1f} s"
-    return replace(finding, state="ok" if 2 * right > len(drawn) else "note", found=told)
+    return replace(finding, state=finding.state if 2 * right > len(drawn) else "note", found=told)
 
 
 def rdm_folder(home: str) -> Path | None:
@@ -264,17 +264,21 @@ def _model(home: str) -> Finding:
     folder = rdm_folder(home)
     if folder is None:
         return Finding(area, "note", f"not in {Path(home) / 'models'} and not in the Hub's cache", again)
-    told = [str(folder)]
+    told, compared = [str(folder)], True
     if folder.parent.name == "snapshots":
         finding = _compared(area, hub_sums(folder.parent.parent), "the Hub", again)
         if finding.state == "problem":
             return finding
         told.append(finding.found)
+        compared = finding.state == "ok"
     for part, weights in RDM_PARTS.items():
         files = sorted(path for path in (folder / part).glob("*.safetensors") if ".fp16." not in path.name)
         if problem := _miscounted(area, files, weights, again):
             return problem
         told.append(f"{part}: {weights:,} weights" if files else f"{part}: no safetensors, weights not counted")
+        compared &= bool(files)
+    if not compared:
+        return Finding(area, "note", "; ".join(told), again)
     return Finding(area, "ok", "; ".join(told))
 
 
