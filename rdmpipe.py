@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from pipeline.errors import JobError as JobError
     from pipeline.errors import ManifestError as ManifestError
     from pipeline.errors import ModelError as ModelError
+    from pipeline.errors import NoRepositoryError as NoRepositoryError
     from pipeline.errors import PictureError as PictureError
     from pipeline.errors import PromptError as PromptError
     from pipeline.errors import RdmpipeError as RdmpipeError
@@ -94,6 +95,7 @@ __all__ = [
     "JobError",
     "ManifestError",
     "ModelError",
+    "NoRepositoryError",
     "PictureError",
     "PromptError",
     "RdmpipeError",
