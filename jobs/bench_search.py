@@ -1,6 +1,7 @@
 """Benchmark: filtered search and index builds on synthetic vectors, at a million rows and at ten.
 
     python jobs/bench_search.py --out DIR [--rows 1000000] [--budget 4GB --budget 256MB] [--json FILE]
+    python jobs/bench_search.py --out DIR --budget 256MB --against CHECKOUT [--rounds 20]
 
 The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), with a gap between texts and
 pictures as in CLIP: two random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an
@@ -11,18 +12,25 @@ matching rows (brute force), and post-filtering (the 10 k best rows without a fi
 kept). Finally, 64 text queries are searched at once with one filter of 10 %. Recall counts scores that reach the exact
 k-th minus 1e-3. Times are of whole calls; processor times are of all threads.
 
+`--against` compares with another version of this code, whose checkout it names: two processes open the same files, and
+answer the same queries in turn, in alternating order, each query with a new filter.
+
 Resumable: each finished step is kept in DIR/state-ROWS.json and skipped the next time. Wall times need an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +39,12 @@ from pipeline.config import parse_size
 from pipeline.database import IndexEntry, RetrievalDatabase, Version
 from pipeline.encoders import EncoderRecord
 from pipeline.index import FILES, IndexConfig, Queries
-from pipeline.index.build import build_whole
 from pipeline.retrieval import Searcher
 from pipeline.storage import Artifact
+from pipeline.storage.files import VERIFIED
+
+if TYPE_CHECKING:
+    from pipeline.index.splitting import SplitColumn
 
 DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19
 COLUMNS = {"share": "float64", "style": "string"}
@@ -81,7 +92,13 @@ def main() -> None:
     parser.add_argument("--key", default="", help="a faiss index key instead of the automatic choice")
     parser.add_argument("--queries", type=int, default=100, help="of each kind (text, image)")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--against", type=Path, help="compare with the version in this checkout, over the same files")
+    parser.add_argument("--rounds", type=int, default=20, help="of a comparison")
+    parser.add_argument("--answer", action="store_true", help="answer searches from standard input (used by --against)")
     options = parser.parse_args()
+    if options.answer:
+        answer(options)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     state = State(options.out / f"state-{options.rows}.json")
     folder = options.out / f"rows-{options.rows}"
@@ -91,11 +108,16 @@ def main() -> None:
         name = f"{budget}{'-' + options.key.replace(',', '_') if options.key else ''}"
         index = folder / f"{name}.faiss"
         if f"build {name}" not in state.done:
+            from pipeline.index.build import build_whole
+            from pipeline.index.values import VALUES
+
             config = IndexConfig(memory=parse_size(budget), key=options.key)
             texts = Queries("synthetic texts", tuple(f"text {n}" for n in range(200)), synthetic.texts(200, 0))
             start = time.monotonic()
-            built = build_whole(folder, config, texts)
+            built = build_whole(folder, config, texts, columns=columns_of(folder, config))
             (folder / "index.faiss").replace(index)
+            if (folder / VALUES).exists():
+                (folder / VALUES).replace(index.with_suffix(".values"))
             made = {
                 "key": built.key,
                 "params": built.params,
@@ -105,9 +127,22 @@ def main() -> None:
             }
             state.keep(f"build {name}", {**made, "wall_s": round(time.monotonic() - start, 1)})
         show(f"build {name}", state.done[f"build {name}"])
+        if options.against:
+            compare(options, name, state, synthetic)
+            continue
         measure(folder, index, name, state, synthetic, options)
     if options.json:
         options.json.write_text(json.dumps(state.done, indent=1) + "\n", encoding="utf-8")
+
+
+def columns_of(folder: Path, config: IndexConfig) -> tuple[SplitColumn, ...]:
+    """The columns whose values get lists of their own, as in a build."""
+    from pipeline.index.build import VALUE_MEMORY
+    from pipeline.index.splitting import candidate_columns, split_columns
+    from pipeline.schema import read_parquet
+
+    names = candidate_columns(COLUMNS)
+    return split_columns([read_parquet(folder / FILES["metadata"], names)], names, config.memory // VALUE_MEMORY)
 
 
 class State:
@@ -158,11 +193,18 @@ def opened(folder: Path, index: Path, build: Mapping[str, object]) -> Searcher:
     where = Path(db.storage.url)
     where.mkdir(parents=True, exist_ok=True)
     files = {}
-    for role, source in {**{role: folder / name for role, name in FILES.items()}, "faiss": index}.items():
+    sources = {**{role: folder / name for role, name in FILES.items()}, "faiss": index}
+    if index.with_suffix(".values").exists():
+        sources["values"] = index.with_suffix(".values")
+    for role, source in sources.items():
         link = where / source.name
         if not link.exists():
             os.link(source, link)
-        files[role] = Artifact(source.name, "", source.stat().st_size)
+        size = source.stat().st_size
+        digest = (
+            hashlib.sha256(source.read_bytes()).hexdigest() if size <= VERIFIED else ""
+        )  # only small files are compared
+        files[role] = Artifact(source.name, digest, size)
     params = build["params"]
     assert isinstance(params, dict)
     entry = IndexEntry("bench", "faiss", str(build["key"]), 0, files, params)
@@ -261,6 +303,97 @@ def one_batch(searcher: Searcher, queries: NDArray[np.float32], rounds: int = 5)
         times.append([time.perf_counter() - start, time.process_time() - busy])
     whole, busy = (1000 * np.median(times, axis=0)).tolist()
     return {"queries": len(queries), "p50_ms": whole, "cpu_p50_ms": busy, "plan": plan.plan, "load": os.getloadavg()[0]}
+
+
+def cases(number: int) -> dict[str, tuple[int, str]]:
+    """The number-th search of each case of a comparison: how many queries, and the filter."""
+    style = f"style ={' ' * (1 + number % 50)}'style {number % 10}'"  # a text that was not seen before
+    return {
+        "all, no filter": (1, ""),
+        "all, by a filter": (1, filter_for("1", number)),
+        "10 %": (1, filter_for("0.1", number)),
+        "1 %": (1, filter_for("0.01", number)),
+        "0.1 %": (1, filter_for("0.001", number)),
+        "a style and another condition": (1, filter_for("style", number)),
+        "a style, as in a view": (1, style),
+        "a tenth of a style": (1, f"{style} AND {filter_for('0.1', number)}"),
+        "64 queries, 10 %": (64, filter_for("0.1", number)),
+        "64 queries, a style": (64, style),
+    }
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Answer searches: one JSON object a line on standard input, one on standard output."""
+    folder, name = options.out / f"rows-{options.rows}", options.budget[0]
+    texts = Synthetic().texts(4 * 64, 1)
+    built = State(options.out / f"state-{options.rows}.json").done[f"build {name}"]
+    with opened(folder, folder / f"{name}.faiss", built) as searcher:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            queries = np.take(texts, np.arange(asked["first"], asked["first"] + asked["count"]), axis=0, mode="wrap")
+            busy, start = time.process_time(), time.perf_counter()
+            results = searcher.search(queries, K, asked["where"], exact=asked["exact"])
+            whole, busy, plan = time.perf_counter() - start, time.process_time() - busy, results.plan
+            parts = plan.filter_s + plan.search_s + plan.rerank_s
+            figures = {"wall": whole, "cpu": busy, "explained": parts / whole, "plan": plan.plan}
+            print(json.dumps({**figures, "matched": plan.matched, "scores": results.scores.tolist()}), flush=True)
+
+
+def compare(options: argparse.Namespace, name: str, state: State, synthetic: Synthetic) -> None:
+    """Print both versions' times and recall in each case: the other checkout's first."""
+    command = [sys.executable, __file__, "--answer", "--out", str(options.out), "--rows", str(options.rows)]
+    command += ["--budget", name]
+    versions = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(path.resolve())},
+        )
+        for path in (options.against, Path(__file__).parents[1])
+    ]
+
+    def ask(version: int, number: int, count: int, where: str, exact: bool = False) -> dict[str, object]:
+        process = versions[version]
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"first": number, "count": count, "where": where, "exact": exact}) + "\n")
+        process.stdin.flush()
+        reply: dict[str, object] = json.loads(process.stdout.readline())
+        return reply
+
+    figures: dict[str, list[list[tuple[float, ...]]]] = {case: [[], []] for case in cases(0)}
+    for number in range(-10, options.rounds):  # the first ten bring columns, lists and pages into memory
+        for case, (count, where) in cases(number + 10).items():
+            if count > 1 and number % 4:
+                continue
+            replies = {version: ask(version, number + 10, count, where) for version in ((0, 1), (1, 0))[number % 2]}
+            if number < 0:
+                continue
+            best = np.array(ask(1, number + 10, count, where, exact=True)["scores"])
+            for version, reply in replies.items():
+                scores = np.array(reply["scores"])
+                if scores.shape != best.shape:
+                    raise SystemExit(f"{case}: {scores.shape} results instead of {best.shape}: {where}")
+                recall = float((scores >= best[:, -1:] - 1e-3).mean())
+                times = (float(str(reply[part])) for part in ("wall", "cpu", "explained"))
+                figures[case][version].append((*times, recall))
+    for process in versions:
+        process.communicate()
+    table = {}
+    for case, (before, after) in figures.items():
+        old, new = (np.array(one) for one in (before, after))
+        middle = [np.median(one[:, :3], axis=0).tolist() for one in (old, new)]
+        table[case] = {
+            "rounds": len(new),
+            "cpu_ms": [1000 * one[1] for one in middle],
+            "ratio": float(middle[0][1] / middle[1][1]),
+            "wall_ms": [1000 * one[0] for one in middle],
+            "recall": [float(one[:, 3].mean()) for one in (old, new)],
+            "explained": [one[2] for one in middle],
+        }
+        show(case, table[case])
+    state.keep(f"compare {name}", {**table, "load": os.getloadavg()})
 
 
 def resident() -> int:

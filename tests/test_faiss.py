@@ -121,7 +121,8 @@ def test_an_entry_tells_key_parameters_recall_and_measured_memory(built: tuple) 
         assert measured["low"] <= measured["value"] <= measured["high"]
         assert (measured["queries"], measured["origin"]) == (20, origin)
     assert 0 < entry.build["peak_bytes"] <= entry.build["budget_bytes"]
-    assert set(entry.files) == {"keys", "norms", "vectors", "metadata", "faiss"}
+    split = {"values"} if entry.key in ("IVF64,Flat", "IVF64,SQ8", "IVF32,PQ8x4fs") else set()  # by the column `nice`
+    assert set(entry.files) == {"keys", "norms", "vectors", "metadata", "faiss"} | split
 
 
 @pytest.mark.process

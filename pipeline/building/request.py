@@ -111,6 +111,7 @@ class BuildSummary:
             recall = self.index["recall"]
             words = "; ".join(_recall_words(kind, recall["k"], recall[kind]) for kind in ("text", "image"))
             lines.append(f"index {self.index['key']} over {self.index['rows']:,} rows; {words}")
+            lines += [_values_line(measured) for measured in recall.get("values", ())]
         lines += [_host_line(name, figures) for name, figures in list(self.hosts.items())[:_HOSTS_SHOWN]]
         if len(self.hosts) > _HOSTS_SHOWN:
             lines.append(f"  and {len(self.hosts) - _HOSTS_SHOWN:,} other hosts")
@@ -146,6 +147,15 @@ def _host_line(name: str, figures: HostCounts) -> str:
 
 
 _CHANGES = {"retried": "retry", "refiltered": "filter"}  # kind of change -> its cause
+
+
+def _values_line(measured: Mapping[str, Any]) -> str:
+    """The recall among the rows of each value of a column that has lists for its values."""
+    worst = min(measured["values"], key=measured["values"].get)
+    return (
+        f"  lists for {len(measured['values'])} values of {measured['column']}: recall@{measured['k']} "
+        f"{measured['mean']:.3f} on average, {measured['least']:.3f} for {worst}"
+    )
 
 
 def _recall_words(kind: str, k: int, measured: Mapping[str, object]) -> str:

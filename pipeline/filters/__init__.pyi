@@ -11,4 +11,5 @@ from .simple import Negation as Negation
 from .simple import OneOf as OneOf
 from .simple import Operator as Operator
 from .simple import Value as Value
+from .simple import all_of as all_of
 from .simple import simple_form as simple_form

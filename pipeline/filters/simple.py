@@ -81,6 +81,13 @@ class Junction:
 Condition = Comparison | OneOf | IsNull | Negation | Junction
 
 
+def all_of(condition: Condition) -> tuple[Condition, ...]:
+    """The conditions that must all be true for this one to be true: the parts of an AND, and of ANDs in it."""
+    if isinstance(condition, Junction) and condition.every:
+        return tuple(part for one in condition.parts for part in all_of(one))
+    return (condition,)
+
+
 def simple_form(expression: str, columns: Mapping[str, str]) -> Condition | None:
     """The simple form of a filter over columns given with their type names (schema.TYPES), or None if it has none."""
     if len(expression) > LONGEST:

@@ -1,8 +1,8 @@
 """Candidates from a faiss index: rows that are probably near a query, to be scored again with the stored vectors.
 
-Reads: index.faiss. Writes nothing. It does not promise how many candidates it finds or how good they are:
-index/search.py searches again with more effort, and re-ranks. It handles HNSW, IVF with any code, and flat codes (PQ,
-scalar quantizer, fast-scan, RaBitQ), each with or without a linear transform such as OPQ before it.
+Reads: index.faiss, and values.lists if there is one. Writes nothing. It does not promise how many candidates it finds or
+how good they are: index/search.py searches again with more effort, and re-ranks. It handles HNSW, IVF with any code, and
+flat codes (PQ, scalar quantizer, fast-scan, RaBitQ), each with or without a linear transform such as OPQ before it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.index.lists import ListChoice
     from pipeline.index.records import Params
     from pipeline.index.subset import Subset
+    from pipeline.index.values import ColumnLists
 
 Family = Literal["hnsw", "ivf", "flat"]
 
@@ -33,19 +34,30 @@ NEWCOMERS = 16  # the search ends after a step that brings at most k / 16 new ro
 
 MOST = 16.0  # the largest factor by which a filter may raise nprobe or efSearch
 
+TOGETHER = 8  # up to this many values have their lists searched one after another
+
 WIDER = {"hnsw": 0.5, "ivf": 0.5}  # a filter that passes a share s multiplies the width of a search by s ** -WIDER
 
 
 class ApproximateIndex:
     """A faiss index with its search parameters, in memory; an index that was merged from partitions is mapped.
 
-    `params`: nprobe or efSearch, candidates, mapped.
+    `params`: nprobe or efSearch, candidates, mapped; value_nprobe and value_candidates for the lists of a value.
+    `values` is values.lists, if the index is split by the values of columns.
     """
 
-    def __init__(self, index: Path | faiss.Index, params: Params, threads: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        index: Path | faiss.Index,
+        params: Params,
+        threads: int = 0,
+        device: str = "cpu",
+        values: Path | None = None,
+    ) -> None:
         import faiss
 
         from pipeline.index.merge import map_index
+        from pipeline.index.values import read_value_lists
 
         read = map_index if params.get("mapped") else lambda path: faiss.read_index(str(path))
         self.index = read(index) if isinstance(index, Path) else index
@@ -63,6 +75,7 @@ class ApproximateIndex:
         self._bare = isinstance(inner, faiss.IndexFastScan | faiss.IndexPQ) and self.family == "flat"
         self.lists = int(self._ivf.nlist) if self.family == "ivf" else 0
         self._choice: ListChoice | None = None
+        self.values: dict[str, ColumnLists] = {} if values is None else read_value_lists(values)
 
     @functools.cached_property
     def chooses_lists(self) -> bool:
@@ -78,6 +91,17 @@ class ApproximateIndex:
             return None
         gpu = open_gpu(self._device)
         return None if gpu is None else gpu.copy(self.index)
+
+    def has_lists_of(self, rows: Subset) -> bool:
+        """Whether the rows have one of a few values whose lists have codes of their own: a search of them is fast."""
+        part = rows.part
+        return part is not None and part.column.has_codes and len(part.numbers) <= TOGETHER and self.chooses_lists
+
+    def candidate_count(self, rows: Subset | None) -> int:
+        """How many candidates a search for some rows scores again, by the tuned parameters."""
+        of_value = rows is not None and self.has_lists_of(rows)
+        usual = self.params.get("candidates", 0)
+        return self.params.get("value_candidates", usual) if of_value else usual
 
     def exhausted(self, count: int, rows: Subset | None, effort: float) -> bool:
         """Whether more effort cannot find more."""
@@ -134,13 +158,14 @@ class ApproximateIndex:
         order of the lists were unrelated to their rows, a third of the k best would be new in every step.
         """
         lists, products = self._lists().ranked(queries, rows)
+        indexes, selector = self._holding(rows)
         scores = np.full((len(queries), count), -np.inf, np.float32)
         found = np.full((len(queries), count), -1, np.int64)
-        left, start, end = np.arange(len(queries)), 0, self._probes(None, effort)
+        left, start, end = np.arange(len(queries)), 0, self._first_lists(rows, effort)
         while len(left) and start < lists.shape[1]:
-            new_scores, new = self._scan_lists(
-                queries[left], count, rows, lists[left, start:end], products[left, start:end]
-            )
+            near = lists[left, start:end], products[left, start:end]
+            found_in = [scan_lists(index, queries[left], count, selector, *near) for index in indexes]
+            new_scores, new = (np.concatenate(one, axis=1) for one in zip(*found_in, strict=True))
             kth = -np.partition(-scores[left], k - 1, axis=1)[:, k - 1]
             newcomers = ((new >= 0) & (new_scores > kth[:, None])).sum(axis=1)
             both, ordinals = np.concatenate([scores[left], new_scores], 1), np.concatenate([found[left], new], 1)
@@ -150,37 +175,26 @@ class ApproximateIndex:
             start, end = end, end + max(1, end // 2)
         return found
 
-    def _scan_lists(
-        self,
-        queries: NDArray[np.float32],
-        count: int,
-        rows: Subset,
-        lists: NDArray[np.int64],
-        products: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The `count` best of the rows in these lists, (Q, n), by their codes: scores and ordinals (Q, count), -1 for none."""
+    def _holding(self, rows: Subset) -> tuple[list[faiss.IndexIVF], faiss.IDSelector | None]:
+        """The inverted files that hold the rows, and a selector if they hold others too."""
         import faiss
 
-        lists, products = np.ascontiguousarray(lists), np.ascontiguousarray(products)  # faiss reads them by pointer
-        queries = np.ascontiguousarray(queries)
-        scores = np.empty((len(queries), count), np.float32)
-        found = np.empty((len(queries), count), np.int64)
-        self._ivf.search_preassigned_c(
-            len(queries),
-            faiss.swig_ptr(queries),
-            count,
-            faiss.swig_ptr(lists),
-            faiss.swig_ptr(products),
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(found),
-            False,
-            faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(rows.bitmap), nprobe=lists.shape[1]),
-        )
-        return np.where(found < 0, np.float32(-np.inf), scores), found
+        part = rows.part
+        if part is None or not self.has_lists_of(rows):
+            return [self._ivf], faiss.IDSelectorBitmap(rows.bitmap)
+        opened = [part.column.open(number, self._ivf) for number in part.numbers]
+        return opened, None if rows.whole else faiss.IDSelectorBitmap(rows.bitmap)
+
+    def _first_lists(self, rows: Subset, effort: float) -> int:
+        """How many lists a search for some rows opens first."""
+        if not self.has_lists_of(rows):
+            return self._probes(None, effort)
+        probes = self.params.get("value_nprobe", self.params.get("nprobe", 16))
+        return max(1, min(int(probes * effort), self.lists))
 
     def _opens_all(self, rows: Subset, effort: float) -> bool:
         """Whether all lists that hold some of the rows are opened at once."""
-        return self._probes(None, effort) >= int(self._lists().holding(rows).sum())
+        return self._first_lists(rows, effort) >= int(self._lists().holding(rows).sum())
 
     def _lists(self) -> ListChoice:
         from pipeline.index.lists import ListChoice
@@ -201,6 +215,36 @@ class ApproximateIndex:
 
     def _search_width(self, rows: Subset | None, effort: float) -> int:
         return int(self.params.get("efSearch", 64) * _wider("hnsw", 1.0 if rows is None else rows.share) * effort)
+
+
+def scan_lists(
+    index: faiss.IndexIVF,
+    queries: NDArray[np.float32],
+    count: int,
+    selector: faiss.IDSelector | None,
+    lists: NDArray[np.int64],
+    products: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `count` best of the selected rows in these lists, (Q, n), by their codes: scores and ordinals (Q, count), -1 for
+    none. `products` (Q, n) are the inner products with the centroids."""
+    import faiss
+
+    lists, products = np.ascontiguousarray(lists), np.ascontiguousarray(products)  # faiss reads them by pointer
+    queries = np.ascontiguousarray(queries)
+    scores = np.empty((len(queries), count), np.float32)
+    found = np.empty((len(queries), count), np.int64)
+    index.search_preassigned_c(
+        len(queries),
+        faiss.swig_ptr(queries),
+        count,
+        faiss.swig_ptr(lists),
+        faiss.swig_ptr(products),
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(found),
+        False,
+        faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1]),
+    )
+    return np.where(found < 0, np.float32(-np.inf), scores), found
 
 
 def _wider(kind: str, share: float) -> float:
@@ -230,6 +274,12 @@ def ladder(index: faiss.Index, k: int) -> list[dict[str, int]]:
         for probe, many in zip(probes, candidates, strict=True)
     ]
     return list({tuple(rung.values()): rung for rung in rungs}.values())
+
+
+def value_ladder(lists: int) -> list[dict[str, int]]:
+    """Search parameters for the lists of a value, in order of cost. A value has few rows, so few candidates are enough."""
+    rungs = ((8, 100), (16, 100), (32, 200), (64, 200), (128, 400), (256, 400), (512, 800), (4096, 1600))
+    return [{"value_nprobe": min(probe, lists), "value_candidates": many} for probe, many in rungs]
 
 
 def family_of(index: faiss.Index) -> Family:

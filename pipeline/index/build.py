@@ -1,7 +1,8 @@
 """The index stage: from finished embedding shards to a published index.
 
 Reads: embedding shards. Writes index/<encoder>/<id>/: keys.npy, norms.npy, vectors.npy and metadata.parquet (index/rows.py),
-index.faiss above the exact size, and entry.json, last. The id is the digest of all inputs and parameters. A build that was
+index.faiss above the exact size, values.lists if that is an inverted file and the metadata has columns of few values
+(index/splitting.py), and entry.json, last. The id is the digest of all inputs and parameters. A build that was
 killed therefore finds the same folder again, and a finished index is reused. An exact index has the same bytes every time. An
 approximate index has the same inputs every time, and a recall within its interval.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +25,9 @@ from pipeline.database import IndexEntry, write_recorded
 from pipeline.errors import BudgetError, ConfigError, DamagedError
 from pipeline.index.config import IndexConfig
 from pipeline.index.npy import npy_shape
-from pipeline.index.records import BuiltIndex
-from pipeline.index.rows import FILES, write_rows
+from pipeline.index.records import BuiltIndex, Measurements
+from pipeline.index.rows import FILES, kept_columns, write_rows
+from pipeline.index.values import VALUES
 
 if TYPE_CHECKING:
     from pipeline.database import RetrievalDatabase
@@ -32,8 +35,13 @@ if TYPE_CHECKING:
     from pipeline.index.partitions import IndexJob
     from pipeline.index.recall import Queries
     from pipeline.index.records import IndexInput
+    from pipeline.index.splitting import SplitColumn
 
 FORMAT = 1  # part of an index's id: increase it when the code writes other files for the same inputs
+
+VALUES_FORMAT = 1  # the same for values.lists; part of the id of an index that has them
+
+VALUE_MEMORY = 32  # the values of all rows may take 1/32 of the memory budget
 
 
 def check_index(config: IndexConfig, rows: int, dim: int) -> None:
@@ -68,20 +76,38 @@ def build_index(
     one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
     """
-    folder = db.index_folder(rows.encoder, index_id(config, rows, text))
+    columns = _split_columns(db, config, rows)
+    folder = db.index_folder(rows.encoder, index_id(config, rows, text, columns))
     entry = _finished(db, folder)
     if entry is None:
         from pipeline.index.partitions import IndexJob
 
         with db.storage.scratch() as scratch:
-            entry = _build(IndexJob(db, config, rows, text, folder, scratch, device), backend, progress)
+            entry = _build(IndexJob(db, config, rows, text, folder, scratch, device, columns), backend, progress)
     db.storage.remove(f"{folder}/parts")
     return entry
 
 
-def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str:
-    """The id of the index with these inputs: a digest of 12 hex digits."""
-    inputs = {
+def _split_columns(db: RetrievalDatabase, config: IndexConfig, rows: IndexInput) -> tuple[SplitColumn, ...]:
+    """The columns whose values get inverted lists of their own. Reads the columns of all shards, if the index is an inverted
+    file that is built in one piece."""
+    from pipeline.index.splitting import candidate_columns, split_columns
+
+    count = sum(shard.ok for shard in rows.shards)
+    names = candidate_columns(rows.columns)
+    if not names or not count or (not config.key and count <= config.exact_rows):
+        return ()
+    from pipeline.index.keys import choose_key
+    from pipeline.index.partitions import partitions_of
+
+    if partitions_of(count, rows.dim, config) > 1 or not choose_key(count, rows.dim, config)[0].key.startswith("IVF"):
+        return ()
+    return split_columns(kept_columns(db, rows, names), names, config.memory // VALUE_MEMORY)
+
+
+def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None, columns: Sequence[SplitColumn] = ()) -> str:
+    """The id of the index with these inputs: a digest of 12 hex digits. `columns` are those by whose values it is split."""
+    inputs: dict[str, object] = {
         "format": FORMAT,
         "encoder": rows.encoder.id,
         "dim": rows.dim,
@@ -91,6 +117,8 @@ def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None) -> str
         "config": asdict(config),
         "text": text.fingerprint() if text is not None else "",
     }
+    if columns:
+        inputs["values"] = {"format": VALUES_FORMAT, "columns": [column.name for column in columns]}
     return digest(inputs, 12)
 
 
@@ -117,8 +145,8 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
     elif partitions_of(counts.rows, job.rows.dim, config) > 1:
         built = build_partitioned(job, backend, progress)
     else:
-        built = build_whole(scratch, config, job.text, job.device)
-    names = {**FILES, "faiss": "index.faiss"}
+        built = build_whole(scratch, config, job.text, job.device, job.columns)
+    names = {**FILES, "faiss": "index.faiss", "values": VALUES}
     entry = IndexEntry(
         id=Path(job.folder).name,
         kind=built.kind,
@@ -147,8 +175,14 @@ def build_exact(folder: Path, config: IndexConfig, text: Queries | None, device:
     )
 
 
-def build_whole(folder: Path, config: IndexConfig, text: Queries | None, device: str = "auto") -> BuiltIndex:
-    """Build folder/index.faiss over folder/vectors.npy in one piece.
+def build_whole(
+    folder: Path,
+    config: IndexConfig,
+    text: Queries | None,
+    device: str = "auto",
+    columns: Sequence[SplitColumn] = (),
+) -> BuiltIndex:
+    """Build folder/index.faiss over folder/vectors.npy in one piece, and folder/values.lists for the values of `columns`.
 
     Raises BudgetError before any work if config.memory is too small, and afterwards if more was used; IndexBuildError for a key
     that faiss does not know, an installation that cannot work, or a recall below config.min_recall.
@@ -156,10 +190,13 @@ def build_whole(folder: Path, config: IndexConfig, text: Queries | None, device:
     from pipeline.index.gpu import check_installation
     from pipeline.index.keys import choose_key, mb
     from pipeline.index.process import config_record, query_record, run_worker
+    from pipeline.index.splitting import write_codes
 
     check_installation()
     rows, dim = npy_shape(folder / FILES["vectors"])
     sizing, builder = choose_key(rows, dim, config)
+    if columns:
+        write_codes(folder, columns)
     answer = run_worker(
         {
             "task": "build",
@@ -171,6 +208,7 @@ def build_whole(folder: Path, config: IndexConfig, text: Queries | None, device:
             "builder": builder,
             "config": config_record(config),
             "text": query_record(text, folder),
+            "columns": [{"name": column.name, "values": list(column.values)} for column in columns],
         },
         folder,
     )
@@ -180,17 +218,14 @@ def build_whole(folder: Path, config: IndexConfig, text: Queries | None, device:
             f"building {sizing.key} took {mb(peak)} at its peak, more than the {mb(config.memory)} allowed; "
             f"give --memory {math.ceil(peak / (1 << 20) * 1.1)}MB"
         )
-    return BuiltIndex(
-        "faiss",
-        sizing.key,
-        answer["params"],
-        answer["recall"],
-        {
-            "budget_bytes": config.memory,
-            "planned_bytes": sizing.peak,
-            "peak_bytes": peak,
-            "training_rows": answer["training_rows"],
-            "builder": builder,
-            "seconds": answer["seconds"],
-        },
-    )
+    measured: Measurements = {
+        "budget_bytes": config.memory,
+        "planned_bytes": sizing.peak,
+        "peak_bytes": peak,
+        "training_rows": answer["training_rows"],
+        "builder": builder,
+        "seconds": answer["seconds"],
+    }
+    if answer["value_bytes"]:
+        measured["value_bytes"] = answer["value_bytes"]
+    return BuiltIndex("faiss", sizing.key, answer["params"], answer["recall"], measured)

@@ -2,12 +2,14 @@
 
 A plain search opens the lists nearest to the query. If the matching rows lie elsewhere (a style far from what the text
 names), it finds few of them or none. Here only the lists that hold matching rows are ranked, so that the same number of
-lists finds them. Reads: the ids of an IVF index, once. Memory: 2 bytes a row. It supports indexes of at most MOST_LISTS lists,
+lists finds them. Reads: the ids of an IVF index, once, unless the rows are those of a value whose lists are known
+(index/values.py). Memory: 2 bytes a row. It supports indexes of at most MOST_LISTS lists,
 because a query is compared with all centroids.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,11 +29,22 @@ class ListChoice:
     def __init__(self, ivf: faiss.IndexIVF) -> None:
         self.lists = int(ivf.nlist)
         self.sizes = np.array([ivf.invlists.list_size(number) for number in range(self.lists)], np.int64)
-        self._centroids = _centroids(ivf)
-        self._list_of_row = _list_of_row(ivf, self.sizes)
+        self._ivf, self._centroids = ivf, _centroids(ivf)
+
+    @functools.cached_property
+    def _list_of_row(self) -> NDArray[np.uint16]:
+        """The list of each row, (N,)."""
+        import faiss
+
+        lists = np.zeros(int(self._ivf.ntotal), np.uint16)
+        for number in np.flatnonzero(self.sizes).tolist():
+            lists[faiss.rev_swig_ptr(self._ivf.invlists.get_ids(number), int(self.sizes[number]))] = number
+        return lists
 
     def holding(self, rows: Subset) -> NDArray[np.bool_]:
         """The lists that hold some of the rows, as a mask (lists,)."""
+        if rows.part is not None and rows.whole:
+            return rows.part.per_list > 0
         return rows.tally(self._list_of_row, self.lists) > 0
 
     def ranked(self, queries: NDArray[np.float32], rows: Subset) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -82,13 +95,3 @@ def _centroids(ivf: faiss.IndexIVF) -> NDArray[np.float32]:
     assert flat is not None, "serves() was asked first"
     centroids: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), int(flat.ntotal) * int(flat.d))
     return centroids.reshape(int(flat.ntotal), int(flat.d))
-
-
-def _list_of_row(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The list of each row, (N,)."""
-    import faiss
-
-    lists = np.zeros(int(ivf.ntotal), np.uint16)
-    for number in np.flatnonzero(sizes).tolist():
-        lists[faiss.rev_swig_ptr(ivf.invlists.get_ids(number), int(sizes[number]))] = number
-    return lists

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.index.config import IndexConfig
     from pipeline.index.recall import Queries
     from pipeline.index.records import IndexInput, Step
+    from pipeline.index.splitting import SplitColumn
 
 STAGE = "partition"
 
@@ -63,6 +64,7 @@ class IndexJob:
     folder: str
     scratch: Path
     device: str = "auto"
+    columns: tuple[SplitColumn, ...] = ()  # whose values get lists of their own, if the index is not partitioned
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ interval is therefore not empty even at a recall of 1.
 
 Text queries are captions of sampled rows, else sentences made from their metadata, else the prompts that ship with the
 package. Text and image vectors occupy different regions, so an index that is good for its own rows can be poor for text.
-Image queries are sampled rows; each is left out of its own results.
+Image queries are sampled rows; each is left out of its own results. For the lists of a column's values (index/values.py),
+recall is measured for each value, among its rows.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
     from pipeline.index.config import IndexConfig
     from pipeline.index.exact import Neighbours
     from pipeline.index.gpu import Gpu
-    from pipeline.index.records import IndexInput, Measured, Recall
+    from pipeline.index.records import IndexInput, Measured, Recall, ValueRecall
     from pipeline.index.search import SearchIndex
+    from pipeline.index.splitting import SplitColumn
 
 TOLERANCE = 1e-3
 
 BLOCK_ROWS = 2048
 
 BATCH = 8  # queries searched at once: few enough that an exact index treats them like single queries
+
+VALUE_QUERIES = 20  # for each value of a column
 
 NO_TEXT = "none: the encoder has no text tower"
 
@@ -187,6 +191,66 @@ class Probe:
         value = hits / (len(self.queries) * k)
         low, high = wilson(value, len(self.queries))
         return {"value": value, "low": low, "high": high, "queries": len(self.queries), "origin": self.origin}
+
+
+@dataclass(frozen=True)
+class ValueProbe:
+    """Queries with the k-th best exact score among the rows of each value of a column."""
+
+    column: str
+    values: tuple[str | int | bool, ...]  # (V,)
+    origin: str
+    queries: NDArray[np.float32]  # (Q, D)
+    kth: NDArray[np.float32]  # (V, Q); of a value with fewer rows, its worst score
+
+    def recall(self, index: SearchIndex, k: int) -> ValueRecall:
+        """Recall@k of the index among the rows of each value."""
+        from pipeline.index.subset import Subset
+
+        shares = {}
+        for value, bars in zip(self.values, self.kth, strict=True):
+            part = index.rows_of(self.column, [value])
+            scores, _, _ = index.top(self.queries, k, Subset(None, len(index.vectors), part))
+            shares[str(value)] = float((scores >= bars[:, None] - TOLERANCE).mean())
+        return {
+            "column": self.column,
+            "k": k,
+            "queries": len(self.queries),
+            "origin": self.origin,
+            "mean": sum(shares.values()) / len(shares),
+            "least": min(shares.values()),
+            "values": shares,
+        }
+
+
+def value_queries(vectors: Path, config: IndexConfig, text: Queries | None) -> tuple[str, NDArray[np.float32]]:
+    """VALUE_QUERIES queries (Q, D) for the recall within values, and their origin: text queries, else sampled rows."""
+    if text is not None and len(text.texts):
+        return text.origin, np.ascontiguousarray(text.vectors[:VALUE_QUERIES], np.float32)
+    rows, _ = npy_shape(vectors)
+    chosen = np.random.default_rng(config.seed).choice(rows, min(VALUE_QUERIES, rows), replace=False)
+    sampled = read_rows(vectors, chosen).astype(np.float32)
+    return "sampled rows", sampled / np.linalg.norm(sampled, axis=1, keepdims=True)
+
+
+def value_probe(
+    vectors: Path, column: SplitColumn, codes: NDArray[np.uint8], queries: NDArray[np.float32], origin: str, k: int
+) -> ValueProbe:
+    """The probe for a column whose values the rows have by their codes (N,)."""
+    best = [np.empty((len(queries), 0), np.float32) for _ in column.values]
+    with vectors.open("rb") as handle:
+        (rows, dim), dtype = read_npy_header(handle)
+        for start in range(0, rows, BLOCK_ROWS):
+            of = codes[start : start + BLOCK_ROWS]
+            block = np.fromfile(handle, dtype, len(of) * dim).reshape(-1, dim).astype(np.float32)
+            order = np.argsort(of, kind="stable")
+            products = (queries @ block.T)[:, order]
+            edges = np.searchsorted(of[order], np.arange(len(best) + 1))
+            for value in np.flatnonzero(np.diff(edges)).tolist():
+                both = np.concatenate([best[value], products[:, edges[value] : edges[value + 1]]], axis=1)
+                best[value] = both if both.shape[1] <= k else -np.partition(-both, k - 1, axis=1)[:, :k]
+    kth = np.array([scores.min(axis=1) for scores in best], np.float32)
+    return ValueProbe(column.name, column.values, origin, queries, kth)
 
 
 def probes(vectors: Path, config: IndexConfig, text: Queries | None, gpu: Gpu | None = None) -> tuple[list[Probe], int]:

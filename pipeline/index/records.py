@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.database import ShardEntry
     from pipeline.encoders import EncoderRecord
 
-Params = Mapping[str, int]  # search parameters: nprobe or efSearch, candidates, mapped
+Params = Mapping[str, int]  # search parameters: nprobe or efSearch, candidates, mapped, value_nprobe, value_candidates
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,26 @@ class Measured(TypedDict, total=False):
     high: float
 
 
-class Recall(TypedDict):
-    """Recall@k of an index."""
+class ValueRecall(TypedDict):
+    """Recall@k among the rows of each value of a column: the mean and the least over the values, and all of them."""
 
+    column: str
     k: int
-    interval: str
-    image: Measured
-    text: Measured
+    queries: int  # for each value
+    origin: str
+    mean: float
+    least: float
+    values: dict[str, float]
+
+
+class Recall(TypedDict, total=False):
+    """Recall@k of an index. `values` is there if the index has lists for the values of columns."""
+
+    k: Required[int]
+    interval: Required[str]
+    image: Required[Measured]
+    text: Required[Measured]
+    values: list[ValueRecall]
 
 
 class Measurements(TypedDict, total=False):
@@ -74,6 +87,7 @@ class Measurements(TypedDict, total=False):
     training_rows: int
     builder: str  # autofaiss | faiss | partitions
     partitions: int
+    value_bytes: int  # of the lists of values
     seconds: dict[str, float]
 
 
@@ -95,6 +109,13 @@ class QueryRecord(TypedDict):
     texts: list[str]
 
 
+class ColumnRecord(TypedDict):
+    """A SplitColumn."""
+
+    name: str
+    values: list[str | int | bool]
+
+
 class ChooseJob(TypedDict):
     task: Literal["choose"]
     rows: int
@@ -112,6 +133,7 @@ class BuildJob(TypedDict):
     builder: str
     config: dict[str, object]
     text: QueryRecord | None
+    columns: list[ColumnRecord]  # whose values get lists of their own; the rows' values are in value_codes.npy
 
 
 class TrainJob(TypedDict):
@@ -153,6 +175,7 @@ class Built(TypedDict):
     recall: Recall
     training_rows: int
     peak_bytes: int
+    value_bytes: int
     seconds: dict[str, float]
 
 

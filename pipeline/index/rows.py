@@ -122,6 +122,11 @@ def write_vectors(
     _require_all(db, done, shape[0])
 
 
+def kept_columns(db: RetrievalDatabase, rows: IndexInput, names: list[str]) -> Iterator[pa.Table]:
+    """Some metadata columns of the rows that an index covers, shard by shard, in key order. Raises IndexBuildError."""
+    return (table for _, table in _kept_rows(db, rows.sorted_shards(), rows.gone_keys(), names))
+
+
 def _kept_rows(
     db: RetrievalDatabase, shards: Sequence[ShardEntry], gone: NDArray[np.int64], names: list[str]
 ) -> Iterator[tuple[ShardEntry, pa.Table]]:

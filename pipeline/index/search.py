@@ -4,7 +4,8 @@ Reads: vectors.npy, mapped, and index.faiss if there is one. Writes nothing. If 
 If many match, faiss proposes candidates with a selector, with more effort until there are k, and they are scored with
 the stored vectors. The matching rows may lie far from the query (for example, a style without the subject of the
 prompt). An index that searches near the query misses the best of these. An inverted file is therefore searched only in
-lists that hold matching rows (index/lists.py). For any other index, if a search without the filter finds far fewer
+lists that hold matching rows (index/lists.py), and for the values of some columns in lists of their own
+(index/values.py). For any other index, if a search without the filter finds far fewer
 matching rows than their share predicts, the matching rows are scanned exactly. A search always gives min(k, rows)
 results; only an exact scan is certain to give the best.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ import numpy as np
 
 from pipeline.index.exact import ExactScan, score_rows
 from pipeline.index.npy import read_rows
-from pipeline.index.subset import Subset
+from pipeline.index.subset import Subset, ValuePart
 
 if TYPE_CHECKING:
     import faiss
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.index.records import Params
 
 EXACT_SUBSET = 40_000  # up to this many matching rows, a scan is as fast as any index, and exact
+
+VALUE_SUBSET = 4_000  # the same for rows of a value that has lists of its own
 
 TOGETHER = 8  # a batch may scan up to this many times more rows, because rows are read once for all queries
 
@@ -60,7 +64,7 @@ class SearchIndex:
 
     device: `cpu`, or `auto` or `cuda` to search many queries at once on a GPU if faiss has one.
     mapped=False reads the rows to re-rank instead of mapping them: slower, but they do not count as this process's memory.
-    Close it afterwards.
+    values: the file with the lists of values, if there is one (index/values.py). Close it afterwards.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class SearchIndex:
         exact_subset: int = EXACT_SUBSET,
         mapped: bool = True,
         device: str = "cpu",
+        values: Path | None = None,
     ) -> None:
         self.vectors: NDArray[np.float16] = np.asarray(np.load(vectors, mmap_mode="r"))
         self.exact = ExactScan(self.vectors, threads, device)
@@ -81,7 +86,7 @@ class SearchIndex:
         if faiss_index is not None:
             from pipeline.index.approximate import ApproximateIndex
 
-            self.approximate = ApproximateIndex(faiss_index, params or {}, threads, device)
+            self.approximate = ApproximateIndex(faiss_index, params or {}, threads, device, values)
 
     def close(self) -> None:
         self.exact.close()
@@ -107,7 +112,7 @@ class SearchIndex:
             rows = Subset(rows, total)
         matched = total if rows is None else rows.count
         plan = SearchPlan("", total, matched, len(queries))
-        few = matched <= self.exact_subset * min(len(queries), TOGETHER)
+        few = matched <= self._scanned(rows) * min(len(queries), TOGETHER)
         if exact or self.approximate is None or few or self._all_lists(self.approximate, rows):
             scores, found = self.exact.top(queries, k, None if rows is None else rows.ordinals)
             words = "exact scan of all rows" if rows is None else "exact scan of the matching rows"
@@ -117,11 +122,23 @@ class SearchIndex:
         scores, found, plan = self._approximate(self.approximate, queries, min(k, matched), rows, plan)
         return scores, found, dataclasses.replace(plan, search_s=time.perf_counter() - start - plan.rerank_s)
 
+    def rows_of(self, column: str, values: Sequence[str | float]) -> ValuePart | None:
+        """The rows with one of some values of a column; None if the index has no lists for the column's values."""
+        lists = None if self.approximate is None else self.approximate.values.get(column)
+        return None if lists is None else lists.part(values)
+
+    def _scanned(self, rows: Subset | None) -> int:
+        """Up to how many matching rows are scanned exactly for one query."""
+        if rows is None or self.approximate is None or not self.approximate.has_lists_of(rows):
+            return self.exact_subset
+        return min(VALUE_SUBSET, self.exact_subset)
+
     def _all_lists(self, index: ApproximateIndex, rows: Subset | None) -> bool:
         """Whether the index would search all its lists for these rows; then scanning the rows is faster."""
         return (
             rows is not None
             and index.family == "ivf"
+            and not index.has_lists_of(rows)
             and rows.count <= min(RESCUE * self.exact_subset, len(self.vectors) // 2)
             and index.exhausted(rows.count, rows, 1.0)
         )
@@ -129,8 +146,7 @@ class SearchIndex:
     def _approximate(
         self, index: ApproximateIndex, queries: NDArray[np.float32], k: int, rows: Subset | None, plan: SearchPlan
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], SearchPlan]:
-        ordinals = None if rows is None else rows.ordinals
-        count = min(max(index.params.get("candidates", 0), k + 16), plan.matched)
+        count = min(max(index.candidate_count(rows), k + 16), plan.matched)
         scores = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
         left = np.arange(len(queries))
@@ -138,7 +154,7 @@ class SearchIndex:
         if rows is not None and not index.chooses_lists and rows.count <= RESCUE * self.exact_subset:
             astray = _astray(index, queries, rows)
             if astray.any():
-                scores[astray], found[astray] = self.exact.top(queries[astray], k, ordinals)
+                scores[astray], found[astray] = self.exact.top(queries[astray], k, rows.ordinals)
                 scanned, left = int(astray.sum()), left[~astray]
         while len(left):
             candidates = index.candidates(queries[left], count, rows, effort, k)
@@ -151,15 +167,24 @@ class SearchIndex:
             rerank_s += time.perf_counter() - start
             left = left[~enough]
             if len(left) and (index.exhausted(count, rows, effort) or effort > 1000):
-                scores[left], found[left] = self.exact.top(queries[left], k, ordinals)
+                scores[left], found[left] = self.exact.top(queries[left], k, None if rows is None else rows.ordinals)
                 scanned, left = scanned + len(left), left[:0]
             elif len(left):
                 effort, widened = effort * WIDEN, widened + 1
-        words = f"faiss {index.family} {index.params}, {'no filter' if rows is None else 'with a selector'}"
-        words += ", among the lists that hold matching rows" if rows is not None and index.chooses_lists else ""
+        words = f"faiss {index.family} {index.params}, {_where(index, rows)}"
         words += f", widened {widened} times" if widened else ""
         words += f", exact scan for {scanned} of the queries" if scanned else ""
         return scores, found, dataclasses.replace(plan, plan=words, widened=widened, rerank_s=rerank_s)
+
+
+def _where(index: ApproximateIndex, rows: Subset | None) -> str:
+    """What is searched, in words."""
+    if rows is None:
+        return "no filter"
+    if rows.part is not None and index.has_lists_of(rows):
+        values = ", ".join(str(rows.part.column.values[number]) for number in rows.part.numbers)
+        return f"in the lists of {rows.part.column.name} = {values}{'' if rows.whole else ', with a selector'}"
+    return "with a selector" + (", among the lists that hold matching rows" if index.chooses_lists else "")
 
 
 def _astray(index: ApproximateIndex, queries: NDArray[np.float32], rows: Subset) -> NDArray[np.bool_]:

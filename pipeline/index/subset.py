@@ -1,22 +1,67 @@
-"""Some rows of an index, in the forms that a search needs: ordinals, a mask, a bitmap."""
+"""Some rows of an index, in the forms that a search needs: ordinals, a mask, a bitmap, the values of a column."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from pipeline.index.values import ColumnLists
+
+
+@dataclass(frozen=True)
+class ValuePart:
+    """The rows with one of some values of a column whose values have inverted lists of their own."""
+
+    column: ColumnLists
+    numbers: tuple[int, ...]  # of the values
+
+    @functools.cached_property
+    def per_list(self) -> NDArray[np.int64]:
+        """How many of the rows are in each inverted list, (lists,)."""
+        return np.asarray(self.column.sizes[list(self.numbers)].sum(axis=0))
+
+    def ordinals(self) -> NDArray[np.int64]:
+        """The rows, ascending. Reads them."""
+        rows = [self.column.ordinals(number) for number in self.numbers]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
+
 
 class Subset:
     """Rows of an index of `total` rows, given as a mask (total,) or as ascending ordinals; the other forms are made
-    once, when needed."""
+    once, when needed.
 
-    def __init__(self, rows: NDArray[np.bool_] | NDArray[np.int64], total: int) -> None:
-        self.total = total
-        self._given = rows
+    `part`: all of the rows have one of its values. Without given rows, they are all rows of the part.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.bool_] | NDArray[np.int64] | None, total: int, part: ValuePart | None = None
+    ) -> None:
+        if rows is None and part is None:
+            raise ValueError("a Subset needs rows, or the values that they have")
+        self.total, self.part = total, part
+        self._rows = rows
         self._tally: NDArray[np.int64] | None = None
-        self.count = int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
+        if rows is not None:
+            self.count = int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
+        elif part is not None:
+            self.count = int(part.per_list.sum())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the rows are all rows of the part."""
+        return self._rows is None
+
+    @functools.cached_property
+    def _given(self) -> NDArray[np.bool_] | NDArray[np.int64]:
+        if self._rows is None and self.part is not None:
+            return self.part.ordinals()
+        assert self._rows is not None
+        return self._rows
 
     @property
     def share(self) -> float:

@@ -1,9 +1,9 @@
 """The process that builds and tunes a faiss index: `python -m pipeline.index.worker < job.json`.
 
 Reads: a job (index/records.py) as JSON on standard input; vectors.npy, without mapping, because mapped pages would count as its
-memory; queries.npy. Writes index.faiss, trained.faiss or part.faiss into the job's folder, and the answer as one line of
-JSON. Its peak resident size is part of the answer. An index in partitions (index/partitions.py) takes three kinds of jobs:
-train once, add for each partition, merge once.
+memory; queries.npy; value_codes.npy. Writes index.faiss, values.lists, trained.faiss or part.faiss into the job's folder, and
+the answer as one line of JSON. Its peak resident size is part of the answer. An index in partitions (index/partitions.py)
+takes three kinds of jobs: train once, add for each partition, merge once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
         Recall,
         Step,
         TrainJob,
+        ValueRecall,
     )
+    from pipeline.index.splitting import SplitColumn
 
 ADD_ROWS = 2048
 
@@ -86,6 +88,10 @@ def _choose(job: ChooseJob) -> Chosen:
 
 def _build(job: BuildJob) -> Built:
     import faiss
+    import numpy as np
+
+    from pipeline.index.splitting import CODES, SplitColumn
+    from pipeline.index.values import VALUES, splits, write_value_lists
 
     folder, config = Path(job["folder"]), IndexConfig(**job["config"])  # type: ignore[arg-type]
     vectors = folder / "vectors.npy"
@@ -99,13 +105,28 @@ def _build(job: BuildJob) -> Built:
         index = _train_and_add(vectors, job["key"], job["training_rows"], config.seed, gpu)
     faiss.write_index(index, str(folder / "index.faiss"))
     built = time.monotonic() - start
-    params, recall = _tune(index, vectors, config, _queries(job["text"], folder), gpu)
+    text = _queries(job["text"], folder)
+    params, recall = _tune(index, vectors, config, text, gpu)
+    seconds = {"build": round(built, 1), "tune": round(time.monotonic() - start - built, 1)}
+    value_bytes = 0
+    columns = [SplitColumn(one["name"], tuple(one["values"])) for one in job["columns"]]
+    if columns and splits(index):
+        before = time.monotonic()
+        value_bytes = write_value_lists(index, columns, np.load(folder / CODES), folder / VALUES)
+        value_params, measured = _tune_values(index, params, columns, folder, config, text)
+        if measured:
+            params, recall = {**params, **value_params}, {**recall, "values": measured}
+        else:
+            (folder / VALUES).unlink()
+            value_bytes = 0
+        seconds["values"] = round(time.monotonic() - before, 1)
     return {
         "params": params,
         "recall": recall,
         "training_rows": job["training_rows"],
         "peak_bytes": peak_bytes() - driver,
-        "seconds": {"build": round(built, 1), "tune": round(time.monotonic() - start - built, 1)},
+        "value_bytes": value_bytes,
+        "seconds": seconds,
     }
 
 
@@ -241,6 +262,45 @@ def _tune(
             "key (--index-key), or accept a lower recall (--min-recall)"
         )
     return params, describe(measured, k, text)
+
+
+def _tune_values(
+    index: faiss.Index,
+    params: dict[str, int],
+    columns: Sequence[SplitColumn],
+    folder: Path,
+    config: IndexConfig,
+    text: Queries | None,
+) -> tuple[dict[str, int], list[ValueRecall]]:
+    """The cheapest parameters for the lists of values whose recall is at least config.min_recall for each value, with the
+    recall of each column; nothing if none reaches it."""
+    import numpy as np
+
+    from pipeline.index.approximate import value_ladder
+    from pipeline.index.recall import value_probe, value_queries
+    from pipeline.index.search import SearchIndex
+    from pipeline.index.splitting import CODES
+    from pipeline.index.values import VALUES
+
+    vectors, codes = folder / "vectors.npy", np.load(folder / CODES)
+    origin, queries = value_queries(vectors, config, text)
+    by_column = [
+        value_probe(vectors, column, of, queries, origin, config.k) for column, of in zip(columns, codes, strict=True)
+    ]
+    opened = SearchIndex(vectors, index, params, exact_subset=0, mapped=False, values=folder / VALUES)
+    assert opened.approximate is not None
+    try:
+        lists = opened.approximate.values.values()
+        for one in lists:
+            one.kept = 1  # to stay within the memory budget
+        for rung in value_ladder(opened.approximate.lists) if any(one.has_codes for one in lists) else [{}]:
+            opened.approximate.params = {**params, **rung}
+            measured = [probe.recall(opened, config.k) for probe in by_column]
+            if min(one["least"] for one in measured) >= config.min_recall:
+                return rung, measured
+    finally:
+        opened.close()
+    return {}, []
 
 
 def _blocks(vectors: Path) -> Iterator[NDArray[np.float32]]:

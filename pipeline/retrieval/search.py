@@ -1,9 +1,9 @@
 """Filtered search in a retrieval database.
 
-Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. A filter of simple
-form is evaluated over arrays (retrieval/columns.py), any other by DuckDB; index/search.py finds the best of its rows. A
-result has exactly min(k, matching rows) entries; equal scores are ordered by key. A Searcher is not thread-safe: open one
-for each thread.
+Reads: the index files of a version, mapped; metadata columns when a filter names them. Writes nothing. `column = value` needs
+no metadata if the index has lists for the column's values (index/values.py). Any other filter of simple form is evaluated over
+arrays (retrieval/columns.py), the rest by DuckDB; index/search.py finds the best of the rows. A result has exactly min(k,
+matching rows) entries; equal scores are ordered by key. A Searcher is not thread-safe: open one for each thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline.catalog import resolve_database
 from pipeline.errors import ConfigError, DatabaseError, nearest
-from pipeline.filters import MetadataFilter, conjunction, simple_form
-from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan, Subset
+from pipeline.filters import Comparison, Condition, MetadataFilter, OneOf, all_of, conjunction, simple_form
+from pipeline.index import EXACT_SUBSET, SearchIndex, SearchPlan, Subset, ValuePart
 from pipeline.retrieval.columns import MetadataColumns
 from pipeline.schema import metadata_columns, read_parquet
 
@@ -62,7 +62,13 @@ class Searcher:
         entry = version.index
         paths = {role: db.local(artifact) for role, artifact in entry.files.items()}
         self.index = SearchIndex(
-            paths["vectors"], paths.get("faiss"), entry.params, threads, exact_subset, device=device
+            paths["vectors"],
+            paths.get("faiss"),
+            entry.params,
+            threads,
+            exact_subset,
+            device=device,
+            values=paths.get("values"),
         )
         self.keys: NDArray[np.int64] = np.load(paths["keys"], mmap_mode="r")
         self._norms: NDArray[np.float32] = np.load(paths["norms"], mmap_mode="r")
@@ -138,12 +144,33 @@ class Searcher:
             return None
         rows = self._kept.pop(both, None)
         if rows is None:
-            mask = self._simple(both)
-            rows = Subset(self._filter.ordinals(*both) if mask is None else mask, len(self.keys))
+            part, whole = self._part(both)
+            given: NDArray[np.bool_] | NDArray[np.int64] | None = None
+            if not whole:
+                mask = self._simple(both)
+                given = self._filter.ordinals(*both) if mask is None else mask
+            rows = Subset(given, len(self.keys), part)
         self._kept[both] = rows
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
         return rows
+
+    def _part(self, expressions: tuple[str, ...]) -> tuple[ValuePart | None, bool]:
+        """The values that all rows have because of `column = value` or `column IN (values)` in the expressions, if the index
+        has lists for them, and whether the expressions ask for nothing else."""
+        forms = [simple_form(expression, self.columns) for expression in expressions]
+        asked = [part for form in forms if form is not None for part in all_of(form)]
+        parts = [part for condition in asked if (part := self._values_of(condition)) is not None]
+        if not parts:
+            return None, False
+        return min(parts, key=lambda part: int(part.per_list.sum())), len(asked) == 1 and None not in forms
+
+    def _values_of(self, condition: Condition) -> ValuePart | None:
+        if isinstance(condition, OneOf):
+            return self.index.rows_of(condition.column, condition.values)
+        if isinstance(condition, Comparison) and condition.operator == "=":
+            return self.index.rows_of(condition.column, [condition.value])
+        return None
 
     def _simple(self, expressions: tuple[str, ...]) -> NDArray[np.bool_] | None:
         """The rows that match all expressions, (N,); None if DuckDB has to evaluate one of them."""
@@ -245,7 +272,7 @@ class Searcher:
         keep = np.ones(len(within), bool)
         keep[group] = False
         keep[group[first]] = True
-        return Subset(within[keep], len(self.keys))
+        return Subset(within[keep], len(self.keys), None if rows is None else rows.part)
 
 
 def open_database(name: str, home: str | None = None, threads: int = 0) -> Searcher:
