@@ -14,8 +14,9 @@ from pipeline.index import IndexConfig, IndexInput, SearchIndex, Subset, build_i
 from pipeline.index import splitting as splitting_module
 from pipeline.index.approximate import scan_lists
 from pipeline.index.build import index_id
+from pipeline.index.lists import splits
 from pipeline.index.splitting import NO_VALUE, SplitColumn, split_columns
-from pipeline.index.values import read_value_lists, splits, write_value_lists
+from pipeline.index.values import read_value_lists, write_value_lists
 from pipeline.retrieval import open_search
 from tests.vectors import COLUMNS, brute_force, clustered, encoder_record, home_database, unit, version_of, write_shards
 

@@ -9,4 +9,4 @@ from .search import EXACT_SUBSET as EXACT_SUBSET
 from .search import SearchIndex as SearchIndex
 from .search import SearchPlan as SearchPlan
 from .subset import Subset as Subset
-from .subset import ValuePart as ValuePart
+from .values import ValuePart as ValuePart

@@ -78,6 +78,15 @@ def serves(ivf: faiss.IndexIVF) -> bool:
     )
 
 
+def splits(index: faiss.Index) -> bool:
+    """Whether searches of this index can be restricted to the lists of a value."""
+    import faiss
+
+    if not isinstance(index, faiss.IndexIVF) or isinstance(index, faiss.IndexIVFRaBitQFastScan):
+        return False
+    return serves(index)
+
+
 def _flat(quantizer: faiss.Index) -> faiss.IndexFlat | None:
     import faiss
 

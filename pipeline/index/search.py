@@ -23,7 +23,8 @@ import numpy as np
 
 from pipeline.index.exact import ExactScan, score_rows
 from pipeline.index.npy import read_rows
-from pipeline.index.subset import Subset, ValuePart
+from pipeline.index.subset import Subset
+from pipeline.index.values import ValuePart
 
 if TYPE_CHECKING:
     import faiss

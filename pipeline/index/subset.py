@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.index.values import ColumnLists
-
-
-@dataclass(frozen=True)
-class ValuePart:
-    """The rows with one of some values of a column whose values have inverted lists of their own."""
-
-    column: ColumnLists
-    numbers: tuple[int, ...]  # of the values
-
-    @functools.cached_property
-    def per_list(self) -> NDArray[np.int64]:
-        """How many of the rows are in each inverted list, (lists,)."""
-        return np.asarray(self.column.sizes[list(self.numbers)].sum(axis=0))
-
-    def ordinals(self) -> NDArray[np.int64]:
-        """The rows, ascending. Reads them."""
-        rows = [self.column.ordinals(number) for number in self.numbers]
-        return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
+    from pipeline.index.values import ValuePart
 
 
 class Subset:

@@ -13,10 +13,11 @@ none.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 
 from pipeline.index.npy import read_npy_header, write_npy_header
 from pipeline.index.splitting import NO_VALUE, SplitColumn
-from pipeline.index.subset import ValuePart
 
 if TYPE_CHECKING:
     import faiss
@@ -35,6 +35,24 @@ VALUES = "values.lists"
 BLOCK = 32  # rows in a block of fast-scan codes
 
 KEPT = 16  # values whose lists stay in memory
+
+
+@dataclass(frozen=True)
+class ValuePart:
+    """The rows with one of some values of a column whose values have inverted lists of their own."""
+
+    column: ColumnLists
+    numbers: tuple[int, ...]  # of the values
+
+    @functools.cached_property
+    def per_list(self) -> NDArray[np.int64]:
+        """How many of the rows are in each inverted list, (lists,)."""
+        return np.asarray(self.column.sizes[list(self.numbers)].sum(axis=0))
+
+    def ordinals(self) -> NDArray[np.int64]:
+        """The rows, ascending. Reads them."""
+        rows = [self.column.ordinals(number) for number in self.numbers]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
 
 
 class ColumnLists:
@@ -108,17 +126,6 @@ def read_value_lists(path: Path) -> dict[str, ColumnLists]:
         (size,), _ = read_npy_header(handle)
         columns = [SplitColumn(one["name"], tuple(one["values"])) for one in json.loads(handle.read(size))]
         return {column.name: ColumnLists(column, path, handle) for column in columns}
-
-
-def splits(index: faiss.Index) -> bool:
-    """Whether searches of this index can be restricted to the lists of a value."""
-    import faiss
-
-    from pipeline.index.lists import serves
-
-    if not isinstance(index, faiss.IndexIVF) or isinstance(index, faiss.IndexIVFRaBitQFastScan):
-        return False
-    return serves(index)
 
 
 def write_value_lists(

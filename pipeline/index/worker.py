@@ -90,8 +90,9 @@ def _build(job: BuildJob) -> Built:
     import faiss
     import numpy as np
 
+    from pipeline.index.lists import splits
     from pipeline.index.splitting import CODES, SplitColumn
-    from pipeline.index.values import VALUES, splits, write_value_lists
+    from pipeline.index.values import VALUES, write_value_lists
 
     folder, config = Path(job["folder"]), IndexConfig(**job["config"])  # type: ignore[arg-type]
     vectors = folder / "vectors.npy"
