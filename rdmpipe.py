@@ -371,7 +371,9 @@ class Database:
         return SearchResult(table, found.plan, self._selection)
 
     def mix(self, parts: Mapping[Part, float]) -> NDArray[np.float32]:
-        """Texts, Paths of picture files and keys of rows, each with its weight, as one unit vector: float32 (D,).
+        """Texts, Paths of picture files and keys of rows, each with its weight, as one unit vector for a search: float32 (D,).
+
+        Texts have the vectors of `encode` up to rounding (1e-5).
 
         Raises EncoderError, DatabaseError for an unknown key, and ConfigError for a picture that cannot be read or parts that
         cancel each other out.
@@ -389,7 +391,7 @@ class Database:
     def _vector(self, part: Part) -> NDArray[np.float32]:
         """The unit vector (1, D) of a text, a picture file or a row."""
         if isinstance(part, str):
-            return self._encoder().encode_texts([part])
+            return self._encoder().encode_queries([part])
         if isinstance(part, Path):
             from pipeline.retrieval import encode_image_files
 

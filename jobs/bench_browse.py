@@ -1,6 +1,7 @@
 """Benchmark: `rdmpipe browse` with one client that types, and with many clients at once.
 
     python jobs/bench_browse.py --out DIR [--rows 10000 --rows 100000] [--clients 50] [--seconds 10] [--encoder NAME]
+    python jobs/bench_browse.py --out DIR --rows 1000000 --index-key IVF1024_HNSW32,SQ8 --make   # only make the database
 
 Makes a database of synthetic vectors for each number of rows (imported, without pictures; kept in DIR for the next run), starts
 `rdmpipe browse` on it as a separate process, and measures over HTTP on this machine:
@@ -50,29 +51,37 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=10.0, help="of load")
     parser.add_argument("--encoder", default="mini")
+    parser.add_argument(
+        "--index-key", default="", help="a faiss index key for databases that are made (default: automatic)"
+    )
+    parser.add_argument("--make", action="store_true", help="make the databases and measure nothing")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
     for rows in options.rows or [10_000, 100_000]:
-        name = make_database(options.out, rows, options.encoder)
+        name = make_database(options.out, rows, options.encoder, options.index_key)
+        if options.make:
+            continue
         with served(options.out, name) as port:
             figures: dict[str, object] = {"load_average": round(os.getloadavg()[0], 2), "cores": os.cpu_count()}
             figures["type"] = type_words(port, name, "")
             figures["filter"] = type_words(port, name, "style = 'style 3'", "painting of ")
-            figures["load"] = load(port, name, options.clients, options.seconds)
+            if options.clients:
+                figures["load"] = load(port, name, options.clients, options.seconds)
         found[f"{rows} rows, {options.encoder}"] = figures
         print(f"{rows:,} rows, {options.encoder}: {json.dumps(figures)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def make_database(home: Path, rows: int, encoder: str) -> str:
+def make_database(home: Path, rows: int, encoder: str, key: str = "") -> str:
     """Make a database of `rows` clustered vectors with captions and a style, if it does not exist. Returns its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pipeline.encoders import check_encoder, model_config, resolve_encoder
     from pipeline.exchange import import_embeddings
+    from pipeline.index import IndexConfig
 
     check_encoder(encoder)
     dim = model_config(resolve_encoder(encoder)).embed_dim
@@ -102,7 +111,7 @@ def make_database(home: Path, rows: int, encoder: str) -> str:
         }
     )
     pq.write_table(table, folder / "metadata" / "metadata_0.parquet")
-    import_embeddings(name, folder, encoder, str(home))
+    import_embeddings(name, folder, encoder, str(home), IndexConfig(key=key))
     return name
 
 

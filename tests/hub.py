@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +44,9 @@ class Hub:
     swapped: dict[str, bytes] = field(
         default_factory=dict
     )  # by path in a repository: what is served in place of a file
+    requests: int = 0
+    # Called before and after every request with its number (from 1) and "begin" or "end": a test ends its client here.
+    interrupt: Callable[[int, str], None] = lambda number, when: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def repo(self, kind: str, name: str) -> Path:
@@ -102,15 +105,27 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._read()
+        self._counted(self._read)
 
     def do_HEAD(self) -> None:
-        self._read()
+        self._counted(self._read)
 
     def do_POST(self) -> None:
-        self._write(self._body())
+        self._counted(lambda: self._write(self._body()))
 
     def do_PUT(self) -> None:
+        self._counted(self._upload)
+
+    def _counted(self, answer: Callable[[], None]) -> None:
+        with self.hub.lock:
+            self.hub.requests += 1
+            number = self.hub.requests
+        self.hub.interrupt(number, "begin")
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            answer()
+        self.hub.interrupt(number, "end")
+
+    def _upload(self) -> None:
         """Receive an LFS file. On the real Hub the address is signed, so no token is needed."""
         data, oid = self._body(), self.path.rsplit("/", 1)[-1]
         with self.hub.lock:

@@ -22,7 +22,7 @@ import pytest
 from obstore.store import MemoryStore, S3Store
 
 from pipeline.errors import ConfigError
-from pipeline.maintenance import PurgeRequest, purge
+from pipeline.maintenance import PurgeRequest, purge, rename_database
 from pipeline.retrieval import QueryRequest, run_query
 from pipeline.storage import Storage, clouds, read_url
 from tests.builds import folder_of, manifest_of, quiet_build
@@ -190,6 +190,9 @@ def test_a_database_is_built_searched_and_purged_as_on_a_disk(root: str, tmp_pat
     assert on_disk.equals(in_cloud) and in_cloud.num_rows == 11
     gone = [purge(PurgeRequest("mine", where="caption LIKE '%1'", home=home)) for home in homes]
     assert gone[0] == gone[1] and gone[1].rows > 0
+    left = run_query(QueryRequest("mine", key=5, k=30, home=root)).rows
+    assert rename_database("mine", "yours", root).version and Storage(root).list("databases") == ["yours"]
+    assert all(run_query(QueryRequest(name, key=5, k=30, home=root)).rows.equals(left) for name in ("mine", "yours"))
 
 
 def test_without_obstore_the_error_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

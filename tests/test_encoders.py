@@ -83,6 +83,44 @@ def test_vectors_equal_open_clips_own(tiny: Encoder, tmp_path: Path) -> None:
     assert ours.record.trained
 
 
+TOWERS = {
+    "CLIP": ({}, True),
+    "TextTransformer": ({"custom_text": True}, True),
+    "TextTransformer that reads at its eos token": (
+        {"custom_text": True, "text_cfg": {"pool_type": "eos", "eos_id": 49407}},
+        True,
+    ),
+    "not causal": ({"custom_text": True, "text_cfg": {"no_causal_mask": True}}, False),
+    "not causal, pooled at the end": (
+        {"custom_text": True, "text_cfg": {"no_causal_mask": True, "pool_type": "last"}},
+        False,
+    ),
+    "with an appended token": ({"custom_text": True, "text_cfg": {"embed_cls": True}}, False),
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_queries_equal_texts_and_causal_towers_compute_only_their_tokens(
+    tower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, short = TOWERS[tower]
+    config = json.loads(CONFIG.read_text())
+    text = {**config["text_cfg"], **changes.get("text_cfg", {})}
+    (tmp_path / "tower.json").write_text(json.dumps({**config, **changes, "text_cfg": text}))
+    encoder = load_encoder(f"random:{tmp_path / 'tower.json'}?seed=2", "cpu")
+    seen: list[int] = []
+    layer = encoder.model.get_submodule("text.ln_final" if "custom_text" in changes else "ln_final")
+    layer.register_forward_hook(lambda module, given, made: seen.append(given[0].shape[1] if given[0].ndim == 3 else 0))
+    for texts in (["a harbour at dawn", "a", ""], ["a harbour at dawn with two boats and " * 9]):
+        full, quick = encoder.encode_texts(texts), encoder.encode_queries(texts)
+        assert full.shape == quick.shape and np.abs(full - quick).max() < 1e-5
+        positions = min(77, 2 + len(texts[0].split()))
+        if tower != "with an appended token":
+            assert seen == [77, positions if short else 77]
+        seen.clear()
+    assert encoder.encode_queries([]).shape == (0, 16)
+
+
 def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> None:
     import open_clip
 

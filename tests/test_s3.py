@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.database import RetrievalDatabase
 from pipeline.errors import BusyError, ConfigError, ConflictError, DatabaseError
-from pipeline.maintenance import PurgeRequest, collect, purge
+from pipeline.maintenance import PurgeRequest, Renaming, collect, purge, rename_database
 from pipeline.retrieval import QueryRequest, run_query
 from pipeline.storage import Storage, lease
 from tests.builds import folder_of, manifest_of, quiet_build
@@ -360,6 +360,11 @@ def test_a_database_is_built_refreshed_and_searched_on_a_store_as_on_a_disk(
     rows = [run_query(QueryRequest("mine", key=5, k=30, home=home)).rows for home in homes]
     assert rows[0].equals(rows[1])
     assert rows[1].num_rows == 24 - gone[1].rows
+    proxy.order("PUT", "", "500", "", "lost", "", "cut")
+    assert rename_database("mine", "yours", root) == Renaming("mine", "yours", gone[1].version, ())
+    assert Storage(root).list("databases") == ["yours"]
+    for name in ("mine", "yours"):
+        assert run_query(QueryRequest(name, key=5, k=30, home=root)).rows.equals(rows[1])
 
 
 def test_pictures_made_into_a_store_are_those_made_onto_a_disk(root: str, proxy: Proxy, tmp_path: Path) -> None:

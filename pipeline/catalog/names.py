@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.catalog.manifests import known_manifests, load_manifest, manifest_for_path
-from pipeline.database import PULLED, RetrievalDatabase, Version, list_databases, renamed_to
+from pipeline.database import PULLED, RENAMING, RetrievalDatabase, Version, list_databases, renamed_to
 from pipeline.errors import DatabaseError, ManifestError, nearest
 from pipeline.schema import is_name
 from pipeline.sources import Manifest, View
@@ -43,7 +43,7 @@ def resolve_database(name: str, home: str | None = None) -> Selection:
         return Selection(name, database, database.version(pinned))
     published = list_databases(home)
     names = [*published, *(other for other in known_manifests(home) if other not in published)]
-    begun = any(RetrievalDatabase(base, home).storage.exists(file) for file in ("plan", PULLED))
+    begun = any(RetrievalDatabase(base, home).storage.exists(file) for file in ("plan", PULLED, RENAMING))
     if base in names or begun:
         RetrievalDatabase(base, home).version(pinned)  # raises the error that says how to build it or continue
     raise DatabaseError(

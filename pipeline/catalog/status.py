@@ -15,7 +15,7 @@ from pipeline.catalog.manifests import known_manifests, load_manifest
 from pipeline.catalog.names import base_of
 from pipeline.catalog.vectors import companions, main_database
 from pipeline.config import Table, checked, default_home
-from pipeline.database import RetrievalDatabase, VersionCounts, list_databases
+from pipeline.database import RetrievalDatabase, VersionCounts, former_names, list_databases
 from pipeline.errors import ConfigError, DamagedError, DatabaseError, ManifestError, nearest
 from pipeline.execution import Failure, ProgressState
 from pipeline.schema import is_name
@@ -242,9 +242,9 @@ def home_status(home: str | None = None) -> list[DatabaseStatus | RunStatus]:
 
 def listing(home: str | None = None) -> list[Listed]:
     """Published databases, and below each of them the views that manifests define on it."""
-    views = _views(home)
-    rows = []
-    for name in list_databases(home):
+    names, rows = list_databases(home), []
+    views = _views_by_base(names, home)
+    for name in names:
         try:
             version = RetrievalDatabase(name, home).version()
         except DamagedError:
@@ -253,8 +253,23 @@ def listing(home: str | None = None) -> list[Listed]:
         encoder = version.encoder.name
         main = main_database(name, encoder, home)
         rows.append(Listed(name, "", version.index.rows, encoder, version.id, main))
-        rows += [Listed(view.name, name, None, encoder, version.id) for view in views if view.base == name]
+        rows += [Listed(view.name, name, None, encoder, version.id) for view in views.get(name, ())]
     return rows
+
+
+def _views_by_base(names: Sequence[str], home: str | None) -> dict[str, list[View]]:
+    """The views of each database, also those that name it by a former name."""
+    views = _views(home)
+    now = {name: name for name in names}
+    if any(view.base not in now for view in views):
+        for name in names:
+            for former in former_names(RetrievalDatabase(name, home)):
+                now.setdefault(former, name)
+    found: dict[str, list[View]] = {}
+    for view in views:
+        if view.base in now:
+            found.setdefault(now[view.base], []).append(view)
+    return found
 
 
 def _views(home: str | None) -> list[View]:

@@ -19,11 +19,12 @@ from pipeline.cli.evaluate import register as register_evaluate
 from pipeline.cli.generate import register as register_generate
 from pipeline.cli.hub import register as register_hub
 from pipeline.cli.jobs import register as register_jobs
+from pipeline.cli.options import Program
 from pipeline.cli.query import register as register_query
 from pipeline.cli.schema import register as register_schema
 from pipeline.cli.train import register as register_train
 
-app = typer.Typer(
+app = Program(
     name="rdmpipe",
     help="Build CLIP retrieval databases from art collections; run a retrieval-augmented diffusion model on them.",
     epilog="Example: rdmpipe build-index ~/Pictures --name mine, then rdmpipe search mine 'a harbour at dawn'",

@@ -13,15 +13,48 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import ConfigError, RdmpipeError
 from pipeline.execution import LogFormat, Progress
 from pipeline.terminal import escaped_output, printable, printable_json, raw, spreadsheet_cell
 
 MACHINE, OUTPUT = "Machine and cluster", "Home and output"  # panels of a command's help
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _NoTypeOfFlags:
+    """The help shows no type behind options that take no value; typer writes `<bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return params
+
+
+class _Command(_NoTypeOfFlags, TyperCommand):
+    pass
+
+
+class _Group(_NoTypeOfFlags, TyperGroup):
+    pass
+
+
+class Program(typer.Typer):
+    """A program, or a group of commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"cls": _Group, **settings})
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_Function], _Function]:
+        return super().command(name, **{"cls": _Command, **settings})
 
 
 def whole(least: int) -> Callable[[str | int], int]:

@@ -15,6 +15,7 @@ from pipeline.cli.options import (
     Home,
     Json,
     LogFormatOption,
+    Program,
     Where,
     command,
     print_json,
@@ -44,7 +45,7 @@ Base = Annotated[
     ),
 ]
 
-train_app = typer.Typer(no_args_is_help=True, help="Train an encoder, an autoencoder or an RDM.")
+train_app = Program(no_args_is_help=True, help="Train an encoder, an autoencoder or an RDM.")
 
 
 def register(app: typer.Typer) -> None:

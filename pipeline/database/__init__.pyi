@@ -16,8 +16,11 @@ from .checksums import sum_problem as sum_problem
 from .checksums import write_recorded as write_recorded
 from .counts import rows_file as rows_file
 from .counts import totals as totals
+from .layout import BEGUN as BEGUN
 from .layout import PULLED as PULLED
+from .layout import RENAMING as RENAMING
 from .layout import RetrievalDatabase as RetrievalDatabase
+from .layout import former_names as former_names
 from .layout import list_databases as list_databases
 from .layout import record_former_name as record_former_name
 from .layout import renamed_to as renamed_to

@@ -13,6 +13,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     versions/<id>.purged                        a version that was removed because it held purged rows
     pulled.json                                 the repository on the Hub that the database was pulled from
     former_names                                former names, which `rdmpipe rename` replaced, one a line
+    renaming.json                               the database that is being copied here, by a renaming on an object store
     blocked.txt                                 the block list: hashes of what was purged (see database/blocklist.py)
     .checksums/                                 checksums of files that no version lists (see database/checksums.py)
 
@@ -46,7 +47,11 @@ _ID_BEGINNING = re.compile(r"[0-9a-f]{1,12}")
 
 PULLED = "pulled.json"
 
+BEGUN = ("manifest.json", PULLED)  # a folder with one of these is a database, published or not
+
 FORMER_NAMES = "former_names"
+
+RENAMING = "renaming.json"
 
 
 class RetrievalDatabase:
@@ -183,6 +188,11 @@ class RetrievalDatabase:
             raise DatabaseError(
                 f"database {self.name!r} was pulled in part; run `rdmpipe pull {pulled.get('repo')} {self.name}` to continue"
             )
+        if wanted is None and isinstance(moved := self.read_json(RENAMING), dict):
+            raise DatabaseError(
+                f"database {self.name!r} is an unfinished copy of {moved.get('from')!r}; run `rdmpipe rename "
+                f"{moved.get('from')} {self.name}` to continue, or `rdmpipe delete {self.name}`"
+            )
         if wanted is None:
             raise DatabaseError(
                 f"database {self.name!r} was started but never finished; run `{self.build_command()}` to continue"
@@ -267,18 +277,26 @@ def list_databases(home: str | None = None) -> list[str]:
 
 def record_former_name(database: RetrievalDatabase, name: str) -> None:
     """Add a name to a database's former names, before the database loses it."""
-    known = _former_names(database.storage.read_text(FORMER_NAMES))
+    known = former_names(database)
     database.storage.write_text(FORMER_NAMES, "".join(f"{one}\n" for one in dict.fromkeys([*known, name])))
 
 
 def renamed_to(name: str, home: str | None = None) -> str:
-    """The database that was formerly called `name`; empty if there is none, or if a database has this name now."""
+    """The database that was formerly called `name`; empty if there is none, or if a database has this name now.
+
+    A folder that only a removal left behind is no database.
+    """
     root = Storage(home or default_home())
     names = [other for other in root.list("databases") if is_name(other)]
-    if name in names:
+    if name in names and any(root.exists(f"databases/{name}/{file}") for file in ("current", *BEGUN)):
         return ""
-    found = [one for one in names if name in _former_names(root.read_text(f"databases/{one}/{FORMER_NAMES}"))]
+    found = [one for one in names if one != name and name in former_names(RetrievalDatabase(one, home))]
     return found[-1] if found else ""
+
+
+def former_names(database: RetrievalDatabase) -> list[str]:
+    """The names that a database had before it was renamed, the oldest first."""
+    return _former_names(database.storage.read_text(FORMER_NAMES))
 
 
 def _former_names(text: str | None) -> list[str]:

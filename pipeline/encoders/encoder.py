@@ -7,7 +7,7 @@ threads. They are bit-identical for the same batch on the same machine; between 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 
 from pipeline import machine
+from pipeline.encoders.causal import short_features
 from pipeline.encoders.modelconfig import ModelConfig
 from pipeline.encoders.preprocess import Pixels, Preprocess, preprocess_of_model
 from pipeline.encoders.record import UNSTATED, EncoderRecord
@@ -151,6 +152,19 @@ class Encoder:
     def text_vectors(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(vectors as from `encode_texts`, their lengths (B,) before normalising): some models are conditioned on
         unscaled vectors."""
+        return self._text_vectors(texts, lambda tokens: self._towers.encode_text(tokens.to(self.device)))
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """`encode_texts` for searches: equal to it up to rounding (1e-5 in fp32), and several times faster for short texts.
+
+        Not for vectors that are stored or that condition a generation, because their bytes would change. Raises EncoderError.
+        """
+        return self._text_vectors(texts, lambda tokens: short_features(self.model, tokens, self.device))[0]
+
+    def _text_vectors(
+        self, texts: Sequence[str], features: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(unit vectors, lengths) of texts. `features`: the vectors (B, dim) of tokens (B, context), which are on the CPU."""
         import torch
 
         tokenizer = self._tokenizer
@@ -172,8 +186,7 @@ class Encoder:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), _TEXT_BATCH):
-                tokens = tokenizer(list(texts[start : start + _TEXT_BATCH])).to(self.device)
-                parts.append(to_numpy(self._towers.encode_text(tokens)))
+                parts.append(to_numpy(features(tokenizer(list(texts[start : start + _TEXT_BATCH])))))
         return unit_rows(np.concatenate(parts))
 
     def overlong(self, texts: Sequence[str]) -> list[int]:

@@ -1,9 +1,10 @@
 """`rdmpipe push`: upload the current version of a database, or a model's folder, to a repository on the Hub.
 
 Reads: a database's files under its lease, or a model's folder. Writes to the Hub through huggingface_hub, with its token
-(HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured): files in commits of limited size, then README.md and rdmpipe.json in the
-last commit. Until that commit, other files of the repository do not change. The same command continues, and uploads only
-what is missing. Files that only an older rdmpipe.json lists are removed, but stay in the repository's history.
+(HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured): new files in commits of limited size, then in the last commit README.md,
+rdmpipe.json and those files that replace others. Until that commit, the repository is pulled as it was before. The same command
+continues, and uploads only what is missing. Files that only an older rdmpipe.json lists are removed, but stay in the
+repository's history.
 """
 
 from __future__ import annotations
@@ -252,20 +253,22 @@ class _Push:
         count = sum(file.bytes for file in missing)
         self.say(f"{hub.repo}: {len(missing):,} of {len(listing.files):,} files to upload, {count:,} bytes")
         sent = 0
-        for group in _groups(missing):
+        replaced = [file for file in missing if file.path in before]  # a pull of the version there needs the old ones
+        for group in _groups([file for file in missing if file.path not in before]):
             self._commit([self._add(file.path, self.local(file)) for file in group], f"{len(group)} files")
             sent += len(group)
             self.say(f"{hub.repo}: {sent:,} of {len(missing):,} files uploaded")
         wanted = {file.path for file in listing.files}
         stale = sorted(before - wanted & there.keys())
-        commit = self._finish(card, stale)
+        commit = self._finish(card, replaced, stale)
         return _Done(len(missing), len(stale), commit)
 
-    def _finish(self, card: str, stale: Sequence[str]) -> str:
+    def _finish(self, card: str, replaced: Sequence[Artifact], stale: Sequence[str]) -> str:
         from huggingface_hub import CommitOperationDelete
 
         last = [self._add(CARD, card.encode()), self._add(FILE, self.listing.to_json().encode())]
         last += [self._add(name, path) for name, path in self.beside.items()]
+        last += [self._add(file.path, self.local(file)) for file in replaced]
         removed = [CommitOperationDelete(path) for path in stale]
         what = f"{self.listing.kind} {self.listing.name}" + (f" {self.listing.version}" if self.listing.version else "")
         return self._commit([*last, *removed], what)

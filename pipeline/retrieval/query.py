@@ -168,7 +168,7 @@ def _query_vector(request: QueryRequest, selection: Selection, searcher: Searche
     pictures = read_pictures([request.image]) if request.image is not None else []
     encoder = load_recorded(record, request.device)
     if request.text:
-        return encoder.encode_texts([request.text])
+        return encoder.encode_queries([request.text])
     return encode_pictures(encoder, pictures)
 
 

@@ -172,7 +172,7 @@ class Engine:
             return
         texts = [value for kind, value in wanted if kind == "text"]
         if texts and record.has_text:
-            for text, vector in zip(texts, encoder.encode_texts(texts), strict=True):
+            for text, vector in zip(texts, encoder.encode_queries(texts), strict=True):
                 self._keep((record.id, "text", text), vector)
         for kind, value in wanted:
             image = self.uploads.get(value) if kind == "picture" else None

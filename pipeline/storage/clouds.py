@@ -118,6 +118,9 @@ class CloudFiles(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             for part in parts:
                 out.write(part)
 
+    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        obstore.copy(self.bucket, self.key(path1), self.key(path2))
+
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove an object, and with `recursive` everything below it."""
         key = self.key(path)

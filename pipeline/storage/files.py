@@ -26,7 +26,7 @@ from typing import BinaryIO, cast
 from pipeline.config import cache_dir
 from pipeline.errors import DamagedError, DatabaseError, DiskFullError
 from pipeline.storage.litter import is_litter
-from pipeline.storage.objects import FileSystem, explained, open_store, swap_object
+from pipeline.storage.objects import PROBE, FileSystem, explained, open_store, swap_object
 
 TEMPORARY = ".tmp"
 
@@ -202,6 +202,20 @@ class Storage:
         names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found if str(path).rstrip("/") != itself}
         return sorted(name for name in names if name.endswith(suffix) and name != TEMPORARY and not is_litter(name))
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below the root, by relative path, without scratch files, locks and a store's probe object."""
+        fs = self.fs
+        fs.invalidate_cache()
+        itself = str(fs._strip_protocol(self.url)).rstrip("/") + "/"
+        with self._asking():
+            found = fs.find(self.url, detail=True)
+        files = {str(path).removeprefix(itself): int(about["size"]) for path, about in found.items()}
+        return {
+            path: size
+            for path, size in files.items()
+            if not path.startswith(f"{TEMPORARY}/") and not path.endswith((".lock", f"/{PROBE}")) and path != PROBE
+        }
+
     def local(self, artifact: Artifact) -> Path:
         """A local path of a finished file, for memory mapping: on a disk the file itself, else a copy cached by checksum."""
         if self.is_local:
@@ -280,6 +294,20 @@ class Storage:
 
     def write_text(self, relative: str, text: str) -> Artifact:
         return self.write_bytes(relative, text.encode("utf-8"))
+
+    def copy_to(self, relative: str, other: Storage) -> None:
+        """Copy a file to the same path of another root on the same disk or store. On a store, its bytes stay in the store.
+
+        Raises FileNotFoundError.
+        """
+        if not self.is_local:
+            with self._asking():
+                self.fs.cp_file(self.full(relative), other.full(relative))
+            return
+        with other.scratch() as scratch:
+            part = scratch / "part"
+            shutil.copyfile(self.full(relative), part)
+            other.publish(part, relative)
 
     def remove(self, relative: str) -> None:
         """Remove a file, or a directory and everything in it. A missing file is not an error."""

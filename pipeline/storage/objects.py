@@ -26,6 +26,8 @@ CONFLICTS = 50  # attempts at a swap while the store reports conflicts
 
 CLOUDS = ("az://", "gs://")
 
+PROBE = ".conditional-writes"  # the name of an object that shows whether a store honours conditional writes
+
 ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats an interrupted read
 
 
@@ -140,7 +142,7 @@ def _check_conditional_writes(fs: FileSystem, bucket: str, folder: str) -> None:
 
     A store that accepts every PUT would let two writers publish over each other. Raises ConfigError for such a store.
     """
-    key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
+    key = f"{folder}/{PROBE}" if folder else PROBE
     for _ in range(2):  # the first may create the object
         try:
             fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*")

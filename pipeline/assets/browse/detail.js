@@ -8,6 +8,16 @@ import { focusCard } from "./results.js";
 const dialog = byId("detail");
 let now = null; // {name, list, at, item}
 let asking = null;
+let step = null; // what the arrows do if another view has filled the dialog
+
+// Another view fills the dialog; `turner(by)` shows its next or previous picture.
+export function lend(turner) {
+  asking?.abort();
+  now = null;
+  step = turner;
+  byId("panel").scrollTop = dialog.scrollTop = 0;
+  if (!dialog.open) { dialog.showModal(); byId("panel").focus({ preventScroll: true }); }
+}
 
 export function open(name, list, at) {
   show(name, list, at, list.items[at]);
@@ -19,6 +29,7 @@ export function openKey(name, key, title) {
 
 async function show(name, list, at, item) {
   now = { name, list, at, item };
+  step = null;
   asking?.abort();
   asking = new AbortController();
   const { signal } = asking;
@@ -93,6 +104,7 @@ function acts(name, item) {
 }
 
 function turn(by) {
+  if (step) { step(by); return; }
   const next = now?.list && now.at + by;
   if (now?.list && next >= 0 && next < now.list.items.length) show(now.name, now.list, next, now.list.items[next]);
 }

@@ -3,6 +3,7 @@ import { byId, element, image, link, number, plural } from "./dom.js";
 import { get, post } from "./api.js";
 import { changed, state } from "./state.js";
 import * as draw from "./draw.js";
+import { lend } from "./detail.js";
 
 let only = { run: "", favourites: false };
 
@@ -37,6 +38,7 @@ export async function show(root) {
   const bar = element("div", { class: "chips runbar" });
   const more = element("button", { type: "button", class: "pill loader", onclick: () => next() }, "More pictures");
   root.replaceChildren(bar, wall, more);
+  const list = []; // the pictures on the wall
   let offset = 0;
   async function next() {
     const query = new URLSearchParams({ k: 60, offset, run: only.run, favourites: only.favourites && state.session.allow_generate ? 1 : "" });
@@ -46,7 +48,7 @@ export async function show(root) {
     more.hidden = offset >= found.total;
     const kept = own();
     const pictures = only.favourites && !state.session.allow_generate ? found.pictures.filter((one) => kept.has(nameOf(one))) : found.pictures;
-    wall.append(...pictures.map(card));
+    wall.append(...pictures.map((one) => card(list, list.push(one) - 1)));
     byId("count").textContent = found.total ? `${plural(found.total, "picture")} in ${plural(found.runs.length, "run")}` : "";
     byId("nothing").hidden = found.total > 0;
     byId("nothing").textContent = only.favourites ? "No favourites yet: click ☆ below a picture." : "No picture was drawn in this home yet. Draw one with `rdmpipe generate \"a castle by the sea\" --db NAME`, or here if `rdmpipe browse` runs with --allow-generate.";
@@ -61,20 +63,23 @@ function heads(bar, found, again) {
   bar.replaceChildren(choice, element("button", { type: "button", "aria-pressed": String(only.favourites), onclick: () => { only.favourites = !only.favourites; again(); } }, "★ Favourites"));
 }
 
-function card(picture) {
+function card(list, at) {
+  const picture = list[at];
   const ratio = picture.settings.width && picture.settings.height ? picture.settings.width / picture.settings.height : 1;
   const button = element("button", { class: "picture", type: "button", tabindex: -1, "aria-haspopup": "dialog", "aria-label": `${picture.prompt}, ${picture.database || "text alone"}, seed ${picture.seed}` },
     element("span", { class: "frame", ratio }, image(picture.file, "", picture.prompt)), element("span", { class: "words" }, picture.prompt));
-  button.addEventListener("click", () => open(picture));
+  button.addEventListener("click", () => open(list, at));
   return element("div", { class: "kept" }, button, element("span", { class: "label" }, element("span", { class: "by" }, picture.database || "text alone"), star(picture)));
 }
 
-function open(picture) {
+function open(list, at) {
+  const picture = list[at];
   byId("detail-place").textContent = picture.database || "text alone";
   byId("detail-title").textContent = picture.prompt;
   byId("detail-by").textContent = `seed ${picture.seed} · ${picture.run}`;
   for (const name of ["detail-caption", "detail-terms", "detail-score"]) byId(name).replaceChildren();
-  byId("before").disabled = byId("after").disabled = true;
+  byId("before").disabled = at <= 0;
+  byId("after").disabled = at >= list.length - 1;
   byId("near-part").hidden = true;
   const shown = byId("detail-image");
   byId("detail-failed").hidden = true;
@@ -93,6 +98,5 @@ function open(picture) {
     } }, "Draw with these settings") : "",
     element("a", { href: picture.file, download: "" }, "Download"), star(picture));
   byId("metadata").replaceChildren(...Object.entries({ ...settings, neighbours: picture.neighbours.join(", "), key: picture.key }).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, link(String(value), String(value)))]));
-  byId("detail").showModal();
-  byId("panel").focus({ preventScroll: true });
+  lend((by) => { if (list[at + by]) open(list, at + by); });
 }
