@@ -362,6 +362,8 @@ def compare(options: argparse.Namespace, name: str, state: State, synthetic: Syn
         reply: dict[str, object] = json.loads(process.stdout.readline())
         return reply
 
+    for version in (0, 1):
+        ask(version, 0, 1, "", exact=True)  # maps all pages of the vectors
     figures: dict[str, list[list[tuple[float, ...]]]] = {case: [[], []] for case in cases(0)}
     for number in range(-10, options.rounds):  # the first ten bring columns, lists and pages into memory
         for case, (count, where) in cases(number + 10).items():

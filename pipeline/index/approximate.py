@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IndexBuildError
 from pipeline.index.gpu import MANY, open_gpu
 from pipeline.index.gpu import MOST as GPU_MOST
+from pipeline.index.lists import NEWCOMERS
 from pipeline.machine import cores
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 
 Family = Literal["hnsw", "ivf", "flat"]
 
-NEWCOMERS = 16  # the search ends after a step that brings at most k / 16 new rows into the k best
-
 MOST = 16.0  # the largest factor by which a filter may raise nprobe or efSearch
 
 TOGETHER = 8  # up to this many values have their lists searched one after another
+
+FEWER = 0.25  # a filter that passes a share s needs s ** FEWER times the candidates that are scored again
 
 WIDER = {"hnsw": 0.5, "ivf": 0.5}  # a filter that passes a share s multiplies the width of a search by s ** -WIDER
 
@@ -92,6 +94,13 @@ class ApproximateIndex:
         gpu = open_gpu(self._device)
         return None if gpu is None else gpu.copy(self.index)
 
+    @functools.cached_property
+    def has_short_codes(self) -> bool:
+        """Whether it has lists of codes that are much shorter than vectors, and faster to compare."""
+        import faiss
+
+        return self.chooses_lists and isinstance(self._ivf, faiss.IndexIVFFastScan)
+
     def has_lists_of(self, rows: Subset) -> bool:
         """Whether the rows have one of a few values whose lists have codes of their own: a search of them is fast."""
         part = rows.part
@@ -99,9 +108,13 @@ class ApproximateIndex:
 
     def candidate_count(self, rows: Subset | None) -> int:
         """How many candidates a search for some rows scores again, by the tuned parameters."""
-        of_value = rows is not None and self.has_lists_of(rows)
         usual = self.params.get("candidates", 0)
-        return self.params.get("value_candidates", usual) if of_value else usual
+        if rows is None:
+            return usual
+        if self.has_lists_of(rows):
+            return self.params.get("value_candidates", usual)
+        # Fewer rows have scores near those of the best.
+        return int(usual * math.pow(rows.share, FEWER)) if self.chooses_lists else usual
 
     def exhausted(self, count: int, rows: Subset | None, effort: float) -> bool:
         """Whether more effort cannot find more."""
@@ -157,11 +170,12 @@ class ApproximateIndex:
         Opens nprobe lists, then repeatedly half as many as are open, until a step brings hardly any row into the k best. If the
         order of the lists were unrelated to their rows, a third of the k best would be new in every step.
         """
-        lists, products = self._lists().ranked(queries, rows)
+        first = self._first_lists(rows, effort)
+        lists, products = self._lists().ranked(queries, rows, first)
         indexes, selector = self._holding(rows)
         scores = np.full((len(queries), count), -np.inf, np.float32)
         found = np.full((len(queries), count), -1, np.int64)
-        left, start, end = np.arange(len(queries)), 0, self._first_lists(rows, effort)
+        left, start, end = np.arange(len(queries)), 0, first
         while len(left) and start < lists.shape[1]:
             near = lists[left, start:end], products[left, start:end]
             found_in = [scan_lists(index, queries[left], count, selector, *near) for index in indexes]
@@ -192,9 +206,17 @@ class ApproximateIndex:
         probes = self.params.get("value_nprobe", self.params.get("nprobe", 16))
         return max(1, min(int(probes * effort), self.lists))
 
+    def near_rows(self, query: NDArray[np.float32], rows: Subset) -> Iterator[NDArray[np.int64]]:
+        """The rows in the lists nearest to the query, ascending, then those in half as many more lists, and so on."""
+        ranks, ordinals = self._lists().ranks(query, rows), rows.ordinals
+        start, end = 0, self._probes(None, 1.0)
+        while start < self.lists:
+            yield ordinals[(ranks >= start) & (ranks < end)]
+            start, end = end, end + max(1, end // 2)
+
     def _opens_all(self, rows: Subset, effort: float) -> bool:
         """Whether all lists that hold some of the rows are opened at once."""
-        return self._first_lists(rows, effort) >= int(self._lists().holding(rows).sum())
+        return self._first_lists(rows, effort) >= int(self._lists().worth_opening(rows).sum())
 
     def _lists(self) -> ListChoice:
         from pipeline.index.lists import ListChoice

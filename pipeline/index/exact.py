@@ -161,9 +161,9 @@ def rescore(vectors: NDArray[np.float16], queries: NDArray[np.float32], ordinals
 def score_rows(rows: NDArray[np.float16], query: NDArray[np.float32], k: int) -> Neighbours:
     """The k best of some rows (C, D) for one query (D,): descending scores (k,) and their positions (k,) in `rows`."""
     rough = np.arange(len(rows))[None]
-    if len(rows) > 2 * k + 128:
+    if len(rows) > k + 128:
         one_thread()  # starting a second one takes longer than the search
-        _, rough = half_precision_view(rows).search(query[None], k + 64)
+        _, rough = half_precision_view(rows).search(query[None], k + 32)
     scores, places = rescore(rows, query[None], rough)
     return scores[0, :k], places[0, :k]
 

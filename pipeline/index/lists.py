@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 MOST_LISTS = 8192
 
+NEWCOMERS = 16  # a search of lists ends after a step that brings at most k / 16 new rows into the k best
+
+SAMPLED = 128  # rows of each list that are looked at if many rows match
+
+MANY = 50_000  # rows from which on lists are sampled: finding the list of every row would take most of a search's time
+
 
 class ListChoice:
     """The lists of `ivf`, a faiss IVF index with an inner-product quantizer over stored centroids."""
@@ -41,17 +47,49 @@ class ListChoice:
             lists[faiss.rev_swig_ptr(self._ivf.invlists.get_ids(number), int(self.sizes[number]))] = number
         return lists
 
+    @functools.cached_property
+    def _sample(self) -> NDArray[np.int64]:
+        """SAMPLED rows of each list, (lists, SAMPLED): all rows of a short list, some of them several times."""
+        import faiss
+
+        rows = np.zeros((self.lists, SAMPLED), np.int64)
+        for number in np.flatnonzero(self.sizes).tolist():
+            size = int(self.sizes[number])
+            ids = faiss.rev_swig_ptr(self._ivf.invlists.get_ids(number), size)
+            rows[number] = ids[np.linspace(0, size - 1, SAMPLED).astype(np.int64)]
+        return rows
+
     def holding(self, rows: Subset) -> NDArray[np.bool_]:
         """The lists that hold some of the rows, as a mask (lists,)."""
         if rows.part is not None and rows.whole:
             return rows.part.per_list > 0
         return rows.tally(self._list_of_row, self.lists) > 0
 
-    def ranked(self, queries: NDArray[np.float32], rows: Subset) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The lists that hold some of the rows, the nearest to each query first, (Q, n), and their inner products."""
+    def worth_opening(self, rows: Subset) -> NDArray[np.bool_]:
+        """holding(), but if many rows match only those lists that have one of them in a sample of their rows."""
+        if not self._samples(rows):
+            return self.holding(rows)
+        return np.asarray(rows.mask[self._sample].any(axis=1) & (self.sizes > 0))
+
+    def _samples(self, rows: Subset) -> bool:
+        return rows.count >= MANY and not rows.whole
+
+    def ranks(self, query: NDArray[np.float32], rows: Subset) -> NDArray[np.int64]:
+        """For each of the rows, (count,), how many of the lists that hold some of them are nearer to the query than its own."""
+        lists, _ = self.ranked(query[None], rows)
+        rank = np.zeros(self.lists, np.int64)
+        rank[lists[0]] = np.arange(lists.shape[1])
+        return rank[self._list_of_row[rows.ordinals]]
+
+    def ranked(
+        self, queries: NDArray[np.float32], rows: Subset, nearest: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists that hold some of the rows, the nearest to each query first, (Q, n), and their inner products.
+
+        If many rows match, lists with few of them may be left out, but not the `nearest` lists of any query.
+        """
         import faiss
 
-        holding = np.flatnonzero(self.holding(rows))
         products = np.empty((len(queries), self.lists), np.float32)
         for query, out in zip(queries, products, strict=True):
             # faiss's own loop, because a matrix product would start the threads of BLAS.
@@ -62,6 +100,12 @@ class ListChoice:
                 self._centroids.shape[1],
                 self.lists,
             )
+        worth = self.worth_opening(rows)
+        if self._samples(rows) and nearest < self.lists:
+            near = np.zeros(self.lists, bool)
+            near[np.argpartition(-products, nearest, axis=1)[:, :nearest]] = True
+            worth = worth | (near & (self.sizes > 0))
+        holding = np.flatnonzero(worth)
         products = products[:, holding]
         order = np.argsort(-products, axis=1, kind="stable")
         return holding[order], np.take_along_axis(products, order, 1)

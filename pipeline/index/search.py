@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.index.exact import ExactScan, score_rows
+from pipeline.index.lists import NEWCOMERS
 from pipeline.index.npy import read_rows
 from pipeline.index.subset import Subset
 from pipeline.index.values import ValuePart
@@ -35,9 +36,15 @@ if TYPE_CHECKING:
 
 EXACT_SUBSET = 40_000  # up to this many matching rows, a scan is as fast as any index, and exact
 
+NEAR_ROWS = 2_000  # more matching rows than this are scanned in the nearest lists first, if the index has lists
+
+SINGLE = 4  # up to this many queries are scanned for one after another
+
 VALUE_SUBSET = 4_000  # the same for rows of a value that has lists of its own
 
 TOGETHER = 8  # a batch may scan up to this many times more rows, because rows are read once for all queries
+
+TOGETHER_SHORT = 1.5  # the same for an index of 4-bit codes, which is asked for many queries in less time
 
 RESCUE = 10  # up to this many times EXACT_SUBSET matching rows are scanned if they lie far from the query
 
@@ -113,7 +120,11 @@ class SearchIndex:
             rows = Subset(rows, total)
         matched = total if rows is None else rows.count
         plan = SearchPlan("", total, matched, len(queries))
-        few = matched <= self._scanned(rows) * min(len(queries), TOGETHER)
+        few = matched <= self._scanned(rows, len(queries))
+        if few and not exact and rows is not None and self._near_first(rows, queries, k):
+            scores, found = self._near(queries, min(k, matched), rows)
+            words = "scan of the matching rows in the nearest lists"
+            return scores, found, dataclasses.replace(plan, plan=words, search_s=time.perf_counter() - start)
         if exact or self.approximate is None or few or self._all_lists(self.approximate, rows):
             scores, found = self.exact.top(queries, k, None if rows is None else rows.ordinals)
             words = "exact scan of all rows" if rows is None else "exact scan of the matching rows"
@@ -128,11 +139,38 @@ class SearchIndex:
         lists = None if self.approximate is None else self.approximate.values.get(column)
         return None if lists is None else lists.part(values)
 
-    def _scanned(self, rows: Subset | None) -> int:
-        """Up to how many matching rows are scanned exactly for one query."""
-        if rows is None or self.approximate is None or not self.approximate.has_lists_of(rows):
-            return self.exact_subset
-        return min(VALUE_SUBSET, self.exact_subset)
+    def _scanned(self, rows: Subset | None, queries: int) -> float:
+        """Up to how many matching rows are scanned, because that is as fast as asking the index."""
+        index = self.approximate
+        if rows is not None and index is not None and index.has_lists_of(rows):
+            return min(VALUE_SUBSET, self.exact_subset) * min(queries, TOGETHER)
+        short = index is not None and index.has_short_codes
+        return self.exact_subset * min(queries, TOGETHER_SHORT if short else TOGETHER)
+
+    def _near_first(self, rows: Subset, queries: NDArray[np.float32], k: int) -> bool:
+        """Whether a scan of the rows in the nearest lists is faster than one of all rows."""
+        index = self.approximate
+        enough = rows.count > max(min(NEAR_ROWS, self.exact_subset), 20 * k)
+        return index is not None and enough and len(queries) <= SINGLE and index.chooses_lists
+
+    def _near(
+        self, queries: NDArray[np.float32], k: int, rows: Subset
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k best of the rows, (Q, k), by scans of those in the nearest lists, until more lists bring hardly any of them."""
+        assert self.approximate is not None
+        scores, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        for place, query in enumerate(queries):
+            best, ordinals = np.empty(0, np.float32), np.empty(0, np.int64)
+            for near in self.approximate.near_rows(query, rows):
+                bar = best[-1] if len(best) == k else -np.inf
+                new, new_ordinals = self.exact.top(query[None], k, near)
+                both, every = np.concatenate([best, new[0]]), np.concatenate([ordinals, new_ordinals[0]])
+                order = np.lexsort((every, -both))[:k]
+                best, ordinals = both[order], every[order]
+                if len(best) == k and int((new[0] > bar).sum()) <= k // NEWCOMERS:
+                    break
+            scores[place], found[place] = best, ordinals
+        return scores, found
 
     def _all_lists(self, index: ApproximateIndex, rows: Subset | None) -> bool:
         """Whether the index would search all its lists for these rows; then scanning the rows is faster."""
