@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.index import IndexConfig, IndexInput, SearchIndex, Subset, build_index
+from pipeline.index import lists as lists_module
+from pipeline.index import search as search_module
 from pipeline.index import splitting as splitting_module
 from pipeline.index.approximate import scan_lists
 from pipeline.index.build import index_id
@@ -129,6 +131,58 @@ def test_the_plan_names_the_lists_that_were_searched(built: tuple) -> None:
     few = Subset(None, ROWS, index.rows_of("style", ["few"]))
     assert index.top(unit(np.ones((1, DIM), np.float32)), 19, few)[2].plan == "exact scan of the matching rows"
     index.close()
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_few_rows_are_scanned_in_the_nearest_lists_first(
+    built: tuple, vectors: np.ndarray, far: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "NEAR_ROWS", 100)
+    folder, index = built
+    query = unit(vectors[:1] + 0.1)
+    order = np.argsort(vectors @ query[0])
+    within = np.sort(order[:900]) if far else np.arange(0, ROWS, 7)
+    search = SearchIndex(folder / "vectors.npy", index, {"nprobe": 4, "candidates": 200}, exact_subset=1000)
+    read = count_rows(search, monkeypatch)
+    scores, found, plan = search.top(query, 19, within)
+    assert plan.plan == "scan of the matching rows in the nearest lists" and plan.matched == len(within)
+    assert far or sum(read) < len(within)
+    assert len(np.unique(found)) == 19 and np.isin(found, within).all() and (np.diff(scores) <= 0).all()
+    best, _ = brute_force(vectors.astype(np.float16), query[0], within, 19)
+    assert (scores[0] >= best[-1] - 1e-3).sum() >= 18
+    assert search.top(query, 19, within, exact=True)[2].plan == "exact scan of the matching rows"
+    assert search.top(query, len(within), within)[1].shape == (1, len(within))
+    search.close()
+
+
+def count_rows(search: SearchIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each scan of some rows, from now on."""
+    read: list[int] = []
+    top = search.exact.top
+
+    def counted(queries: np.ndarray, k: int, ordinals: np.ndarray) -> tuple:
+        read.append(len(ordinals))
+        return top(queries, k, ordinals)
+
+    monkeypatch.setattr(search.exact, "top", counted)
+    return read
+
+
+def test_of_many_rows_lists_without_one_in_a_sample_are_left_out_unless_they_are_near(
+    built: tuple, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists_module, "MANY", 100)
+    _, index = built
+    choice = lists_module.ListChoice(index)
+    query = vectors[:1]
+    nearest = choice.ranked(query, Subset(np.ones(ROWS, bool), ROWS))[0][0]
+    home = index.quantizer.search(vectors, 1)[1][:, 0]
+    mask = np.isin(home, nearest[8:20])
+    rare = np.flatnonzero(home == nearest[0])[3]  # one row in the nearest list, which a sample may miss
+    mask[rare] = True
+    lists, _ = choice.ranked(query, Subset(mask, ROWS), nearest=2)
+    assert set(nearest[8:20]) | {nearest[0]} <= set(lists[0].tolist())
+    assert len(lists[0]) <= 14
 
 
 @pytest.mark.parametrize(

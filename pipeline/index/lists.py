@@ -69,7 +69,7 @@ class ListChoice:
         """holding(), but if many rows match only those lists that have one of them in a sample of their rows."""
         if not self._samples(rows):
             return self.holding(rows)
-        return np.asarray(rows.mask[self._sample].any(axis=1) & (self.sizes > 0))
+        return rows.any_of(self._sample) & (self.sizes > 0)
 
     def _samples(self, rows: Subset) -> bool:
         return rows.count >= MANY and not rows.whole
@@ -79,7 +79,7 @@ class ListChoice:
         lists, _ = self.ranked(query[None], rows)
         rank = np.zeros(self.lists, np.int64)
         rank[lists[0]] = np.arange(lists.shape[1])
-        return rank[self._list_of_row[rows.ordinals]]
+        return np.asarray(rank[self._list_of_row[rows.ordinals]])
 
     def ranked(
         self, queries: NDArray[np.float32], rows: Subset, nearest: int = 0

@@ -27,6 +27,7 @@ class Subset:
         self.total, self.part = total, part
         self._rows = rows
         self._tally: NDArray[np.int64] | None = None
+        self._any: NDArray[np.bool_] | None = None
         if rows is not None:
             self.count = int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
         elif part is not None:
@@ -72,3 +73,9 @@ class Subset:
         if self._tally is None:
             self._tally = np.bincount(groups[self.ordinals], minlength=count)
         return self._tally
+
+    def any_of(self, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether some of the rows are in each group of ordinals, (G, n) -> (G,). `groups` is the same in every call."""
+        if self._any is None:
+            self._any = np.asarray(self.mask[groups].any(axis=1))
+        return self._any
