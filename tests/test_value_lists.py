@@ -133,6 +133,18 @@ def test_the_plan_names_the_lists_that_were_searched(built: tuple) -> None:
     index.close()
 
 
+def test_lists_stay_in_memory_up_to_a_size_and_the_last_ones_always(built: tuple) -> None:
+    folder, index = built
+    lists = read_value_lists(folder / "values.lists")["style"]
+    if not lists.has_codes:
+        return
+    first = lists.open(0, index)
+    assert lists.open(2, index) is not first and lists.open(0, index) is first
+    lists.kept = 0
+    third = lists.open(3, index)
+    assert lists.open(3, index) is third and lists.open(0, index) is not first
+
+
 @pytest.mark.parametrize("far", [False, True])
 def test_few_rows_are_scanned_in_the_nearest_lists_first(
     built: tuple, vectors: np.ndarray, far: bool, monkeypatch: pytest.MonkeyPatch

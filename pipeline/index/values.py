@@ -8,7 +8,7 @@ codes it uses the index's own lists with a selector, which faiss asks before it 
 The file is a sequence of .npy arrays. First a JSON text as bytes; then for each column: sizes (V, lists), int64; ordinals,
 int32 or int64, by value, then list, then order in the list; codes, uint8, by value and list, each list padded to whole
 blocks of BLOCK rows, or empty. A reader keeps the lists of the last few values in memory. Rows whose value is NULL are in
-none.
+no list.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VALUES = "values.lists"
 
 BLOCK = 32  # rows in a block of fast-scan codes
 
-KEPT = 16  # values whose lists stay in memory
+KEPT = 256 << 20  # bytes of values' lists that stay in memory, besides those of the last value
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ColumnLists:
         self._block_starts = np.concatenate([[0], np.cumsum(blocks.sum(axis=1))])
         self._block_size = size // max(1, int(self._block_starts[-1]))
         self.kept = KEPT
-        self._opened: dict[int, tuple[faiss.IndexIVF, object]] = {}
+        self._opened: dict[int, tuple[faiss.IndexIVF, object, int]] = {}  # the index, its lists, bytes; last used last
 
     def part(self, values: Sequence[str | float]) -> ValuePart:
         """The rows that have one of the values. A value that no row has is allowed."""
@@ -90,13 +90,13 @@ class ColumnLists:
 
     def open(self, number: int, ivf: faiss.IndexIVFPQFastScan) -> faiss.IndexIVF:
         """An inverted file like `ivf` with only the rows of a value, for searches with given lists."""
-        opened = self._opened.pop(number, None) or self._read(number, ivf)
-        self._opened[number] = opened
-        while len(self._opened) > self.kept:
+        opened = self._opened.pop(number, None)
+        while self._opened and sum(size for _, _, size in self._opened.values()) > self.kept:
             del self._opened[next(iter(self._opened))]
-        return opened[0]
+        self._opened[number] = opened or self._read(number, ivf)
+        return self._opened[number][0]
 
-    def _read(self, number: int, ivf: faiss.IndexIVFPQFastScan) -> tuple[faiss.IndexIVF, object]:
+    def _read(self, number: int, ivf: faiss.IndexIVFPQFastScan) -> tuple[faiss.IndexIVF, object, int]:
         import faiss
 
         sizes = self.sizes[number]
@@ -117,7 +117,7 @@ class ColumnLists:
         )
         made.pq, made.by_residual, made.is_trained, made.ntotal = ivf.pq, ivf.by_residual, True, len(rows)
         made.replace_invlists(lists, False)
-        return made, lists
+        return made, lists, codes.nbytes + rows.nbytes
 
 
 def read_value_lists(path: Path) -> dict[str, ColumnLists]:

@@ -114,6 +114,8 @@ def _build(job: BuildJob) -> Built:
     if columns and splits(index):
         before = time.monotonic()
         value_bytes = write_value_lists(index, columns, np.load(folder / CODES), folder / VALUES)
+        if isinstance(index, faiss.IndexIVFPQFastScan):
+            index.reset()  # the values' lists have codes of their own, and both might not fit into the memory budget
         value_params, measured = _tune_values(index, params, columns, folder, config, text)
         if measured:
             params, recall = {**params, **value_params}, {**recall, "values": measured}
@@ -293,7 +295,7 @@ def _tune_values(
     try:
         lists = opened.approximate.values.values()
         for one in lists:
-            one.kept = 1  # to stay within the memory budget
+            one.kept = 0  # to stay within the memory budget
         for rung in value_ladder(opened.approximate.lists) if any(one.has_codes for one in lists) else [{}]:
             opened.approximate.params = {**params, **rung}
             measured = [probe.recall(opened, config.k) for probe in by_column]
