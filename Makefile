@@ -57,16 +57,17 @@ test-newest:
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet '$(TORCH)' -e '.[dev]'
 	$(NEWEST)/bin/python -m pip list
-	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "unit or process"
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not (cluster or long or online)"
 
 install: $(STAMP)
 
-# torch is installed first and by its exact version; otherwise pip may choose a build with gigabytes of CUDA.
+# torch is installed first and by its exact version; otherwise pip may choose a build with gigabytes of CUDA. --no-compile: Python compiles
+# a module when it is first imported; to compile all modules of all packages takes a minute.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,autofaiss]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,autofaiss]'
 	$(BIN)/python -m pip check
 	touch $@
 

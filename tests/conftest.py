@@ -1,7 +1,8 @@
 """Fixtures for all tests, and the tiers of tests.
 
     unit      starts no process; a second or so each; the tier of every test without another marker
-    process   starts processes: commands, servers, a browser, the process that builds a faiss index
+    process   whole runs (a build, a training, a generation, an evaluation), and whatever starts processes: commands,
+              servers, a browser, the process that builds a faiss index
     cluster   runs on Ray
     long      a seeded matrix or a large input; `make test` leaves it out
 
@@ -27,6 +28,8 @@ STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty")
 ASKS = ("lscpu", "ldconfig", "uname")  # what libraries ask the machine when they are imported
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Tests run beside each other: threads of one network would wait for each other at every layer while other tests have the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray starts no workers that wait for plain tasks
 os.environ.setdefault("RAY_worker_niceness", "0")  # its default of 15 starves workers beside other tests
 os.environ.setdefault("RDMPIPE_START_TIMEOUT_S", "600")  # several clusters may start at once on two cores

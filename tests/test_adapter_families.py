@@ -25,6 +25,8 @@ from tests.adapters import DIM, small_adapter_model
 from tests.builds import picture
 from tests.encoders import RANDOM
 
+pytestmark = pytest.mark.process
+
 SIZE, STEPS, SCALE, IMAGE_SCALE = 32, 2, 4.0, 0.7
 
 

@@ -16,6 +16,8 @@ from pipeline.generation.adapter_memory import Adapted, count_pipeline, meta_den
 from pipeline.installation import asset
 from tests.adapters import flux_shapes, plus_shapes, sd3_shapes
 
+pytestmark = pytest.mark.process
+
 BASES = Path(__file__).parent / "data" / "bases"
 
 # Widths of the attention layers that see the text, in the order of the files' numbers 1, 3, 5, ...: encoder, decoder, middle.

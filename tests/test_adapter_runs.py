@@ -23,6 +23,8 @@ from tests.encoders import RANDOM
 from tests.forked import Forked
 from tests.generations import pictures, quiet_generate, results, styles_database
 
+pytestmark = pytest.mark.process
+
 PROMPTS = "prompt,negative\na fox,\nan owl at night,blurry\n"
 
 
@@ -198,7 +200,6 @@ def test_too_little_memory_is_an_error_before_work(world: World) -> None:
 # ---- workers, killed and resumed
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("kind", ["inline", pytest.param("ray", marks=[pytest.mark.cluster, pytest.mark.long])])
 def test_a_killed_run_continues_to_the_same_bytes(
     world: World, prompts: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest

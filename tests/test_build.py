@@ -18,6 +18,8 @@ from pipeline.storage import lease
 from tests.builds import command, contents, folder_of, last_json, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM, local_encoder
 
+pytestmark = pytest.mark.process
+
 
 def test_a_folder_becomes_a_database_that_can_be_searched(tmp_path: Path, home: Path) -> None:
     summary = quiet_build(folder_of(tmp_path / "My Pictures", 25))
@@ -42,7 +44,6 @@ def test_every_picture_finds_itself_first(tmp_path: Path, home: Path) -> None:
         assert found.warnings == ()
 
 
-@pytest.mark.process
 def test_the_command_prints_one_json_document_last(tmp_path: Path, home: Path) -> None:
     folder = folder_of(tmp_path / "pictures", 8)
     built = last_json(command("build-index", folder, "--name", "mine", "--encoder", RANDOM, "--json", home=home))
@@ -177,7 +178,6 @@ def test_another_encoder_is_an_error_that_says_the_fix(tmp_path: Path, home: Pat
         quiet_build(folder, preprocess="compvis")
 
 
-@pytest.mark.process
 def test_two_builds_at_once_never_mix(tmp_path: Path, home: Path) -> None:
     folder = folder_of(tmp_path / "pictures", 4)
     with lease(RetrievalDatabase("mine").storage, "another build"), pytest.raises(BusyError, match="another build"):
@@ -200,7 +200,6 @@ def test_unknown_targets_are_errors_before_any_work(tmp_path: Path, home: Path) 
     assert not home.exists()
 
 
-@pytest.mark.process
 def test_a_view_works_wherever_a_name_does(tmp_path: Path, home: Path) -> None:
     quiet_build(folder_of(tmp_path / "pictures", 10), name="mine")
     (home / "manifests").mkdir()

@@ -20,6 +20,8 @@ from tests.encoders import RANDOM
 from tests.pictures import APPLE_DOUBLE, csv_of, md5, tar_of, wikiart_files
 from tests.server import Fault, Server, serve
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def server(tmp_path: Path, home: Path) -> Iterator[Server]:
@@ -136,7 +138,6 @@ def test_real_paintings_as_a_folder_with_the_full_size_architecture(shared: Path
     assert (version.encoder.dim, version.encoder.trained) == (512, False)
 
 
-@pytest.mark.process
 def test_the_command_line_takes_a_mirror(server: Server, home: Path) -> None:
     wikiart_files(server.folder / "hub/huggan/wikiart", [picture(i, kind="JPEG") for i in range(8)], files=1)
     built = last_json(

@@ -23,6 +23,8 @@ from tests.evaluations import atelier_database, quiet_evaluate, small_config
 from tests.forked import Forked
 from tests.generations import pictures, save_model
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module", autouse=True)
 def process_as_it_was() -> Iterator[None]:
@@ -149,7 +151,6 @@ quiet_evaluate(small_config(folder / "model"), folder / "killed", folder / "home
 """
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("moment", ["judges/content/state.pt", "pictures/images"])
 def test_a_killed_evaluation_continues_to_the_same_numbers(
     place: tuple[Path, EvaluateConfig], whole: dict[str, Any], moment: str

@@ -15,6 +15,8 @@ from pipeline.execution import Progress
 from pipeline.training import LabelledPictures
 from tests.evaluations import judge
 
+pytestmark = pytest.mark.process
+
 WORDS = ("red", "green", "blue", "white")
 PLACES = ("left", "right")
 

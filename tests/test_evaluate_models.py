@@ -23,6 +23,8 @@ from tests.encoders import RANDOM
 from tests.evaluations import atelier_database, small_config
 from tests.generations import save_model
 
+pytestmark = pytest.mark.process
+
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 
 
@@ -81,7 +83,6 @@ def test_the_job_of_todays_models_is_planned_without_its_databases_and_weights(h
         forecast(replace(read_evaluate_config(JOBS / "today.toml"), styles=()), str(home))
 
 
-@pytest.mark.process
 def test_two_models_are_judged_by_the_same_judges_and_shown_side_by_side(tmp_path: Path, home: Path) -> None:
     atelier_database(tmp_path, home)
     adapter = small_adapter_model(tmp_path / "sd", "sd15", RANDOM)

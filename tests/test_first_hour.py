@@ -28,6 +28,8 @@ from tests.builds import folder_of, picture, quiet_build
 from tests.gallery_demo import page_data
 from tests.generations import add_view, quiet_generate, save_model
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -31,6 +31,8 @@ from pipeline.retrieval import open_search
 from tests.forked import Forked
 from tests.generations import pictures, quiet_generate, results, save_model, styles_database
 
+pytestmark = pytest.mark.process
+
 PROMPTS = 'prompt,mood\na fox,calm\nan owl at night,\n"a house, red",grim\n'
 LEVELS, SHARE = 2, 0.02  # another thread count: at most 2 of 255 levels, in at most 2% of all values
 
@@ -203,7 +205,6 @@ def wait_for_pictures(process: Forked, out: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_continues_and_ends_with_the_same_pictures(
     world: World, prompts: Path, tmp_path: Path, how: signal.Signals

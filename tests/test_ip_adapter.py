@@ -23,6 +23,8 @@ from pipeline.generation.requests import ImagePrompting, PictureRequest
 from tests.adapters import DIM, small_adapter_model
 from tests.encoders import RANDOM
 
+pytestmark = pytest.mark.process
+
 SIZE, STEPS, SCALE, IMAGE_SCALE = 32, 2, 5.0, 0.7
 
 

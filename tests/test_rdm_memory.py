@@ -10,6 +10,8 @@ from rdm.config import read_config
 from rdm.memory import count_memory
 from tests.rdm_reference import noise, relative, tiny_config, tiny_model, unit
 
+pytestmark = pytest.mark.process
+
 GIB = 2**30
 
 

@@ -20,6 +20,8 @@ from pipeline.serving.drawing import DrawQuestion, Studio, _Work
 from tests.builds import folder_of, quiet_build
 from tests.generations import add_view, quiet_generate, save_model
 
+pytestmark = pytest.mark.process
+
 OWN = "http://127.0.0.1:8420"
 
 

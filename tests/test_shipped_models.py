@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.process
+
 ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
 ENCODER, MODEL = ASSETS / "encoders" / "mini", ASSETS / "models" / "rdm-mini"
 

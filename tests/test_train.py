@@ -20,6 +20,8 @@ from pipeline.training.config import TrainConfig
 from rdm.train import read_average, read_curve
 from tests.forked import Forked
 
+pytestmark = pytest.mark.process
+
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 SMALL = """
 run = "{run}"
@@ -176,7 +178,6 @@ def test_texture_wants_an_encoder_of_convolutions(tmp_path: Path) -> None:
             train("autoencoder", config, progress)
 
 
-@pytest.mark.process
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     whole, killed = (write_run(tmp_path, name, steps=8, save=0.0) for name in ("whole", "killed"))
 

@@ -28,6 +28,8 @@ from tests.encoders import RANDOM
 from tests.generations import save_model
 from tests.test_train import process_as_it_was as process_as_it_was
 
+pytestmark = pytest.mark.process
+
 LOOP = LoopConfig(steps=12, learning_rate=0.1, warmup=0, decay=0.0, report_steps=4, save_seconds=0.0)
 
 

@@ -28,6 +28,8 @@ from tests.encoders import RANDOM
 from tests.generations import save_model
 from tests.test_train import process_as_it_was as process_as_it_was
 
+pytestmark = pytest.mark.process
+
 
 def database_of(folder: Path, count: int = 25, name: str = "mine", **options: object) -> RetrievalDatabase:
     folder_of(folder / name, count)

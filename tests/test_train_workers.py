@@ -41,6 +41,8 @@ from tests.test_train import JOBS
 from tests.test_train import process_as_it_was as process_as_it_was
 from tests.test_train_prepared import database_of, request_of, run_of
 
+pytestmark = pytest.mark.process
+
 STEPS = Steps(8, 4, learning_rate=1e-3, warmup=0, decay=0.0, accumulate=2, report_steps=2, save_seconds=0.0)
 PART = DenoiserConfig("tiny", STEPS, base="tiny", checkpointing=True)
 EQUAL, EQUAL_LATER = 1e-3, 5e-3
@@ -86,7 +88,6 @@ def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return float(torch.stack([(one[name].float() - other[name].float()).norm() for name in one]).norm())
 
 
-@pytest.mark.process
 def test_one_worker_two_of_fsdp_two_of_ddp_and_one_again_end_where_one_does(tmp_path: Path) -> None:
     from tests.cluster import free_port
 

@@ -18,6 +18,8 @@ from pipeline.generation.requests import NEIGHBOURS, PictureRequest
 from pipeline.generation.sampling import Sampling
 from tests.generations import save_model
 
+pytestmark = pytest.mark.process
+
 if TYPE_CHECKING:
     from pipeline.generation import LoadedModel
 
