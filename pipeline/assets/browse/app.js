@@ -1,5 +1,5 @@
 // Starts the page: asks what the server offers, shows a view, and redraws what changes.
-import { byId, element, number, plural } from "./dom.js";
+import { byId, element, number, plural, reveal, sentence } from "./dom.js";
 import { get } from "./api.js";
 import * as query from "./query.js";
 import * as filter from "./filter.js";
@@ -26,6 +26,8 @@ function heading() {
   byId("databases").hidden = state.known.length < 2;
   byId("databases").replaceChildren(element("button", { type: "button", class: "several", "aria-pressed": String(several), title: "Choose several databases and search all of them with one query", onclick: () => { several = !several; if (!several) state.databases = state.databases.slice(0, 1); changed("databases"); } }, "Side by side"), ...state.known.map((one) => element("button", { type: "button", "aria-pressed": String(state.databases.includes(one.name)), title: one.problem || (one.base ? `a view of ${one.base}` : one.title), onclick: (event) => choose(one.name, event) }, one.name, element("small", {}, one.problem ? "damaged" : number(one.rows)))));
   byId("views").replaceChildren(...views().map((name) => element("button", { type: "button", "aria-pressed": String(state.view === name), onclick: () => { state.view = name; changed("view", true); } }, VIEWS[name][0])));
+  reveal(byId("databases"));
+  reveal(byId("views"));
 }
 
 let several = false;
@@ -62,7 +64,7 @@ async function start() {
     begin([session.database || databases.find((one) => !one.problem)?.name || databases[0]?.name].filter(Boolean));
   } catch (error) {
     byId("name").textContent = "rdmpipe";
-    byId("about").textContent = error.message;
+    byId("about").replaceChildren(...sentence(error.message));
     return;
   }
   several = state.databases.length > 1;

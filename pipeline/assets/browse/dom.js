@@ -21,6 +21,19 @@ export function link(address, words) {
   return /^https?:\/\//i.test(address) ? element("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, words) : document.createTextNode(words);
 }
 
+// A sentence in which `commands` are shown as code.
+export function sentence(text) {
+  return text.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : document.createTextNode(part)));
+}
+
+// Scroll a row of buttons sideways so that the pressed one is seen.
+export function reveal(row) {
+  const pressed = row.querySelector('[aria-pressed="true"]:not(.several)');
+  if (!pressed || row.scrollWidth <= row.clientWidth) return;
+  const left = pressed.offsetLeft - row.offsetLeft;
+  if (left < row.scrollLeft || left + pressed.offsetWidth > row.scrollLeft + row.clientWidth) row.scrollLeft = left - (row.clientWidth - pressed.offsetWidth) / 2;
+}
+
 export function joined(parts, between = " · ") {
   return parts.filter(Boolean).flatMap((part, i) => (i ? [between, part] : [part]));
 }

@@ -1,5 +1,5 @@
 // Drawing: a prompt with each of the chosen databases, previews meanwhile, and the command and the Python that repeat it.
-import { byId, element, image, number } from "./dom.js";
+import { byId, element, image, number, sentence } from "./dom.js";
 import { get, pictureOf, post } from "./api.js";
 import { changed, parts, state } from "./state.js";
 import { star } from "./runs.js";
@@ -37,7 +37,7 @@ export async function show(root) {
     field("negative", "Lead away from", element("input", { type: "text", placeholder: "nothing" })),
     element("div", { class: "acts" }, go, element("button", { type: "button", onclick: () => { form.seed = Math.floor(Math.random() * 1e6); body.elements.seed.value = form.seed; begin(go); } }, "Another seed")));
   stage ??= element("div", { class: "drawings", "aria-live": "polite" });
-  if (!stage.children.length) stage.append(element("p", { class: "note" }, "Pictures appear here while they are drawn. They are stored in a run of the home, like those of `rdmpipe generate`."));
+  if (!stage.children.length) stage.append(element("p", { class: "note" }, sentence("Pictures appear here while they are drawn. They are stored in a run of the home, like those of `rdmpipe generate`.")));
   root.replaceChildren(element("div", { class: "studio" }, body, stage));
 }
 

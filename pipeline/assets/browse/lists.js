@@ -1,5 +1,5 @@
 // Three views: rows that show the same picture, rows that failed, and runs of jobs.
-import { byId, element, link, number, plural } from "./dom.js";
+import { byId, element, link, number, plural, sentence } from "./dom.js";
 import { database, get } from "./api.js";
 import { state } from "./state.js";
 import { cardOf } from "./results.js";
@@ -72,7 +72,7 @@ function begin(root, words) {
   said(words);
 }
 
-function said(words) { byId("count").textContent = words; }
+function said(words) { byId("count").replaceChildren(...sentence(words)); }
 
 async function guarded(root, work) {
   byId("count").classList.add("busy");

@@ -1,5 +1,5 @@
 // Cards of results: one wall, or one column for each database. The next page is loaded when the end is near.
-import { byId, element, image, number, plural } from "./dom.js";
+import { byId, element, image, number, plural, sentence } from "./dom.js";
 import { pictureOf, post } from "./api.js";
 import { parts, state, where } from "./state.js";
 import { moreLike } from "./query.js";
@@ -56,7 +56,7 @@ export async function search() {
   } catch (error) {
     if (error.name === "AbortError") return;
     asked = "";
-    byId("count").textContent = error.message;
+    byId("count").replaceChildren(...sentence(error.message));
   } finally {
     clearTimeout(waiting);
     if (own === asking) byId("count").classList.remove("busy");
@@ -96,13 +96,13 @@ function show(answers, milliseconds) {
   const problem = answers.length === 1 && answers[0].error && !filtered.length ? answers[0].error : "";
   const none = !answers.some((answer) => answer.items.length);
   byId("nothing").hidden = !none || Boolean(filtered.length);
-  byId("nothing").textContent = problem || "No row matches the filter.";
+  byId("nothing").replaceChildren(...sentence(problem || "No row matches the filter."));
   if (several || problem) byId("count").textContent = several ? `${plural(answers.length, "database")} side by side` : "";
-  else if (filtered.length) byId("count").textContent = "The filter is not complete yet";
+  else if (filtered.length) byId("count").textContent = "The filter is not complete, or has an error";
   else {
     const { matched, rows } = answers[0];
-    const many = matched === rows ? plural(rows, "picture") : `${number(matched)} of ${plural(rows, "picture")}`;
-    byId("count").textContent = parts().length ? `${many}, nearest first · ${Math.round(milliseconds)} ms` : many;
+    const many = matched === rows ? plural(rows, "picture") : `${matched ? number(matched) : "None"} of ${plural(rows, "picture")}${matched ? "" : " matches the filter"}`;
+    byId("count").textContent = parts().length && matched ? `${many}, nearest first · ${Math.round(milliseconds)} ms` : many;
   }
 }
 

@@ -1,5 +1,5 @@
 // All pictures that were drawn in this home, newest first: favourites, download, and drawing again with their settings.
-import { byId, element, image, link, number, plural } from "./dom.js";
+import { byId, element, image, link, number, plural, sentence } from "./dom.js";
 import { get, post } from "./api.js";
 import { changed, state } from "./state.js";
 import * as draw from "./draw.js";
@@ -51,7 +51,7 @@ export async function show(root) {
     wall.append(...pictures.map((one) => card(list, list.push(one) - 1)));
     byId("count").textContent = found.total ? `${plural(found.total, "picture")} in ${plural(found.runs.length, "run")}` : "";
     byId("nothing").hidden = found.total > 0;
-    byId("nothing").textContent = only.favourites ? "No favourites yet: click ☆ below a picture." : "No picture was drawn in this home yet. Draw one with `rdmpipe generate \"a castle by the sea\" --db NAME`, or here if `rdmpipe browse` runs with --allow-generate.";
+    byId("nothing").replaceChildren(...sentence(only.favourites ? "No favourites yet: click ☆ below a picture." : "No picture was drawn in this home yet. Draw one with `rdmpipe generate \"a castle by the sea\" --db NAME`, or here if `rdmpipe browse` runs with `--allow-generate`."));
     const first = wall.querySelector(".picture");
     if (first) first.tabIndex = 0;
   }
