@@ -110,6 +110,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.process
 def test_search_by_text_key_picture_and_vectors(drawn: Path, tmp_path: Path) -> None:
     with rdmpipe.open("atelier", home=drawn) as art:
         by_text = art.search("a harbour at dawn", k=5)
@@ -191,6 +192,7 @@ def test_open_says_what_is_missing(drawn: Path) -> None:
         rdmpipe.open("ateleir", home=drawn)
 
 
+@pytest.mark.process
 def test_generate_takes_prompts_and_rows_and_continues(drawn: Path) -> None:
     def again(prompts: list[str] | list[dict[str, object]]) -> rdmpipe.Run:
         db = ["atelier-mosaic", "atelier-woodcut"]

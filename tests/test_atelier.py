@@ -189,6 +189,7 @@ def test_every_subject_in_every_style_is_a_picture(style: str) -> None:
         assert np.abs(np.diff(grey, axis=1)).mean() > 0.8, subject  # not one gradient
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("style", STYLES)
 def test_sizes_from_64_to_1024_show_the_same_picture(style: str) -> None:
     content = content_of("lighthouse")

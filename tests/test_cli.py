@@ -71,6 +71,7 @@ def test_an_option_of_another_stage_is_refused(arguments: list[str]) -> None:
     assert "No such option" in done.output
 
 
+@pytest.mark.process
 def test_help_is_grouped_and_every_command_has_an_example_that_names_it() -> None:
     runner = CliRunner()
     for name, command in commands():

@@ -101,6 +101,7 @@ def test_every_row_is_kept_and_the_ok_ones_carry_unit_vectors(home: Path, tmp_pa
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.process
 def test_vit_b_32_embeds_real_paintings(home: Path, tmp_path: Path, shared: Path) -> None:
     folder = tmp_path / "few"
     folder.mkdir()

@@ -121,6 +121,7 @@ def test_queries_equal_texts_and_causal_towers_compute_only_their_tokens(
     assert encoder.encode_queries([]).shape == (0, 16)
 
 
+@pytest.mark.process
 def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> None:
     import open_clip
 

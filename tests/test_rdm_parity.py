@@ -53,7 +53,7 @@ def test_decoder_equals_the_original(model: RDM, shared: Path, sampler: str) -> 
     assert (model.decode(z[f"{sampler}10_latent"]) - z[f"{sampler}10_image"]).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.process)])
 @pytest.mark.parametrize("sampler", ["ddim", "plms"])
 def test_sampler_equals_the_original(model: RDM, shared: Path, sampler: str, steps: int) -> None:
     z = reference_tensors(shared)

@@ -100,6 +100,7 @@ def limit() -> Tensor:
     return tiny_model().sample(unit(1, 3, 12), x_T=noise(1, 4, 8, 8), steps=300, guidance_scale=2.0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
     [("dpmpp_2m", 15, 0.03), ("unipc", 15, 0.03), ("ddim", 100, 0.06), ("plms", 100, 0.06)],
