@@ -179,6 +179,10 @@ class ApproximateIndex:
         while len(left) and start < lists.shape[1]:
             near = lists[left, start:end], products[left, start:end]
             found_in = [scan_lists(index, queries[left], count, selector, *near) for index in indexes]
+            if not start and len(found_in) == 1:
+                scores, found = found_in[0]
+                start, end = end, end + max(1, end // 2)
+                continue
             new_scores, new = (np.concatenate(one, axis=1) for one in zip(*found_in, strict=True))
             kth = -np.partition(-scores[left], k - 1, axis=1)[:, k - 1]
             newcomers = ((new >= 0) & (new_scores > kth[:, None])).sum(axis=1)
@@ -207,12 +211,12 @@ class ApproximateIndex:
         return max(1, min(int(probes * effort), self.lists))
 
     def near_rows(self, query: NDArray[np.float32], rows: Subset) -> Iterator[NDArray[np.int64]]:
-        """The rows in the lists nearest to the query, ascending, then those in half as many more lists, and so on."""
+        """The rows in the lists nearest to the query, ascending, then those in as many more lists, and so on."""
         ranks, ordinals = self._lists().ranks(query, rows), rows.ordinals
-        start, end = 0, self._probes(None, 1.0)
+        start, end = 0, max(1, self._probes(None, 1.0) // 2)
         while start < self.lists:
             yield ordinals[(ranks >= start) & (ranks < end)]
-            start, end = end, end + max(1, end // 2)
+            start, end = end, 2 * end
 
     def _opens_all(self, rows: Subset, effort: float) -> bool:
         """Whether all lists that hold some of the rows are opened at once."""

@@ -26,6 +26,8 @@ NEWCOMERS = 16  # a search of lists ends after a step that brings at most k / 16
 
 SAMPLED = 128  # rows of each list that are looked at if many rows match
 
+DENSE = 20  # a filter that passes a twentieth of a value's rows leaves some of them in nearly all of its lists
+
 MANY = 50_000  # rows from which on lists are sampled: finding the list of every row would take most of a search's time
 
 
@@ -60,8 +62,8 @@ class ListChoice:
         return rows
 
     def holding(self, rows: Subset) -> NDArray[np.bool_]:
-        """The lists that hold some of the rows, as a mask (lists,)."""
-        if rows.part is not None and rows.whole:
+        """The lists that hold some of the rows, as a mask (lists,). Of a large share of a value's rows: lists of the value."""
+        if rows.part is not None and (rows.whole or rows.count * DENSE >= int(rows.part.per_list.sum())):
             return rows.part.per_list > 0
         return rows.tally(self._list_of_row, self.lists) > 0
 
@@ -72,7 +74,7 @@ class ListChoice:
         return rows.any_of(self._sample) & (self.sizes > 0)
 
     def _samples(self, rows: Subset) -> bool:
-        return rows.count >= MANY and not rows.whole
+        return rows.count >= MANY and rows.part is None
 
     def ranks(self, query: NDArray[np.float32], rows: Subset) -> NDArray[np.int64]:
         """For each of the rows, (count,), how many of the lists that hold some of them are nearer to the query than its own."""
