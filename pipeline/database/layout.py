@@ -7,7 +7,7 @@ Reads and writes, all through `Storage` (each file whole or not at all):
     images/<shard>.tar .parquet .json           pictures in img2dataset's layout, rows, receipt
     thumbnails/<shard>.tar                      256-pixel JPEGs, if the pictures were not kept
     embeddings/<encoder>/<shard>.parquet .json  rows with unit vectors, receipt
-    index/<encoder>/<id>/                       keys.npy vectors.npy norms.npy metadata.parquet [index.faiss]
+    index/<encoder>/<id>/                       keys.npy vectors.npy norms.npy metadata.parquet [index.faiss [values.lists]]
     gone/<id>.parquet                           keys that left the database (see database/tombstones.py)
     versions/<id>.json, current                 the files of a version; the id of the current version
     versions/<id>.purged                        a version that was removed because it held purged rows

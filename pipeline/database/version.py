@@ -45,7 +45,8 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A finished index. `files` by role: keys, vectors, norms, metadata and, for an approximate index, faiss."""
+    """A finished index. `files` by role: keys, vectors, norms, metadata, for an approximate index faiss, and values if it is split
+    by the values of columns."""
 
     id: str
     kind: str  # exact | faiss
