@@ -170,13 +170,13 @@ def test_few_rows_are_scanned_in_the_nearest_lists_first(
 def count_rows(search: SearchIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each scan of some rows, from now on."""
     read: list[int] = []
-    top = search.exact.top
+    rough = search.exact.rough
 
-    def counted(queries: np.ndarray, k: int, ordinals: np.ndarray) -> tuple:
+    def counted(query: np.ndarray, k: int, ordinals: np.ndarray) -> tuple:
         read.append(len(ordinals))
-        return top(queries, k, ordinals)
+        return rough(query, k, ordinals)
 
-    monkeypatch.setattr(search.exact, "top", counted)
+    monkeypatch.setattr(search.exact, "rough", counted)
     return read
 
 

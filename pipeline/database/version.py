@@ -45,8 +45,8 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A finished index. `files` by role: keys, vectors, norms, metadata, for an approximate index faiss, and values if it is split
-    by the values of columns."""
+    """A finished index. `files` by role: keys, vectors, norms, metadata; of an approximate index faiss, and values if the
+    values of columns have lists."""
 
     id: str
     kind: str  # exact | faiss

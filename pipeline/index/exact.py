@@ -77,6 +77,10 @@ class ExactScan:
                 return scores[:, :wanted], order[:, :wanted]
             margin *= 8
 
+    def rough(self, query: NDArray[np.float32], k: int, ordinals: NDArray[np.int64]) -> Neighbours:
+        """About the k best of some rows for a query (1, D), in no particular order: float32 scores, and ordinals (1, m)."""
+        return self._scan(query, min(k, len(ordinals)), ordinals)
+
     def _scan(self, queries: NDArray[np.float32], k: int, ordinals: NDArray[np.int64] | None) -> Neighbours:
         rows = len(self.vectors) if ordinals is None else len(ordinals)
         if len(queries) >= MANY and k <= MOST and self._gpu is not None:
@@ -115,6 +119,7 @@ class ExactScan:
         if ordinals is None and not many:
             return _half_precision(self.vectors[start:end], queries, k, start)
         step = BLOCK_ROWS if many else GATHER_ROWS
+        step = min(step, end - start)
         gathered = np.empty((step, dim), np.float16)
         decoded = np.empty((step, dim), np.float32) if many else None
         scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)

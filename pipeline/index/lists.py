@@ -76,20 +76,16 @@ class ListChoice:
     def _samples(self, rows: Subset) -> bool:
         return rows.count >= MANY and rows.part is None
 
-    def ranks(self, query: NDArray[np.float32], rows: Subset) -> NDArray[np.int64]:
+    def ranks(self, query: NDArray[np.float32], rows: Subset) -> NDArray[np.int32]:
         """For each of the rows, (count,), how many of the lists that hold some of them are nearer to the query than its own."""
-        lists, _ = self.ranked(query[None], rows)
-        rank = np.zeros(self.lists, np.int64)
-        rank[lists[0]] = np.arange(lists.shape[1])
-        return np.asarray(rank[self._list_of_row[rows.ordinals]])
+        of_rows = self._list_of_row[rows.ordinals]
+        held = np.flatnonzero(np.bincount(of_rows, minlength=self.lists))
+        rank = np.zeros(self.lists, np.int32)
+        rank[held[np.argsort(-self._products(query[None])[0, held])]] = np.arange(len(held), dtype=np.int32)
+        return np.asarray(rank[of_rows])
 
-    def ranked(
-        self, queries: NDArray[np.float32], rows: Subset, nearest: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The lists that hold some of the rows, the nearest to each query first, (Q, n), and their inner products.
-
-        If many rows match, lists with few of them may be left out, but not the `nearest` lists of any query.
-        """
+    def _products(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The inner products of the queries (Q, D) with all centroids, (Q, lists)."""
         import faiss
 
         products = np.empty((len(queries), self.lists), np.float32)
@@ -102,6 +98,16 @@ class ListChoice:
                 self._centroids.shape[1],
                 self.lists,
             )
+        return products
+
+    def ranked(
+        self, queries: NDArray[np.float32], rows: Subset, nearest: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists that hold some of the rows, the nearest to each query first, (Q, n), and their inner products.
+
+        If many rows match, lists with few of them may be left out, but not the `nearest` lists of any query.
+        """
+        products = self._products(queries)
         worth = self.worth_opening(rows)
         if self._samples(rows) and nearest < self.lists:
             near = np.zeros(self.lists, bool)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.index.exact import ExactScan, score_rows
+from pipeline.index.exact import ExactScan, rescore, score_rows
 from pipeline.index.lists import NEWCOMERS
 from pipeline.index.npy import read_rows
 from pipeline.index.subset import Subset
@@ -162,14 +162,17 @@ class SearchIndex:
         for place, query in enumerate(queries):
             best, ordinals = np.empty(0, np.float32), np.empty(0, np.int64)
             for near in self.approximate.near_rows(query, rows):
-                bar = best[-1] if len(best) == k else -np.inf
-                new, new_ordinals = self.exact.top(query[None], k, near)
+                if not len(near):
+                    continue
+                bar = best[k - 1] if len(best) >= k else -np.inf
+                new, new_ordinals = self.exact.rough(query[None], k + 16, near)
                 both, every = np.concatenate([best, new[0]]), np.concatenate([ordinals, new_ordinals[0]])
-                order = np.lexsort((every, -both))[:k]
+                order = np.argsort(-both)[: k + 16]
                 best, ordinals = both[order], every[order]
-                if len(best) == k and int((new[0] > bar).sum()) <= k // NEWCOMERS:
+                if len(best) >= k and int((new[0] > bar).sum()) <= k // NEWCOMERS:
                     break
-            scores[place], found[place] = best, ordinals
+            exact, order = rescore(self.vectors, query[None], ordinals[None])
+            scores[place], found[place] = exact[0, :k], order[0, :k]
         return scores, found
 
     def _all_lists(self, index: ApproximateIndex, rows: Subset | None) -> bool:
