@@ -4,8 +4,9 @@
                              identity, or `az login` with AZURE_USE_AZURE_CLI=true
     gs://BUCKET/PREFIX       GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's account
 
-Reads those variables. Tested against Azurite and, through the same calls, against an S3 server; not against Google's service,
-because no emulator of it has conditional writes. obstore repeats requests that are throttled, answered with 5xx or cut off.
+Reads those variables. Tested against Azurite, against Google's storage testbench (docs/log.md) and, through the same calls,
+against an S3 server; not against the services themselves. obstore repeats requests that are throttled, answered with 5xx or cut
+off.
 S3 homes go through s3fs (objects.py), which also reads AWS profiles and SSO logins.
 """
 
