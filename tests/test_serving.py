@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.retrieval.plane import principal_plane
 from pipeline.serving import ServeOptions, create_app
 from pipeline.serving.api import ENDPOINTS, Server
-from pipeline.serving.app import make_server
+from pipeline.serving.app import listen, make_server
 from pipeline.serving.clip_retrieval import CLIP_RETRIEVAL, firsts
 from pipeline.serving.jobs import JOBS
 from pipeline.serving.questions import QueryPart, SearchQuestion
@@ -343,6 +343,13 @@ def test_results_that_are_nearly_one_picture_are_shown_once() -> None:
     assert firsts(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)) == [0, 1, 4]
     chain = np.arange(8) * 0.3  # each is near the next, and so they are one group
     assert firsts(np.stack([np.cos(chain), np.sin(chain)], 1).astype(np.float32)) == [0]
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_headers() -> None:
+    """asyncio sets TCP_NODELAY only on connections whose socket names its protocol."""
+    for host in ("127.0.0.1", "::1"):
+        with listen(ServeOptions(host=host, port=0)) as listener:
+            assert listener.proto == socket.IPPROTO_TCP
 
 
 # ---- who may ask

@@ -114,7 +114,7 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     import uvicorn
 
     options = options.checked()
-    listener = _listen(options)
+    listener = listen(options)
     server = make_server(options)
     try:
         _prepare(server)
@@ -129,9 +129,12 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
         listener.close()
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions) -> socket.socket:
+    """A socket that is bound to the address of the options. Raises ConfigError if the port is taken."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio sets TCP_NODELAY on connections. Without it, every body waits 40 ms behind its headers,
+    # until the client has acknowledged them.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((options.host, options.port))
