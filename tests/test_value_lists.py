@@ -226,11 +226,16 @@ def test_the_columns_with_the_rarest_frequent_value_come_first(monkeypatch: pyte
 
 @pytest.mark.process
 def test_a_built_database_searches_a_view_in_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitting_module, "ROWS", 1000)
     db = home_database(tmp_path)
     shards, _, table = write_shards(db, ROWS, DIM, failed_every=17)
     config = IndexConfig(key="IVF32,PQ16x4fs", queries=20, min_recall=0.8)
     rows = IndexInput(encoder_record(DIM), COLUMNS, shards, table["key"].to_numpy()[:40])
+    monkeypatch.setattr(splitting_module, "ROWS", 10**9)
+    unsplit = build_index(db, config, rows)
+    assert unsplit.id == index_id(config, rows, None) and "values" not in unsplit.files
+    monkeypatch.setattr(splitting_module, "ROWS", 1000)
+    assert build_index(db, config, rows) == unsplit, "a finished index stays as it is"
+    db.storage.remove(f"{db.index_folder(rows.encoder, unsplit.id)}/entry.json")
     entry = build_index(db, config, rows)
     assert entry.id != index_id(config, rows, None)
     assert entry.build["value_bytes"] == entry.files["values"].bytes

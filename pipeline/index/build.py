@@ -76,9 +76,14 @@ def build_index(
     one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
     """
-    columns = _split_columns(db, config, rows)
-    folder = db.index_folder(rows.encoder, index_id(config, rows, text, columns))
+    plain = index_id(config, rows, text)
+    columns: tuple[SplitColumn, ...] = ()
+    folder = db.index_folder(rows.encoder, plain)
     entry = _finished(db, folder)
+    if entry is None and not _is_current(db, plain):  # an index that was made without lists of values stays as it is
+        columns = _split_columns(db, config, rows)
+        folder = db.index_folder(rows.encoder, index_id(config, rows, text, columns))
+        entry = _finished(db, folder)
     if entry is None:
         from pipeline.index.partitions import IndexJob
 
@@ -86,6 +91,12 @@ def build_index(
             entry = _build(IndexJob(db, config, rows, text, folder, scratch, device, columns), backend, progress)
     db.storage.remove(f"{folder}/parts")
     return entry
+
+
+def _is_current(db: RetrievalDatabase, index: str) -> bool:
+    """Whether the current version has the index with this id, whose files may be damaged."""
+    current = db.current_id()
+    return current is not None and db.version(current).index.id == index
 
 
 def _split_columns(db: RetrievalDatabase, config: IndexConfig, rows: IndexInput) -> tuple[SplitColumn, ...]:
