@@ -171,7 +171,7 @@ def render_command(
 def follow_rayjob(
     manifest: Annotated[Path, typer.Argument(help="A RayJob as JSON, without its name's slot.")],
     slot: Slot = "",
-    job: Annotated[str, typer.Option("--job", help="Job file whose schedule gives the slot.")] = "",
+    job: Annotated[str, typer.Option("--job", metavar="FILE", help="Job file whose schedule gives the slot.")] = "",
 ) -> None:
     """Create a RayJob from inside a Kubernetes pod and wait for its end; follow it if one of that name exists."""
     with reported_errors():

@@ -28,22 +28,24 @@ MACHINE, OUTPUT = "Machine and cluster", "Home and output"  # panels of a comman
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _NoTypeOfFlags:
-    """The help shows no type behind options that take no value; typer writes `<bool>`."""
+class _NoTypes:
+    """The help shows no type behind flags and arguments; typer writes `<bool>` and `<str>`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for one in params:
             if getattr(one, "is_flag", False):
                 one.metavar = ""
+            elif one.param_type_name == "argument":
+                one.display_type_rich = lambda ctx: None
         return params
 
 
-class _Command(_NoTypeOfFlags, TyperCommand):
+class _Command(_NoTypes, TyperCommand):
     pass
 
 
-class _Group(_NoTypeOfFlags, TyperGroup):
+class _Group(_NoTypes, TyperGroup):
     pass
 
 
