@@ -80,7 +80,7 @@ def _run(
 def prepare(
     name: Annotated[str, typer.Argument(help="The database, version or view whose pictures are trained on.")],
     first_stage: Annotated[
-        str, typer.Option("--first-stage", help="Folder or Hub id of a first stage or a saved model.")
+        str, typer.Option("--first-stage", metavar="MODEL", help="Folder or Hub id of a first stage or a saved model.")
     ],
     neighbours_from: Annotated[
         str,
