@@ -34,7 +34,7 @@ Family = Literal["hnsw", "ivf", "flat"]
 
 MOST = 16.0  # the largest factor by which a filter may raise nprobe or efSearch
 
-TOGETHER = 8  # up to this many values have their lists searched one after another
+MOST_VALUES = 8  # up to this many values have their lists searched one after another
 
 FEWER = 0.25  # a filter that passes a share s needs s ** FEWER times the candidates that are scored again
 
@@ -104,7 +104,7 @@ class ApproximateIndex:
     def has_lists_of(self, rows: Subset) -> bool:
         """Whether the rows have one of a few values whose lists have codes of their own: a search of them is fast."""
         part = rows.part
-        return part is not None and part.column.has_codes and len(part.numbers) <= TOGETHER and self.chooses_lists
+        return part is not None and part.column.has_codes and len(part.numbers) <= MOST_VALUES and self.chooses_lists
 
     def candidate_count(self, rows: Subset | None) -> int:
         """How many candidates a search for some rows scores again, by the tuned parameters."""

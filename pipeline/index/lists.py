@@ -3,8 +3,8 @@
 A plain search opens the lists nearest to the query. If the matching rows lie elsewhere (a style far from what the text
 names), it finds few of them or none. Here only the lists that hold matching rows are ranked, so that the same number of
 lists finds them. Reads: the ids of an IVF index, once, unless the rows are those of a value whose lists are known
-(index/values.py). Memory: 2 bytes a row. It supports indexes of at most MOST_LISTS lists,
-because a query is compared with all centroids.
+(index/values.py). Memory: 2 bytes a row. It supports indexes of at most MOST_LISTS lists, because a query is compared
+with all centroids.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The nearest rows among all or some rows of an index, by an exact scan or by a faiss index and the stored vectors.
 
-Reads: vectors.npy, mapped, and index.faiss if there is one. Writes nothing. If few rows match, they are scanned exactly.
-If many match, faiss proposes candidates with a selector, with more effort until there are k, and they are scored with
-the stored vectors. The matching rows may lie far from the query (for example, a style without the subject of the
-prompt). An index that searches near the query misses the best of these. An inverted file is therefore searched only in
-lists that hold matching rows (index/lists.py), and for the values of some columns in lists of their own
-(index/values.py). For any other index, if a search without the filter finds far fewer
-matching rows than their share predicts, the matching rows are scanned exactly. A search always gives min(k, rows)
-results; only an exact scan is certain to give the best.
+Reads: vectors.npy, mapped; index.faiss and values.lists if they are there. Writes nothing. If few rows match, they are scanned
+exactly; with an inverted file, more than NEAR_ROWS of them in the nearest lists first, until more lists bring hardly any better
+rows. If many match, faiss proposes candidates with a selector, with more effort until there are k, and they are scored with
+the stored vectors. The matching rows may lie far from the query (for example, a style without the subject of the prompt). An
+index that searches near the query misses the best of these. An inverted file is therefore searched only in lists that hold
+matching rows (index/lists.py), and for the values of some columns in lists of their own (index/values.py). For any other
+index, if a search without the filter finds far fewer matching rows than their share predicts, the matching rows are scanned
+exactly. A search always gives min(k, rows) results; only an exact scan is certain to give the best.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 EXACT_SUBSET = 40_000  # up to this many matching rows, a scan is as fast as any index, and exact
 
+VALUE_SUBSET = 4_000  # the same for rows of a value that has lists of its own
+
 NEAR_ROWS = 2_000  # more matching rows than this are scanned in the nearest lists first, if the index has lists
 
-SINGLE = 4  # up to this many queries are scanned for one after another
-
-VALUE_SUBSET = 4_000  # the same for rows of a value that has lists of its own
+SINGLE = 4  # up to this many queries have their nearest lists scanned, one query after another
 
 TOGETHER = 8  # a batch may scan up to this many times more rows, because rows are read once for all queries
 
