@@ -110,6 +110,7 @@ def test_the_filter_offers_columns_and_values(page: Any) -> None:
     wait_until(page, lambda: text(page, "count") == "45 of 90 pictures")
     box.send_keys(" AND")
     wait_until(page, lambda: box.get_attribute("aria-invalid") == "true")
+    assert cards(page) == 45 and "the pictures are the previous ones" in text(page, "count")
     page.find_element(By.ID, "search").click()
     box.clear()
     box.send_keys(" ")

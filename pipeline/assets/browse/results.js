@@ -72,7 +72,20 @@ export function forget() {
   byId("count").classList.remove("busy");
 }
 
+// A filter that is not complete yet: the pictures of the last complete one stay, so that the page does not go blank during typing.
+function keepOld(answers) {
+  if (!answers.every((answer) => answer.error && answer.kind === "FilterError") || !root.querySelector(".picture")) return false;
+  root.firstElementChild.classList.add("old");
+  for (const list of shown) list.ended = true;
+  const typing = document.activeElement === byId("where") && !byId("offers").hidden;
+  byId("where-problem").textContent = typing ? "" : answers[0].error;
+  byId("where").setAttribute("aria-invalid", "true");
+  byId("count").textContent = "The filter is not complete, or has an error; the pictures are the previous ones";
+  return true;
+}
+
 function show(answers, milliseconds) {
+  if (keepOld(answers)) return;
   const several = answers.length > 1;
   const container = element("div", { class: several ? "beside" : "wall" });
   container.style.setProperty("--columns", answers.length);
