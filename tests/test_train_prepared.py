@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pipeline.config import from_mapping
 from pipeline.database import RetrievalDatabase
@@ -215,3 +216,22 @@ def test_a_recipe_that_asks_for_what_was_not_prepared_is_refused(tmp_path: Path,
     ):
         with pytest.raises(ConfigError, match=says):
             train("rdm", run_of(tmp_path, "other", **changed), Progress())
+
+
+def test_a_first_stage_may_be_named_like_a_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline.training
+    from pipeline.cli.app import app
+    from pipeline.installation import asset
+
+    given: list[str] = []
+
+    def kept(request: PrepareRequest, *_: object) -> None:
+        given.append(request.first_stage)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(pipeline.training, "prepare", kept)
+    for name in ("rdm-mini", "owner/name"):
+        CliRunner().invoke(app, ["train", "prepare", "mine", "--first-stage", name, "--backend", "inline"])
+    assert given == [str(asset("models") / "rdm-mini"), "owner/name"]
+    done = CliRunner().invoke(app, ["train", "prepare", "mine", "--first-stage", "rdm-minni"])
+    assert "did you mean 'rdm-mini'" in done.output

@@ -80,7 +80,12 @@ def _run(
 def prepare(
     name: Annotated[str, typer.Argument(help="The database, version or view whose pictures are trained on.")],
     first_stage: Annotated[
-        str, typer.Option("--first-stage", metavar="MODEL", help="Folder or Hub id of a first stage or a saved model.")
+        str,
+        typer.Option(
+            "--first-stage",
+            metavar="MODEL",
+            help="Folder or Hub id of a first stage or a saved model, or a model's name.",
+        ),
     ],
     neighbours_from: Annotated[
         str,
@@ -106,9 +111,12 @@ def prepare(
         from dataclasses import asdict
 
         from pipeline.execution import Backend
+        from pipeline.generation import find_model
         from pipeline.training import PrepareRequest
         from pipeline.training import prepare as prepare_database
 
+        if "/" not in first_stage and not Path(first_stage).exists():
+            first_stage = str(find_model(first_stage, home).folder)
         request = PrepareRequest(name, first_stage, neighbours_from, where, size, neighbours, device, home)
         made = prepare_database(request, progress, Backend(which_backend(backend, address), address, workers))
         if as_json:

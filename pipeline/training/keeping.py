@@ -65,11 +65,13 @@ def save_rdm(model: RDM, unet: UNet, folder: Path) -> None:
     import copy
 
     import torch
+    from torch import nn
 
     from rdm import RDM
 
-    half = copy.deepcopy(unet).to("cpu", torch.float16)
-    first_stage = copy.deepcopy(model.first_stage).to("cpu", torch.float16)
+    # Module's own method: diffusers' `to` warns at every change of precision.
+    half = nn.Module.to(copy.deepcopy(unet), device="cpu", dtype=torch.float16)
+    first_stage = nn.Module.to(copy.deepcopy(model.first_stage), device="cpu", dtype=torch.float16)
     RDM(model.config, half, first_stage).save_pretrained(folder)
 
 
