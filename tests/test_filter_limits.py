@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import FilterError
 from pipeline.filters import MetadataFilter, check_filter, filter_mask, parse_filter
-from pipeline.filters.expressions import FUNCTIONS, MACROS, _is_bounded, _measure, _parse, _parser
+from pipeline.filters.expressions import FUNCTIONS, MACROS, _is_bounded, _measure, _parse, _parser, _render
 
 pytestmark = pytest.mark.process  # filters that their form does not bound run in a process of their own
 
@@ -119,6 +119,19 @@ def test_every_macro_among_the_functions_counts_as_one_that_copies() -> None:
 
     found = duckdb.sql("SELECT function_name FROM duckdb_functions() WHERE function_type = 'macro'").fetchall()
     assert {name for (name,) in found} & FUNCTIONS == set(MACROS)
+
+
+def test_a_tree_that_duckdb_does_not_take_back_is_an_error_of_the_filter() -> None:
+    import duckdb
+
+    class Strict:
+        def execute(self, *_: object) -> None:
+            raise duckdb.SerializationException(
+                "Serialization Error: Serialized JSON exceeds the maximum nesting depth of 256"
+            )
+
+    with pytest.raises(FilterError, match=r"is not taken by DuckDB: .* depth of 256"):
+        _render(Strict(), {}, "caption = 'x'")  # type: ignore[arg-type]
 
 
 # Expressions of a modest size whose evaluation, or whose constant parts, would take gigabytes or minutes.

@@ -171,7 +171,7 @@ def _read(expression: str, columns: tuple[tuple[str, str], ...], bind: bool) -> 
         tree = _parse(_parser(), expression)
         root = _measure(tree, expression)
         used = _check_tree(root, expression, dict(columns))
-        found = Filter(_render(_parser(), tree), used, _is_bounded(root))
+        found = Filter(_render(_parser(), tree, expression), used, _is_bounded(root))
     if bind or not _is_condition(root):
         _bind(found, expression, dict(columns))
     return found
@@ -418,8 +418,14 @@ def _check_tree(root: Node, expression: str, columns: Mapping[str, str]) -> tupl
     return tuple(used)
 
 
-def _render(connection: Connection, tree: Node) -> str:
-    text = str(connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()[0][0])
+def _render(connection: Connection, tree: Node, expression: str) -> str:
+    """The SQL of a syntax tree. Raises FilterError: some versions of DuckDB take fewer levels here than in a query."""
+    import duckdb
+
+    try:
+        text = str(connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()[0][0])
+    except duckdb.Error as error:
+        raise FilterError(f"filter {shown(expression)} is not taken by DuckDB: {first_line(str(error))}") from None
     if not text.startswith("SELECT "):
         raise AssertionError(f"DuckDB rendered a SELECT as {text!r}")
     return f"({text.removeprefix('SELECT ')})"

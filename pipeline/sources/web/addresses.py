@@ -16,9 +16,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
-# Reserved by IANA, but public according to Python's ipaddress: the old 6to4 relays, documentation (RFC 9637), and the block of
-# protocol assignments (RFC 6890), of which no address serves pictures.
-_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20", "192.0.0.0/24")))
+# Reserved by IANA, but public according to some versions of Python's ipaddress: the old 6to4 relays, documentation (RFC 9637),
+# and the blocks of protocol assignments (RFC 6890), of which no address serves pictures.
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20", "192.0.0.0/24", "2001::/23")))
 
 _COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291: IPv4-compatible, deprecated
 
