@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Compiled modules are kept, also if the environment says otherwise: hundreds of processes that tests start would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests run in WORKERS processes: more than the two cores of a small machine, because many tests wait. On more cores, use more.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
