@@ -23,8 +23,6 @@ import pytest
 from tests.cluster import authentication, end_shared_cluster, read_authentication_again, shared_cluster
 
 SHARED_RAY = "RDMPIPE_TEST_RAY"  # the folder of the cluster that all tests share
-# Long files from the end of the alphabet run first, so that no process works on one of them alone at the end.
-FIRST = ("test_s3.py", "test_train.py", "test_train_workers.py", "test_generate.py")
 TIERS = ("process", "cluster", "long")
 STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty")
 ASKS = ("lscpu", "ldconfig", "uname")  # what libraries ask the machine when they are imported
@@ -57,10 +55,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("cluster")
     if not any(item.get_closest_marker(tier) for tier in TIERS):
         item.add_marker("unit")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.hookimpl(wrapper=True)
