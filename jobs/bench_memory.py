@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +58,35 @@ def measure(folder: Path, home: Path, encoder: str, shard_rows: int) -> dict[str
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100, help="rows at 1x")
+def growing(folder: Path, rows: int, times: Sequence[int]) -> Iterator[int]:
+    """Draw pictures into a new folder until there are 1, 10, 100 ... times `rows`, and give each number."""
+    folder.mkdir()
+    drawn = 0
+    for factor in times:
+        draw(folder, drawn, rows * factor)
+        drawn = rows * factor
+        yield drawn
+
+
+def size_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the sizes of a measurement that grows."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rows", type=int, default=100, help="pictures at 1x")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100])
+    return parser
+
+
+def main() -> None:
+    parser = size_options(__doc__)
     parser.add_argument("--shard-rows", type=int, default=100)
     parser.add_argument("--encoder", required=True)
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "pictures"
-        folder.mkdir()
-        drawn = 0
-        for times in options.times:
-            rows = options.rows * times
-            draw(folder, drawn, rows)
-            drawn = rows
-            found.append(
-                {"rows": rows, **measure(folder, Path(root) / f"home{times}", options.encoder, options.shard_rows)}
-            )
+        for rows in growing(folder, options.rows, options.times):
+            home = Path(root) / f"home{rows}"
+            found.append({"rows": rows, **measure(folder, home, options.encoder, options.shard_rows)})
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     growth = [
         round((after["peak"] - before["peak"]) / (after["rows"] - before["rows"]), 1)

@@ -9,7 +9,6 @@ each size the peak resident memory of the preparation and of the training, and p
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.bench_memory import draw
+from jobs.bench_memory import growing, size_options
 
 PEAK = """
 import json, os, resource, sys
@@ -81,30 +80,23 @@ def measured(code: str, home: Path, *arguments: object) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200, help="pictures at 1x")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100])
+    parser = size_options(__doc__)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "pictures"
-        folder.mkdir()
-        drawn = 0
-        for times in options.times:
-            rows = options.rows * times
-            draw(folder, drawn, rows)
-            drawn = rows
+        for rows in growing(folder, options.rows, options.times):
             lines = ["file_name,caption", *(f"{number:07d}.png,picture number {number}" for number in range(rows))]
             (folder / "metadata.csv").write_text("\n".join(lines))
-            home, manifest = Path(root) / f"home{times}", Path(root) / f"training{times}.toml"
+            home, manifest = Path(root) / f"home{rows}", Path(root) / f"training{rows}.toml"
             manifest.write_text(
                 'name = "training"\ntitle = "Training"\nlicence = "CC0-1.0"\nterms = "none"\nopt_out = "none"\n'
                 f'encoder = "mini"\n[source]\nkind = "folder"\npath = "{folder}"\nshard_rows = 200\n'
             )
             one: dict[str, Any] = {"rows": rows, "build": measured(BUILD, home, manifest)}
             one["prepare"] = measured(PREPARE, home)
-            one["train"] = measured(TRAIN, home, Path(root) / f"run{times}", options.steps, 1)
+            one["train"] = measured(TRAIN, home, Path(root) / f"run{rows}", options.steps, 1)
             found.append(one)
             print(json.dumps(one), file=sys.stderr, flush=True)
         two = measured(TRAIN, home, Path(root) / "two", options.steps, 2)

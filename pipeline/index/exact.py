@@ -118,8 +118,7 @@ class ExactScan:
         dim = self.vectors.shape[1]
         if ordinals is None and not many:
             return _half_precision(self.vectors[start:end], queries, k, start)
-        step = BLOCK_ROWS if many else GATHER_ROWS
-        step = min(step, end - start)
+        step = min(BLOCK_ROWS if many else GATHER_ROWS, end - start)
         gathered = np.empty((step, dim), np.float16)
         decoded = np.empty((step, dim), np.float32) if many else None
         scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)

@@ -6,8 +6,7 @@
 
 Reads those variables. Tested against Azurite, against Google's storage testbench (docs/log.md) and, through the same calls,
 against an S3 server; not against the services themselves. obstore repeats requests that are throttled, answered with 5xx or cut
-off.
-S3 homes go through s3fs (objects.py), which also reads AWS profiles and SSO logins.
+off. S3 homes go through s3fs (objects.py), which also reads AWS profiles and SSO logins.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from fsspec.spec import AbstractBufferedFile
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from pipeline.errors import ConfigError
+from pipeline.storage.litter import PROBE
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -178,7 +178,7 @@ def swap_in_cloud(fs: CloudFiles, path: str, expected: str | None, new: str) -> 
 @functools.lru_cache(maxsize=256)
 def _check_conditional_writes(fs: CloudFiles, folder: str) -> None:
     """Check, once per process and folder, that the store refuses to create an object that exists. Raises ConfigError."""
-    key = f"{folder}/.conditional-writes" if folder else ".conditional-writes"
+    key = f"{folder}/{PROBE}" if folder else PROBE
     for _ in range(2):  # the first attempt may create the object
         try:
             obstore.put(fs.bucket, key, b"", mode="create", use_multipart=False)

@@ -25,8 +25,8 @@ from typing import BinaryIO, cast
 
 from pipeline.config import cache_dir
 from pipeline.errors import DamagedError, DatabaseError, DiskFullError
-from pipeline.storage.litter import is_litter
-from pipeline.storage.objects import PROBE, FileSystem, explained, open_store, swap_object
+from pipeline.storage.litter import PROBE, is_litter
+from pipeline.storage.objects import FileSystem, explained, open_store, swap_object
 
 TEMPORARY = ".tmp"
 

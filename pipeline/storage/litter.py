@@ -1,6 +1,9 @@
-"""Files that operating systems leave in folders and that are no data. Reads and writes nothing."""
+"""Names of files that are no data: what operating systems leave in folders, and our own probe of a store. Reads and writes
+nothing."""
 
 from __future__ import annotations
+
+PROBE = ".conditional-writes"  # an object that shows whether a store honours conditional writes
 
 # AppleDouble files (._x) hold macOS metadata that other file systems cannot store.
 _BEGINNING = "._"

@@ -19,14 +19,13 @@ from typing import Any, TypeAlias
 
 from pipeline.errors import ConfigError
 from pipeline.installation import require
+from pipeline.storage.litter import PROBE
 
 FileSystem: TypeAlias = Any  # fsspec's AbstractFileSystem: fsspec has no types
 
 CONFLICTS = 50  # attempts at a swap while the store reports conflicts
 
 CLOUDS = ("az://", "gs://")
-
-PROBE = ".conditional-writes"  # the name of an object that shows whether a store honours conditional writes
 
 ATTEMPTS = 8  # by botocore, with exponential back-off; s3fs itself repeats an interrupted read
 
