@@ -15,8 +15,10 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +38,52 @@ os.environ.setdefault("RDMPIPE_START_TIMEOUT_S", "600")  # several clusters may 
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# These files import the whole of diffusers, transformers and torch's compiler, which takes ten seconds of processor time. One
+# worker runs them all; other tests use the parts of diffusers that rdm imports.
+WHOLE = frozenset({
+    "tests/test_adapter_families.py", "tests/test_adapter_layouts.py", "tests/test_adapter_runs.py",
+    "tests/test_diffusers_pipeline.py", "tests/test_ip_adapter.py", "tests/test_rdm_memory.py",
+})  # fmt: skip
+
 _running: list[str] = []  # the unit test that runs now
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the process that starts the others, or the only one
-        os.environ[SHARED_RAY] = tempfile.mkdtemp(prefix="rdmray")
+        folder = Path(tempfile.mkdtemp(prefix="rdmray"))
+        os.environ[SHARED_RAY] = str(folder)
+        compiled = Path(__file__).parent.glob(f"__pycache__/test_*{sys.implementation.cache_tag}*")
+        if not (sys.dont_write_bytecode or any(compiled)):
+            (folder / "compiling").touch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """In a new checkout, the first worker compiles tests and libraries. The others wait, and read what it compiled."""
+    compiling, worker = Path(os.environ[SHARED_RAY]) / "compiling", os.environ.get("PYTEST_XDIST_WORKER")
+    end = time.monotonic() + 180
+    while worker not in (None, "gw0") and compiling.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    try:
+        return (yield)
+    finally:
+        if worker == "gw0":
+            compiling.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give a worker whole files, and one worker all the files of WHOLE."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "whole libraries" if file in WHOLE else file
+
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,14 @@ class Published:
 
     base: str
     encoder: str
-    shapes: Shapes
+    layout: Callable[[], Shapes]  # called by tests only: some layouts import the whole of diffusers
     millions: float
     widths: Widths
     patches: tuple[int, int] | None = None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return self.layout()
 
     @property
     def adapted(self) -> Adapted:
@@ -61,18 +66,19 @@ class Published:
 
 
 PUBLISHED: Mapping[str, Published] = {
-    "ip-adapter_sd15.safetensors": Published("sd15", "vit-h-14", vectors(768, 1024, SD15), 22.3, Widths(768)),
-    "ip-adapter_sd15_light.safetensors": Published("sd15", "vit-h-14", vectors(768, 1024, SD15), 22.3, Widths(768)),
-    "ip-adapter_sdxl_vit-h.safetensors": Published("sdxl", "vit-h-14", vectors(2048, 1024, SDXL), 349.2, Widths(2048)),
-    "ip-adapter_sdxl.safetensors": Published("sdxl", "vit-bigg-14", vectors(2048, 1280, SDXL), 351.3, Widths(2048)),
+    "ip-adapter_sd15.safetensors": Published("sd15", "vit-h-14", lambda: vectors(768, 1024, SD15), 22.3, Widths(768)),
+    "ip-adapter_sd15_light.safetensors": Published("sd15", "vit-h-14", lambda: vectors(768, 1024, SD15), 22.3, Widths(768)),
+    "ip-adapter_sdxl_vit-h.safetensors": Published("sdxl", "vit-h-14", lambda: vectors(2048, 1024, SDXL), 349.2, Widths(2048)),
+    "ip-adapter_sdxl.safetensors": Published("sdxl", "vit-bigg-14", lambda: vectors(2048, 1280, SDXL), 351.3, Widths(2048)),
     "ip-adapter-plus_sd15.safetensors": Published(
-        "sd15", "", {**plus_shapes(1280, 768, 768, 16, 12), **keys_of(768, SD15)}, 49.1, Widths(768, 0, 1280), CLIP_H),
+        "sd15", "", lambda: {**plus_shapes(1280, 768, 768, 16, 12), **keys_of(768, SD15)}, 49.1, Widths(768, 0, 1280), CLIP_H),
     "ip-adapter-plus_sdxl_vit-h.safetensors": Published(
-        "sdxl", "", {**plus_shapes(1280, 2048, 1280, 16, 20), **keys_of(2048, SDXL)}, 423.8, Widths(2048, 0, 1280), CLIP_H),
+        "sdxl", "", lambda: {**plus_shapes(1280, 2048, 1280, 16, 20), **keys_of(2048, SDXL)}, 423.8,
+        Widths(2048, 0, 1280), CLIP_H),
     "ip_adapter.safetensors": Published(
-        "flux", "vit-l-14", flux_shapes(768, 4096, 3072, 19), 490.9, Widths(4096, 3072)),
+        "flux", "vit-l-14", lambda: flux_shapes(768, 4096, 3072, 19), 490.9, Widths(4096, 3072)),
     "ip-adapter_diffusers.safetensors": Published(
-        "sd3", "", sd3_shapes(1152, 2432, 64, 38, 1280, 64, 20, 320), 800.0, Widths(4096, 2432, 1152), SIGLIP),
+        "sd3", "", lambda: sd3_shapes(1152, 2432, 64, 38, 1280, 64, 20, 320), 800.0, Widths(4096, 2432, 1152), SIGLIP),
 }  # fmt: skip
 
 NETWORKS = {"sd15": 859.5, "sdxl": 2567.5, "flux": 11901.4, "sd3": 8056.6}  # millions of numbers in the denoiser alone

@@ -1,4 +1,6 @@
-"""A model's folder as a pipeline of diffusers: it draws what RDM draws, with any scheduler, neighbours and databases."""
+"""A model's folder in the whole of diffusers: its parts load there, and as a pipeline it draws what RDM draws, with any
+scheduler, neighbours and databases.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from pipeline.installation import asset
 from rdm import RDM
 from rdm.conditioning import assemble
 from tests.builds import folder_of, quiet_build
 from tests.generations import quiet_generate
-from tests.rdm_reference import lively, tiny_config, tiny_model, tiny_vq_config, whole_diffusers
+from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, whole_diffusers
 from tests.test_rdm_prediction import FOLDED
 
 
@@ -79,6 +82,43 @@ def test_it_draws_what_the_model_draws(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(shown, model.decode(latents).clamp(-1, 1) / 2 + 0.5, atol=1e-5, rtol=0)
 
 
+def test_plain_diffusers_loads_what_is_saved(tmp_path: Path) -> None:
+    model, library = tiny_model(), whole_diffusers()
+    model.save_pretrained(tmp_path)
+    unet = library.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    vae = library.AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+    scheduler = library.DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    x, context = noise(1, 4, 8, 8), unit(1, 3, 12)
+    scheduler.set_timesteps(5)
+    latents = x
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            eps = unet(latents, t, encoder_hidden_states=context).sample
+            latents = scheduler.step(eps, t, latents).prev_sample
+        image = vae.decode(latents / vae.config.scaling_factor).sample
+    ours = model.sample(context, x_T=x, steps=5, guidance_scale=1.0)
+    assert (ours - latents).abs().max() < 1e-4 * latents.abs().max()
+    assert (model.decode(ours) - image).abs().max() < 1e-4
+
+
+def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
+    folder, library = asset("models", "rdm-mini"), whole_diffusers()
+    unet = library.UNet2DConditionModel.from_pretrained(folder / "unet")
+    first_stage = library.AutoencoderKL.from_pretrained(folder / "vae")
+    scheduler = library.DDIMScheduler.from_pretrained(folder / "scheduler")
+    ours = RDM.from_pretrained(folder)
+    x, context, t = torch.randn(2, 16, 8, 8), torch.randn(2, 3, 192), torch.tensor([500, 500])
+    with torch.no_grad():
+        theirs = unet.float()(x, t, encoder_hidden_states=context).sample
+    torch.testing.assert_close(ours.denoise(x, t, context), theirs, rtol=1e-4, atol=1e-4)
+    assert scheduler.config.beta_start == pytest.approx(ours.config.beta_start)
+    pictures = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        again = first_stage.float().decode(first_stage.float().encode(pictures).latent_dist.mean).sample
+    assert again.shape == pictures.shape
+    assert ours.config.encoder == "mini"
+
+
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tiny")
@@ -130,8 +170,6 @@ def test_texts_without_rdmpipe_say_what_to_install(pipe: Any, monkeypatch: pytes
 
 
 def test_every_folder_has_the_same_program_and_names_its_parts(tmp_path: Path) -> None:
-    from pipeline.installation import asset
-
     tiny_model().save_pretrained(tmp_path)
     shipped = asset("models", "rdm-mini")
     assert (shipped / "pipeline.py").read_bytes() == (tmp_path / "pipeline.py").read_bytes()
@@ -144,8 +182,6 @@ def test_every_folder_has_the_same_program_and_names_its_parts(tmp_path: Path) -
 
 @pytest.mark.long
 def test_it_draws_what_generate_draws_from_a_database(home: Path, tmp_path: Path) -> None:
-    from pipeline.installation import asset
-
     quiet_build(folder_of(tmp_path / "pictures", 12), name="mine", home=str(home), encoder="mini")
     quiet_generate(
         "a red boat", model="rdm-mini", db=("mine",), k=4, steps=10, seed=3, out=str(tmp_path / "run"), gallery=False

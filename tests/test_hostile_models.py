@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -162,10 +163,10 @@ def npy(array: np.ndarray, shape: str = "") -> bytes:
     return data.replace(repr(array.shape).encode(), shape.encode().ljust(len(repr(array.shape)))) if shape else data
 
 
-def npz(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+def npz(path: Path, members: Mapping[str, bytes | Callable[[], bytes]], method: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(name, data if isinstance(data, bytes) else data())
     return path
 
 
@@ -175,8 +176,8 @@ VECTORS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
 @pytest.mark.parametrize(
     "members",
     [
-        {"embedding.npy": npy(np.zeros((10_000, 4096), np.float32))},
-        {"embedding.npy": npy(VECTORS), "huge.npy": npy(np.zeros(60 << 20, np.uint8))},
+        {"embedding.npy": lambda: npy(np.zeros((10_000, 4096), np.float32))},
+        {"embedding.npy": npy(VECTORS), "huge.npy": lambda: npy(np.zeros(60 << 20, np.uint8))},
         {"embedding.npy": npy(VECTORS), "README.txt": b"hello"},
         {"embedding.npy": npy(VECTORS), "odd.npy": b"\x93NUMPY\x01\x00v\x00{'descr': (((((((" + b" " * 100},
         {"embedding.npy": npy(VECTORS, "(9, 400)")},
@@ -187,7 +188,9 @@ VECTORS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
         {},
     ],
 )
-def test_an_invalid_npz_and_a_bomb_are_source_errors(members: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_invalid_npz_and_a_bomb_are_source_errors(
+    members: dict[str, bytes | Callable[[], bytes]], tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match=r"x\.npz"):
         list(read_parts(npz(tmp_path / "x.npz", members)))
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rdm.errors import RequestError
+from rdm.networks import diffusers
 from rdm.sampling import SAMPLERS, Step, sampler_steps
 from rdm.schedule import Schedule
-from tests.rdm_reference import noise, relative, tiny_model, unit, whole_diffusers
+from tests.rdm_reference import noise, relative, tiny_model, unit
 
 SCHEDULE = Schedule(0.0015, 0.015)
 COUNTS = [1, 2, 3, 7, 9, 30, 36, 101, 250, 333, 501, 999, 1000]
@@ -114,7 +115,7 @@ def test_samplers_on_a_network_agree_with_many_steps_of_ddim(
 
 def _scheduler(sampler: str, steps: int) -> Any:
     common = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.015, "beta_schedule": "scaled_linear"}
-    library = whole_diffusers()
+    library: Any = diffusers()
     if sampler == "ddim":
         made = library.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     elif sampler == "plms":
