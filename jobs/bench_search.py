@@ -2,6 +2,7 @@
 
     python jobs/bench_search.py --out DIR [--rows 1000000] [--budget 4GB --budget 256MB] [--json FILE]
     python jobs/bench_search.py --out DIR --budget 256MB --against CHECKOUT [--rounds 20]
+    python jobs/bench_search.py --out DIR --budget 4GB --budget 256MB --beside [--rounds 20]
 
 The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), with a gap between texts and
 pictures as in CLIP: two random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an
@@ -13,7 +14,8 @@ kept). Finally, 64 text queries are searched at once with one filter of 10 %. Re
 k-th minus 1e-3. Times are of whole calls; processor times are of all threads.
 
 `--against` compares with another version of this code, whose checkout it names: two processes open the same files, and
-answer the same queries in turn, in alternating order, each query with a new filter.
+answer the same queries in turn, in alternating order, each query with a new filter. `--beside` compares the indexes of two
+budgets over the same rows in the same way.
 
 Resumable: each finished step is kept in DIR/state-ROWS.json and skipped the next time. Wall times need an idle machine.
 """
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19
 COLUMNS = {"share": "float64", "style": "string"}
 SHARES = (1.0, 0.1, 0.01, 0.001)
+HERE = Path(__file__).parents[1]
 OVERFETCH = 10  # post-filtering fetches this many times k
 
 
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="of each kind (text, image)")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--against", type=Path, help="compare with the version in this checkout, over the same files")
+    parser.add_argument("--beside", action="store_true", help="compare the indexes of two budgets")
     parser.add_argument("--rounds", type=int, default=20, help="of a comparison")
     parser.add_argument("--answer", action="store_true", help="answer searches from standard input (used by --against)")
     options = parser.parse_args()
@@ -104,6 +108,7 @@ def main() -> None:
     folder = options.out / f"rows-{options.rows}"
     write_data(folder, options.rows, state)
     synthetic = Synthetic()
+    names = []
     for budget in options.budget or ["4GB", "256MB"]:
         name = f"{budget}{'-' + options.key.replace(',', '_') if options.key else ''}"
         index = folder / f"{name}.faiss"
@@ -127,10 +132,13 @@ def main() -> None:
             }
             state.keep(f"build {name}", {**made, "wall_s": round(time.monotonic() - start, 1)})
         show(f"build {name}", state.done[f"build {name}"])
+        names.append(name)
         if options.against:
-            compare(options, name, state, synthetic)
-            continue
-        measure(folder, index, name, state, synthetic, options)
+            compare(options, [(options.against, name), (HERE, name)], state)
+        elif not options.beside:
+            measure(folder, index, name, state, synthetic, options)
+    if options.beside:
+        compare(options, [(HERE, name) for name in names], state)
     if options.json:
         options.json.write_text(json.dumps(state.done, indent=1) + "\n", encoding="utf-8")
 
@@ -339,23 +347,23 @@ def answer(options: argparse.Namespace) -> None:
             print(json.dumps({**figures, "matched": plan.matched, "scores": results.scores.tolist()}), flush=True)
 
 
-def compare(options: argparse.Namespace, name: str, state: State, synthetic: Synthetic) -> None:
-    """Print both versions' times and recall in each case: the other checkout's first."""
+def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state: State) -> None:
+    """Print the times and recall of two (checkout, name of an index) in each case, and the ratio of their times."""
+    name = " beside ".join(dict.fromkeys(index for _, index in versions))
     command = [sys.executable, __file__, "--answer", "--out", str(options.out), "--rows", str(options.rows)]
-    command += ["--budget", name]
-    versions = [
+    processes = [
         subprocess.Popen(
-            command,
+            [*command, "--budget", index],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(path.resolve())},
         )
-        for path in (options.against, Path(__file__).parents[1])
+        for path, index in versions
     ]
 
     def ask(version: int, number: int, count: int, where: str, exact: bool = False) -> dict[str, object]:
-        process = versions[version]
+        process = processes[version]
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({"first": number, "count": count, "where": where, "exact": exact}) + "\n")
         process.stdin.flush()
@@ -380,7 +388,7 @@ def compare(options: argparse.Namespace, name: str, state: State, synthetic: Syn
                 recall = float((scores >= best[:, -1:] - 1e-3).mean())
                 times = (float(str(reply[part])) for part in ("wall", "cpu", "explained"))
                 figures[case][version].append((*times, recall))
-    for process in versions:
+    for process in processes:
         process.communicate()
     table = {}
     for case, (before, after) in figures.items():

@@ -13,7 +13,8 @@ RdmpipeError                  every error that rdmpipe raises on purpose; the CL
 |  |- BusyError               another process is writing the database
 |  '- ConflictError           another process published first
 |- FilterError                a WHERE expression that is wrong, too large, or not allowed
-|- IndexBuildError            an index that cannot be built, or whose recall is too low
+|- IndexBuildError            an index that cannot be built
+|  '- RecallError             an index whose recall is too low
 |- BudgetError                too little memory or disk, found before work starts
 |- DiskFullError              the disk became full during work
 |- JobError                   a cluster job that cannot be submitted, found or followed
@@ -93,6 +94,10 @@ class FilterError(ConfigError):
 
 
 class IndexBuildError(RdmpipeError):
+    pass
+
+
+class RecallError(IndexBuildError):
     pass
 
 

@@ -126,10 +126,10 @@ def test_an_entry_tells_key_parameters_recall_and_measured_memory(built: tuple) 
 
 
 @pytest.mark.process
-def test_a_graph_is_chosen_and_built_above_the_exact_size(collection: tuple) -> None:
+def test_a_graph_is_built_above_the_exact_size_if_there_are_no_columns_to_filter_by(collection: tuple) -> None:
     home, shards, vectors, _ = collection
     db = home_database(home)
-    entry = build_index(db, IndexConfig(exact_rows=1000, queries=20), IndexInput(encoder_record(DIM), COLUMNS, shards))
+    entry = build_index(db, IndexConfig(exact_rows=1000, queries=20), IndexInput(encoder_record(DIM), {}, shards))
     builder = "autofaiss" if autofaiss_works() else "faiss"
     assert (entry.kind, entry.key, entry.build["builder"]) == ("faiss", "HNSW15", builder)
     assert entry.recall["image"]["value"] >= 0.95

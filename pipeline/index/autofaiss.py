@@ -41,7 +41,7 @@ def autofaiss_key(rows: int, dim: int, index_bytes: int) -> str:
         keys = get_optimal_index_keys_v2(rows, dim, f"{index_bytes}B")
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise BudgetError(
-            f"autofaiss finds no index for {rows:,} rows within {index_bytes:,} bytes ({error})"
+            f"autofaiss finds no index for {rows:,} rows within {index_bytes:,} bytes ({type(error).__name__}: {error})"
         ) from error
     if not keys:
         raise BudgetError(f"autofaiss finds no index for {rows:,} rows within {index_bytes:,} bytes")

@@ -14,6 +14,7 @@ not biased towards older rows, and an index depends only on a version's rows.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import canonical_json, checked, digest
 from pipeline.database import IndexEntry, write_recorded
-from pipeline.errors import BudgetError, ConfigError, DamagedError
+from pipeline.errors import BudgetError, ConfigError, DamagedError, RecallError
 from pipeline.index.config import IndexConfig
 from pipeline.index.npy import npy_shape
 from pipeline.index.records import BuiltIndex, Measurements
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pipeline.index.recall import Queries
     from pipeline.index.records import IndexInput
     from pipeline.index.splitting import SplitColumn
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of an index's id: increase it when the code writes other files for the same inputs
 
@@ -57,7 +60,7 @@ def check_index(config: IndexConfig, rows: int, dim: int) -> None:
     if not rows:
         size_of(config.key, 1, dim, config.memory)
     elif partitions_of(rows, dim, config) < 2:
-        choose_key(rows, dim, config)
+        choose_key(rows, dim, config)  # if anything fits, so does an index for filters
 
 
 def build_index(
@@ -76,48 +79,62 @@ def build_index(
     one; the index has the same id either way. Raises IndexBuildError (nothing to index, damaged shards, recall that
     cannot be reached), BudgetError (memory too small) and StageFailed (partitions that failed every time).
     """
+    # An index that was made before there were keys and lists for filters stays as it is, also if its files are damaged.
+    current = _current_index(db)
     plain = index_id(config, rows, text)
     columns: tuple[SplitColumn, ...] = ()
     folder = db.index_folder(rows.encoder, plain)
     entry = _finished(db, folder)
-    if entry is None and not _is_current(db, plain):  # an index that was made without lists of values stays as it is
-        columns = _split_columns(db, config, rows)
-        folder = db.index_folder(rows.encoder, index_id(config, rows, text, columns))
+    filtered = bool(rows.columns) and plain != current
+    if entry is None and filtered:
+        columns, key = _for_filters(db, config, rows)
+        filtered = index_id(config, rows, text, columns) != current
+        folder = db.index_folder(rows.encoder, index_id(config, rows, text, columns, key if filtered else ""))
         entry = _finished(db, folder)
     if entry is None:
         from pipeline.index.partitions import IndexJob
 
         with db.storage.scratch() as scratch:
-            entry = _build(IndexJob(db, config, rows, text, folder, scratch, device, columns), backend, progress)
+            job = IndexJob(db, config, rows, text, folder, scratch, device, columns, filtered)
+            entry = _build(job, backend, progress)
     db.storage.remove(f"{folder}/parts")
     return entry
 
 
-def _is_current(db: RetrievalDatabase, index: str) -> bool:
-    """Whether the current version has the index with this id, whose files may be damaged."""
+def _current_index(db: RetrievalDatabase) -> str:
+    """The id of the current version's index, whose files may be damaged; empty if there is none."""
     current = db.current_id()
-    return current is not None and db.version(current).index.id == index
+    return "" if current is None else db.version(current).index.id
 
 
-def _split_columns(db: RetrievalDatabase, config: IndexConfig, rows: IndexInput) -> tuple[SplitColumn, ...]:
-    """The columns whose values get inverted lists of their own. Reads the columns of all shards, if the index is an inverted
-    file that is built in one piece."""
+def _for_filters(db: RetrievalDatabase, config: IndexConfig, rows: IndexInput) -> tuple[tuple[SplitColumn, ...], str]:
+    """The columns whose values get inverted lists of their own, and the key of the index if it is chosen because of filters.
+
+    Reads the columns of all shards, if the index is an inverted file that is built in one piece.
+    """
     from pipeline.index.splitting import candidate_columns, split_columns
 
     count = sum(shard.ok for shard in rows.shards)
-    names = candidate_columns(rows.columns)
-    if not names or not count or (not config.key and count <= config.exact_rows):
-        return ()
+    if not rows.columns or not count or (not config.key and count <= config.exact_rows):
+        return (), ""
     from pipeline.index.keys import choose_key
     from pipeline.index.partitions import partitions_of
 
-    if partitions_of(count, rows.dim, config) > 1 or not choose_key(count, rows.dim, config)[0].key.startswith("IVF"):
-        return ()
-    return split_columns(kept_columns(db, rows, names), names, config.memory // VALUE_MEMORY)
+    if partitions_of(count, rows.dim, config) > 1:
+        return (), ""
+    key = choose_key(count, rows.dim, config, filtered=True)[0].key
+    changed = "" if key == choose_key(count, rows.dim, config)[0].key else key
+    names = candidate_columns(rows.columns)
+    if not names or not key.startswith("IVF"):
+        return (), changed
+    return split_columns(kept_columns(db, rows, names), names, config.memory // VALUE_MEMORY), changed
 
 
-def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None, columns: Sequence[SplitColumn] = ()) -> str:
-    """The id of the index with these inputs: a digest of 12 hex digits. `columns` are those by whose values it is split."""
+def index_id(
+    config: IndexConfig, rows: IndexInput, text: Queries | None, columns: Sequence[SplitColumn] = (), key: str = ""
+) -> str:
+    """The id of the index with these inputs: a digest of 12 hex digits. `columns` are those by whose values it is split;
+    `key` is its key if a database without columns would get another one."""
     inputs: dict[str, object] = {
         "format": FORMAT,
         "encoder": rows.encoder.id,
@@ -130,6 +147,8 @@ def index_id(config: IndexConfig, rows: IndexInput, text: Queries | None, column
     }
     if columns:
         inputs["values"] = {"format": VALUES_FORMAT, "columns": [column.name for column in columns]}
+    if key:
+        inputs["key"] = key
     return digest(inputs, 12)
 
 
@@ -156,7 +175,7 @@ def _build(job: IndexJob, backend: Backend | None, progress: Progress | None) ->
     elif partitions_of(counts.rows, job.rows.dim, config) > 1:
         built = build_partitioned(job, backend, progress)
     else:
-        built = build_whole(scratch, config, job.text, job.device, job.columns)
+        built = build_whole(scratch, config, job.text, job.device, job.columns, job.filtered)
     names = {**FILES, "faiss": "index.faiss", "values": VALUES}
     entry = IndexEntry(
         id=Path(job.folder).name,
@@ -192,37 +211,47 @@ def build_whole(
     text: Queries | None,
     device: str = "auto",
     columns: Sequence[SplitColumn] = (),
+    filtered: bool = False,
 ) -> BuiltIndex:
     """Build folder/index.faiss over folder/vectors.npy in one piece, and folder/values.lists for the values of `columns`.
 
-    Raises BudgetError before any work if config.memory is too small, and afterwards if more was used; IndexBuildError for a key
-    that faiss does not know, an installation that cannot work, or a recall below config.min_recall.
+    `filtered`: searches filter by columns (index/keys.py). If an index does not reach config.min_recall, the next possible
+    one is built. Raises BudgetError before any work if config.memory is too small, and afterwards if more was used;
+    IndexBuildError for a key that faiss does not know, an installation that cannot work, or a recall below config.min_recall.
     """
     from pipeline.index.gpu import check_installation
-    from pipeline.index.keys import choose_key, mb
+    from pipeline.index.keys import mb, possible_keys
     from pipeline.index.process import config_record, query_record, run_worker
     from pipeline.index.splitting import write_codes
 
     check_installation()
     rows, dim = npy_shape(folder / FILES["vectors"])
-    sizing, builder = choose_key(rows, dim, config)
     if columns:
         write_codes(folder, columns)
-    answer = run_worker(
-        {
-            "task": "build",
-            "device": device,
-            "folder": str(folder),
-            "key": sizing.key,
-            "index_bytes": sizing.index,
-            "training_rows": sizing.training_rows,
-            "builder": builder,
-            "config": config_record(config),
-            "text": query_record(text, folder),
-            "columns": [{"name": column.name, "values": list(column.values)} for column in columns],
-        },
-        folder,
-    )
+    possible = possible_keys(rows, dim, config, filtered)
+    while True:
+        sizing, builder = possible.pop(0)
+        try:
+            answer = run_worker(
+                {
+                    "task": "build",
+                    "device": device,
+                    "folder": str(folder),
+                    "key": sizing.key,
+                    "index_bytes": sizing.index,
+                    "training_rows": sizing.training_rows,
+                    "builder": builder,
+                    "config": config_record(config),
+                    "text": query_record(text, folder),
+                    "columns": [{"name": column.name, "values": list(column.values)} for column in columns],
+                },
+                folder,
+            )
+            break
+        except RecallError as error:
+            if not possible:
+                raise
+            log.warning("%s: %s. Building %s instead", sizing.key, error, possible[0][0].key)
     peak = answer["peak_bytes"]
     if peak > config.memory:
         raise BudgetError(

@@ -4,16 +4,22 @@ Reads and writes nothing. The budget limits the total peak resident size of the 
 budget is refused before any work, with the smallest budget that would be enough. Sizes are estimates; the actual use of a build
 is measured (VmHWM) and recorded.
 
-With enough memory, the index is HNSW, as autofaiss chooses it (index/autofaiss.py says why its other choices are not used).
-autofaiss chooses the key if it is installed; `graph_key` is the same rule without it. With less memory, the index is an
-inverted file over 8-bit codes, else one over 4-bit product codes for fast scans. With candidates re-ranked by the stored
-vectors, these product codes had the recall of uncompressed inverted files, in a few milliseconds a query (100,000 x 768);
+A database with metadata columns is searched with filters. It gets an inverted file over 4-bit product codes for fast scans: a
+filter opens only lists that hold matching rows, and a view the lists of its value; an HNSW graph has neither. A database
+without columns gets an HNSW graph if there is enough memory, as autofaiss chooses it (index/autofaiss.py says why its other
+choices are not used): without a filter, the graph is faster. autofaiss chooses the key if it is installed; `graph_key` is
+the same rule without it. With less memory, the index is an inverted file over 8-bit codes, else one over product codes. If
+an index does not reach the wanted recall, the next possible one is built. With candidates re-ranked by the stored vectors,
+product codes had the recall of uncompressed inverted files, in a few milliseconds a query (100,000 x 768);
 RaBitQ codes of the same size took twenty times as long. Training uses a seeded sample of all rows, at most TRAINING_ROWS of
 them.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +30,8 @@ from pipeline.index.process import run_worker
 
 if TYPE_CHECKING:
     from pipeline.index.config import IndexConfig
+
+log = logging.getLogger(__name__)
 
 TRAINING_ROWS = 200_000
 
@@ -52,31 +60,57 @@ class Sizing:
         return BASE + WORKING + max(self.training, self.index)
 
 
-def choose_key(rows: int, dim: int, config: IndexConfig) -> tuple[Sizing, str]:
-    """The index to build, and its builder (autofaiss | faiss). Raises BudgetError, which names the smallest budget."""
+def choose_key(rows: int, dim: int, config: IndexConfig, filtered: bool = False) -> tuple[Sizing, str]:
+    """The first of `possible_keys`."""
+    return possible_keys(rows, dim, config, filtered)[0]
+
+
+def possible_keys(rows: int, dim: int, config: IndexConfig, filtered: bool = False) -> list[tuple[Sizing, str]]:
+    """The indexes that fit into the memory, the best first, each with its builder (autofaiss | faiss).
+
+    `filtered`: the database has columns by which searches filter. Raises BudgetError, which names the smallest budget.
+    """
     room = config.memory - BASE - WORKING
     if config.key:
         sizing = size_of(config.key, rows, dim, room)
         if sizing.peak > config.memory:
             raise _too_small(config.memory, sizing, rows)
-        return sizing, "faiss"
-    if room > rows:
-        has_autofaiss = autofaiss_works()
-        chosen = graph_key(rows, dim, room)
-        if has_autofaiss:
-            chosen = run_worker({"task": "choose", "rows": rows, "dim": dim, "index_bytes": room})["key"]
-        if chosen.startswith(("HNSW", "Flat")):
-            sizing = size_of(chosen, rows, dim, room)
-            if sizing.peak <= config.memory:
-                roomy = config.memory >= ROOMY * sizing.index + (512 << 20)
-                return sizing, "autofaiss" if has_autofaiss and roomy else "faiss"
-    keys = compressed_keys(rows, dim)
-    for key in keys:
-        sizing = size_of(key, rows, dim, room)
-        if sizing.peak <= config.memory:
-            return sizing, "faiss"
-    least = min((size_of(key, rows, dim, 0) for key in keys), key=lambda sizing: sizing.peak)
-    raise _too_small(config.memory, least, rows)
+        return [(sizing, "faiss")]
+
+    def first_fitting(keys: list[str]) -> list[tuple[Sizing, str]]:
+        sizings = (size_of(key, rows, dim, room) for key in keys)
+        return list(itertools.islice(((sizing, "faiss") for sizing in sizings if sizing.peak <= config.memory), 1))
+
+    compressed = compressed_keys(rows, dim)
+    found = _graph(rows, dim, config, room) + first_fitting(compressed)
+    if filtered:
+        found = first_fitting([key for key in compressed if key.endswith(f",PQ{dim // 4}x4fs")]) + found
+    if not found:
+        least = min((size_of(key, rows, dim, 0) for key in compressed), key=lambda sizing: sizing.peak)
+        raise _too_small(config.memory, least, rows)
+    return list({sizing.key: (sizing, builder) for sizing, builder in found}.values())
+
+
+def _graph(rows: int, dim: int, config: IndexConfig, room: int) -> list[tuple[Sizing, str]]:
+    """The HNSW graph for the memory and its builder; nothing if none fits."""
+    if room <= rows:
+        return []
+    has_autofaiss = autofaiss_works()
+    key = _autofaiss_key(rows, dim, room) if has_autofaiss else graph_key(rows, dim, room)
+    if not key.startswith(("HNSW", "Flat")):
+        return []
+    sizing = size_of(key, rows, dim, room)
+    roomy = config.memory >= ROOMY * sizing.index + (512 << 20)
+    return [(sizing, "autofaiss" if has_autofaiss and roomy else "faiss")] if sizing.peak <= config.memory else []
+
+
+@functools.lru_cache(maxsize=8)
+def _autofaiss_key(rows: int, dim: int, room: int) -> str:
+    """autofaiss's choice; empty if it has none, which is said in the log."""
+    chosen = run_worker({"task": "choose", "rows": rows, "dim": dim, "index_bytes": room})
+    if chosen["reason"]:
+        log.info("%s; the key is chosen by the rule of pipeline/index/keys.py", chosen["reason"])
+    return chosen["key"]
 
 
 def graph_key(rows: int, dim: int, index_bytes: int) -> str:

@@ -65,6 +65,7 @@ class IndexJob:
     scratch: Path
     device: str = "auto"
     columns: tuple[SplitColumn, ...] = ()  # whose values get lists of their own, if the index is not partitioned
+    filtered: bool = False  # the key is chosen for searches that filter by columns, if the index is not partitioned
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.errors import BudgetError, IndexBuildError, RdmpipeError, RecallError
 from pipeline.installation import python_path
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # Freed blocks are returned to the system at once, to stay within the budget; waiting threads do not spin, to leave the
 # processor to others.
 FRUGAL = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_WAIT_POLICY": "PASSIVE"}
+
+ERRORS: dict[str, type[RdmpipeError]] = {one.__name__: one for one in (BudgetError, IndexBuildError, RecallError)}
 
 
 @overload
@@ -66,7 +68,7 @@ def run_worker(job: Job, folder: Path | None = None) -> object:
         answer: dict[str, object] = json.loads(lines[-1])
         if "error" not in answer:
             return answer
-        raise (BudgetError if answer["kind"] == "BudgetError" else IndexBuildError)(str(answer["error"]))
+        raise ERRORS[str(answer["kind"])](str(answer["error"]))
     if done.returncode in (-9, 137):
         raise BudgetError(
             "the process that builds the index was killed, most likely because memory ran out; give a smaller --memory, so "

@@ -168,6 +168,7 @@ Job = ChooseJob | BuildJob | TrainJob | AddJob | MergeJob
 
 class Chosen(TypedDict):
     key: str  # empty: autofaiss found none
+    reason: str  # why it found none
 
 
 class Built(TypedDict):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BudgetError, IndexBuildError
+from pipeline.errors import BudgetError, IndexBuildError, RecallError
 from pipeline.index.config import IndexConfig
 from pipeline.index.gpu import assigner, open_gpu, training_on
 from pipeline.index.npy import npy_shape, read_npy_header
@@ -81,9 +81,9 @@ def _choose(job: ChooseJob) -> Chosen:
     from pipeline.index.autofaiss import autofaiss_key
 
     try:
-        return {"key": autofaiss_key(job["rows"], job["dim"], job["index_bytes"])}
-    except BudgetError:
-        return {"key": ""}  # autofaiss's smallest index is larger than ours; the caller tries compressed keys
+        return {"key": autofaiss_key(job["rows"], job["dim"], job["index_bytes"]), "reason": ""}
+    except BudgetError as error:  # autofaiss's smallest index is larger than ours; the caller tries compressed keys
+        return {"key": "", "reason": str(error)}
 
 
 def _build(job: BuildJob) -> Built:
@@ -235,7 +235,7 @@ def _tune(
 ) -> tuple[dict[str, int], Recall]:
     """The cheapest search parameters whose recall interval is above config.min_recall, else the best ones, with their recall.
 
-    Raises IndexBuildError if even the best recall is below config.min_recall.
+    Raises RecallError if even the best recall is below config.min_recall.
     """
     from pipeline.index.approximate import ladder
     from pipeline.index.recall import describe, probes
@@ -260,7 +260,7 @@ def _tune(
     worst, params, measured = best
     if worst < config.min_recall:
         found = ", ".join(f"{kind} {one['value']:.3f}" for kind, one in measured.items())
-        raise IndexBuildError(
+        raise RecallError(
             f"recall@{k} stays below {config.min_recall:g} even with {params}: {found}. Give more memory (--memory), another "
             "key (--index-key), or accept a lower recall (--min-recall)"
         )

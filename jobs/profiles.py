@@ -1,0 +1,112 @@
+"""Where the processor time of a command goes: all threads of one process under cProfile, with a clock of processor time.
+
+    python jobs/profiles.py [--top 15] COMMAND ...
+
+COMMAND is the arguments of `rdmpipe` (`build-index atelier --limit 500`), or a script of this folder and its arguments
+(`jobs/bench_search.py --out DIR ...`). It runs in this process. Prints a Markdown table of the functions with the most
+processor time of their own, in milliseconds, then the load and the totals. What the command prints goes to standard error. A
+thread that waits uses no processor time, so waits are not listed: compare the total with the wall time.
+
+cProfile makes small Python functions look slower than they are, and counts what a C function does in threads of its own (BLAS,
+OpenMP) only in the total. Child processes are in the total only. From Python 3.12 on, cProfile allows one profile at a time, so
+only the main thread is measured there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import io
+import os
+import pstats
+import resource
+import runpy
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TypedDict
+
+Where = tuple[str, int, str]  # a function: file, line, name
+
+
+class Total(TypedDict):
+    calls: int
+    own: float  # seconds
+
+
+def profiled(command: list[str]) -> list[cProfile.Profile]:
+    """Run the command with a profile for each of its threads. What it prints goes to standard error."""
+    profiles: list[cProfile.Profile] = []
+    run = threading.Thread.run
+
+    def run_profiled(thread: threading.Thread) -> None:
+        profiles.append(profile := cProfile.Profile(time.thread_time))
+        profile.runcall(run, thread)
+
+    if sys.version_info < (3, 12):
+        threading.Thread.run = run_profiled  # type: ignore[method-assign]
+    profiles.append(main := cProfile.Profile(time.thread_time))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pipeline/cli/app.py does
+    script = command[0].endswith(".py")
+    sys.argv = command if script else ["rdmpipe", *command]
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit), main:
+        if script:
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            from pipeline.cli.app import app  # its main() ends the process
+
+            app()
+    threading.Thread.run = run  # type: ignore[method-assign]
+    return profiles
+
+
+def totals(profiles: list[cProfile.Profile]) -> dict[Where, Total]:
+    """Calls and own processor time of each function, over all threads."""
+    found: dict[Where, Total] = defaultdict(lambda: {"calls": 0, "own": 0.0})
+    for profile in profiles:
+        profile.create_stats()
+        if not getattr(profile, "stats", None):
+            continue  # a thread that never ended
+        for where, (_, calls, own, _, _) in pstats.Stats(profile, stream=io.StringIO()).stats.items():  # type: ignore[attr-defined]
+            found[where]["calls"] += calls
+            found[where]["own"] += own
+    return found
+
+
+def name_of(where: Where) -> str:
+    """`package/module.py:line function`, without the path of the installation."""
+    file, line, name = where
+    if file == "~":
+        return name.strip("<>").replace("built-in method ", "").replace("method ", "")
+    parts = Path(file).parts
+    start = parts.index("site-packages") + 1 if "site-packages" in parts else max(0, len(parts) - 3)
+    return f"{'/'.join(parts[start:])}:{line} {name}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--top", type=int, default=15, help="functions to list")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if not options.command:
+        parser.error("give a command, such as: build-index atelier --limit 500")
+    load, wall, busy = os.getloadavg()[0], time.perf_counter(), time.process_time()
+    found = totals(profiled(options.command))
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    own = sum(total["own"] for total in found.values())
+    child = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("| function | calls | own ms | share |\n|---|---|---|---|")
+    for where, total in sorted(found.items(), key=lambda item: -item[1]["own"])[: options.top]:
+        share = 100 * total["own"] / own
+        print(f"| `{name_of(where)}` | {total['calls']:,} | {1000 * total['own']:,.0f} | {share:.1f} % |")
+    print(
+        f"\nload {load:.1f}; wall {wall:.1f} s; processor: {busy:.1f} s in this process, of which {own:.1f} s in the profile; "
+        f"{child.ru_utime + child.ru_stime:.1f} s in child processes",
+    )
+
+
+if __name__ == "__main__":
+    main()
