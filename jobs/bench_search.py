@@ -3,6 +3,7 @@
     python jobs/bench_search.py --out DIR [--rows 1000000] [--budget 4GB --budget 256MB] [--json FILE]
     python jobs/bench_search.py --out DIR --budget 256MB --against CHECKOUT [--rounds 20]
     python jobs/bench_search.py --out DIR --budget 4GB --budget 256MB --beside [--rounds 20]
+    python -m jobs.bench_search --out DIR --budget 256MB --profile CASE [--rounds 20]
 
 The vectors are clustered (2,000 clusters of unequal size, 128 latent dimensions in 768), with a gap between texts and
 pictures as in CLIP: two random pictures have a cosine of 0.47, a text and a random picture 0.15. For each budget an
@@ -96,12 +97,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="of each kind (text, image)")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--against", type=Path, help="compare with the version in this checkout, over the same files")
+    parser.add_argument("--profile", metavar="CASE", help="profile searches of one case of a comparison")
     parser.add_argument("--beside", action="store_true", help="compare the indexes of two budgets")
     parser.add_argument("--rounds", type=int, default=20, help="of a comparison")
     parser.add_argument("--answer", action="store_true", help="answer searches from standard input (used by --against)")
     options = parser.parse_args()
-    if options.answer:
-        answer(options)
+    if options.answer or options.profile:
+        profile(options) if options.profile else answer(options)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     state = State(options.out / f"state-{options.rows}.json")
@@ -328,6 +330,32 @@ def cases(number: int) -> dict[str, tuple[int, str]]:
         "64 queries, 10 %": (64, filter_for("0.1", number)),
         "64 queries, a style": (64, style),
     }
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Search --rounds times, each time with a new query and filter, and print where the processor time goes."""
+    from jobs.profiles import profiling, table
+
+    folder, name = options.out / f"rows-{options.rows}", options.budget[0]
+    texts = Synthetic().texts(4 * 64, 1)
+    built = State(options.out / f"state-{options.rows}.json").done[f"build {name}"]
+    with opened(folder, folder / f"{name}.faiss", built) as searcher:
+
+        def search(number: int) -> None:
+            count, where = cases(number)[options.profile]
+            searcher.search(np.take(texts, range(number, number + count), axis=0, mode="wrap"), K, where)
+
+        for number in range(50):  # brings columns, lists and pages into memory
+            search(number)
+        busy = time.process_time()
+        for number in range(50, 50 + options.rounds):
+            search(number)
+        busy = (time.process_time() - busy) / options.rounds
+        with profiling() as profiles:
+            for number in range(50, 50 + options.rounds):
+                search(number)
+    print(table(profiles, 15))
+    print(f"{options.rounds} searches; without the profile {1000 * busy:.2f} ms each; load {os.getloadavg()[0]:.1f}")
 
 
 def answer(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -37,8 +38,9 @@ class Total(TypedDict):
     own: float  # seconds
 
 
-def profiled(command: list[str]) -> list[cProfile.Profile]:
-    """Run the command with a profile for each of its threads. What it prints goes to standard error."""
+@contextlib.contextmanager
+def profiling() -> Iterator[list[cProfile.Profile]]:
+    """Profile the block: this thread, and the threads that it starts."""
     profiles: list[cProfile.Profile] = []
     run = threading.Thread.run
 
@@ -49,18 +51,36 @@ def profiled(command: list[str]) -> list[cProfile.Profile]:
     if sys.version_info < (3, 12):
         threading.Thread.run = run_profiled  # type: ignore[method-assign]
     profiles.append(main := cProfile.Profile(time.thread_time))
+    try:
+        with main:
+            yield profiles
+    finally:
+        threading.Thread.run = run  # type: ignore[method-assign]
+
+
+def run_command(command: list[str]) -> None:
+    """Run a script, or a command of rdmpipe, in this process. What it prints goes to standard error."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pipeline/cli/app.py does
     script = command[0].endswith(".py")
     sys.argv = command if script else ["rdmpipe", *command]
-    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit), main:
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
         if script:
             runpy.run_path(command[0], run_name="__main__")
         else:
             from pipeline.cli.app import app  # its main() ends the process
 
             app()
-    threading.Thread.run = run  # type: ignore[method-assign]
-    return profiles
+
+
+def table(profiles: list[cProfile.Profile], top: int) -> str:
+    """The functions with the most processor time of their own, as a Markdown table, and the time in the profile."""
+    found = totals(profiles)
+    whole = sum(total["own"] for total in found.values())
+    lines = ["| function | calls | own ms | share |", "|---|---|---|---|"]
+    for where, total in sorted(found.items(), key=lambda item: -item[1]["own"])[:top]:
+        share = 100 * total["own"] / whole
+        lines.append(f"| `{name_of(where)}` | {total['calls']:,} | {1000 * total['own']:,.0f} | {share:.1f} % |")
+    return "\n".join([*lines, "", f"in the profile: {whole:.1f} s"])
 
 
 def totals(profiles: list[cProfile.Profile]) -> dict[Where, Total]:
@@ -94,17 +114,14 @@ def main() -> None:
     if not options.command:
         parser.error("give a command, such as: build-index atelier --limit 500")
     load, wall, busy = os.getloadavg()[0], time.perf_counter(), time.process_time()
-    found = totals(profiled(options.command))
+    with profiling() as profiles:
+        run_command(options.command)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
-    own = sum(total["own"] for total in found.values())
     child = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print("| function | calls | own ms | share |\n|---|---|---|---|")
-    for where, total in sorted(found.items(), key=lambda item: -item[1]["own"])[: options.top]:
-        share = 100 * total["own"] / own
-        print(f"| `{name_of(where)}` | {total['calls']:,} | {1000 * total['own']:,.0f} | {share:.1f} % |")
+    print(table(profiles, options.top))
     print(
-        f"\nload {load:.1f}; wall {wall:.1f} s; processor: {busy:.1f} s in this process, of which {own:.1f} s in the profile; "
-        f"{child.ru_utime + child.ru_stime:.1f} s in child processes",
+        f"processor time of this process: {busy:.1f} s, of its child processes: {child.ru_utime + child.ru_stime:.1f} s; "
+        f"wall {wall:.1f} s; load {load:.1f}"
     )
 
 

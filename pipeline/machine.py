@@ -6,6 +6,7 @@ need torch import it when they are called.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
@@ -77,6 +78,8 @@ def device(name: str = "auto") -> str:
 
     Raises ConfigError for a name that torch does not know and for a GPU that this machine does not have.
     """
+    if name == "auto" and "torch" not in sys.modules and not _may_have_gpu():
+        return "cpu"  # importing torch takes seconds
     import torch
 
     from pipeline.errors import ConfigError
@@ -93,6 +96,19 @@ def device(name: str = "auto") -> str:
     if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
         raise ConfigError(f"--device {name!r}: this machine has {gpus} GPU(s); use cuda:0 to cuda:{gpus - 1}")
     return name
+
+
+def _may_have_gpu() -> bool:
+    """False only if torch cannot find a GPU, because there is no driver for one."""
+    if sys.platform == "darwin":
+        return False
+    if not sys.platform.startswith("linux") or Path("/dev/kfd").exists():  # AMD's driver
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")  # NVIDIA's driver
+    except OSError:
+        return False
+    return True
 
 
 def prepare_torchvision() -> None:

@@ -7,6 +7,7 @@ import io
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from PIL import Image
 
 from pipeline.building import EmbedConfig
 from pipeline.building.download import DownloadConfig, download_stage
-from pipeline.building.embed import Timing, embed_shard, embed_stage
+from pipeline.building.embed import TURNS, EmbeddedRows, Timing, _Batches, embed_shard, embed_stage
 from pipeline.catalog.manifests import manifest_for_path
 from pipeline.database import RetrievalDatabase
 from pipeline.encoders import Encoder, EncoderRecord, load_encoder
@@ -306,3 +307,23 @@ def test_ray_workers_write_the_same_bytes(tmp_path: Path, tiny: Encoder, ray_her
         made[kind] = {name: digest for name, digest in files_of(db).items() if "/" in name}
     assert made["ray"] == made["inline"]
     assert len([name for name in made["ray"] if name.startswith("thumbnails/")]) == 3
+
+
+@pytest.mark.parametrize(("waiting", "takes_turns"), [(0.4, True), (0.6, False)])
+def test_decoding_goes_on_beside_a_model_that_waits_long_for_pictures(waiting: float, takes_turns: bool) -> None:
+    decoding: list[bool] = []
+
+    class Model:
+        def submit(self, pixels: np.ndarray) -> torch.Tensor:
+            decoding.append(batches.may_decode.is_set())
+            return torch.ones(len(pixels), 4)
+
+    timing = Timing(waiting=waiting, forward=1.0)
+    rows = TURNS + 2
+    found = EmbeddedRows(rows, 4, ["ok"] * rows, [None] * rows)
+    batches = _Batches(cast(Encoder, Model()), found, 1, True, timing)
+    for row in range(rows):
+        batches.add(row, np.zeros((2, 2, 3), np.uint8))
+    batches.finish()
+    assert decoding == [False] * TURNS + [not takes_turns] * 2
+    assert found.norms.tolist() == [2.0] * rows, "the vectors do not depend on it"

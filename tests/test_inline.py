@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DiskFullError
-from pipeline.execution import Progress, Receipt, Shard, Stage, raise_if_stopped, run_stages
+from pipeline.execution import Progress, Receipt, Shard, Stage, head_start, raise_if_stopped, run_stages
 from pipeline.storage import Storage
 from tests.stages import lines, order, shards, stage
 
@@ -104,3 +104,50 @@ def test_a_failed_shard_does_not_reach_the_later_stages(tmp_path: Path) -> None:
     outcome = run_stages(chain, shards(4), progress=quiet())
     assert [(failure.shard, failure.attempts) for failure in outcome.failures] == [(1, 3)]
     assert "run second 1" not in lines(tmp_path, "run second") and outcome.ran == {"first": 3, "second": 3}
+
+
+def test_a_head_start_begins_shards_before_the_chain_and_they_count_as_run_in_it(tmp_path: Path) -> None:
+    worked: list[int] = []
+    both = threading.Event()
+
+    def work(number: int) -> None:
+        worked.append(number)
+        if worked == [0, 1]:
+            both.set()
+
+    with head_start(calling(tmp_path, "only", work), shards(2)) as begun:
+        assert both.wait(60) and not list(tmp_path.rglob("*.json")), "receipts are written by the chain"
+        outcome = run_stages((begun,), shards(4), progress=quiet())
+    assert (worked, outcome.ran, outcome.failures) == ([0, 1, 2, 3], {"only": 4}, [])
+
+
+def test_a_shard_whose_head_start_failed_is_tried_again(tmp_path: Path) -> None:
+    worked: list[int] = []
+
+    def work(number: int) -> None:
+        worked.append(number)
+        if len(worked) == 1:
+            raise OSError("a short failure")
+
+    with head_start(calling(tmp_path, "only", work), shards(1)) as begun:
+        outcome = run_stages((begun,), shards(1), progress=quiet())
+    assert (worked, outcome.ran, outcome.failures) == ([0, 0], {"only": 1}, [])
+
+
+def test_the_end_of_a_head_start_stops_what_no_chain_came_to(tmp_path: Path) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(number: int) -> None:
+        assert number == 0, "the second shard is not begun"
+        begun.set()
+        try:
+            while True:
+                raise_if_stopped()
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    with pytest.raises(ZeroDivisionError), head_start(calling(tmp_path, "only", work), shards(2)):
+        assert begun.wait(60)
+        raise ZeroDivisionError
+    assert ended.is_set()

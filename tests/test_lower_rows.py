@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 from pipeline import machine
 from pipeline.errors import ConfigError
 from pipeline.intervals import wilson
+
+
+def test_without_a_driver_there_is_no_gpu_and_torch_is_not_imported_to_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(machine, "_may_have_gpu", lambda: False)
+    assert machine.device("auto") == "cpu" and "torch" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ while a shard is missing; finished shards are kept, and the same command continu
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import cast
 
@@ -23,7 +25,7 @@ from pipeline.config import Table, canonical_json, from_mapping, parse_json
 from pipeline.database import RetrievalDatabase, Totals, Version, gone_keys, record_receipts, require_purged, totals
 from pipeline.encoders import Encoder, EncoderRecord, check_encoder, load_encoder, resolve_encoder
 from pipeline.errors import ConfigError, DatabaseError
-from pipeline.execution import Failure, Outcome, Progress, Receipt, Stage, StageFailed, run_stages
+from pipeline.execution import AHEAD, Failure, Outcome, Progress, Receipt, Stage, StageFailed, head_start, run_stages
 from pipeline.filters import filter_mask
 from pipeline.index import IndexInput, check_index, text_queries
 from pipeline.sources import Manifest, Row
@@ -65,16 +67,15 @@ class _Build:
         self.plan, self.warnings = plan, chosen.warnings
         if (nothing := self._nothing_new(plan)) is not None:
             return nothing
-        if "index" in self.request.stages and self.published is None:
-            # The number of rows that a filter or failed addresses leave is not known yet.
-            known = not self.request.where and self.manifest.source.kind != "urls"
-            check_index(self.request.index, plan.rows if known else 0, self._record().dim)
-        outcome = Outcome()
-        stages = self._stages(plan)
-        if stages:
-            outcome = run_stages(
-                stages, plan_shards(self.database, plan.id), self.request.backend, self.progress, plan.shards
-            )
+        with self._downloading(plan) as download:
+            if "index" in self.request.stages and self.published is None:
+                check_index(self.request.index, self._known_rows(plan), self._record().dim)
+            outcome = Outcome()
+            stages = self._stages(plan, download)
+            if stages:
+                outcome = run_stages(
+                    stages, plan_shards(self.database, plan.id), self.request.backend, self.progress, plan.shards
+                )
         self._list_failures(outcome.failures)
         if outcome.failures:
             raise StageFailed(tuple(outcome.failures))
@@ -104,11 +105,28 @@ class _Build:
 
     # ---- the stages of a shard
 
-    def _stages(self, plan: BuildPlan) -> tuple[Stage, ...]:
+    def _stages(self, plan: BuildPlan, download: Stage) -> tuple[Stage, ...]:
         """The chain of stages. `embed` includes the download, because pictures may be removed after embedding."""
         if "embed" in self.request.stages:
-            return self._download_stage(plan), self._embed_stage(plan)
-        return (self._download_stage(plan),) if "download" in self.request.stages else ()
+            return download, self._embed_stage(plan)
+        return (download,) if "download" in self.request.stages else ()
+
+    @contextlib.contextmanager
+    def _downloading(self, plan: BuildPlan) -> Iterator[Stage]:
+        """The download stage. In a first build, it begins while the encoder loads, if no check has to come before."""
+        stage, index = self._download_stage(plan), self.request.index
+        checked = not index.key and self._known_rows(plan) <= index.exact_rows
+        first = self.published is None and "embed" in self.request.stages and self._known_record() is None
+        if not (first and checked and self.request.backend.kind == "inline"):
+            yield stage
+            return
+        todo = (shard for shard in plan_shards(self.database, plan.id) if stage.receipt(shard) is None)
+        with head_start(stage, itertools.islice(todo, AHEAD)) as begun:
+            yield begun
+
+    def _known_rows(self, plan: BuildPlan) -> int:
+        """The number of rows to index; 0 if it is not known yet, because a filter or failed addresses leave some out."""
+        return plan.rows if not self.request.where and self.manifest.source.kind != "urls" else 0
 
     def _download_stage(self, plan: BuildPlan) -> Stage:
         config = download_config(self.manifest, plan, self.request)
@@ -137,6 +155,13 @@ class _Build:
 
     def _record(self) -> EncoderRecord:
         """The record of the encoder: from the first build, else by loading the encoder."""
+        if (known := self._known_record()) is not None:
+            return known
+        record = self._encoder().record
+        self.database.storage.write_text("encoder.json", canonical_json(record) + "\n")
+        return record
+
+    def _known_record(self) -> EncoderRecord | None:
         if self.published is not None:
             return self.published.encoder
         text = self.database.storage.read_text("encoder.json")
@@ -148,9 +173,7 @@ class _Build:
                 raise self.database.damaged("encoder.json", str(error)) from error
             if (record.name, record.precision, record.preprocess) == wanted:
                 return record
-        record = self._encoder().record
-        self.database.storage.write_text("encoder.json", canonical_json(record) + "\n")
-        return record
+        return None
 
     def _encoder(self) -> Encoder:
         if not self.loaded:

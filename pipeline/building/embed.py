@@ -107,6 +107,8 @@ EMBED_STAGE = "embed"
 
 _FORMAT = 1  # increase it when the code writes other files for the same pictures
 
+TURNS = 4  # batches after which the times decide whether decoding and the model take turns
+
 Images = Literal["keep", "thumbnail", "drop"]
 
 
@@ -259,7 +261,7 @@ class _Batches:
     """Batches in the model. A GPU works on one while the next is collected.
 
     `takes_turns`: if there is no spare core, decoding waits while the model runs, because one stalled thread of the model
-    stalls all.
+    stalls all. A small model on small pictures spends as much time waiting for them as computing: then decoding goes on.
     """
 
     def __init__(self, encoder: Encoder, found: EmbeddedRows, size: int, takes_turns: bool, timing: Timing) -> None:
@@ -300,6 +302,8 @@ class _Batches:
         finally:
             self.may_decode.set()
         self.timing.pictures += len(self._rows)
+        if self.timing.pictures >= TURNS * self.size and self.timing.waiting > self.timing.forward / 2:
+            self.takes_turns = False
         self._rows, self._pixels = [], None
         self._collect(1)
 

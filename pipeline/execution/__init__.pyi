@@ -1,6 +1,8 @@
 from .backend import Backend as Backend
 from .backend import Outcome as Outcome
 from .chain import run_stages as run_stages
+from .early import head_start as head_start
+from .inline import AHEAD as AHEAD
 from .lookahead import ahead as ahead
 from .process import Ended as Ended
 from .process import run_process as run_process

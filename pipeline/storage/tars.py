@@ -180,7 +180,7 @@ def _sums_up(block: bytes) -> bool:
     """Whether the checksum fits the header: the sum of its bytes as unsigned or, in some old programs, as signed numbers."""
     wanted = _number(block[148:156])
     rest = block[:148] + b" " * 8 + block[156:]
-    return wanted in (sum(rest), sum(byte - 256 if byte > 127 else byte for byte in rest))
+    return wanted == sum(rest) or wanted == sum(byte - 256 if byte > 127 else byte for byte in rest)
 
 
 def _number(field: bytes) -> int | None:
