@@ -44,7 +44,7 @@ test-crash: $(STAMP)
 	$(PYTEST) -m long tests/test_crash.py tests/test_crash_matrix.py tests/test_crash_network.py tests/test_purge.py -rP --timeout 3600
 
 test-scale: $(STAMP)
-	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_adapter_runs.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
+	$(PYTEST) -m long tests/test_adapter_layouts.py tests/test_adapter_runs.py tests/test_download.py tests/test_evaluate_paper.py tests/test_poison.py tests/test_rdm_parity.py tests/test_sources_urls.py tests/test_train_atelier.py tests/test_urls.py --timeout 7200
 
 # Tests that need the network: WikiArt, ArtBench, CLIP and rdm-768 are downloaded (about 12 GB, kept in ~/.cache/rdmpipe-online and the Hub's cache),
 # compared with their known checksums and counts, and used. Without a network, the tests are skipped with the reason.

@@ -263,11 +263,22 @@ def our_actors() -> list[int]:
     """The processes of this driver's actors."""
     import ray
 
-    job, found = ray.get_runtime_context().get_job_id(), []
+    return [process.pid for process in _actors(ray.get_runtime_context().get_job_id())]
+
+
+def actors_of(driver: int) -> list[psutil.Process]:
+    """The processes of the actors of another process that uses the cluster to which this process is connected."""
+    from ray._private.state import jobs
+
+    return [process for job in jobs() if job["DriverPid"] == driver for process in _actors(job["JobID"])]
+
+
+def _actors(job: str) -> list[psutil.Process]:
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.name().startswith("ray::Worker") and process.environ().get("RAY_JOB_ID") == job:
-                found.append(process.pid)
+                found.append(process)
     return found
 
 

@@ -42,7 +42,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # worker runs them all; other tests use the parts of diffusers that rdm imports.
 WHOLE = frozenset({
     "tests/test_adapter_families.py", "tests/test_adapter_layouts.py", "tests/test_adapter_runs.py",
-    "tests/test_diffusers_pipeline.py", "tests/test_ip_adapter.py", "tests/test_rdm_memory.py",
+    "tests/test_diffusers_pipeline.py", "tests/test_evaluate_models.py", "tests/test_ip_adapter.py",
+    "tests/test_rdm_memory.py",
 })  # fmt: skip
 
 _running: list[str] = []  # the unit test that runs now

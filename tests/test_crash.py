@@ -5,7 +5,6 @@ One seeded point for each stage, with the command itself; test_crash_matrix.py h
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tests.builds import command, contents, folder_of, last_json, manifest_of, quiet_build
+from tests.cluster import actors_of
 from tests.forked import Forked
 
 pytestmark = pytest.mark.process
@@ -67,14 +67,18 @@ def _drain(process: Forked) -> None:
         threading.Thread(target=stream.read, daemon=True).start()
 
 
-def _kill_tree(process: Forked) -> None:
-    """SIGKILL only to the driver. Ray's own processes notice and end, or are ended here."""
-    children = psutil.Process(process.pid).children(recursive=True)
+def _kill_tree(process: Forked, workers: Callable[[int], list[psutil.Process]]) -> None:
+    """SIGKILL only to the driver. Its workers notice and end, or are ended here."""
+    others = workers(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
-    for child in alive:
-        child.kill()
+    _, alive = psutil.wait_procs(others, timeout=20)
+    for other in alive:
+        other.kill()
+
+
+def _children(driver: int) -> list[psutil.Process]:
+    return psutil.Process(driver).children(recursive=True)
 
 
 def _after(home: Path, stage: str, point: int) -> Callable[[], bool]:
@@ -98,7 +102,14 @@ def _check_torn(home: Path) -> None:
             assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]
 
 
-def _kill_driver(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int, *flags: str) -> None:
+def _kill_driver(
+    target: tuple[str, dict[str, bytes]],
+    home: Path,
+    stage: str,
+    point: int,
+    *flags: str,
+    workers: Callable[[int], list[psutil.Process]] = _children,
+) -> None:
     manifest, undisturbed = target
     flags = ("--threads", "1", *flags)  # the same number of threads gives the same bytes, here and on Ray
     first = command("build-index", manifest, *flags, home=home, wait=False)
@@ -106,7 +117,7 @@ def _kill_driver(target: tuple[str, dict[str, bytes]], home: Path, stage: str, p
     _wait_for(_after(home, stage, point), first)
     if stage == "index":
         time.sleep(point * 0.04)
-    _kill_tree(first)
+    _kill_tree(first, workers)
     _check_torn(home)
     done = _receipts(home, "embed")
     summary = last_json(command("build-index", manifest, *flags, "--json", home=home))
@@ -123,19 +134,22 @@ def test_a_killed_driver_is_run_again(target: tuple[str, dict[str, bytes]], home
 RAY = ("--backend", "ray", "--workers", "2", "--threads", "1")
 
 
+@pytest.fixture
+def on_the_cluster(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands use the cluster that all tests share."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
 def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
     manifest, undisturbed = target
     process = command("build-index", manifest, *RAY, "--json", home=home, wait=False)
     _wait_for(_after(home, stage, point), process)
-    actors = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("ray::Worker" in part for part in child.cmdline()[:1])
-    ]
+    actors = actors_of(process.pid)
     if not actors and stage == "embed" and _indexing(home):
         pytest.fail("the build was over before an actor could be killed: use more shards")
-    victim = random.Random(f"{stage} {point}").choice(actors)
-    os.kill(victim.pid, signal.SIGKILL)
+    random.Random(f"{stage} {point}").choice(actors).kill()
     summary = last_json(process)
     assert summary["input"] == summary["ok"] == SHARDS * SHARD_ROWS
     assert summary["shards"]["embed"]["ran"] + summary["shards"]["embed"]["skipped"] == SHARDS
@@ -144,13 +158,15 @@ def _kill_actor(target: tuple[str, dict[str, bytes]], home: Path, stage: str, po
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("stage", "point"), [pytest.param("download", 2, marks=pytest.mark.long), ("embed", 3)])
-def test_a_killed_actor_is_replaced(target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int) -> None:
+def test_a_killed_actor_is_replaced(
+    target: tuple[str, dict[str, bytes]], home: Path, on_the_cluster: None, stage: str, point: int
+) -> None:
     _kill_actor(target, home, stage, point)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("stage", "point"), [("embed", 4)])
 def test_a_killed_driver_on_ray_is_run_again(
-    target: tuple[str, dict[str, bytes]], home: Path, stage: str, point: int
+    target: tuple[str, dict[str, bytes]], home: Path, on_the_cluster: None, stage: str, point: int
 ) -> None:
-    _kill_driver(target, home, stage, point, *RAY)
+    _kill_driver(target, home, stage, point, *RAY, workers=actors_of)

@@ -86,6 +86,7 @@ def test_plain_diffusers_loads_what_is_saved(tmp_path: Path) -> None:
     model, library = tiny_model(), whole_diffusers()
     model.save_pretrained(tmp_path)
     unet = library.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    assert type(unet).__module__ == "diffusers.models.unets.unet_2d_condition"
     vae = library.AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
     scheduler = library.DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     x, context = noise(1, 4, 8, 8), unit(1, 3, 12)

@@ -53,9 +53,21 @@ def test_decoder_equals_the_original(model: RDM, shared: Path, sampler: str) -> 
     assert (model.decode(z[f"{sampler}10_latent"]) - z[f"{sampler}10_image"]).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.process)])
 @pytest.mark.parametrize("sampler", ["ddim", "plms"])
-def test_sampler_equals_the_original(model: RDM, shared: Path, sampler: str, steps: int) -> None:
+def test_sampler_equals_the_original(model: RDM, shared: Path, sampler: str) -> None:
+    sampled_as_the_original(model, shared, sampler, 10)
+
+
+@pytest.mark.parametrize(
+    "model", ["from the checkpoint", pytest.param("converted and loaded again", marks=pytest.mark.long)], indirect=True
+)
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+@pytest.mark.process
+def test_sampler_equals_the_original_after_fifty_steps(model: RDM, shared: Path, sampler: str) -> None:
+    sampled_as_the_original(model, shared, sampler, 50)
+
+
+def sampled_as_the_original(model: RDM, shared: Path, sampler: str, steps: int) -> None:
     z = reference_tensors(shared)
     latents = model.sample(z["context"], x_T=z["x_T"], steps=steps, sampler=sampler)
     assert relative(latents, z[f"{sampler}{steps}_latent"]) < TOLERANCE

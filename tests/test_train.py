@@ -85,7 +85,7 @@ attention_head_dim = [1, 2]
 norm_num_groups = 8
 [rdm.train]
 steps = {steps}
-batch = 16
+batch = 8
 learning_rate = 2e-3
 warmup = 2
 decay = 0.0

@@ -36,6 +36,7 @@ from rdm.errors import CheckpointError
 from rdm.objectives import denoising_loss
 from rdm.sharded import saved_states
 from rdm.train import LoopConfig, fit, has_state, read_average, read_curve
+from tests.forked import preloaded_processes
 from tests.rdm_reference import lively, tiny_config
 from tests.test_train import JOBS
 from tests.test_train import process_as_it_was as process_as_it_was
@@ -43,7 +44,7 @@ from tests.test_train_prepared import database_of, request_of, run_of
 
 pytestmark = pytest.mark.process
 
-STEPS = Steps(8, 4, learning_rate=1e-3, warmup=0, decay=0.0, accumulate=2, report_steps=2, save_seconds=0.0)
+STEPS = Steps(4, 4, learning_rate=1e-3, warmup=0, decay=0.0, accumulate=2, report_steps=1, save_seconds=0.0)
 PART = DenoiserConfig("tiny", STEPS, base="tiny", checkpointing=True)
 EQUAL, EQUAL_LATER = 1e-3, 5e-3
 
@@ -79,8 +80,8 @@ def work(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     crew = Crew.of_environment("cpu", 1)
-    train_to(4, crew, folder, "fsdp")
-    train_to(6, crew, folder, "ddp")
+    train_to(2, crew, folder, "fsdp")
+    train_to(3, crew, folder, "ddp")
     torch.distributed.destroy_process_group()
 
 
@@ -93,23 +94,26 @@ def test_one_worker_two_of_fsdp_two_of_ddp_and_one_again_end_where_one_does(tmp_
 
     together, whole = tmp_path / "together", tmp_path / "whole"
     start = lively(RDM.from_config(tiny_config())).unet.state_dict()
-    train_to(8, Crew("cpu", 1), whole)
-    train_to(2, Crew("cpu", 1), together)
-    assert read_average(together)[0] == 2
-    torch.multiprocessing.spawn(work, (free_port(), together), nprocs=2)  # type: ignore[no-untyped-call]
-    assert [path.name for path in (together / "state").iterdir()] == ["000000006"]  # older ones are removed
-    assert read_average(together)[0] == 6
-    train_to(8, Crew("cpu", 1), together)
+    train_to(4, Crew("cpu", 1), whole)
+    train_to(1, Crew("cpu", 1), together)
+    assert read_average(together)[0] == 1
+    preloaded_processes()
+    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        work, (free_port(), together), nprocs=2, start_method="forkserver"
+    )
+    assert [path.name for path in (together / "state").iterdir()] == ["000000003"]  # older ones are removed
+    assert read_average(together)[0] == 3
+    train_to(4, Crew("cpu", 1), together)
     (_, one), (step, other) = (read_average(folder) for folder in (whole, together))
-    assert step == 8
+    assert step == 4
     assert apart(one, other) < EQUAL * apart(one, start)
     curves = [[row["loss"] for row in read_curve(folder / "curve.csv")] for folder in (whole, together)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     (together / "state.pt").unlink()
     assert has_state(together)
     wide = RDM.from_config(tiny_config(unet={**tiny_config()["unet"], "model_channels": 64}))
-    with pytest.raises(CheckpointError, match=r"state/000000006 does not fit this network"):
-        fit(wide.unet, lambda index, generator: (torch.zeros(()), {}), LoopConfig(8), together, resume=True)
+    with pytest.raises(CheckpointError, match=r"state/000000003 does not fit this network"):
+        fit(wide.unet, lambda index, generator: (torch.zeros(()), {}), LoopConfig(4), together, resume=True)
 
 
 def thin_run(folder: Path, name: str, steps: int, save: float) -> TrainConfig:
