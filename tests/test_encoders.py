@@ -28,7 +28,7 @@ from pipeline.encoders import (
     resolve_encoder,
     unit_rows,
 )
-from pipeline.encoders.specs import list_encoders
+from pipeline.encoders.specs import _simple_tokenizer, import_open_clip, list_encoders
 from pipeline.errors import ConfigError, EncoderError
 from tests.encoders import CONFIG, RANDOM, local_encoder, save_weights
 
@@ -432,3 +432,12 @@ def test_torchvision_imports_beside_this_torch_in_a_fresh_process() -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{done.stderr} after {time.monotonic() - start:.0f} s"
+
+
+@pytest.mark.parametrize("settings", [{}, {"clean": "canonicalize"}])
+def test_a_tokenizer_with_another_length_gives_the_tokens_of_a_new_one(settings: dict[str, str]) -> None:
+    module = import_open_clip().tokenizer
+    texts = ["A Castle, by the sea!", "drawn " * 20]
+    made = _simple_tokenizer(module, 9, settings)
+    assert torch.equal(made(texts), module.SimpleTokenizer(context_length=9, **settings)(texts))
+    assert module.tokenize(texts).shape == (2, 77), "the module's own tokenizer keeps its length"

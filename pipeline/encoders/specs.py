@@ -17,10 +17,11 @@ text_cfg gives an encoder without a text tower. Code of an encoder's author is n
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
 import importlib.util
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -350,11 +351,21 @@ def tokenizer_of(spec: EncoderSpec, config: ModelConfig) -> Tokenizer:
             simple = {key: value for key, value in settings.items() if key == "clean"}
             if settings.get("bpe_path"):
                 simple["bpe_path"] = str(_merges(spec, Path(str(settings["bpe_path"])).name))
-            return cast("Tokenizer", open_clip.tokenizer.SimpleTokenizer(context_length=length, **simple))
+            return _simple_tokenizer(open_clip.tokenizer, length, simple)
     except (ConfigError, EncoderError):
         raise
     except Exception as error:
         raise EncoderError(f"encoder {spec.name!r}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _simple_tokenizer(module: Any, context_length: int, settings: Mapping[str, object]) -> Tokenizer:
+    """open_clip's own tokenizer. A copy of the one that its module makes saves reading the vocabulary again, 0.1 s."""
+    ready = None if settings else getattr(module, "_tokenizer", None)
+    if ready is None:
+        return cast("Tokenizer", module.SimpleTokenizer(context_length=context_length, **settings))
+    made = copy.copy(ready)
+    made.context_length = context_length
+    return cast("Tokenizer", made)
 
 
 def _merges(spec: EncoderSpec, name: str) -> Path:
