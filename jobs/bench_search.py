@@ -18,7 +18,7 @@ k-th minus 1e-3. Times are of whole calls; processor times are of all threads.
 `--against` compares with another version of this code, whose checkout it names: two processes open the same files, and
 answer the same queries in turn, in alternating order, each query with a new filter. `--beside` compares the indexes of two
 budgets over the same rows in the same way, and `--peer` compares with faiss alone: IVF1024,SQfp16 with a selector from a NumPy
-mask (columns in memory, styles as numbers), and the smallest nprobe with a recall of 0.95 for 64 texts without a filter.
+mask (columns in memory, styles as numbers), and for each case the smallest nprobe with a recall of 0.95 in 40 searches of it.
 
 Resumable: each finished step is kept in DIR/state-ROWS.json and skipped the next time. Wall times need an idle machine.
 """
@@ -49,8 +49,6 @@ from pipeline.storage import Artifact
 from pipeline.storage.files import VERIFIED
 
 if TYPE_CHECKING:
-    import faiss
-
     from pipeline.index.splitting import SplitColumn
 
 DIM, LATENT, CLUSTERS, BLOCK, K = 768, 128, 2000, 10_000, 19
@@ -386,58 +384,76 @@ def answer(options: argparse.Namespace) -> None:
             print(json.dumps({**figures, "matched": plan.matched, "scores": results.scores.tolist()}), flush=True)
 
 
-def peer_index(folder: Path, texts: NDArray[np.float32]) -> tuple[faiss.IndexIVF, int]:
-    """The peer's index, built if it is not there, and its nprobe."""
-    import faiss
+class Peer:
+    """faiss and NumPy alone: an inverted file of half-precision vectors, built if it is not there, and columns in memory."""
 
-    vectors = np.load(folder / FILES["vectors"], mmap_mode="r")
-    file = folder / "peer.faiss"
-    if not file.exists():
-        index = faiss.index_factory(DIM, PEER, faiss.METRIC_INNER_PRODUCT)
-        chosen = np.sort(np.random.default_rng(0).choice(len(vectors), min(len(vectors), 64 * 1024), replace=False))
-        index.train(vectors[chosen].astype(np.float32))
-        for low in range(0, len(vectors), BLOCK):
-            index.add(vectors[low : low + BLOCK].astype(np.float32))
-        faiss.write_index(index, str(file))
-    index = faiss.read_index(str(file))
-    index.nprobe = index.nlist
-    bars = index.search(texts[:64], K)[0][:, -1:] - 1e-3
-    for probes in (8, 16, 32, 64, 128, 256):
-        index.nprobe = probes
-        if (index.search(texts[:64], K)[0] >= bars).mean() >= 0.95:
-            break
-    return index, probes
+    def __init__(self, folder: Path, texts: NDArray[np.float32]) -> None:
+        import faiss
+
+        from pipeline.schema import read_parquet
+
+        file, vectors = folder / "peer.faiss", np.load(folder / FILES["vectors"], mmap_mode="r")
+        if not file.exists():
+            index = faiss.index_factory(DIM, PEER, faiss.METRIC_INNER_PRODUCT)
+            chosen = np.sort(np.random.default_rng(0).choice(len(vectors), min(len(vectors), 64 * 1024), replace=False))
+            index.train(vectors[chosen].astype(np.float32))
+            for low in range(0, len(vectors), BLOCK):
+                index.add(vectors[low : low + BLOCK].astype(np.float32))
+            faiss.write_index(index, str(file))
+        self.index, self.texts = faiss.read_index(str(file)), texts
+        table = read_parquet(folder / FILES["metadata"], ["share", "style"])
+        self.styles = [f"style {number}" for number in range(10)]
+        self.columns = {"share": table["share"].to_numpy(), "style": self._numbers(table["style"].to_pylist())}
+        self.probes: dict[str, int] = {}
+
+    def _numbers(self, styles: list[str]) -> NDArray[np.uint8]:
+        return np.array([self.styles.index(style) for style in styles], np.uint8)
+
+    def mask(self, where: str) -> NDArray[np.bool_]:
+        """The rows that match conditions joined by AND."""
+        signs = {"=": np.equal, ">": np.greater, ">=": np.greater_equal, "<": np.less}
+        mask = np.ones(len(self.columns["share"]), bool)
+        for condition in filter(None, where.split(" AND ")):
+            column, sign, value = condition.split(maxsplit=2)
+            wanted = self.styles.index(value.strip("'")) if column == "style" else float(value)
+            mask &= signs[sign](self.columns[column], wanted)
+        return mask
+
+    def search(self, queries: NDArray[np.float32], where: str, probes: int) -> tuple[NDArray[np.float32], int]:
+        """Scores (Q, K), -2 for a row that was not found, and how many rows match."""
+        import faiss
+
+        mask = self.mask(where)
+        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")) if where else None
+        scores, found = self.index.search(queries, K, params=faiss.SearchParametersIVF(sel=selector, nprobe=probes))
+        return np.where(found < 0, np.float32(-2), scores), int(mask.sum())
+
+    def tune(self, case: str) -> int:
+        """The smallest nprobe with a recall of 0.95 over 40 searches of the case."""
+        asked = [(self.texts[number : number + 1], cases(number)[case][1]) for number in range(100, 140)]
+        best = [self.search(query, where, self.index.nlist)[0] for query, where in asked]
+        probes = 4
+        while probes < self.index.nlist:
+            probes *= 2
+            found = [self.search(query, where, probes)[0] for query, where in asked]
+            if np.mean([(one >= bar[:, -1:] - 1e-3).mean() for one, bar in zip(found, best, strict=True)]) >= 0.95:
+                break
+        return probes
 
 
 def answer_as_peer(folder: Path, texts: NDArray[np.float32]) -> None:
-    """answer() with faiss and NumPy alone. A result with fewer than k rows is filled up with scores of -2."""
-    import faiss
-
-    from pipeline.schema import read_parquet
-
-    index, probes = peer_index(folder, texts)
-    table = read_parquet(folder / FILES["metadata"], ["share", "style"])
-    styles = [f"style {number}" for number in range(10)]
-    columns = {
-        "share": table["share"].to_numpy(),
-        "style": np.array([styles.index(s) for s in table["style"].to_pylist()]),
-    }
-    compare_with = {"=": np.equal, ">": np.greater, ">=": np.greater_equal, "<": np.less}
+    """answer() with faiss and NumPy alone."""
+    peer = Peer(folder, texts)
     for line in sys.stdin:
         asked = json.loads(line)
+        case = asked["case"]
+        probes = peer.probes[case] = peer.probes.get(case) or peer.tune(case)
         queries = np.take(texts, np.arange(asked["first"], asked["first"] + asked["count"]), axis=0, mode="wrap")
         busy, start = time.process_time(), time.perf_counter()
-        mask = np.ones(len(columns["share"]), bool)
-        for condition in filter(None, asked["where"].split(" AND ")):
-            column, sign, value = condition.split(maxsplit=2)
-            wanted = styles.index(value.strip("'")) if column == "style" else float(value)
-            mask &= compare_with[sign](columns[column], wanted)
-        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")) if asked["where"] else None
-        scores, found = index.search(queries, K, params=faiss.SearchParametersIVF(sel=selector, nprobe=probes))
-        scores[found < 0] = -2
+        scores, matched = peer.search(queries, asked["where"], probes)
         whole, busy = time.perf_counter() - start, time.process_time() - busy
         figures = {"wall": whole, "cpu": busy, "explained": 1.0, "plan": f"nprobe {probes}"}
-        print(json.dumps({**figures, "matched": int(mask.sum()), "scores": scores.tolist()}), flush=True)
+        print(json.dumps({**figures, "matched": matched, "scores": scores.tolist()}), flush=True)
 
 
 def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state: State) -> None:
@@ -455,10 +471,13 @@ def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state
         for path, index in versions
     ]
 
-    def ask(version: int, number: int, count: int, where: str, exact: bool = False) -> dict[str, object]:
+    def ask(
+        version: int, number: int, count: int, where: str, exact: bool = False, case: str = "all, no filter"
+    ) -> dict[str, object]:
         process = processes[version]
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"first": number, "count": count, "where": where, "exact": exact}) + "\n")
+        asked = {"first": number, "count": count, "where": where, "exact": exact, "case": case}
+        process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
         reply: dict[str, object] = json.loads(process.stdout.readline())
         return reply
@@ -466,11 +485,13 @@ def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state
     for version in (0, 1):
         ask(version, 0, 1, "", exact=True)  # maps all pages of the vectors
     figures: dict[str, list[list[tuple[float, ...]]]] = {case: [[], []] for case in cases(0)}
+    plans = {case: ["", ""] for case in figures}  # of the last search
     for number in range(-10, options.rounds):  # the first ten bring columns, lists and pages into memory
         for case, (count, where) in cases(number + 10).items():
             if count > 1 and number % 4:
                 continue
-            replies = {version: ask(version, number + 10, count, where) for version in ((0, 1), (1, 0))[number % 2]}
+            turns = ((0, 1), (1, 0))[number % 2]
+            replies = {version: ask(version, number + 10, count, where, case=case) for version in turns}
             if number < 0:
                 continue
             best = np.array(ask(1, number + 10, count, where, exact=True)["scores"])
@@ -481,6 +502,7 @@ def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state
                 recall = float((scores >= best[:, -1:] - 1e-3).mean())
                 times = (float(str(reply[part])) for part in ("wall", "cpu", "explained"))
                 figures[case][version].append((*times, recall))
+                plans[case][version] = str(reply["plan"])
     for process in processes:
         process.communicate()
     table = {}
@@ -494,6 +516,7 @@ def compare(options: argparse.Namespace, versions: list[tuple[Path, str]], state
             "wall_ms": [1000 * one[0] for one in middle],
             "recall": [float(one[:, 3].mean()) for one in (old, new)],
             "explained": [one[2] for one in middle],
+            "plans": plans[case],
         }
         show(case, table[case])
     state.keep(f"compare {name}", {**table, "load": os.getloadavg()})
