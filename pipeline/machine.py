@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -120,12 +121,35 @@ def prepare_torchvision() -> None:
     declare_torchvision_ops()
 
 
-def import_without(library: str, *absent: str) -> ModuleType:
-    """A copy of a library, imported as if the packages `absent` were not installed (see rdm/imports.py)."""
+def import_without(library: str, *absent: str, plain: Mapping[str, Sequence[str]] | None = None) -> ModuleType:
+    """A copy of a library, imported as if the packages `absent` were not installed (see rdm/imports.py, also for `plain`)."""
     from rdm.imports import import_apart
 
     prepare_torchvision()
-    return import_apart((library,), absent)[0]
+    return import_apart((library,), absent, plain)[0]
+
+
+class _NoPandas:
+    """A finder that finds pandas absent."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=name)
+
+
+def arrow_without_pandas() -> None:
+    """Let pyarrow find pandas absent, in a process that converts nothing to pandas.
+
+    The first `pyarrow.array` imports pandas if it is installed, which takes half a second of processor time.
+    """
+    import pyarrow as pa
+
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 def import_whole(*libraries: str) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.encoders import (
     Encoder,
     check_encoder,
+    import_open_clip,
     load_encoder,
     load_recorded,
     require_match,
@@ -60,8 +61,7 @@ def test_both_towers_give_vectors_of_the_models_dimension(tiny: Encoder) -> None
 
 
 def test_vectors_equal_open_clips_own(tiny: Encoder, tmp_path: Path) -> None:
-    import open_clip
-
+    open_clip = import_open_clip()
     folder = tmp_path / "model"
     weights = save_weights(folder, seed=3, name="open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(CONFIG.read_text())}))
@@ -123,8 +123,7 @@ def test_queries_equal_texts_and_causal_towers_compute_only_their_tokens(
 
 @pytest.mark.process
 def test_vit_b_32_with_random_weights_equals_open_clips_model(shared: Path) -> None:
-    import open_clip
-
+    open_clip = import_open_clip()
     torch.set_num_threads(1)
     ours = load_encoder("random:ViT-B-32?seed=0", "cpu")
     reference, _, transform = open_clip.create_model_and_transforms("ViT-B-32")

@@ -18,7 +18,13 @@ from tests.stages import lines, order, shards, stage
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "ray":
         request.getfixturevalue("ray_here")
-    return Backend(kind=request.param, workers=2 if request.param == "ray" else 0)
+    return Backend(kind=request.param, workers=1 if request.param == "ray" else 0)
+
+
+@pytest.fixture
+def two_workers(backend: Backend) -> Backend:
+    """The backend with two workers for each stage, where it has workers."""
+    return replace(backend, workers=2 * backend.workers)
 
 
 @pytest.fixture
@@ -30,18 +36,18 @@ def quiet() -> Progress:
     return Progress(stream=io.StringIO())
 
 
-def test_every_shard_goes_through_every_stage_once(tmp_path: Path, backend: Backend) -> None:
+def test_every_shard_goes_through_every_stage_once(tmp_path: Path, two_workers: Backend) -> None:
     chain = (stage(tmp_path, "first"), stage(tmp_path, "second", before="first"))
-    outcome = run_stages(chain, shards(6), backend, quiet(), total=6)
+    outcome = run_stages(chain, shards(6), two_workers, quiet(), total=6)
     assert outcome.ran == {"first": 6, "second": 6}
     assert outcome.failures == []
     assert sorted(lines(tmp_path, "run")) == sorted(f"run {name} {i}" for name in ("first", "second") for i in range(6))
 
 
-def test_a_worker_is_set_up_once_for_all_its_shards(tmp_path: Path, backend: Backend) -> None:
-    run_stages((stage(tmp_path, "only"),), shards(8), backend, quiet(), total=8)
+def test_a_worker_is_set_up_once_for_all_its_shards(tmp_path: Path, two_workers: Backend) -> None:
+    run_stages((stage(tmp_path, "only"),), shards(8), two_workers, quiet(), total=8)
     setups = lines(tmp_path, "setup")
-    assert 1 <= len(setups) <= (backend.workers or 1)
+    assert 1 <= len(setups) <= (two_workers.workers or 1)
     assert len(setups) == len(set(setups))  # no process was set up twice
 
 

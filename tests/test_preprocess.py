@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders import Preprocess
+from pipeline.encoders import Preprocess, import_open_clip
 from pipeline.encoders.modelconfig import PreprocessConfig
 from pipeline.encoders.preprocess import preprocess_of_model
 from pipeline.errors import EncoderError
 from pipeline.images import DRAFT_SIDE, decode
-from pipeline.machine import prepare_torchvision
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -34,11 +33,9 @@ def odd_sizes() -> list[Image.Image]:
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_openclip_equals_open_clips_own_transform(shared: Path, mode: str, interpolation: str) -> None:
-    prepare_torchvision()
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    config = PreprocessCfg(size=224, resize_mode=mode, interpolation=interpolation)
-    reference = image_transform_v2(config, is_train=False)
+    transforms = import_open_clip().transform
+    config = transforms.PreprocessCfg(size=224, resize_mode=mode, interpolation=interpolation)
+    reference = transforms.image_transform_v2(config, is_train=False)
     ours = Preprocess("openclip", 224, MEAN, STD, interpolation, mode)
     for image in [*pictures(shared), *odd_sizes()]:
         expected = reference(image).numpy().transpose(1, 2, 0) * STD + MEAN

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rdm import RDM
 from rdm.errors import RequestError
 from rdm.networks import diffusers
 from rdm.sampling import SAMPLERS, Step, sampler_steps
 from rdm.schedule import Schedule
-from tests.rdm_reference import noise, relative, tiny_model, unit
+from tests.rdm_reference import lively, noise, relative, tiny_config, tiny_model, unit
 
 SCHEDULE = Schedule(0.0015, 0.015)
 COUNTS = [1, 2, 3, 7, 9, 30, 36, 101, 250, 333, 501, 999, 1000]
@@ -97,8 +98,16 @@ def test_twenty_steps_come_nearer_to_the_limit_than_fifty_of_ddim(model: Any, sa
 
 
 @pytest.fixture(scope="module")
-def limit() -> Tensor:
-    return tiny_model().sample(unit(1, 3, 12), x_T=noise(1, 4, 8, 8), steps=300, guidance_scale=2.0)
+def network() -> RDM:
+    """A tiny model of one level."""
+    config = tiny_config()
+    config["unet"] |= {"channel_mult": [1], "attention_resolutions": [1]}
+    return lively(RDM.from_config(config))
+
+
+@pytest.fixture(scope="module")
+def limit(network: RDM) -> Tensor:
+    return network.sample(unit(1, 3, 12), x_T=noise(1, 4, 8, 8), steps=300, guidance_scale=2.0)
 
 
 @pytest.mark.process
@@ -107,9 +116,9 @@ def limit() -> Tensor:
     [("dpmpp_2m", 15, 0.03), ("unipc", 15, 0.03), ("ddim", 100, 0.06), ("plms", 100, 0.06)],
 )
 def test_samplers_on_a_network_agree_with_many_steps_of_ddim(
-    limit: Tensor, sampler: str, steps: int, tolerance: float
+    network: RDM, limit: Tensor, sampler: str, steps: int, tolerance: float
 ) -> None:
-    found = tiny_model().sample(unit(1, 3, 12), x_T=noise(1, 4, 8, 8), steps=steps, sampler=sampler, guidance_scale=2.0)
+    found = network.sample(unit(1, 3, 12), x_T=noise(1, 4, 8, 8), steps=steps, sampler=sampler, guidance_scale=2.0)
     assert relative(found, limit) < tolerance
 
 

@@ -112,9 +112,11 @@ def losses(run: Path, part: str) -> list[float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def process_as_it_was() -> Iterator[None]:
-    """Restore the process's thread count and denormals, which training changes."""
+    """Restore the process's thread count and denormals, which training changes. Sheets are drawn in three steps."""
     threads = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.keeping.SHEET_STEPS", 3)
+        yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
 

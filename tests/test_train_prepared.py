@@ -170,33 +170,46 @@ def run_of(folder: Path, name: str, steps: int = 4, **rdm: object) -> TrainConfi
     return from_mapping(TrainConfig, table, "run.toml")
 
 
-def test_a_resumed_run_on_prepared_rows_ends_where_an_unbroken_one_does(tmp_path: Path, home: Path) -> None:
-    database_of(tmp_path)
-    prepare_database(request_of(tmp_path), Progress(), Backend())
-    model = train("rdm", run_of(tmp_path, "whole"), Progress())
-    train("rdm", run_of(tmp_path, "broken", steps=2), Progress())
-    train("rdm", run_of(tmp_path, "broken"), Progress(), resume=True)
-    (_, one), (_, other) = (read_average(tmp_path / name / "rdm") for name in ("whole", "broken"))
+@pytest.fixture(scope="module")
+def rows_to_read(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and a home with a prepared database that tests only read."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDMPIPE_HOME", str(folder / "home"))
+        patch.setenv("RDMPIPE_CACHE", str(folder / "cache"))
+        database_of(folder)
+        prepare_database(request_of(folder), Progress(), Backend())
+    return folder
+
+
+@pytest.fixture
+def prepared(rows_to_read: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RDMPIPE_HOME", str(rows_to_read / "home"))
+    monkeypatch.setenv("RDMPIPE_CACHE", str(rows_to_read / "cache"))
+    return rows_to_read
+
+
+def test_a_resumed_run_on_prepared_rows_ends_where_an_unbroken_one_does(prepared: Path) -> None:
+    model = train("rdm", run_of(prepared, "whole"), Progress())
+    train("rdm", run_of(prepared, "broken", steps=2), Progress())
+    train("rdm", run_of(prepared, "broken"), Progress(), resume=True)
+    (_, one), (_, other) = (read_average(prepared / name / "rdm") for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    figures = json.loads((tmp_path / "whole" / "rdm" / "figures.json").read_text())
+    figures = json.loads((prepared / "whole" / "rdm" / "figures.json").read_text())
     assert list(figures) == ["step", "t=100", "t=300", "t=500", "t=700", "t=950"]
     assert all(0 < figures[name] < 10 for name in list(figures)[1:])
     assert RDM.from_pretrained(model).config.encoder == RANDOM
 
 
-def test_activations_computed_again_give_the_same_training(tmp_path: Path, home: Path) -> None:
-    database_of(tmp_path, 12)
-    prepare_database(request_of(tmp_path), Progress(), Backend())
+def test_activations_computed_again_give_the_same_training(prepared: Path) -> None:
     for name, again in (("plain", False), ("again", True)):
-        train("rdm", run_of(tmp_path, name, steps=2, checkpointing=again), Progress())
-    (_, one), (_, other) = (read_average(tmp_path / name / "rdm") for name in ("plain", "again"))
+        train("rdm", run_of(prepared, name, steps=2, checkpointing=again), Progress())
+    (_, one), (_, other) = (read_average(prepared / name / "rdm") for name in ("plain", "again"))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
-def test_two_workers_together_have_the_batch_of_one(tmp_path: Path, home: Path) -> None:
-    database_of(tmp_path, 12)
-    prepare_database(request_of(tmp_path), Progress(), Backend())
-    rows, part = open_prepared("mine", 0.0), run_of(tmp_path, "run").rdm
+def test_two_workers_together_have_the_batch_of_one(prepared: Path) -> None:
+    rows, part = open_prepared("mine", 0.0), run_of(prepared, "run").rdm
     assert part is not None
     whole, *halves = (prepared_batch(rows, part, 1000, Crew("cpu", 1, rank, size), 3, draw(0, 3))
                       for rank, size in ((0, 1), (0, 2), (1, 2)))  # fmt: skip

@@ -230,7 +230,9 @@ def generate(
         from pipeline.execution import Backend
         from pipeline.generation import GenerateConfig, Sampling
         from pipeline.generation import generate as generate_pictures
+        from pipeline.machine import arrow_without_pandas
 
+        arrow_without_pandas()
         config = GenerateConfig(
             prompts=prompts,
             db=tuple(name.strip() for name in db.split(",") if name.strip()),

@@ -61,8 +61,10 @@ def search(
 ) -> None:
     """Find the pictures nearest to a text, a picture or a row, among the rows that match a filter."""
     with command():
+        from pipeline.machine import arrow_without_pandas
         from pipeline.retrieval import QueryRequest, run_query
 
+        arrow_without_pandas()
         if _is_picture_file(query):
             query, image = "", Path(query).expanduser() if image is None else image
         request = QueryRequest(database, query, image, key, k, where, no_duplicates, device, home, sheet, out, encoder)

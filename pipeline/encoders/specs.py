@@ -178,6 +178,10 @@ def check_file(name: str, path: Path) -> None:
         )
 
 
+# The part of open_clip that publishes models imports the whole client of the Hub.
+_UPLOADS = {"open_clip.push_to_hf_hub": ("push_pretrained_to_hf_hub", "push_to_hf_hub")}
+
+
 @cache
 def import_open_clip(whole: bool = False) -> Any:
     """open_clip, imported so that torchvision works beside a CPU-only torch.
@@ -188,7 +192,7 @@ def import_open_clip(whole: bool = False) -> Any:
 
     optional = ("timm", "transformers")
     if not whole:
-        return import_without("open_clip", *optional)
+        return import_without("open_clip", *optional, plain=_UPLOADS)
     import_whole(*optional, "open_clip")
     import open_clip
 

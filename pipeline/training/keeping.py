@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rdm.untyped import UNet
 
 DRAWN = 8  # held-out pictures on a sheet
+SHEET_STEPS = 25
 
 
 def held_out_error(model: RDM, unet: UNet, held: HeldOut, generator: torch.Generator) -> dict[str, float]:
@@ -97,7 +98,10 @@ def sample_sheet(
         near = (words @ cache.vectors[members].T).topk(min(part.default_k, len(members)), dim=1).indices
         contexts.append(torch.cat([words[:, None], cache.vectors[members[near]]], dim=1))
     drawn = drawing.sample(
-        torch.cat(contexts), steps=25, guidance_scale=part.default_guidance, generator=torch.Generator().manual_seed(0)
+        torch.cat(contexts),
+        steps=SHEET_STEPS,
+        guidance_scale=part.default_guidance,
+        generator=torch.Generator().manual_seed(0),
     )
     made = ((drawing.decode(drawn).cpu() + 1) / 2).clamp(0, 1)
     start = 0
