@@ -29,7 +29,7 @@ from pipeline.encoders import (
     resolve_encoder,
     unit_rows,
 )
-from pipeline.encoders.specs import _simple_tokenizer, import_open_clip, list_encoders
+from pipeline.encoders.specs import _simple_tokenizer, list_encoders
 from pipeline.errors import ConfigError, EncoderError
 from tests.encoders import CONFIG, RANDOM, local_encoder, save_weights
 
