@@ -39,6 +39,8 @@ class RDMConfig:
     null_context        the context that means "no condition": "zeros"
     encoder             name of the CLIP encoder whose vectors the model takes
     max_neighbours      largest number of neighbours beside the prompt's token; default_k: the default number
+    guidance_range      smallest and largest guidance scale of a model with distilled guidance, in one pass of the denoiser
+                        (rdm/distillation.py); its unet has `time_cond_proj_dim`. None: guidance takes two passes
     """
 
     name: str
@@ -56,6 +58,7 @@ class RDMConfig:
     default_size: int = 768
     default_guidance: float = 5.0
     prediction_type: str = "epsilon"
+    guidance_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for key, value in ((key, getattr(self, key)) for key in _NUMBERS):
@@ -101,6 +104,7 @@ class RDMConfig:
                 f"latents have {latents}: all must be the same"
             )
         self._check_pooling()
+        self._check_guidance()
         if self.default_size % self.image_factor:
             raise ConfigError(f"default_size is {self.default_size}; it must be a multiple of {self.image_factor}")
 
@@ -118,6 +122,31 @@ class RDMConfig:
             raise ConfigError(
                 f"unet: class_embed_type is {kind!r} of {given} numbers; 'projection' of {2 * self.context_dim} (the context's "
                 "first token and its mean) or none was expected"
+            )
+
+    def _check_guidance(self) -> None:
+        """Raise ConfigError for a range that does not fit the denoiser's input for the guidance scale."""
+        given, length = self.guidance_range, self.unet.get("time_cond_proj_dim")
+        if given is None:
+            if length is not None:
+                raise ConfigError(
+                    f"unet: time_cond_proj_dim is {length}, the length of a guidance scale's embedding, but guidance_range is "
+                    "missing: give the scales that the model was distilled for, such as [1, 6]"
+                )
+            return
+        if not isinstance(given, list | tuple) or len(given) != 2 or not all(map(is_number, given)):
+            raise ConfigError(f"guidance_range is {given!r}; two numbers were expected, such as [1, 6]")
+        low, high = map(float, given)
+        object.__setattr__(self, "guidance_range", (low, high))
+        if not 0 <= low < high:
+            raise ConfigError(f"guidance_range is {list(given)}; 0 <= smallest < largest was expected")
+        if not low <= self.default_guidance <= high:
+            raise ConfigError(
+                f"default_guidance is {self.default_guidance}; it must lie in guidance_range, {list(given)}"
+            )
+        if not isinstance(length, int) or length < 2 or length % 2:
+            raise ConfigError(
+                f"unet: time_cond_proj_dim is {length!r}; a model with a guidance_range needs an even whole number, such as 256"
             )
 
     @property
@@ -163,11 +192,16 @@ class RDMConfig:
     def to_dict(self) -> JsonObject:
         """All fields as a JSON object; `read_config` reads it back.
 
-        The prediction_type "epsilon" is left out, so that a description from before that field keeps its hash.
+        The prediction_type "epsilon" and a guidance_range of None are left out, so that a description from before these fields
+        keeps its hash.
         """
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.prediction_type == "epsilon":
             del content["prediction_type"]
+        if self.guidance_range is None:
+            del content["guidance_range"]
+        else:
+            content["guidance_range"] = list(self.guidance_range)
         return content
 
 

@@ -41,13 +41,14 @@ class Prepared:
 
     guided: the batch is doubled at the first cross-attention, null branch first. silent_null: the null branch is
     zeros, and `layers` are only for the conditional rows. pooled: (R, 2 D) for a denoiser with a class embedding, for both
-    branches if guided.
+    branches if guided. guidance: (1 or B, time_cond_proj_dim), the embedded scale, for a denoiser with distilled guidance.
     """
 
     layers: tuple[LayerContext, ...]
     guided: bool
     silent_null: bool
     pooled: Tensor | None = None
+    guidance: Tensor | None = None
 
 
 def cross_attentions(unet: UNet) -> list[Attention]:
@@ -58,11 +59,17 @@ def cross_attentions(unet: UNet) -> list[Attention]:
 
 
 def prepare(
-    unet: UNet, context: Tensor, bias: Tensor | None, *, guided: bool = False, silent_null: bool = False
+    unet: UNet,
+    context: Tensor,
+    bias: Tensor | None,
+    *,
+    guided: bool = False,
+    silent_null: bool = False,
+    guidance: Tensor | None = None,
 ) -> Prepared:
     """Keys and values for context (R, T, D), with bias (R, T) on its tokens' logits or None.
 
-    guided without silent_null: the first half of the rows is the null branch's.
+    guided without silent_null: the first half of the rows is the null branch's. guidance: see Prepared.
     """
     weight = unet.conv_in.weight
     context = context.to(weight.device, weight.dtype)
@@ -77,7 +84,9 @@ def prepare(
         pooled = pool(context, bias)
         if silent_null:
             pooled = torch.cat([torch.zeros_like(pooled), pooled])
-    return Prepared(tuple(layers), guided, silent_null, pooled)
+    if guidance is not None:
+        guidance = guidance.to(weight.device, weight.dtype)
+    return Prepared(tuple(layers), guided, silent_null, pooled, guidance)
 
 
 def pool(context: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -103,7 +112,7 @@ def forward(unet: UNet, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
 
     The model's prediction_type says what the output is; see rdm.prediction.
     """
-    emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))  # (1 or B, 4 * width)
+    emb = unet.time_embedding(unet.time_proj(t).to(x.dtype), prepared.guidance)  # (1 or B, 4 * width)
     if prepared.pooled is not None and unet.class_embedding is not None:
         if prepared.guided:
             x = torch.cat([x, x])

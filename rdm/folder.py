@@ -250,6 +250,8 @@ def write_pipeline(folder: Path, config: RDMConfig) -> None:
         "fold": int(config.first_stage["factor"]) if kind == "Folded" else 0,
         **{name: getattr(config, name) for name in _PIPELINE_FIELDS},
     }
+    if config.guidance_range is not None:
+        index["guidance_range"] = list(config.guidance_range)
     program = (Path(str(resources.files("rdm"))) / "assets" / "pipeline.py").read_text(encoding="utf-8")
     (folder / "pipeline.py").write_text(program, encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

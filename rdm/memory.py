@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from rdm import denoiser
 from rdm.config import RDMConfig
+from rdm.distillation import embed_guidance
 from rdm.imports import no_compiler
 from rdm.networks import at_once, build
 from rdm.untyped import UNet, Untyped
@@ -132,6 +133,8 @@ def count_training(
     known = [value.grad for value in unet.parameters() if value.grad is not None]
     with _FusedAttention(), _LiveBytes(unet, known) as counted:
         extra = {"class_labels": denoiser.pool(context)} if config.pooled else {}
+        if config.guidance_range is not None:
+            extra["timestep_cond"] = embed_guidance(config, torch.empty(rows, device="meta")).to(kind)
         made = unet(latents, times, encoder_hidden_states=context, **extra).sample
         (made.float() - noise).square().mean().backward()
     return int(counted.most)
@@ -163,7 +166,10 @@ def count_memory(
     shape = (batch, config.latent_channels, *latent)
     with _FusedAttention(), _LiveBytes(unet) as sampling:
         x = torch.empty(shape, device="meta")
-        prepared = denoiser.prepare(unet, context, None, guided=guided, silent_null=guided)
+        distilled = config.guidance_range is not None  # then one pass is guided
+        guided = guided and not distilled
+        scale = embed_guidance(config, torch.empty(1, device="meta")) if distilled else None
+        prepared = denoiser.prepare(unet, context, None, guided=guided, silent_null=guided, guidance=scale)
         denoiser.forward(unet, x.to(dtype), torch.empty(1, device="meta"), prepared).float()
     with _FusedAttention(), _LiveBytes(first_stage) as decoding:
         high, wide = height or size, width or size

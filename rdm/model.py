@@ -17,6 +17,7 @@ from rdm import denoiser
 from rdm.checkpoint import LoadReport, load_compvis
 from rdm.conditioning import Context, join, mask_bias, without_masked
 from rdm.config import RDMConfig, read_config
+from rdm.distillation import embed_guidance
 from rdm.errors import RequestError, as_number
 from rdm.folded import home
 from rdm.folder import find_folder, load_folder, read_folder_config, save_folder
@@ -147,11 +148,13 @@ class RDM:
     def denoise(self, x: Tensor, t: Tensor | int, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """The noise that the model predicts for latents x (B, C, h, w) at time t (one, or B of them): float32, like x.
 
-        context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train `unet` directly.
+        context is (B, T, D), mask (B, T) as in rdm.conditioning. Inference only; train `unet` directly. Without guidance; a
+        model with distilled guidance uses its smallest scale.
         """
         self._check_latents(x, context)
         bias = self._bias(context, mask)
-        prepared = denoiser.prepare(self.unet, without_masked(context, mask), bias, guided=False)
+        embedded = self._embedded((self.config.guidance_range or (1.0,))[0])
+        prepared = denoiser.prepare(self.unet, without_masked(context, mask), bias, guidance=embedded)
         times = torch.as_tensor(t, device=self.device).reshape(-1)
         if len(times) not in (1, len(x)):
             raise RequestError(f"t holds {len(times)} times for {len(x)} latents; one, or one each, was expected")
@@ -191,7 +194,8 @@ class RDM:
             x_T = noise_like((len(context), self.config.latent_channels, *latent), generator)
         self._check_latents(x_T, context)
         scale, eta = as_number("guidance_scale", guidance_scale), as_number("eta", eta)
-        guided = scale != 1
+        embedded = self._embedded(scale, null_context)
+        guided = scale != 1 and embedded is None
         mask = None if mask is None else mask.to(context.device)
         bias = self._bias(context, mask)
         tokens = without_masked(context, mask)
@@ -199,7 +203,7 @@ class RDM:
             tokens, bias = self._with_null(Context(context, mask), null_context, null_mask)
         silent = guided and null_context is None
         with torch.inference_mode():
-            prepared = denoiser.prepare(self.unet, tokens, bias, guided=guided, silent_null=silent)
+            prepared = denoiser.prepare(self.unet, tokens, bias, guided=guided, silent_null=silent, guidance=embedded)
         shape = tuple(x_T.shape)
 
         @torch.inference_mode()
@@ -216,6 +220,25 @@ class RDM:
 
         x = x_T.to(self.device, torch.float32)
         return sampler_steps(sampler, model, x, self.schedule, steps, eta=eta, noise=noise, generator=generator)
+
+    def _embedded(self, scale: float, null_context: Tensor | None = None) -> Tensor | None:
+        """The embedding (1, time_cond_proj_dim) of a guidance scale, for a model with distilled guidance; else None.
+
+        Raises RequestError for a scale, or a negative prompt, that the model was not distilled for.
+        """
+        if self.config.guidance_range is None:
+            return None
+        low, high = self.config.guidance_range
+        if not low <= scale <= high:
+            raise RequestError(
+                f"guidance_scale is {scale:g}; {self.config.name} was distilled for scales from {low:g} to {high:g}"
+            )
+        if null_context is not None:
+            raise RequestError(
+                f"{self.config.name} takes no negative prompt, because its guidance was distilled into one pass: leave it out, "
+                "or use the model that it was distilled from"
+            )
+        return embed_guidance(self.config, torch.tensor([scale]))
 
     def _with_null(self, context: Context, null: Tensor, null_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens and bias of both branches, null rows first, the shorter ones masked."""
@@ -251,7 +274,8 @@ class RDM:
         x_T             starting noise; None: drawn for height x width pixels (default: the model's size)
         generator       CPU generator(s) for x_T and eta; with one for each picture, a picture is independent of its batch
         sampler, steps  "ddim", "plms", "dpmpp_2m", "unipc", or a diffusers scheduler; 1 to 1000 steps
-        guidance_scale  the output is null + scale * (conditional - null); 1 leaves the null branch out
+        guidance_scale  the output is null + scale * (conditional - null); 1 leaves the null branch out. A model with distilled
+                        guidance approximates this in one pass, for scales in its guidance_range
         null_context    (1 or B, T', D) and null_mask: a negative prompt in place of zeros
         callback        a function that is called with every Step
         """

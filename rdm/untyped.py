@@ -74,7 +74,7 @@ class UNet(nn.Module):
     config: Mapping[str, Any]
     conv_in: nn.Conv2d
     time_proj: nn.Module
-    time_embedding: nn.Module
+    time_embedding: Callable[..., Tensor]  # of (B, width) and, for distilled guidance, (B, time_cond_proj_dim)
     class_embedding: nn.Module | None
     down_blocks: Sequence[Block]
     mid_block: Block

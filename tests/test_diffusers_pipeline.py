@@ -20,6 +20,7 @@ from rdm.conditioning import assemble
 from tests.builds import folder_of, quiet_build
 from tests.generations import quiet_generate
 from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, whole_diffusers
+from tests.test_rdm_distillation import distilled
 from tests.test_rdm_prediction import FOLDED
 
 
@@ -48,6 +49,7 @@ MODELS = {
     "kl": tiny_model,
     "vq, raw vectors": lambda: lively(RDM.from_config(tiny_vq_config())),
     "folded": folded,
+    "distilled guidance": distilled,
 }
 
 

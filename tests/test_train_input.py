@@ -14,8 +14,9 @@ from torch import nn
 
 from pipeline.catalog import resolve_database
 from pipeline.config import from_mapping
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, ModelError, SourceError
 from pipeline.execution import Progress
+from pipeline.generation.models import find_model
 from pipeline.maintenance import PurgeRequest, purge
 from pipeline.training import train
 from pipeline.training.config import TrainConfig, recipe
@@ -191,3 +192,40 @@ def test_training_and_evaluation_hold_out_the_same_contents_of_a_database(tmp_pa
     evaluated = read_labelled("mine", from_mapping(EvaluateConfig, {"database": "mine"}, "e.toml"), None)
     trained = read_pictures(DataConfig(databases=("mine",), size=32))
     assert trained.contents == evaluated.pictures.contents
+
+
+def test_the_guidance_of_a_model_is_distilled_into_one_pass_and_drawn_with(tmp_path: Path, quiet: Progress) -> None:
+    data: dict[str, object] = {"parquet": [collection(tmp_path / "c.parquet", ["a cat", "a cow", "a dog", "a hen"])]}
+    base = str(save_model(tmp_path / "teacher"))
+    settings: dict[str, object] = {"base": base, "distil_guidance": [1, 4], "p_null": 0}
+    made = train("rdm", run_of(tmp_path / "run", data, **settings), quiet)
+    model = RDM.from_pretrained(tmp_path / "run" / "rdm" / "model")
+    assert model.config.guidance_range == (1.0, 4.0), made
+    info = find_model(str(tmp_path / "run" / "rdm" / "model"))
+    with pytest.raises(ModelError, match=r"--scale is 5; small was distilled for scales from 1 to 4"):
+        info.check_guidance(5.0, "", "--")
+    with pytest.raises(ModelError, match="takes no negative prompt"):
+        info.check_guidance(2.0, "rain", "--")
+    again = run_of(tmp_path / "again", data, base=str(tmp_path / "run" / "rdm" / "model"))
+    with pytest.raises(ConfigError, match="has distilled guidance, which this training would unlearn"):
+        train("rdm", again, quiet)
+
+
+def test_settings_that_distillation_does_not_take_are_refused(tmp_path: Path, quiet: Progress) -> None:
+    for settings, message in (
+        ({"distil_guidance": [4]}, "smallest and the largest scale"),
+        ({"distil_guidance": [1, 4], "p_null": 0.1}, "set lora, snr_limit and p_null to 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_of(tmp_path / "run", {}, base="rdm-768", **settings)
+    data: dict[str, object] = {"parquet": [collection(tmp_path / "c.parquet", ["a cat", "a dog", "a cow", "a hen"])]}
+    named = run_of(
+        tmp_path / "run",
+        data,
+        base="rdm-768",
+        distil_guidance=[1, 4],
+        p_null=0,
+        first_stage=str(save_model(tmp_path / "m")),
+    )
+    with pytest.raises(ConfigError, match="distil_guidance needs a saved model"):
+        train("rdm", named, quiet)

@@ -206,6 +206,7 @@ class Expander:
         if sampling.eta and sampling.sampler != "ddim":
             raise ConfigError(f"sampler {sampling.sampler} takes no eta: --eta {sampling.eta} goes with ddim")
         model.check_size(*sampling.size, dashes)
+        model.check_guidance(known(sampling.scale), row.negative or self.config.negative, dashes)
         return replace(sampling, scale=float(known(sampling.scale)), eta=float(known(sampling.eta)))
 
     def _prompting(self) -> ImagePrompting | None:

@@ -55,6 +55,7 @@ class ModelInfo:
     weightings      weightings that `prompting` may choose
     takes           vectors: the neighbours' stored vectors; pictures: their stored pictures. `encoder` and `dim` are empty then
     gpu_precision   default precision on a GPU
+    guidance_range  smallest and largest scale of a model with distilled guidance, which takes no negative prompt; None: any
     recipe          how a new run computes its pictures; increased when a change of the kind's code changes their last digits
     """
 
@@ -78,11 +79,27 @@ class ModelInfo:
     takes: Literal["vectors", "pictures"] = "vectors"
     gpu_precision: Literal["fp16", "bf16"] = "fp16"
     recipe: int = 1
+    guidance_range: tuple[float, float] | None = None
 
     @property
     def default_size(self) -> int:
         """Pixels of the longer side of a picture by default."""
         return max(self.sampling.size)
+
+    def check_guidance(self, scale: float, negative: str, dashes: str = "") -> None:
+        """Raise ModelError for a guidance scale or a negative prompt that a model with distilled guidance does not take."""
+        if self.guidance_range is None:
+            return
+        low, high = self.guidance_range
+        if not low <= scale <= high:
+            raise ModelError(
+                f"{dashes}scale is {scale:g}; {self.name} was distilled for scales from {low:g} to {high:g}"
+            )
+        if negative:
+            raise ModelError(
+                f"{self.name} takes no negative prompt, because its guidance was distilled into one pass: leave "
+                f"{dashes}negative out, or use the model that it was distilled from"
+            )
 
     def check_size(self, height: int, width: int, dashes: str = "") -> None:
         """Raise ModelError for a size that the model cannot make."""

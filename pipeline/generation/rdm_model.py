@@ -83,6 +83,7 @@ def info_of(config: RDMConfig, folder: str = "", checksum: str = "") -> ModelInf
         sampling=Sampling("ddim", 50, float(config.default_guidance), 0.0, size, size),
         side=config.image_factor,
         recipe=UNIFORM,
+        guidance_range=config.guidance_range,
     )
 
 

@@ -74,13 +74,18 @@ def describe_rdm(config: TrainConfig, scale: float) -> RDMConfig:
     else:
         described = describe_first_stage(choose_first_stage(config, part))
         description = {"unet": part.model, "first_stage": described, "scale_factor": scale}
+    if part.distil_guidance:
+        from rdm.distillation import describe_student
+
+        return describe_student(read_config({**description, **ours}), *part.distil_guidance)
     return read_config({**description, **ours})
 
 
 def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     """The model to train: the networks of a saved `base` with their weights, else a fresh denoiser.
 
-    A fresh first stage has only the right shape; its weights stay in their folder. `scale` as in `describe_rdm`.
+    A student of distillation starts with the weights of its base. A fresh first stage has only the right shape; its weights
+    stay in their folder. `scale` as in `describe_rdm`.
     """
     from rdm import RDM
 
@@ -88,7 +93,15 @@ def build_rdm(config: TrainConfig, scale: float, device: str = "cpu") -> RDM:
     assert part is not None
     if is_saved_model(part.base):
         saved = RDM.from_pretrained(part.base)
-        return RDM(describe_rdm(config, scale), saved.unet, saved.first_stage)
+        description = describe_rdm(config, scale)
+        if part.distil_guidance:
+            from rdm.distillation import start_student
+            from rdm.networks import build
+
+            student, _ = build(description, device)
+            start_student(student, saved.unet)
+            return RDM(description, student, saved.first_stage)
+        return RDM(description, saved.unet, saved.first_stage)
     return RDM.from_config(describe_rdm(config, scale), device=device)
 
 
@@ -158,7 +171,8 @@ def _train_on_pictures(run: PartRun) -> Path:
         noise = torch.randn((part.train.rows, *cache.latents.shape[1:]), generator=generator)
         times = torch.randint(steps, (part.train.rows,), generator=generator)
         context = draw_context(cache, part, chosen, generator, crew.mine)
-        return Batch(cache.latents[crew.mine(chosen)], context, crew.mine(noise), crew.mine(times))
+        scales = draw_scales(part, generator, crew)
+        return Batch(cache.latents[crew.mine(chosen)], context, crew.mine(noise), crew.mine(times), scales)
 
     def loss(index: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         return training.loss(batch(index, generator))
@@ -176,12 +190,12 @@ def _train_on_pictures(run: PartRun) -> Path:
 
 
 def _measure(run: PartRun, training: Training, unet: UNet, held: HeldOut | None, step: int) -> dict[str, float]:
-    """The held-out errors of a save."""
+    """The held-out errors of a save: of the denoiser, or of a student's guidance."""
     from rdm.train import draw
 
     if held is None:
         return {}
-    errors = held_out_error(training.model, unet, held, draw(run.steps.seed, 0))
+    errors = held_out_error(training.model, unet, held, draw(run.steps.seed, 0), training.teacher)
     run.say(f"step {step}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in errors.items()))
     return errors
 
@@ -242,7 +256,18 @@ def prepared_batch(
     context = draw_context(rows, part, places, generator, crew.mine)
     seeds = crew.mine(torch.randint(1 << 62, (part.train.rows,), generator=generator))
     noise = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
-    return Batch(rows.latents(crew.mine(places)), context, torch.stack(noise), crew.mine(times))
+    scales = draw_scales(part, generator, crew)
+    return Batch(rows.latents(crew.mine(places)), context, torch.stack(noise), crew.mine(times), scales)
+
+
+def draw_scales(part: DenoiserConfig, generator: torch.Generator, crew: Crew) -> Tensor | None:
+    """Guidance scales (b,) of this worker's rows, uniform between the limits of distillation; None without distillation."""
+    import torch
+
+    if not part.distil_guidance:
+        return None
+    low, high = part.distil_guidance
+    return crew.mine(low + (high - low) * torch.rand(part.train.rows, generator=generator))
 
 
 def check_prepared(prepared: Prepared, part: DenoiserConfig, size: int) -> None:
@@ -263,23 +288,30 @@ def check_prepared(prepared: Prepared, part: DenoiserConfig, size: int) -> None:
 
 
 class Batch(NamedTuple):
-    """This worker's rows of a batch: latents (b, C, h, w) unscaled, context (b, T, D), noise like the latents, times (b,)."""
+    """This worker's rows of a batch: latents (b, C, h, w) unscaled, context (b, T, D), noise like the latents, times (b,).
+
+    scales: guidance scales (b,), for distillation."""
 
     latents: Tensor
     context: Tensor
     noise: Tensor
     times: Tensor
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Training:
-    """A denoiser in training on this worker: the model, the network to call, and the parameters to optimise."""
+    """A denoiser in training on this worker: the model, the network to call, and the parameters to optimise.
+
+    teacher: the frozen denoiser whose guidance is distilled, if any.
+    """
 
     run: PartRun
     model: RDM
     shared: Shared
     adapters: Adapters | None
     work: Work | None
+    teacher: UNet | None = None
 
     @property
     def summary(self) -> str:
@@ -296,6 +328,13 @@ class Training:
         config, device, part = self.model.config, self.run.device, self.run.config.rdm
         assert part is not None
         latents = (config.scale_factor * batch.latents).to(device, memory_format=torch.channels_last)
+        if self.teacher is not None and batch.scales is not None:
+            from rdm.distillation import distillation_loss
+
+            return distillation_loss(
+                self.shared.forward, self.teacher, config, latents, batch.context.to(device), batch.noise.to(device),
+                batch.times.to(device), batch.scales.to(device), self.model.schedule,
+            )  # fmt: skip
         return denoising_loss(
             self.shared.forward, latents, batch.context.to(device), batch.noise.to(device), batch.times.to(device),
             self.model.schedule, snr_limit=part.snr_limit, prediction=config.prediction_type, pooled=config.pooled,
@@ -309,7 +348,8 @@ class Training:
         if part.sharding == "fsdp" and self.run.crew.size > 1:
             twin = partial(rebuild, model.config, device=self.run.device)
         network = model.unet if self.adapters is None else self.adapters
-        return self.run.fit(network, loss, keep, ("loss", "error"), team=self.shared.team, twin=twin, work=self.work)
+        shown = ("loss", "error" if self.teacher is None else "missed")
+        return self.run.fit(network, loss, keep, shown, team=self.shared.team, twin=twin, work=self.work)
 
     def save(self, twin: nn.Module) -> UNet:
         """Write the model's folder, and return the denoiser that was saved. The first stage is the model's."""
@@ -345,9 +385,19 @@ def start(run: PartRun, examples: Examples, scale: float) -> Training:
             f"[rdm] lora = {part.lora} adapts the weights of a saved model, but base is {part.base!r}: name a model's folder "
             "in `base`, or give `--base MODEL`"
         )
+    if part.distil_guidance and not is_saved_model(part.base):
+        raise ConfigError(
+            f"[rdm] distil_guidance needs a saved model, but base is {part.base!r}: name a model's folder in `base`, or give "
+            "`--base MODEL`"
+        )
     torch.manual_seed(part.train.seed)
     model = build_rdm(run.config, scale)
     check_fit(model, examples, run.config.data.size)
+    if model.config.guidance_range and not part.distil_guidance:
+        raise ConfigError(
+            f"model {model.config.name!r} has distilled guidance, which this training would unlearn: train the model that it "
+            "was distilled from, and distil that again"
+        )
     if part.snr_limit and model.config.prediction_type != "epsilon":
         raise ConfigError(
             f"[rdm] snr_limit is {part.snr_limit}, but model {model.config.name!r} predicts {model.config.prediction_type!r}: "
@@ -364,7 +414,22 @@ def start(run: PartRun, examples: Examples, scale: float) -> Training:
     if part.checkpointing:
         model.unet.enable_gradient_checkpointing()
     adapters = Adapters(model.unet, part.lora, part.train.seed) if part.lora else None
-    return Training(run, model, share(model.unet, crew, part, run.folder), adapters, work)
+    teacher = read_teacher(part, run.device) if part.distil_guidance else None
+    return Training(run, model, share(model.unet, crew, part, run.folder), adapters, work, teacher)
+
+
+def read_teacher(part: DenoiserConfig, device: torch.device) -> UNet:
+    """The frozen denoiser of the base, in the precision that the training computes in."""
+    import torch
+    from torch import nn
+
+    from rdm import RDM
+
+    unet = RDM.from_pretrained(part.base).unet
+    kind = torch.bfloat16 if part.train.precision == "bf16" else torch.float32
+    nn.Module.to(unet, device=device, dtype=kind)
+    nn.Module.to(unet, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return unet.eval().requires_grad_(False)
 
 
 def held_out_context(rows: PreparedRows, places: Tensor, part: DenoiserConfig) -> HeldOut | None:

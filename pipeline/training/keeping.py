@@ -26,10 +26,16 @@ DRAWN = 8  # held-out pictures on a sheet
 SHEET_STEPS = 25
 
 
-def held_out_error(model: RDM, unet: UNet, held: HeldOut, generator: torch.Generator) -> dict[str, float]:
-    """The mean error of the denoiser at five times, by `t=TIME`: of the noise if it predicts the noise, else of v."""
+def held_out_error(
+    model: RDM, unet: UNet, held: HeldOut, generator: torch.Generator, teacher: UNet | None = None
+) -> dict[str, float]:
+    """The mean error of the denoiser at five times, by `t=TIME`: of the noise if it predicts the noise, else of v.
+
+    With a teacher: the share of its guidance, at the model's default scale, that the student misses.
+    """
     import torch
 
+    from rdm.distillation import distillation_loss
     from rdm.objectives import denoising_loss
 
     noise = torch.randn(held.latents.shape, generator=generator)
@@ -40,11 +46,18 @@ def held_out_error(model: RDM, unet: UNet, held: HeldOut, generator: torch.Gener
             for part, known, added in zip(*(torch.split(rows, 8) for rows in (*held, noise)), strict=True):
                 times = torch.full((len(part),), time, device=device)
                 scaled = (model.config.scale_factor * part).to(device)
-                _, values = denoising_loss(
-                    unet, scaled, known.to(device), added.to(device), times, model.schedule,
-                    prediction=model.config.prediction_type, pooled=model.config.pooled,
-                )  # fmt: skip
-                errors.append(float(values["error"]) * len(part))
+                known, added = known.to(device), added.to(device)
+                if teacher is not None:
+                    scale = torch.full((len(part),), model.config.default_guidance, device=device)
+                    _, values = distillation_loss(
+                        unet, teacher, model.config, scaled, known, added, times, scale, model.schedule
+                    )
+                else:
+                    _, values = denoising_loss(
+                        unet, scaled, known, added, times, model.schedule,
+                        prediction=model.config.prediction_type, pooled=model.config.pooled,
+                    )  # fmt: skip
+                errors.append(float(values["error" if teacher is None else "missed"]) * len(part))
         found[f"t={time}"] = sum(errors) / len(held.latents)
     return found
 

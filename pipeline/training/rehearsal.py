@@ -101,6 +101,8 @@ def rehearse(config: TrainConfig, workers: int) -> Rehearsal:
     nn.Module.to(unet.requires_grad_(True), dtype=torch.float32).zero_grad()
     parameters = sum(value.numel() for value in unet.parameters())
     frozen, trained = (4 * parameters, Adapters(unet, part.lora)) if part.lora else (0, unet)
+    if part.distil_guidance:
+        frozen = (2 if half else 4) * parameters  # the teacher's
     sizes = _layout(trained, part.sharding, workers, part.train.precision)
     largest = max(sum(value.numel() for value in layer.parameters()) for layer in shared_layers(unet))
     copies = largest if part.sharding == "fsdp" else parameters

@@ -30,6 +30,7 @@ class RDMPipeline(DiffusionPipeline):
     scale_factor     latents = scale_factor * first-stage latents (the first stage's own config may have another value)
     encoder          rdmpipe's name of the encoder whose vectors the model takes
     context_norm     "unit": vectors are normalised; "raw": vectors are used as the encoder returns them
+    guidance_range   scales of a model with guidance in one pass, by distillation; None: guidance takes two passes
     """
 
     model_cpu_offload_seq = "unet->vae->vqvae"
@@ -50,6 +51,7 @@ class RDMPipeline(DiffusionPipeline):
         default_k: int = 19,
         default_size: int = 768,
         default_guidance: float = 5.0,
+        guidance_range: list | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, vqvae=vqvae)
@@ -62,6 +64,7 @@ class RDMPipeline(DiffusionPipeline):
             default_k=default_k,
             default_size=default_size,
             default_guidance=default_guidance,
+            guidance_range=guidance_range,
         )
         stage = vae or vqvae
         self.vae_scale_factor = fold if stage is None else 2 ** (len(stage.config.block_out_channels) - 1)
@@ -123,7 +126,14 @@ class RDMPipeline(DiffusionPipeline):
         contexts = [row for row in contexts for _ in range(num_images_per_prompt)]
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         nulls = None
-        if scale != 1:
+        distilled = self.config.guidance_range
+        if distilled and not distilled[0] <= scale <= distilled[1]:
+            raise ValueError(
+                f"guidance_scale is {scale}; this model was distilled for {distilled[0]} to {distilled[1]}"
+            )
+        if distilled and negative_prompt_embeds is not None:
+            raise ValueError("this model takes no negative prompt, because its guidance was distilled into one pass")
+        if scale != 1 and not distilled:
             nulls = [torch.zeros_like(row[:1]) for row in contexts]
             if negative_prompt_embeds is not None:
                 given = negative_prompt_embeds.repeat_interleave(
@@ -141,7 +151,7 @@ class RDMPipeline(DiffusionPipeline):
             raise ValueError(f"latents have shape {tuple(latents.shape)}; {shape} was expected")
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-        network = _Denoiser(self.unet, tokens.to(device), mask.to(device), nulls is not None, scale)
+        network = _Denoiser(self.unet, tokens.to(device), mask.to(device), nulls is not None, scale, bool(distilled))
         latents = self._denoised(
             latents, network, eta, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -269,8 +279,14 @@ class RDMPipeline(DiffusionPipeline):
 class _Denoiser:
     """The denoiser with its context and guidance: output = network(latents, t)."""
 
-    def __init__(self, unet, tokens, mask, guided, scale):
+    def __init__(self, unet, tokens, mask, guided, scale, distilled):
         self.unet, self.guided, self.scale = unet, guided, scale
+        self.embedded = None
+        if distilled:  # the scale is an input of the denoiser
+            length = unet.config.time_cond_proj_dim
+            frequencies = 1000 * 10_000 ** (-torch.arange(length // 2, device=tokens.device) / (length // 2 - 1))
+            angles = (scale - 1) * frequencies
+            self.embedded = torch.cat([angles.sin(), angles.cos()])[None].to(unet.dtype)
         self.tokens = tokens.to(unet.dtype)
         self.mask = None if bool((mask == 1).all()) else mask
         self.pooled = None
@@ -288,6 +304,7 @@ class _Denoiser:
             encoder_hidden_states=self.tokens,
             encoder_attention_mask=self.mask,
             class_labels=self.pooled,
+            timestep_cond=self.embedded,
         ).sample.float()
         if self.guided:
             null, conditional = output.chunk(2)
