@@ -42,6 +42,7 @@ from rdm.prediction import error_by_level, levels, logit_normal_times, velocity_
 from rdm.schedule import Schedule
 
 ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
+MINI = ASSETS / "encoders" / "mini"
 CHUNK = 2048
 SEEDS = {"named": 11, "random": 12}  # evaluation draws from seed 0
 SHARES = {"named": 0.42, "random": 0.40, "real": 0.18}  # of a batch's rows
@@ -66,6 +67,7 @@ class Options:
     constant rate
     own             share of the groups whose neighbours are all of one style
     start           a state to continue from in a new run
+    encoder         name of the encoder whose vectors the chunks hold
     """
 
     prediction: str = "v_prediction"
@@ -85,6 +87,7 @@ class Options:
     own: float = 0.85
     seed: int = 0
     start: str = ""
+    encoder: str = "mini"
 
 
 def read_options(pairs: list[str]) -> Options:
@@ -101,17 +104,22 @@ def read_options(pairs: list[str]) -> Options:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def short_caption(scene: Any, rng: np.random.Generator) -> str:
-    """A typical short prompt: only the subject, with its place, or with the hour."""
+def thing(subject: str, colour: str, number: int) -> str:
+    """A scene's thing as words, such as "three red boats"; an empty colour is left out."""
     from pipeline.atelier.scene import number_word
-    from pipeline.atelier.settings import SETTINGS
     from pipeline.atelier.subjects import REGISTRY
 
-    subject, where = REGISTRY[scene.subject], SETTINGS[scene.setting].phrases
-    if scene.number == 1:
-        noun = re.sub(r"\ba (?=[aeiou])", "an ", "a " + subject.noun.format(c=scene.colour))
-    else:
-        noun = f"{number_word(scene.number)} {subject.plural.format(c=scene.colour)}"
+    named = REGISTRY[subject]
+    if number > 1:
+        return " ".join(f"{number_word(number)} {named.plural.format(c=colour)}".split())
+    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(f"a {named.noun.format(c=colour)}".split()))
+
+
+def short_caption(scene: Any, rng: np.random.Generator) -> str:
+    """A typical short prompt: only the subject, with its place, or with the hour."""
+    from pipeline.atelier.settings import SETTINGS
+
+    where, noun = SETTINGS[scene.setting].phrases, thing(scene.subject, scene.colour, scene.number)
     throw = float(rng.random())
     if throw < 0.4:
         return noun
@@ -120,23 +128,42 @@ def short_caption(scene: Any, rng: np.random.Generator) -> str:
     return noun if scene.time_of_day == "day" else f"{noun} at {scene.time_of_day}"
 
 
-def write_chunk(path: Path, pixels: Tensor, texts: list[list[str]], names: dict[str, list[Any]]) -> None:
-    """PATH.px.npy (N, 3, 64, 64) uint8 and PATH.pt: vectors (N, D), texts (N, 3, D) fp16, styles, contents, captions."""
-    encoder, tokenizer = load_encoder(ASSETS / "encoders" / "mini")
+def words_of(path: Path, content: dict[str, Any]) -> list[list[str]]:
+    """Three texts for each picture of a chunk: the caption, a short one, and one that may name the style."""
+    from pipeline.atelier.scene import sample
+    from pipeline.training import with_style
+
+    kind, captions, styles = path.parent.name, content["captions"], content["styles"]
+    if kind == "held_out":
+        return [captions] * 3
+    plain, named = ("a drawing of", ("real",)) if kind == "real" else ("a picture of", ("named",))
+    third = [
+        with_style(caption, style) if i % 3 == 0 and kind in named else f"{plain} {caption}"
+        for i, (caption, style) in enumerate(zip(captions, styles, strict=True))
+    ]
+    if kind == "real":
+        return [captions, captions, third]
+    rng = np.random.default_rng([SEEDS[kind], int(path.name[:4])])
+    return [captions, [short_caption(sample(SEEDS[kind], number), rng) for number in content["contents"]], third]
+
+
+def write_chunk(path: Path, encoder: Path, pixels: Tensor, content: dict[str, Any]) -> None:
+    """PATH.px.npy (N, 3, 64, 64) uint8 and PATH.pt: styles, contents, captions; vectors (N, D), texts (N, 3, D) fp16."""
+    network, tokenizer = load_encoder(encoder)
     device = torch.device("cpu")
-    content = {
-        "vectors": embed_pictures(encoder, pixels, device).half(),
-        "texts": torch.stack([embed_texts(encoder, tokenizer, some, device) for some in texts], 1).half(),
-        **names,
+    texts = [embed_texts(network, tokenizer, some, device) for some in words_of(path, content)]
+    content |= {
+        "vectors": embed_pictures(network, pixels, device).half(),
+        "texts": torch.stack(texts, 1).half(),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npy")
     np.save(part, pixels.numpy())
     part.replace(path.with_suffix(".px.npy"))
-    torch.save(content, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path.with_suffix(".pt"))
+    save_state(path.with_suffix(".pt"), content)
 
 
-def draw(data: Path, kind: str, chunks: int, first: int = 0) -> None:
+def draw(data: Path, kind: str, chunks: int, first: int = 0, encoder: Path = MINI) -> None:
     """Draw missing chunks. A random style has 64 pictures in a chunk."""
     from pipeline.atelier import STYLES, split_of
     from pipeline.atelier.pictures import render
@@ -144,13 +171,11 @@ def draw(data: Path, kind: str, chunks: int, first: int = 0) -> None:
     from pipeline.atelier.scene import sample
 
     kept = [name for name in FAMILIES if name not in HELD_FAMILIES]
-    (data / kind).mkdir(parents=True, exist_ok=True)
     for chunk in range(first, first + chunks):
         path = data / kind / f"{chunk:04d}"
         if path.with_suffix(".pt").exists():
             continue
-        rng = np.random.default_rng([SEEDS[kind], chunk])
-        images, styles, contents, captions, shorts, third = [], [], [], [], [], []
+        images, styles, contents, captions = [], [], [], []
         for i in range(CHUNK):
             content = chunk * CHUNK + i
             while split_of(content) != "train":
@@ -159,24 +184,19 @@ def draw(data: Path, kind: str, chunks: int, first: int = 0) -> None:
             if kind == "named":
                 style = STYLES[i % len(STYLES)]
                 images.append(render(scene, style, 64))
-                told = i % 3 == 0
             else:
                 number = chunk * (CHUNK // 64) + i % (CHUNK // 64)
                 images.append(render_random(scene, random_style(number, kept), 64))
-                style, told = f"random {number}", False
+                style = f"random {number}"
             styles.append(style)
             contents.append(content)
             captions.append(scene.caption)
-            shorts.append(short_caption(scene, rng))
-            words = style.replace("_", " ")
-            third.append(f"{scene.caption} in the style of {words}" if told else f"a picture of {scene.caption}")
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        names: dict[str, list[Any]] = {"styles": styles, "contents": contents, "captions": captions}
-        write_chunk(path, pixels, [captions, shorts, third], names)
+        write_chunk(path, encoder, pixels, {"styles": styles, "contents": contents, "captions": captions})
         print(f"{kind}: chunk {chunk}", flush=True)
 
 
-def draw_held_out(data: Path, count: int = 512) -> None:
+def draw_held_out(data: Path, count: int = 512, encoder: Path = MINI) -> None:
     """Draw held_out/0000: contents that are never trained on (seed 0), in the ten styles."""
     from pipeline.atelier import STYLES, split_of
     from pipeline.atelier.pictures import render
@@ -186,28 +206,19 @@ def draw_held_out(data: Path, count: int = 512) -> None:
     styles = [STYLES[i % len(STYLES)] for i in range(len(ids))]
     scenes = [sample(0, i) for i in ids]
     pixels = torch.from_numpy(np.stack([render(s, k, 64) for s, k in zip(scenes, styles, strict=True)]))
-    captions = [s.caption for s in scenes]
-    (data / "held_out").mkdir(parents=True, exist_ok=True)
-    names: dict[str, list[Any]] = {"styles": styles, "contents": ids, "captions": captions}
-    write_chunk(data / "held_out" / "0000", pixels.permute(0, 3, 1, 2).contiguous(), [captions] * 3, names)
+    content = {"styles": styles, "contents": ids, "captions": [s.caption for s in scenes]}
+    write_chunk(data / "held_out" / "0000", encoder, pixels.permute(0, 3, 1, 2).contiguous(), content)
 
 
-def real(data: Path, pattern: str, held_out: tuple[str, ...]) -> None:
+def real(data: Path, pattern: str, held_out: tuple[str, ...], encoder: Path = MINI) -> None:
     """Write real/0000: a collection's rows for training, by the rule of `rdmpipe train`."""
-    from pipeline.training import with_style
     from pipeline.training.data import DataConfig, read_pictures, training_rows
 
     config = DataConfig(parquet=(pattern,), held_out_styles=held_out, size=64)
     everything = read_pictures(config)
     some = everything.take(training_rows(everything, config))
-    third = [
-        with_style(caption, style) if i % 3 == 0 else f"a drawing of {caption}"
-        for i, (caption, style) in enumerate(zip(some.captions, some.styles, strict=True))
-    ]
-    (data / "real").mkdir(parents=True, exist_ok=True)
-    plain = list(some.captions)
-    names: dict[str, list[Any]] = {"styles": list(some.styles), "contents": list(some.contents), "captions": plain}
-    write_chunk(data / "real" / "0000", some.pixels, [plain, plain, third], names)
+    names = {"styles": list(some.styles), "contents": list(some.contents), "captions": list(some.captions)}
+    write_chunk(data / "real" / "0000", encoder, some.pixels, names)
 
 
 class Source:
@@ -327,7 +338,7 @@ def describe(options: Options, name: str = "rdm-mini-2") -> dict[str, Any]:
         factor = 64 // size
         stage = {"_class_name": "Folded", "factor": factor, "in_channels": 3, "latent_channels": 3 * factor**2}
     return {
-        "name": name, "unet": unet, "first_stage": stage, "encoder": "mini", "max_neighbours": 20, "default_k": 8,
+        "name": name, "unet": unet, "first_stage": stage, "encoder": options.encoder, "max_neighbours": 20, "default_k": 8,
         "scale_factor": MINI_SCALE if options.mode == "latent" else PIXEL_SCALE, "default_size": 64,
         "default_guidance": 2.0, "prediction_type": options.prediction,
     }  # fmt: skip
@@ -410,7 +421,7 @@ def train(data: Path, run: Path, options: Options) -> None:
         print(f"continues from {found}, step {content['step']}", flush=True)
     sources = [Source(data, kind) for kind in SHARES]
     held = held_out(data, model)
-    end = _hour(options.until)
+    end = hour(options.until)
     log = run / "log.csv"
     if not log.exists():
         log.write_text("step,pictures,seconds,loss,rate," + ",".join(f"v{t}" for t in TIMES) + "\n")
@@ -432,7 +443,7 @@ def train(data: Path, run: Path, options: Options) -> None:
             "spent": used, "options": asdict(options),
         }  # fmt: skip
         if fall < 1 and not (run / "constant.pt").exists():
-            _save(run / "constant.pt", values)
+            save_state(run / "constant.pt", values)
         if left <= 0 or used - asked > 75:
             errors = _errors(model, average, held, options)
             with log.open("a", newline="") as handle:
@@ -440,7 +451,7 @@ def train(data: Path, run: Path, options: Options) -> None:
                 csv.writer(handle).writerow([*row, *(f"{error:.4f}" for error in errors.values())])
             total, count, asked = 0.0, 0, used
         if left <= 0 or time.time() - saved > 240:
-            _save(state, values)
+            save_state(state, values)
             saved = time.time()
         if left <= 0:
             return
@@ -477,15 +488,17 @@ def train(data: Path, run: Path, options: Options) -> None:
             )
 
 
-def _hour(until: str) -> float:
+def hour(until: str) -> float:
+    """The next time of this time of day (18:30), in seconds since 1970; 0 for an empty text."""
     if not until:
         return 0.0
-    hour, minute = map(int, until.split(":"))
-    end = datetime.datetime.now().replace(hour=hour, minute=minute, second=0).timestamp()
+    hours, minutes = map(int, until.split(":"))
+    end = datetime.datetime.now().replace(hour=hours, minute=minutes, second=0).timestamp()
     return end if end > time.time() else end + 86400
 
 
-def _save(path: Path, values: dict[str, Any]) -> None:
+def save_state(path: Path, values: dict[str, Any]) -> None:
+    """Write a file of tensors and plain values in one step."""
     torch.save(values, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
@@ -520,10 +533,12 @@ def main() -> None:
     one.add_argument("kind", choices=tuple(SEEDS))
     one.add_argument("--chunks", type=int, default=8)
     one.add_argument("--first", type=int, default=0)
+    one.add_argument("--encoder", type=Path, default=MINI, help="the encoder's folder")
     two = parts.add_parser("real")
     two.add_argument("data", type=Path)
     two.add_argument("pattern")
     two.add_argument("--held-out", default="")
+    two.add_argument("--encoder", type=Path, default=MINI)
     three = parts.add_parser("train")
     three.add_argument("data", type=Path)
     three.add_argument("run", type=Path)
@@ -535,9 +550,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.part == "draw":
-        draw(asked.data, asked.kind, asked.chunks, asked.first)
+        draw(asked.data, asked.kind, asked.chunks, asked.first, asked.encoder)
     elif asked.part == "real":
-        real(asked.data, asked.pattern, tuple(name for name in asked.held_out.split(",") if name))
+        left_out = tuple(name for name in asked.held_out.split(",") if name)
+        real(asked.data, asked.pattern, left_out, asked.encoder)
     elif asked.part == "train":
         train(asked.data, asked.run, read_options(asked.options))
     else:

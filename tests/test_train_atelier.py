@@ -1,4 +1,4 @@
-"""jobs/train_atelier.py on a few hundred pictures: draw, train, stop, continue, save, sample."""
+"""jobs/train_atelier.py and its encoder on a few hundred pictures: draw, train, stop, continue, save, sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import train_atelier
+from jobs import train_atelier, train_atelier_encoder
 from rdm import RDM
 from tests.rdm_reference import noise, unit
 
@@ -75,3 +75,24 @@ def test_the_saved_model_is_the_average(data: Path, tmp_path: Path) -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(SystemExit, match="unknown option 'rate'"):
         train_atelier.read_options(["rate=1"])
+
+
+def test_an_encoder_that_was_stopped_ends_as_one_that_was_not_and_embeds_the_chunks(data: Path, tmp_path: Path) -> None:
+    def run(name: str, steps: int) -> None:
+        given = ["batch=32", "warmup=1", f"steps={steps}"]
+        train_atelier_encoder.train(data, tmp_path / name, train_atelier_encoder.read_options(given))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_atelier, "CHUNK", 256)
+        train_atelier.draw(data, "named", 2)  # one to train on, one for the figures
+    run("whole", 2)
+    run("stopped", 1)
+    run("stopped", 2)
+    whole, stopped = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "stopped"))
+    assert all(torch.equal(value, stopped["average"][name]) for name, value in whole["average"].items())
+    train_atelier_encoder.embed(data, tmp_path / "whole" / "model", tmp_path / "embedded")
+    old, new = (train_atelier.Source(folder, "named") for folder in (data, tmp_path / "embedded"))
+    assert old.styles == new.styles and old.vectors.shape == new.vectors.shape
+    assert not torch.equal(old.vectors, new.vectors) and not torch.equal(old.texts, new.texts)
+    rows = torch.arange(3)
+    assert torch.equal(old.pictures(rows), new.pictures(rows))
