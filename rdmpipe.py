@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from pipeline.errors import PictureError as PictureError
     from pipeline.errors import PromptError as PromptError
     from pipeline.errors import RdmpipeError as RdmpipeError
+    from pipeline.errors import RecallError as RecallError
     from pipeline.errors import SourceError as SourceError
     from pipeline.evaluation import Summary
     from pipeline.execution import Backend as Backend
@@ -99,6 +100,7 @@ __all__ = [
     "PictureError",
     "PromptError",
     "RdmpipeError",
+    "RecallError",
     "Run",
     "SearchResult",
     "SourceError",
@@ -201,7 +203,8 @@ def build(
         EncoderError: The encoder's weights cannot be loaded or downloaded.
         BudgetError: There is too little memory or disk; raised before work starts.
         StageFailed: Shards failed after their retries. Finished shards are kept: call `build` again.
-        IndexBuildError: The index cannot be built, or its recall is below `min_recall`.
+        IndexBuildError: The index cannot be built.
+        RecallError: The recall of every possible index is below `min_recall`.
     """
     from pipeline.building import BuildRequest
     from pipeline.building import build as run_build

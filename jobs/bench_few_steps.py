@@ -1,7 +1,7 @@
 """The gain in speed of few steps at equal quality: UniPC and DPM-Solver++(2M) compared with DDIM with 50 steps, on a
 trained model.
 
-    python jobs/bench_few_steps.py --db styles --model rdm-mini [--home HOME] [--count 64] [--json FILE]
+    python jobs/bench_few_steps.py --db styles --model rdm-mini-2 [--home HOME] [--count 64] [--json FILE]
 
 Draws every prompt with its neighbours from the database, by every sampler, from the same noise. Two measures of the decoded
 pictures:
@@ -107,7 +107,7 @@ def rgb(images: Tensor) -> list[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--db", required=True)
-    parser.add_argument("--model", default="rdm-mini", help="a model's name or folder")
+    parser.add_argument("--model", default="rdm-mini-2", help="a model's name or folder")
     parser.add_argument("--home")
     parser.add_argument("--prompts", type=Path, default=ROOT / "pipeline" / "assets" / "prompts.txt")
     parser.add_argument("--count", type=int, default=64, help="prompts, from the list's beginning")

@@ -1,6 +1,6 @@
 """Processor time of a picture with `generate`'s choices: the former default, ours, and diffusers; same weights, one run.
 
-    python -m jobs.bench_generate [--model rdm-mini] [--batch 16] [--steps 50] [--rounds 5] [--json]
+    python -m jobs.bench_generate [--model rdm-mini-2] [--batch 16] [--steps 50] [--rounds 5] [--json]
 
 Rounds alternate between the rows; medians. One thread, processor time of the process, sampling and decoding: on an idle machine
 it is the wall time of one worker. `generate` has one worker for each core. The row `diffusers` samples with diffusers' own UNet
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Processor time of a picture: the former default, ours, and diffusers."
     )
-    parser.add_argument("--model", default="rdm-mini")
+    parser.add_argument("--model", default="rdm-mini-2")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)

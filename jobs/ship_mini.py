@@ -1,9 +1,10 @@
-"""Copy a finished run's models into the package: pipeline/assets/encoders/mini and pipeline/assets/models/rdm-mini.
+"""Copy a trained model into the package, with a SHA256SUMS; its card (README.md) is written by hand.
 
-    python jobs/ship_mini.py runs/mini [assets folder]
+    python jobs/ship_mini.py ENCODER_FOLDER encoders/mini-2
+    python jobs/ship_mini.py MODEL_FOLDER models/rdm-mini-2
 
-Copies weights and configs and writes a SHA256SUMS for each; the cards (README.md) are written by hand. Refuses more than 40 MB
-in total.
+Refuses more than 40 MB, and a place that has other weights: databases and runs name their models, so published weights never
+change. New weights get a new name.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from pathlib import Path
 from pipeline.storage import sha256_file
 
 MOST = 40_000_000  # bytes
+ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
 
 
-def ship(run: Path, assets: Path) -> int:
-    """Copy both models. Returns their total bytes."""
-    total = 0
-    for part, name in (("encoder", "encoders/mini"), ("rdm", "models/rdm-mini")):
-        source, target = run / part / "model", assets / name
-        files = sorted(path for path in source.rglob("*") if path.is_file())
-        total += sum(path.stat().st_size for path in files)
-        if total > MOST:
-            raise SystemExit(f"{total:,} bytes of models: the package takes {MOST:,} at most")
-        for file in files:
-            place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-        sums = [f"{sha256_file(file)}  {file.relative_to(source)}" for file in files]
-        (target / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+def ship(source: Path, target: Path) -> int:
+    """Copy a model's folder. Returns its bytes."""
+    files = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors"))
+    total = sum(path.stat().st_size for path in files)
+    if total > MOST:
+        raise SystemExit(f"{source} has {total:,} bytes: the package takes {MOST:,} at most")
+    sums = [f"{sha256_file(file)}  {file.relative_to(source)}" for file in files]
+    listed = target / "SHA256SUMS"
+    if listed.exists() and listed.read_text().splitlines() != sums:
+        raise SystemExit(f"{target} has other weights: choose a new name, because databases and runs name the old ones")
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    listed.write_text("\n".join(sums) + "\n")
     return total
 
 
 if __name__ == "__main__":
-    default = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
-    print(f"{ship(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else default):,} bytes")
+    print(f"{ship(Path(sys.argv[1]), ASSETS / sys.argv[2]):,} bytes")

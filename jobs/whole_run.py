@@ -1,6 +1,6 @@
 """A whole run on real pictures: a database of seven styles, and prompts drawn with three of the styles, four times.
 
-    python jobs/whole_run.py --styles ../shared/data/styles --out DIR [--model rdm-mini] [--count 40] [--steps 10]
+    python jobs/whole_run.py --styles ../shared/data/styles --out DIR [--model rdm-mini-2] [--count 40] [--steps 10]
 
 Runs the same request inline, on Ray with two workers, inline with a SIGKILL in the middle and a second call, and on Ray with
 the same. All four must end with the same bytes in every picture and the same rows in results.parquet, except the seconds. The
@@ -112,8 +112,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--styles", type=Path, required=True, help="folder of Parquet files, one for each style")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", default="rdm-mini", help="a model's name or folder")
-    parser.add_argument("--encoder", default="mini", help="the model's encoder")
+    parser.add_argument("--model", default="rdm-mini-2", help="a model's name or folder")
+    parser.add_argument("--encoder", default="mini-2", help="the model's encoder")
     parser.add_argument("--prompts", type=Path, default=ROOT / "pipeline" / "assets" / "prompts.txt")
     parser.add_argument("--count", type=int, default=40, help="prompts, from the list's beginning")
     parser.add_argument("--steps", type=int, default=10)

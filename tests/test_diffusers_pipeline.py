@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.installation import asset
 from rdm import RDM
 from rdm.conditioning import assemble
+from rdm.distillation import embed_guidance
 from tests.builds import folder_of, quiet_build
 from tests.generations import quiet_generate
 from tests.rdm_reference import lively, noise, tiny_config, tiny_model, tiny_vq_config, whole_diffusers
@@ -120,6 +121,17 @@ def test_plain_diffusers_loads_the_parts_of_the_rdm() -> None:
         again = first_stage.float().decode(first_stage.float().encode(pictures).latent_dist.mean).sample
     assert again.shape == pictures.shape
     assert ours.config.encoder == "mini"
+
+
+def test_the_embedding_of_a_guidance_scale_is_that_of_latent_consistency_models() -> None:
+    whole_diffusers()
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    scale = torch.tensor([1.0, 1.5, 6.0])
+    # The sines come first and the last frequency is 1/10000 of the first, as in the pipelines of diffusers.
+    wanted = get_timestep_embedding(1000 * (scale - 1), 256, downscale_freq_shift=1)
+    made = embed_guidance(distilled().config, scale)
+    torch.testing.assert_close(made, wanted, atol=1e-3, rtol=0)  # of angles up to 5000
 
 
 @pytest.fixture(scope="module")

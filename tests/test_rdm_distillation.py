@@ -31,15 +31,6 @@ def distilled() -> RDM:
     return lively(student_of(tiny_model()))
 
 
-def test_the_embedding_of_a_scale_is_that_of_latent_consistency_models() -> None:
-    from diffusers.models.embeddings import get_timestep_embedding
-
-    config, scale = distilled().config, torch.tensor([1.0, 1.5, 6.0])
-    # The sines come first and the last frequency is 1/10000 of the first, as in the pipelines of diffusers.
-    wanted = get_timestep_embedding(1000 * (scale - 1), 256, downscale_freq_shift=1)
-    torch.testing.assert_close(embed_guidance(config, scale), wanted, atol=1e-3, rtol=0)  # of angles up to 5000
-
-
 @pytest.mark.parametrize("make", [tiny_model, lambda: lively(RDM.from_config(FOLDED))], ids=["plain", "pooled"])
 def test_a_student_starts_as_its_teacher_without_guidance(make: Callable[[], RDM]) -> None:
     teacher = make()

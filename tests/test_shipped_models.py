@@ -11,18 +11,26 @@ import torch
 pytestmark = pytest.mark.process
 
 ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
-ENCODER, MODEL = ASSETS / "encoders" / "mini", ASSETS / "models" / "rdm-mini"
+ENCODER, MODEL = ASSETS / "encoders" / "mini-2", ASSETS / "models" / "rdm-mini-2"
+PAIRS = [(ASSETS / "encoders" / f"mini{number}", ASSETS / "models" / f"rdm-mini{number}") for number in ("", "-2")]
 
 
-def test_the_models_take_less_than_forty_megabytes_and_match_their_checksums() -> None:
-    files = [path for folder in (ENCODER, MODEL) for path in folder.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("pair", PAIRS, ids=["mini", "mini-2"])
+def test_the_models_take_less_than_forty_megabytes_and_match_their_checksums(pair: tuple[Path, Path]) -> None:
+    files = [path for folder in pair for path in folder.rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < 40_000_000
-    for folder in (ENCODER, MODEL):
+    for folder in pair:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
         assert lines
         for digest, name in (line.split("  ") for line in lines):
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
         assert "**Limits.**" in (folder / "README.md").read_text()
+
+
+def test_each_encoder_has_its_model() -> None:
+    from pipeline.generation.models import default_model
+
+    assert [default_model(name) for name in ("mini", "mini-2")] == ["rdm-mini", "rdm-mini-2"]
 
 
 def test_plain_open_clip_loads_the_encoder_and_it_distinguishes_red_from_blue() -> None:

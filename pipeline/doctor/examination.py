@@ -86,7 +86,7 @@ def _home(place: str) -> Finding:
     bases = [row.name for row in rows if not row.base]
     if not bases:
         return Finding(
-            "home", "ok", f"{place}, no databases yet", "rdmpipe build-index atelier --limit 200 --encoder mini"
+            "home", "ok", f"{place}, no databases yet", "rdmpipe build-index atelier --limit 200 --encoder mini-2"
         )
     return Finding("home", "ok", f"{place}, databases: {', '.join(bases)}")
 
@@ -122,7 +122,7 @@ def _hub() -> Finding:
     from huggingface_hub import constants
 
     place = constants.ENDPOINT
-    offline = "without it: --encoder mini and models that ship, or weights on this disk (--encoder local:...)"
+    offline = "without it: --encoder mini-2 and models that ship, or weights on this disk (--encoder local:...)"
     if constants.HF_HUB_OFFLINE:
         return Finding(
             "Hub", "note", "HF_HUB_OFFLINE is set: only weights in the cache are used", "unset HF_HUB_OFFLINE"
@@ -186,12 +186,14 @@ def _encoder() -> Finding:
 
     start = time.monotonic()
     try:
-        vectors = load_encoder("mini", "cpu").encode_texts(["a harbour at dawn"])
+        vectors = load_encoder("mini-2", "cpu").encode_texts(["a harbour at dawn"])
     except RdmpipeError as error:
         return Finding(
-            "encoder mini", "problem", str(error), "python -m pip install --force-reinstall --no-deps rdmpipe"
+            "encoder mini-2", "problem", str(error), "python -m pip install --force-reinstall --no-deps rdmpipe"
         )
-    return Finding("encoder mini", "ok", f"a text became {vectors.shape[1]} numbers; {time.monotonic() - start:.1f} s")
+    return Finding(
+        "encoder mini-2", "ok", f"a text became {vectors.shape[1]} numbers; {time.monotonic() - start:.1f} s"
+    )
 
 
 def _model() -> Finding:
@@ -199,10 +201,12 @@ def _model() -> Finding:
 
     start = time.monotonic()
     try:
-        info = find_model("rdm-mini")
+        info = find_model("rdm-mini-2")
         load_model(info, "fp32", "cpu")
     except RdmpipeError as error:
         return Finding(
-            "model rdm-mini", "problem", str(error), "python -m pip install --force-reinstall --no-deps rdmpipe"
+            "model rdm-mini-2", "problem", str(error), "python -m pip install --force-reinstall --no-deps rdmpipe"
         )
-    return Finding("model rdm-mini", "ok", f"loads; draws {info.default_size} pixels; {time.monotonic() - start:.1f} s")
+    return Finding(
+        "model rdm-mini-2", "ok", f"loads; draws {info.default_size} pixels; {time.monotonic() - start:.1f} s"
+    )

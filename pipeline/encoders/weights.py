@@ -83,7 +83,7 @@ def unreachable(name: str, repo: str, filenames: tuple[str, ...], why: str) -> E
         f"{constants.HF_HUB_CACHE} and at {constants.ENDPOINT}. Connect this machine, or fill its cache elsewhere with "
         f"`hf download {repo} {filenames[0]}` and copy it, or use weights on this disk with "
         "--encoder local:MODEL.json:WEIGHTS.safetensors. Nothing else is used in their place. To try rdmpipe without a "
-        "network, add --encoder mini: a small encoder that ships with it."
+        "network, add --encoder mini-2: a small encoder that ships with it."
     )
 
 

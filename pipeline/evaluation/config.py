@@ -203,7 +203,7 @@ class EvaluateConfig:
     """
 
     database: str = "atelier"
-    model: str = "rdm-mini"
+    model: str = "rdm-mini-2"
     general: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ _RELEASE = "see the original release, github.com/CompVis/retrieval-augmented-dif
 
 _RIGHTS = {  # licences of models without a description; the others state theirs in it
     "rdm-mini": {"licence": "MIT, as this package"},
+    "rdm-mini-2": {"licence": "MIT, as this package"},
     "rdm-768": {"terms": _RELEASE},
     "rdm-imagenet": {"terms": _RELEASE},
 }

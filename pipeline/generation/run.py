@@ -247,7 +247,7 @@ def _default_model(config: GenerateConfig, prompts: PromptList) -> str:
     if any(row.db for row in prompts.rows):
         return "rdm-768"
     published = (
-        ", ".join(list_databases(config.home)) or "none yet: `rdmpipe build-index atelier --limit 200 --encoder mini`"
+        ", ".join(list_databases(config.home)) or "none yet: `rdmpipe build-index atelier --limit 200 --encoder mini-2`"
     )
     raise ConfigError(
         f"no database is named, so no model can be chosen: add --db NAME to draw from its pictures (published: "

@@ -153,7 +153,7 @@ def _prepare(server: Server) -> None:
     listed = [one.name for one in server.library.databases() if not one.base]
     if not name and not listed:
         raise ConfigError(
-            "there is no database to show. Build one: `rdmpipe build-index atelier --limit 200 --encoder mini` draws 200 "
+            "there is no database to show. Build one: `rdmpipe build-index atelier --limit 200 --encoder mini-2` draws 200 "
             "pictures and needs no network"
         )
     opened = server.library.current(name or listed[0])

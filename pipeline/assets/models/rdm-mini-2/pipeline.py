@@ -1,0 +1,1 @@
+../../../../rdm/assets/pipeline.py
