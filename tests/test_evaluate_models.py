@@ -40,7 +40,10 @@ def test_a_protocol_without_a_comparison_is_hashed_as_before(monkeypatch: pytest
     """The names of evaluations' folders, and existing protocols, do not change."""
     assert digest(EvaluateConfig(model="rdm-mini").to_dict(), 6) == "c041ff"
     monkeypatch.chdir(JOBS.parent)  # a protocol holds the paths of files beside it
-    assert digest(replace(read_evaluate_config(Path("jobs/evaluate-mini.toml")), model="rdm-mini").to_dict(), 6) == "12b624"
+    assert (
+        digest(replace(read_evaluate_config(Path("jobs/evaluate-mini.toml")), model="rdm-mini").to_dict(), 6)
+        == "12b624"
+    )
     assert digest(replace(EvaluateConfig(), compare=(Compared("a"),)).to_dict(), 6) != "c041ff"
 
 
