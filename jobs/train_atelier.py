@@ -25,7 +25,7 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -515,10 +515,11 @@ def _errors(model: RDM, average: dict[str, Tensor], held: tuple[Tensor, Tensor],
     return errors
 
 
-def save(run: Path, folder: Path, name: str) -> None:
-    """The averaged weights as a model folder, fp16."""
+def save(run: Path, folder: Path, name: str, guidance: float = 2.0) -> None:
+    """The averaged weights as a model folder, fp16, with this default guidance scale."""
     content = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     model = build(Options(**{**content["options"], "warm": False}), name)
+    model.config = replace(model.config, default_guidance=guidance)
     model.unet.load_state_dict(content["average"])
     model.unet.half()
     model.first_stage.half()
@@ -547,6 +548,7 @@ def main() -> None:
     four.add_argument("run", type=Path)
     four.add_argument("folder", type=Path)
     four.add_argument("--name", default="rdm-mini-2")
+    four.add_argument("--guidance", type=float, default=2.0, help="the default guidance scale")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.part == "draw":
@@ -557,7 +559,7 @@ def main() -> None:
     elif asked.part == "train":
         train(asked.data, asked.run, read_options(asked.options))
     else:
-        save(asked.run, asked.folder, asked.name)
+        save(asked.run, asked.folder, asked.name, asked.guidance)
 
 
 if __name__ == "__main__":
