@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ def student_of(teacher: RDM, low: float = 1.0, high: float = 6.0) -> RDM:
     config = describe_student(teacher.config, low, high)
     unet, _ = build(config)
     start_student(unet, teacher.unet)
-    return RDM(config, unet, teacher.first_stage)
+    return RDM(config, unet, copy.deepcopy(teacher.first_stage))  # `tiny_model` is one model for all tests
 
 
 def distilled() -> RDM:
