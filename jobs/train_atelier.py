@@ -27,7 +27,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,6 +41,9 @@ from rdm.denoiser import cross_attentions, pool
 from rdm.prediction import error_by_level, levels, logit_normal_times, velocity_error
 from rdm.schedule import Schedule
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ASSETS = Path(__file__).resolve().parent.parent / "pipeline" / "assets"
 MINI = ASSETS / "encoders" / "mini"
 CHUNK = 2048
@@ -52,6 +55,8 @@ GROUP = 8  # rows of a batch that share a style
 MINI_SCALE = 1.005126817668796  # of rdm-mini's latents
 PIXEL_SCALE = 1.6  # brings the deviation of pixels near 1
 HELD_FAMILIES = ("dots", "relief")  # of random styles: never drawn for training
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,16 @@ class Options:
     encoder: str = "mini"
 
 
-def read_options(pairs: list[str]) -> Options:
-    kinds = {f.name: type(getattr(Options(), f.name)) for f in fields(Options)}
+def read_options(pairs: list[str], kind: type[T]) -> T:
+    """Options of a training from words such as `batch=32`; what is not named keeps its default."""
+    kinds = {f.name: type(getattr(kind(), f.name)) for f in fields(kind)}
     values: dict[str, Any] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in kinds:
             raise SystemExit(f"unknown option {name!r}: known are {', '.join(kinds)}")
         values[name] = value in ("1", "true", "True") if kinds[name] is bool else kinds[name](value)
-    return Options(**values)
+    return kind(**values)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -136,9 +142,9 @@ def words_of(path: Path, content: dict[str, Any]) -> list[list[str]]:
     kind, captions, styles = path.parent.name, content["captions"], content["styles"]
     if kind == "held_out":
         return [captions] * 3
-    plain, named = ("a drawing of", ("real",)) if kind == "real" else ("a picture of", ("named",))
+    begin = "a drawing of" if kind == "real" else "a picture of"
     third = [
-        with_style(caption, style) if i % 3 == 0 and kind in named else f"{plain} {caption}"
+        with_style(caption, style) if i % 3 == 0 and kind != "random" else f"{begin} {caption}"
         for i, (caption, style) in enumerate(zip(captions, styles, strict=True))
     ]
     if kind == "real":
@@ -557,7 +563,7 @@ def main() -> None:
         left_out = tuple(name for name in asked.held_out.split(",") if name)
         real(asked.data, asked.pattern, left_out, asked.encoder)
     elif asked.part == "train":
-        train(asked.data, asked.run, read_options(asked.options))
+        train(asked.data, asked.run, read_options(asked.options, Options))
     else:
         save(asked.run, asked.folder, asked.name, asked.guidance)
 

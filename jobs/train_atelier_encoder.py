@@ -21,7 +21,7 @@ import csv
 import json
 import os
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jobs.train_atelier import MINI, SEEDS, draw_held_out, hour, save_state, thing, words_of
+from jobs.train_atelier import MINI, SEEDS, draw_held_out, hour, read_options, save_state, thing, words_of
 from pipeline.training.encoder import augment, contrastive_loss, style_words
 from pipeline.training.trained import build_encoder, embed_pictures, embed_texts, load_encoder, save_encoder, to_model
 
@@ -61,17 +61,6 @@ class Options:
     style: float = 0.2
     gap: float = 1.0
     seed: int = 0
-
-
-def read_options(pairs: list[str]) -> Options:
-    kinds = {f.name: type(getattr(Options(), f.name)) for f in fields(Options)}
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        if name not in kinds:
-            raise SystemExit(f"unknown option {name!r}: known are {', '.join(kinds)}")
-        values[name] = kinds[name](value)
-    return Options(**values)
 
 
 @dataclass(frozen=True)
@@ -362,7 +351,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.part == "train":
-        train(asked.data, asked.run, read_options(asked.options))
+        train(asked.data, asked.run, read_options(asked.options, Options))
     else:
         embed(asked.data, asked.encoder, asked.target)
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rdm.config import RDMConfig
+from rdm.denoiser import pool
 from rdm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rdm.schedule import Schedule
-    from rdm.untyped import UNet
+from rdm.objectives import noised
+from rdm.schedule import Schedule
+from rdm.untyped import UNet
 
 EMBEDDING = 256  # length of a scale's embedding
 
@@ -38,16 +37,15 @@ def embed_guidance(config: RDMConfig, scale: Tensor) -> Tensor:
 
 
 def describe_student(teacher: RDMConfig, low: float, high: float) -> RDMConfig:
-    """The teacher's description with distilled guidance for scales from low to high. Raises ConfigError."""
+    """The teacher's description with distilled guidance for scales from low to high.
+
+    Raises ConfigError for a teacher with distilled guidance, or one whose default scale is not among them.
+    """
     if teacher.guidance_range is not None:
         raise ConfigError(
             f"model {teacher.name!r} has distilled guidance already: distil the model that it was distilled from"
         )
-    guidance = min(max(teacher.default_guidance, low), high)
-    return replace(
-        teacher, unet={**teacher.unet, "time_cond_proj_dim": EMBEDDING}, guidance_range=(low, high),
-        default_guidance=guidance,
-    )  # fmt: skip
+    return replace(teacher, unet={**teacher.unet, "time_cond_proj_dim": EMBEDDING}, guidance_range=(low, high))
 
 
 def start_student(student: UNet, teacher: UNet) -> None:
@@ -68,9 +66,6 @@ def distillation_loss(
     config is the student's. latents (B, C, h, w), scaled; context (B, T, D); t (B,) times; scale (B,). `missed` is the error
     divided by the squared distance between the guided output and the conditional one: 1 for a student that ignores the scale.
     """
-    from rdm.denoiser import pool
-    from rdm.objectives import noised
-
     x = noised(latents, noise, t, schedule)
     with torch.no_grad():
         tokens = torch.cat([torch.zeros_like(context), context])

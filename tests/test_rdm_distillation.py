@@ -62,7 +62,7 @@ def test_the_scale_enters_as_it_does_in_diffusers_network() -> None:
 
 def test_training_teaches_the_guidance_of_the_teacher() -> None:
     teacher = tiny_model()
-    student = student_of(teacher, 1.0, 3.0)
+    student = student_of(teacher)
     student.unet.train()
     config = student.config
     latents, added = noise(4, config.latent_channels, 4, 4), noise(4, config.latent_channels, 4, 4, seed=5)

@@ -28,7 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(**changes: object) -> train_atelier.Options:
-    return train_atelier.read_options(["batch=8", "warmup=1", *(f"{name}={value}" for name, value in changes.items())])
+    given = ["batch=8", "warmup=1", *(f"{name}={value}" for name, value in changes.items())]
+    return train_atelier.read_options(given, train_atelier.Options)
 
 
 def test_no_held_out_content_or_family_is_drawn(data: Path) -> None:
@@ -74,13 +75,13 @@ def test_the_saved_model_is_the_average(data: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(SystemExit, match="unknown option 'rate'"):
-        train_atelier.read_options(["rate=1"])
+        train_atelier.read_options(["rate=1"], train_atelier.Options)
 
 
 def test_an_encoder_that_was_stopped_ends_as_one_that_was_not_and_embeds_the_chunks(data: Path, tmp_path: Path) -> None:
     def run(name: str, steps: int) -> None:
-        given = ["batch=32", "warmup=1", f"steps={steps}"]
-        train_atelier_encoder.train(data, tmp_path / name, train_atelier_encoder.read_options(given))
+        options = train_atelier_encoder.Options(batch=32, warmup=1, steps=steps)
+        train_atelier_encoder.train(data, tmp_path / name, options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_atelier, "CHUNK", 256)

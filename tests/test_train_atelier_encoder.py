@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from jobs.train_atelier_encoder import FIELDS, KINDS, Described, caption_of, style_loss, true_of
-from pipeline.atelier import pictures as pictures  # registers subjects and settings
 from pipeline.atelier.scene import sample
 
 

@@ -16,7 +16,6 @@ from pipeline.catalog import resolve_database
 from pipeline.config import from_mapping
 from pipeline.errors import ConfigError, ModelError, SourceError
 from pipeline.execution import Progress
-from pipeline.generation.models import find_model
 from pipeline.maintenance import PurgeRequest, purge
 from pipeline.training import train
 from pipeline.training.config import TrainConfig, recipe
@@ -26,7 +25,7 @@ from rdm.errors import DivergedError
 from rdm.train import LoopConfig, draw, fit, read_average, read_curve
 from tests.builds import folder_of, manifest_of, picture, quiet_build
 from tests.encoders import RANDOM
-from tests.generations import save_model
+from tests.generations import quiet_generate, save_model
 from tests.test_train import process_as_it_was as process_as_it_was
 
 pytestmark = pytest.mark.process
@@ -201,11 +200,12 @@ def test_the_guidance_of_a_model_is_distilled_into_one_pass_and_drawn_with(tmp_p
     made = train("rdm", run_of(tmp_path / "run", data, **settings), quiet)
     model = RDM.from_pretrained(tmp_path / "run" / "rdm" / "model")
     assert model.config.guidance_range == (1.0, 4.0), made
-    info = find_model(str(tmp_path / "run" / "rdm" / "model"))
+    options: dict[str, object] = {"model": str(tmp_path / "run" / "rdm" / "model"), "use": "text", "gallery": False}
+    assert quiet_generate("a cat", out=str(tmp_path / "drawn"), scale=2.0, **options).ok == 1
     with pytest.raises(ModelError, match=r"--scale is 5; small was distilled for scales from 1 to 4"):
-        info.check_guidance(5.0, "", "--")
+        quiet_generate("a cat", out=str(tmp_path / "refused"), scale=5.0, **options)
     with pytest.raises(ModelError, match="takes no negative prompt"):
-        info.check_guidance(2.0, "rain", "--")
+        quiet_generate("a cat", out=str(tmp_path / "refused"), negative="rain", **options)
     again = run_of(tmp_path / "again", data, base=str(tmp_path / "run" / "rdm" / "model"))
     with pytest.raises(ConfigError, match="has distilled guidance, which this training would unlearn"):
         train("rdm", again, quiet)

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.atelier import (
-    subjects_animals,
-    subjects_buildings,
-    subjects_plants,
-    subjects_things,
-    subjects_vehicles,
-    subjects_wings,
-)
 from pipeline.atelier.palette import COLOURS, INK, WHITE, mix, times, vary
 from pipeline.atelier.pen import Pen
 from pipeline.atelier.scene import Place, Scene, chance
 from pipeline.atelier.settings import SETTINGS, Ground, View
 from pipeline.atelier.sky import falling
 from pipeline.atelier.subjects import REGISTRY
-
-__all__ = [
-    "compose",
-    "subjects_animals",
-    "subjects_buildings",
-    "subjects_plants",
-    "subjects_things",
-    "subjects_vehicles",
-    "subjects_wings",
-]
 
 
 def compose(scene: Scene) -> Pen:

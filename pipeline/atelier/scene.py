@@ -11,6 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.atelier import (  # noqa: F401 (these modules fill REGISTRY, in this order)
+    subjects_animals,
+    subjects_buildings,
+    subjects_plants,
+    subjects_things,
+    subjects_vehicles,
+    subjects_wings,
+)
 from pipeline.atelier.palette import Light, Palette, sample_light
 from pipeline.atelier.settings import SETTINGS
 from pipeline.atelier.subjects import REGISTRY

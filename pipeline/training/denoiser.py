@@ -290,7 +290,8 @@ def check_prepared(prepared: Prepared, part: DenoiserConfig, size: int) -> None:
 class Batch(NamedTuple):
     """This worker's rows of a batch: latents (b, C, h, w) unscaled, context (b, T, D), noise like the latents, times (b,).
 
-    scales: guidance scales (b,), for distillation."""
+    scales: guidance scales (b,), for distillation.
+    """
 
     latents: Tensor
     context: Tensor

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rdm.untyped import UNet
 
 DRAWN = 8  # held-out pictures on a sheet
-SHEET_STEPS = 25
+SHEET_STEPS = 25  # of the sampler, for a sheet of training on pictures
 
 
 def held_out_error(

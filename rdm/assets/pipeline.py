@@ -284,7 +284,7 @@ class _Denoiser:
         self.embedded = None
         if distilled:  # the scale is an input of the denoiser
             length = unet.config.time_cond_proj_dim
-            frequencies = 1000 * 10_000 ** (-torch.arange(length // 2, device=tokens.device) / (length // 2 - 1))
+            frequencies = 1000 * 10_000 ** (-torch.arange(length // 2, device=tokens.device) / max(length // 2 - 1, 1))
             angles = (scale - 1) * frequencies
             self.embedded = torch.cat([angles.sin(), angles.cos()])[None].to(unet.dtype)
         self.tokens = tokens.to(unet.dtype)
